@@ -1,0 +1,77 @@
+"""The columns of plan and prediction files, and the statuses a row may have.
+
+In: nothing. Out: pyarrow schemas. Invariant: a column is named, typed and explained here and
+nowhere else.
+"""
+
+from enum import StrEnum
+
+import pyarrow as pa
+
+
+class Status(StrEnum):
+    """What became of a planned image. Everything but OK leaves label and probabilities null."""
+
+    OK = "ok"
+    MISSING = "missing"  # 404: deleted between plan and read
+    CHANGED = "changed"  # 412: overwritten between plan and read
+    UNSUPPORTED = "unsupported"
+    CORRUPT = "corrupt"
+    TOO_LARGE = "too_large"
+    TIMEOUT = "timeout"
+    DECODER_CRASH = "decoder_crash"
+    MODEL_ERROR = "model_error"  # decoded, but the model gave no finite probabilities
+
+
+TIMESTAMP = pa.timestamp("us", tz="UTC")
+
+# One row per object to score; one row group per shard.
+PLAN_SCHEMA = pa.schema(
+    [
+        pa.field("uri", pa.string(), nullable=False),
+        pa.field("etag", pa.string(), nullable=False),
+        pa.field("size_bytes", pa.int64(), nullable=False),
+        pa.field("last_modified", TIMESTAMP, nullable=False),
+        pa.field("version_id", pa.string()),
+    ]
+)
+
+# A dictionary column stays small when a value repeats on every row, and reads as a plain string.
+_REPEATED = pa.dictionary(pa.int32(), pa.string())
+
+PREDICTION_SCHEMA = pa.schema(
+    [
+        pa.field("uri", pa.string(), nullable=False),
+        pa.field("etag", pa.string(), nullable=False),
+        pa.field("size_bytes", pa.int64(), nullable=False),
+        pa.field("last_modified", TIMESTAMP, nullable=False),
+        pa.field("frame", pa.int32()),
+        pa.field("status", _REPEATED, nullable=False),
+        pa.field("error", pa.string()),
+        pa.field("width_px", pa.int32()),
+        pa.field("height_px", pa.int32()),
+        pa.field("label", pa.int32()),
+        pa.field("class_name", _REPEATED),
+        pa.field("confidence", pa.float32()),
+        pa.field("topk_label", pa.list_(pa.int32())),
+        pa.field("topk_prob", pa.list_(pa.float32())),
+        pa.field("model", _REPEATED, nullable=False),
+        pa.field("model_digest", _REPEATED, nullable=False),
+        pa.field("spec_digest", _REPEATED, nullable=False),
+        pa.field("run_id", _REPEATED, nullable=False),
+        pa.field("scored_at", TIMESTAMP, nullable=False),
+    ]
+)
+
+PROBS_FIELD = pa.field("probs", pa.list_(pa.float32()))
+EMBEDDING_FIELD = pa.field("embedding", pa.list_(pa.float32()))
+
+
+def prediction_schema(*, write_probs: bool = False, write_embedding: bool = False) -> pa.Schema:
+    """Return the schema of prediction rows, with the optional wide columns where asked for."""
+    schema = PREDICTION_SCHEMA
+    position = schema.get_field_index("topk_prob") + 1
+    wide = [PROBS_FIELD] * write_probs + [EMBEDDING_FIELD] * write_embedding
+    for field in reversed(wide):
+        schema = schema.insert(position, field)
+    return schema
