@@ -1,0 +1,85 @@
+"""What every object store can do, one request at a time.
+
+In: keys, opaque. Out: bytes, etags, pages of a listing. Invariant: a method makes one attempt and
+raises our errors or TransientError; retries, read-back and threads are above it (remote.py,
+transfer.py).
+"""
+
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from imgcls.storage.info import ObjectInfo, Skipped
+from imgcls.storage.retry import StoreHealth
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """A whole object, and the etag of exactly these bytes."""
+
+    data: bytes
+    etag: str
+
+
+@dataclass(frozen=True, slots=True)
+class IfMatch:
+    """Write only over the version with this etag."""
+
+    etag: str
+
+
+WriteCondition = Literal["new", "always"] | IfMatch
+
+
+class Listing(Protocol):
+    """A listing in progress; `next_page` may be called again after it failed."""
+
+    exhausted: bool
+
+    async def next_page(self) -> list[ObjectInfo | Skipped]:
+        """Return the next entries, and set `exhausted` with the last of them."""
+        ...
+
+
+class Bucket(Protocol):
+    """One bucket of one store; lives on the background loop."""
+
+    health: StoreHealth
+
+    @property
+    def endpoint(self) -> str:
+        """Where the store is, for messages."""
+        ...
+
+    async def get(self, key: str, etag: str | None, version_id: str | None) -> Fetched:
+        """Read one object whole, as the version with this etag or version id where given."""
+        ...
+
+    async def head(self, key: str) -> ObjectInfo:
+        """Describe one object."""
+        ...
+
+    async def put(self, key: str, data: bytes, condition: WriteCondition) -> str:
+        """Write one object in one request and return its etag."""
+        ...
+
+    async def delete(self, key: str) -> None:
+        """Delete one object; a missing one is fine."""
+        ...
+
+    def listing(self, prefix: str, start_after: str | None) -> Listing:
+        """Begin to list the keys with this prefix, after the key `start_after`."""
+        ...
+
+    async def renew(self) -> None:
+        """Read credentials anew and rebuild the clients with them."""
+        ...
+
+
+def unquoted(etag: str | None) -> str:
+    """Return an etag as we write it everywhere: without the quotes that HTTP puts around it."""
+    return (etag or "").removeprefix('"').removesuffix('"')
+
+
+def quoted(etag: str) -> str:
+    """Return an etag as HTTP wants it."""
+    return etag if etag.startswith("W/") else f'"{etag}"'

@@ -1,0 +1,143 @@
+"""What the clients' exceptions mean.
+
+In: an exception of obstore or of botocore. Out: one of ours, or TransientError. Invariant: this
+is the only place that reads a client's status codes and messages; what is not known to be final is
+transient.
+"""
+
+import re
+from typing import Any
+
+from imgcls.errors import (
+    AccessDeniedError,
+    ConfigError,
+    ImgclsError,
+    ObjectChangedError,
+    ObjectExistsError,
+    ObjectMissingError,
+    StorageError,
+)
+from imgcls.storage.retry import TransientError
+
+HOW_TO_GET_CREDENTIALS = (
+    "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (and AWS_SESSION_TOKEN for temporary ones),"
+    " or AWS_PROFILE, or run where an instance role or a web identity allows it"
+)
+_NO_BUCKET = re.compile(r"NoSuchBucket|ContainerNotFound|bucket does not exist")
+_EXPIRED = re.compile(r"ExpiredToken|TokenRefreshRequired|InvalidToken|RequestTimeTooSkewed")
+_WRONG_REGION = re.compile(
+    r"AuthorizationHeaderMalformed|PermanentRedirect|IllegalLocationConstraint|Received redirect"
+)
+_MAY_PASS = re.compile(r"RequestTimeout|IncompleteBody|OperationAborted|ConditionalRequestConflict")
+_STATUS = re.compile(r"status code: (\d{3})")
+_XML_ERROR = re.compile(r"<Code>(.*?)</Code>(?:.*?<Message>(.*?)</Message>)?", re.DOTALL)
+_OS_ERROR = re.compile(r'(?:message|error): "([^"]+)"')
+_BAD_CERTIFICATE = re.compile(r"InvalidCertificate\(\s*(\w+)")
+_SLOW_DOWN_STATUSES = (429, 503)
+_MAX_REASON = 300
+
+
+def from_status(status: int, code: str, reason: str, what: str) -> ImgclsError | TransientError:
+    """Say what an HTTP error reply means.
+
+    Args:
+        status: HTTP status, 0 where the client does not tell.
+        code: the store's error code, or any text that holds it.
+        reason: the reply in one line, for the message.
+        what: operation and URI, for the message.
+    """
+    if status == 501:
+        return StorageError(f"{what}: the store does not support this request ({reason})")
+    if status >= 500 or status in _SLOW_DOWN_STATUSES or _MAY_PASS.search(code):
+        return TransientError(reason, slow_down=status in _SLOW_DOWN_STATUSES)
+    if _NO_BUCKET.search(code):
+        return ConfigError(f"{what}: the bucket does not exist ({reason})")
+    if _WRONG_REGION.search(code) or status in (301, 307):
+        return ConfigError(f"{what}: the bucket is in another region; set AWS_REGION ({reason})")
+    if status in (401, 403) or _EXPIRED.search(code):
+        return AccessDeniedError(f"{what}: access denied ({reason}); {HOW_TO_GET_CREDENTIALS}")
+    if status == 404:
+        return ObjectMissingError(f"{what}: no such object")
+    if status == 412:
+        return ObjectChangedError(f"{what}: not the version that was asked for")
+    return StorageError(f"{what}: {reason}")
+
+
+def from_obstore(error: Exception, what: str) -> ImgclsError | TransientError:
+    """Say what an exception of obstore means."""
+    from obstore import exceptions
+
+    text, _, details = str(error).partition("\n\nDebug source")
+    reason = _reason_of_obstore(text, details)
+    match = _STATUS.search(text)
+    status = int(match[1]) if match else 0
+    if isinstance(error, FileNotFoundError):
+        status = 404
+    elif isinstance(error, exceptions.PermissionDeniedError | exceptions.UnauthenticatedError):
+        status = 403
+    elif isinstance(error, exceptions.AlreadyExistsError):
+        return ObjectExistsError(f"{what}: another writer was first")
+    elif isinstance(error, exceptions.PreconditionError):
+        status = 412
+    elif isinstance(error, ValueError | exceptions.NotSupportedError | exceptions.InvalidPathError):
+        return StorageError(f"{what}: {reason}")
+    if status or _WRONG_REGION.search(text):
+        return from_status(status, text, reason, what)
+    return TransientError(reason)
+
+
+def _reason_of_obstore(text: str, details: str) -> str:
+    """Cut an error of obstore, some 40 lines, down to what a reader needs."""
+    reply = _XML_ERROR.search(text)
+    if reply:
+        return f"{reply[1]}: {reply[2] or ''}"[:_MAX_REASON]
+    if "IncompleteBody" in details:
+        return "truncated body"
+    if "TimedOut" in details:
+        return "timed out"
+    refused = _BAD_CERTIFICATE.search(details)
+    if refused:
+        return f"the certificate is refused ({refused[1]}); AWS_CA_BUNDLE names a CA of your own"
+    causes = _OS_ERROR.findall(details)
+    return causes[-1] if causes else " ".join(text.split())[:_MAX_REASON]
+
+
+def from_botocore(error: Exception, what: str) -> ImgclsError | TransientError:
+    """Say what an exception of botocore means."""
+    from botocore import exceptions  # type: ignore[import-untyped]  # botocore ships no types
+
+    reason = " ".join(str(error).split())[:_MAX_REASON]
+    if isinstance(error, exceptions.ClientError):
+        response: dict[str, Any] = error.response
+        status = int(response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+        code = str(response.get("Error", {}).get("Code", ""))
+        if status == 400 and code == "400":
+            # The reply to a HEAD has no body. Expired credentials are the usual reason.
+            status, reason = (
+                403,
+                f"{reason}: expired credentials, or another region than AWS_REGION",
+            )
+        return from_status(status, code, reason, what)
+    if isinstance(error, exceptions.NoCredentialsError | exceptions.PartialCredentialsError):
+        return AccessDeniedError(f"{what}: no credentials; {HOW_TO_GET_CREDENTIALS}")
+    if isinstance(
+        error,
+        exceptions.CredentialRetrievalError | exceptions.TokenRetrievalError | exceptions.SSOError,
+    ):
+        return AccessDeniedError(f"{what}: {reason}; {HOW_TO_GET_CREDENTIALS}")
+    if isinstance(
+        error,
+        exceptions.ProfileNotFound
+        | exceptions.ConfigParseError
+        | exceptions.ParamValidationError
+        | ValueError,
+    ):
+        return ConfigError(f"{what}: {reason}")
+    never_sent = (
+        exceptions.EndpointConnectionError,
+        exceptions.ConnectTimeoutError,
+        exceptions.ProxyConnectionError,
+    )
+    return TransientError(
+        f"{type(error).__name__}: {reason}", sent=not isinstance(error, never_sent)
+    )

@@ -1,0 +1,27 @@
+"""What a listing says about one object.
+
+In: a page of a store's listing, or a folder's entries. Out: plain values. Invariant: an etag
+carries no quotes, a time is in UTC, and a URI holds the key as the store holds it.
+"""
+
+from dataclasses import dataclass
+from datetime import datetime
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectInfo:
+    """One object as it was when it was listed."""
+
+    uri: str
+    etag: str
+    size_bytes: int
+    last_modified: datetime
+    version_id: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """Something listed that is no object to read, and why."""
+
+    uri: str
+    reason: str

@@ -1,0 +1,84 @@
+"""URIs: where a store, a bucket and a key begin and end.
+
+In: what a user, a listing or a manifest wrote. Out: (scheme, bucket, key), or a longer URI.
+Invariant: a key is opaque. It is cut off after the bucket and appended to with "/", and nothing
+here or elsewhere unquotes, normalises or otherwise understands it. Only local paths are normalised,
+once, to absolute ones.
+"""
+
+import os
+import re
+
+from imgcls.errors import ConfigError
+
+SCHEMES = ("s3", "gs", "az")
+
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+_BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_MAX_SHOWN = 60
+
+
+def is_local(uri: str) -> bool:
+    """Tell whether `uri` is a path of this machine rather than an object of a store."""
+    return _SCHEME.match(uri) is None
+
+
+def split_uri(uri: str) -> tuple[str, str, str]:
+    """Split a URI into scheme, bucket and key.
+
+    Returns:
+        ("s3" | "gs" | "az", bucket, key) with the key as it is, or ("", "", absolute path) for a
+        local path.
+
+    Raises:
+        ConfigError: unknown scheme, no bucket, credentials in the URI, or a path that no file can
+            have.
+    """
+    match = _SCHEME.match(uri)
+    if match is None:
+        return "", "", _absolute(uri)
+    scheme = match[1]
+    if scheme not in SCHEMES:
+        raise ConfigError(
+            f"{scheme}:// is no scheme that imgcls reads; use s3://, gs:// or az://, or a path"
+        )
+    bucket, _, key = uri[match.end() :].partition("/")
+    if "@" in bucket or ":" in bucket:
+        # The URI itself stays out of the message: it may hold a secret.
+        raise ConfigError(
+            f"a {scheme}:// URI holds credentials or a port; give credentials by the environment"
+            " (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE), an endpoint by"
+            " AWS_ENDPOINT_URL"
+        )
+    if not _BUCKET.fullmatch(bucket):
+        raise ConfigError(f"{uri[:_MAX_SHOWN]!r} names no bucket: write {scheme}://BUCKET/KEY")
+    return scheme, bucket, key
+
+
+def join(uri: str, *parts: str) -> str:
+    """Append parts to a URI or a local path, with exactly one "/" added or found before each.
+
+    Parts are opaque: on an object store `join("s3://b/p", "../x")` is the key "p/../x", an ordinary
+    name. On a local disk ".." would leave the folder, so a part with such a segment is refused.
+
+    Raises:
+        ConfigError: a part for a local path has a ".." segment.
+    """
+    local = is_local(uri)
+    for part in parts:
+        if local and ".." in part.split("/"):
+            raise ConfigError(
+                f"{part!r} would lead out of {uri!r}: '..' is not allowed in a local name"
+            )
+        uri = f"{uri}{part}" if uri.endswith("/") else f"{uri}/{part}"
+    return uri
+
+
+def _absolute(path: str) -> str:
+    if not path:
+        raise ConfigError("an empty path names nothing: write a URI or a folder")
+    if "\0" in path:
+        raise ConfigError(f"{path[:_MAX_SHOWN]!r} is no path: it holds a NUL character")
+    absolute = os.path.abspath(path)  # noqa: PTH100  (pathlib's resolve() would follow links too)
+    # POSIX gives a leading "//" a meaning of its own; Linux does not.
+    return f"/{absolute.lstrip('/')}"

@@ -1,0 +1,68 @@
+"""Fixtures every area shares: a real S3 server, a fresh bucket on it, and a proxy that fails.
+
+`s3_server` starts once per session, `s3_bucket` gives each test its own bucket and environment.
+Clients find the server through the environment alone, as a user's would; so do child processes.
+"""
+
+import os
+import uuid
+from collections.abc import Iterator
+
+import pytest
+
+from imgcls.storage import resolver
+from imgcls.storage.embedded import EmbeddedS3, embedded_s3
+from tests.fault_proxy import FaultProxy, running_fault_proxy
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[EmbeddedS3]:
+    """A SeaweedFS of this test session, with credentials that it checks."""
+    with embedded_s3() as server:
+        yield server
+
+
+@pytest.fixture
+def no_aws(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """An environment without any AWS setting: neither variables, nor files, nor a role."""
+    for name in list(os.environ):
+        if name.startswith("AWS_"):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_CONFIG_FILE", os.devnull)
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", os.devnull)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    resolver.reset()
+    yield
+    resolver.reset()
+
+
+@pytest.fixture
+def s3_environment(
+    s3_server: EmbeddedS3, no_aws: None, monkeypatch: pytest.MonkeyPatch
+) -> EmbeddedS3:
+    """Lead every S3 client of this test, and of its children, to the server; nothing else."""
+    for name, value in s3_server.environment().items():
+        monkeypatch.setenv(name, value)
+    return s3_server
+
+
+@pytest.fixture
+def s3_bucket(s3_environment: EmbeddedS3) -> str:
+    """`s3://<bucket>`, fresh and empty, reachable through the environment."""
+    return s3_environment.create_bucket(f"test-{uuid.uuid4().hex}")
+
+
+@pytest.fixture
+def fault_proxy(
+    s3_environment: EmbeddedS3, s3_bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[FaultProxy]:
+    """A proxy between this test's clients and the server; it fails once the test says how.
+
+    `s3_bucket` is reached through it. Set `.fraction` and `.faults`, or call `.fail_next(...)`.
+    """
+    with running_fault_proxy(s3_environment.endpoint_url) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint_url)
+        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", proxy.endpoint_url)
+        resolver.reset()
+        yield proxy
+        resolver.reset()

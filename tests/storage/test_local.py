@@ -1,0 +1,122 @@
+"""What only a local disk has: links, odd names, half-written files, killed writers."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from imgcls.errors import AccessDeniedError, ObjectExistsError, ObjectMissingError, StorageError
+from imgcls.storage.info import ObjectInfo, Skipped
+from imgcls.storage.objects import exists, list_entries, list_objects, put, put_new, read
+
+
+def listed(folder: Path) -> list[str]:
+    return [str(Path(info.uri).relative_to(folder)) for info in list_objects(str(folder))]
+
+
+def test_listing_is_sorted_by_the_bytes_of_the_whole_path(tmp_path: Path) -> None:
+    names = ["a/x", "a b", "a.b", "a0", "a/y/z", "A", "é", "b/c", "a-b/c", "_x/y"]
+    for name in names:
+        put(str(tmp_path / name), b"")
+    assert listed(tmp_path) == sorted(names, key=os.fsencode)
+
+
+def test_temporary_files_are_not_listed(tmp_path: Path) -> None:
+    (tmp_path / ".imgcls-tmp-123").write_bytes(b"half")
+    (tmp_path / ".imgcls-tmp").write_bytes(b"a name of its own")
+    assert listed(tmp_path) == [".imgcls-tmp"]
+
+
+def test_refused_writer_leaves_nothing_behind(tmp_path: Path) -> None:
+    put_new(str(tmp_path / "x"), b"1")
+    with pytest.raises(ObjectExistsError):
+        put_new(str(tmp_path / "x"), b"2")
+    assert os.listdir(tmp_path) == ["x"]  # noqa: PTH208  (names, hidden ones too)
+
+
+def test_failing_writer_leaves_nothing_behind(tmp_path: Path) -> None:
+    (tmp_path / "x").mkdir()
+    with pytest.raises(StorageError):
+        put(str(tmp_path / "x"), b"2")
+    assert list(tmp_path.iterdir()) == [tmp_path / "x"]
+
+
+KILLED_WRITER = """
+import os, signal, sys
+from imgcls.storage.objects import put, put_new
+os.fsync = lambda descriptor: os.kill(os.getpid(), signal.SIGKILL)
+{"put": put, "put_new": put_new}[sys.argv[1]](sys.argv[2], b"new" * 1000)
+"""
+
+
+@pytest.mark.parametrize("operation", ["put", "put_new"])
+def test_killed_writer_does_no_harm(tmp_path: Path, operation: str) -> None:
+    target = tmp_path / "x"
+    if operation == "put":
+        target.write_bytes(b"old")
+    child = subprocess.run(
+        [sys.executable, "-c", KILLED_WRITER, operation, str(target)], check=False
+    )
+    assert child.returncode == -signal.SIGKILL
+    assert len(list(tmp_path.glob(".imgcls-tmp-*"))) == 1
+    assert listed(tmp_path) == (["x"] if operation == "put" else [])
+    put(str(target), b"next")
+    assert read(str(target)) == b"next"
+
+
+def test_what_is_no_readable_file_is_skipped_with_a_reason(tmp_path: Path) -> None:
+    put(str(tmp_path / "image.jpg"), b"x")
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
+    Path(os.fsdecode(os.fsencode(tmp_path) + b"/bad\xff.jpg")).write_bytes(b"x")
+    entries = list(list_entries(str(tmp_path)))
+    reasons = {Path(e.uri).name: e.reason for e in entries if isinstance(e, Skipped)}
+    assert set(reasons) == {"pipe", "dangling", "bad\\xff.jpg"}
+    assert "not a regular file" in reasons["pipe"]
+    assert "does not exist" in reasons["dangling"]
+    assert "UTF-8" in reasons["bad\\xff.jpg"]
+    assert [e.uri for e in entries if isinstance(e, ObjectInfo)] == [str(tmp_path / "image.jpg")]
+    for entry in entries:
+        entry.uri.encode()
+    assert not exists(str(tmp_path / "pipe"))
+    with pytest.raises(ObjectMissingError):
+        read(str(tmp_path / "pipe"))
+
+
+def test_links_to_folders_are_followed_and_loops_are_not(tmp_path: Path) -> None:
+    put(str(tmp_path / "elsewhere/x.jpg"), b"x")
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "class_a").symlink_to(tmp_path / "elsewhere")
+    (data / "loop").symlink_to(data)
+    assert listed(data) == ["class_a/x.jpg"]
+    skipped = [entry for entry in list_entries(str(data)) if isinstance(entry, Skipped)]
+    assert [Path(entry.uri).name for entry in skipped] == ["loop"]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_folder_that_may_not_be_read_is_an_error_not_a_gap(tmp_path: Path) -> None:
+    put(str(tmp_path / "secret/x"), b"x")
+    (tmp_path / "secret").chmod(0)
+    try:
+        with pytest.raises(AccessDeniedError, match="secret"):
+            list(list_objects(str(tmp_path)))
+    finally:
+        (tmp_path / "secret").chmod(0o700)
+
+
+def test_new_file_has_the_mode_the_user_wants(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        put_new(str(tmp_path / "x"), b"")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "x").stat().st_mode & 0o777 == 0o640
+
+
+def test_equal_bytes_written_again_are_another_version(tmp_path: Path) -> None:
+    etags = [put(str(tmp_path / "x"), b"same") for _ in range(50)]
+    assert len(set(etags)) == 50
