@@ -1,0 +1,1 @@
+"""From encoded bytes to model input: one decode spec, one preprocess spec."""

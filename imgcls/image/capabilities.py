@@ -1,0 +1,75 @@
+"""What this machine can decode, and by which versions, for `imgcls doctor`.
+
+In: nothing. Out: a JSON-able report. Invariant: nothing is claimed that was not tried: each format
+is encoded and decoded once in this process.
+"""
+
+import io
+from importlib import metadata
+from typing import Any, Final
+
+from PIL import Image, features
+
+from imgcls.errors import DecodeError
+from imgcls.image.decode import decode
+from imgcls.image.dicom import plugins_here
+from imgcls.image.spec import DECODER_VERSION, DecodeSpec
+
+# Our format, Pillow's writer of it, and the library behind it as Pillow's `features` names it.
+_FORMATS: Final = (
+    ("JPEG", "JPEG", "libjpeg_turbo"),
+    ("PNG", "PNG", "zlib"),
+    ("WEBP", "WEBP", "webp"),
+    ("AVIF", "AVIF", "avif"),
+    ("TIFF", "TIFF", "libtiff"),
+    ("BMP", "BMP", ""),
+    ("GIF", "GIF", ""),
+    ("PNM", "PPM", ""),
+    ("JPEG2000", "JPEG2000", "jpg_2000"),
+)
+_PACKAGES: Final = (
+    "pillow",
+    "numpy",
+    "simplejpeg",
+    "cykooz-resizer",
+    "pydicom",
+    "python-gdcm",
+    "pylibjpeg",
+    "pylibjpeg-openjpeg",
+    "pylibjpeg-libjpeg",
+)
+
+
+def decode_capabilities() -> dict[str, Any]:
+    """Return what can be decoded here.
+
+    Returns:
+        decoder_version: of this package's decoding code.
+        formats: by name, "ok" with the library's version, or the reason why not.
+        dicom_transfer_syntaxes: by name, the plugin that decodes it, or what to install.
+        packages: by name, the version, or "not installed".
+    """
+    return {
+        "decoder_version": DECODER_VERSION,
+        "formats": {ours: _try(ours, writer, library) for ours, writer, library in _FORMATS},
+        "dicom_transfer_syntaxes": plugins_here() or {"all": "pip install 'imgcls[dicom]'"},
+        "packages": {name: _version(name) for name in _PACKAGES},
+    }
+
+
+def _try(ours: str, writer: str, library: str) -> str:
+    encoded = io.BytesIO()
+    try:
+        Image.new("RGB", (16, 16), (200, 100, 50)).save(encoded, writer)
+        decode(encoded.getvalue(), DecodeSpec())
+    except (OSError, KeyError, ValueError, DecodeError) as error:
+        return f"not available: {error}"
+    version = features.version(library) if library else None
+    return f"ok ({library} {version})" if version else "ok"
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"

@@ -1,0 +1,51 @@
+"""Encoded bytes to uint8 pixels, by one decode spec.
+
+In: bytes of any file. Out: one image per frame that the spec asks for. Invariant: whatever the
+bytes, the result is images or a DecodeError, whose type is the row's status.
+"""
+
+from imgcls.errors import CorruptImageError, DecodeError, ImageTooLargeError
+from imgcls.image.decoded import DecodedImage
+from imgcls.image.dicom import decode_dicom
+from imgcls.image.raster import decode_raster
+from imgcls.image.sniff import sniff
+from imgcls.image.spec import DecodeSpec
+
+__all__ = ["DecodedImage", "decode"]
+
+_MAX_REASON_CHARS = 160
+
+
+def decode(data: bytes, spec: DecodeSpec, *, min_short_px: int | None = None) -> list[DecodedImage]:
+    """Decode one file.
+
+    Args:
+        data: the whole file; its format is told by content.
+        spec: how to turn it into pixels.
+        min_short_px: a JPEG may be decoded at 1/2, 1/4 or 1/8 as long as its short side stays at
+        least this;
+            None decodes at full size.
+
+    Returns:
+        One image per frame that `spec.frames` asks for, at least one.
+
+    Raises:
+        UnsupportedImageError: no image, or of a format or variant that we do not read.
+        CorruptImageError: begins like an image and does not decode.
+        ImageTooLargeError: beyond `spec.max_pixels` or `spec.max_frames`, or the memory of this
+        process.
+    """
+    name = sniff(data)
+    try:
+        if name == "DICOM":
+            return decode_dicom(data, spec)
+        return decode_raster(data, name, spec, min_short_px=min_short_px)
+    except DecodeError:
+        raise
+    except MemoryError as error:
+        raise ImageTooLargeError(f"{name}: needs more memory than a decoder may use") from error
+    except Exception as error:
+        # Decoders raise anything on hostile bytes: it is this image's failure, whatever it is. What
+        # pydicom says may quote a patient's name.
+        words = " ".join(str(error).split())[:_MAX_REASON_CHARS] if name != "DICOM" else ""
+        raise CorruptImageError(f"{name}: {words or type(error).__name__}") from error

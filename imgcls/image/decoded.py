@@ -1,0 +1,24 @@
+"""What decoding gives: uint8 pixels and where they come from.
+
+In: nothing. Out: `DecodedImage`. Invariant: a plain value; every decoder of this package returns
+it.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class DecodedImage:
+    """One frame, upright, in the channels of the decode spec."""
+
+    image_HWC: npt.NDArray[np.uint8]
+    """uint8 [H,W,C] 0..255: RGB where C is 3, luma where C is 1; H, W after any DCT scaling."""
+    width_px: int
+    """Width of the source as displayed (after EXIF orientation, before DCT scaling)."""
+    height_px: int
+    """Height of the source as displayed."""
+    frame: int | None = None
+    """Index in a multi-frame file, where the spec takes the middle or all frames; else None."""

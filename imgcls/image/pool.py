@@ -1,0 +1,199 @@
+"""Decode and preprocess in child processes, so that no image can take the job with it.
+
+In: (index, encoded bytes) from any iterable. Out: one `Decoded` per item, in order of completion.
+Invariant: one result for every item, equal bit for bit to `decode_one` in process, whatever the
+number of children.
+
+A pool starts its children at once and returns: make it before the model loads. Several threads may
+share it.
+"""
+
+import contextlib
+import queue
+import threading
+import weakref
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Final, Self
+
+from imgcls.errors import ConfigError, DecodeError
+from imgcls.image.crops import Crop, decode_one
+from imgcls.image.engine import WALL_LIMIT_S, Engine, Task
+from imgcls.image.spec import DecodeSpec, PreprocessSpec
+
+__all__ = ["Crop", "Decoded", "DecoderPool", "decode_one"]
+
+_MIN_IN_FLIGHT: Final = 64
+_IN_FLIGHT_PER_PROCESS: Final = 16
+_MAX_IN_FLIGHT_BYTES: Final = 256 << 20
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Decoded:
+    """What became of one item: crops, or the reason why there are none."""
+
+    index: int
+    error: Exception | None
+    crops: list[Crop]
+
+
+class DecoderPool:
+    """A few persistent decoder processes.
+
+    Use it as a context manager, or call `close`; children also end when this process ends in any
+    way.
+    """
+
+    def __init__(
+        self,
+        decode_spec: DecodeSpec,
+        preprocess_spec: PreprocessSpec,
+        num_processes: int,
+        *,
+        wall_limit_s: float = WALL_LIMIT_S,
+    ) -> None:
+        if num_processes < 1:
+            raise ConfigError(f"num_decoders={num_processes}: a decoder pool needs at least one")
+        if len(preprocess_spec.mean) != decode_spec.num_channels:
+            raise ConfigError(
+                f"the decode spec gives {decode_spec.num_channels} channels, "
+                f"the preprocess spec normalises {len(preprocess_spec.mean)}"
+            )
+        self._engine = Engine(decode_spec, preprocess_spec, num_processes, wall_limit_s)
+        self._max_in_flight = max(_MIN_IN_FLIGHT, _IN_FLIGHT_PER_PROCESS * num_processes)
+        self._finalize = weakref.finalize(self, self._engine.close)
+
+    def decode_many(self, items: Iterable[tuple[int, bytes | BaseException]]) -> Iterator[Decoded]:
+        """Decode items as they come; yield results as they are done.
+
+        A thread pulls the items, a bounded number ahead of the consumer. An exception among them
+        comes back as `Decoded.error`; one raised by the iterable itself is raised here. Closing the
+        generator early closes the iterable, where that can be closed.
+
+        Raises:
+            ImgclsError: the pool is closed, or its processes do not start.
+        """
+        stream = _Stream(self._engine.submit, items, self._max_in_flight)
+        try:
+            yield from stream.results()
+        finally:
+            stream.cancel()
+
+    def pids(self) -> list[int]:
+        """Return the process ids of the children, for statistics."""
+        return self._engine.pids()
+
+    def close(self) -> None:
+        """End the children; a `decode_many` still running raises."""
+        self._finalize()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+@dataclass(frozen=True, slots=True)
+class _Ended:
+    """The feeder's last word: how many items there were, or why there will be no more."""
+
+    num_items: int
+    error: BaseException | None
+
+
+class _Stream:
+    """One call of `decode_many`: its feeder thread, its results, its bound on both."""
+
+    def __init__(
+        self,
+        submit: Callable[[Task], None],
+        items: Iterable[tuple[int, bytes | BaseException]],
+        max_in_flight: int,
+    ) -> None:
+        self._submit, self._items = submit, items
+        self._max_in_flight = max_in_flight
+        self._done: queue.SimpleQueue[tuple[Decoded, int] | _Ended] = queue.SimpleQueue()
+        self._is_cancelled = False
+        self._num_in_flight = self._bytes_in_flight = 0
+        self._room = threading.Condition()
+        feeder = threading.Thread(target=self._feed, name="imgcls-decode-feeder", daemon=True)
+        feeder.start()
+
+    def results(self) -> Iterator[Decoded]:
+        num_yielded, num_items = 0, None
+        while num_yielded != num_items:
+            match self._done.get():
+                case _Ended(error=None) as end:
+                    num_items = end.num_items
+                case _Ended(error=error):
+                    assert error is not None
+                    raise error
+                case (decoded, num_bytes):
+                    with self._room:
+                        self._num_in_flight -= 1
+                        self._bytes_in_flight -= num_bytes
+                        # In bursts: a change of threads costs as much as feeding an image does.
+                        if self._num_in_flight <= self._max_in_flight * 3 // 4:
+                            self._room.notify()
+                    num_yielded += 1
+                    yield decoded
+
+    def cancel(self) -> None:
+        with self._room:
+            self._is_cancelled = True
+            self._room.notify()
+
+    def _feed(self) -> None:
+        num_items = 0
+        try:
+            for index, item in self._items:
+                if not self._wait_for_room(len(item) if isinstance(item, bytes) else 0):
+                    break
+                num_items += 1
+                self._start(index, item)
+            self._done.put(_Ended(num_items, None))
+        except BaseException as error:  # noqa: BLE001 - raised again in the thread that consumes
+            self._done.put(_Ended(num_items, error))
+        finally:
+            close = getattr(self._items, "close", None)
+            if close is not None:
+                # The consumer has gone, or has the first error already.
+                with contextlib.suppress(Exception):
+                    close()
+
+    def _wait_for_room(self, num_bytes: int) -> bool:
+        """Wait until one more item fits, one larger than the bound alone; False when cancelled."""
+
+        def has_room() -> bool:
+            fits = self._bytes_in_flight + num_bytes <= _MAX_IN_FLIGHT_BYTES
+            return self._num_in_flight == 0 or (fits and self._num_in_flight < self._max_in_flight)
+
+        with self._room:
+            self._room.wait_for(lambda: self._is_cancelled or has_room())
+            self._num_in_flight += 1
+            self._bytes_in_flight += num_bytes
+            return not self._is_cancelled
+
+    def _start(self, index: int, item: bytes | BaseException) -> None:
+        if isinstance(item, Exception):
+            self._done.put((Decoded(index, item, []), 0))
+            return
+        if isinstance(item, BaseException):  # KeyboardInterrupt and its like are nobody's row
+            raise item
+
+        def finish(result: list[Crop] | Exception) -> None:
+            if isinstance(result, list):
+                self._done.put((Decoded(index, None, result), len(item)))
+            elif isinstance(result, DecodeError):
+                self._done.put((Decoded(index, result, []), len(item)))
+            else:
+                self._done.put(_Ended(0, result))
+
+        self._submit(Task(item, finish, lambda: not self._is_cancelled))

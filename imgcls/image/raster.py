@@ -1,0 +1,161 @@
+"""Every format but DICOM: frames, sizes, orientation.
+
+In: encoded bytes whose format is known. Out: upright uint8 images. Invariant: the size in the
+header is checked before a pixel is decoded; only the one Pillow plugin of the format runs.
+"""
+
+import importlib
+import io
+import struct
+from collections.abc import Iterator
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageFile
+
+from imgcls.errors import ImageTooLargeError, UnsupportedImageError
+from imgcls.image.color import to_color
+from imgcls.image.decoded import DecodedImage
+from imgcls.image.headers import check_png, check_png_is_complete, webp_size
+from imgcls.image.jpeg import decode_jpeg, scale_by_dct
+from imgcls.image.spec import DecodeSpec
+
+# Imported when its format first turns up: all of them would cost each decoder 50 ms at its start.
+_PLUGINS: Final[dict[str, tuple[str, str]]] = {
+    "JPEG": ("PIL.JpegImagePlugin", "JpegImageFile"),
+    "PNG": ("PIL.PngImagePlugin", "PngImageFile"),
+    "WEBP": ("PIL.WebPImagePlugin", "WebPImageFile"),
+    "AVIF": ("PIL.AvifImagePlugin", "AvifImageFile"),
+    "TIFF": ("PIL.TiffImagePlugin", "TiffImageFile"),
+    "BMP": ("PIL.BmpImagePlugin", "BmpImageFile"),
+    "GIF": ("PIL.GifImagePlugin", "GifImageFile"),
+    "PNM": ("PIL.PpmImagePlugin", "PpmImageFile"),
+    "JPEG2000": ("PIL.Jpeg2KImagePlugin", "Jpeg2KImageFile"),
+}
+# What Pillow says of a variant that it does not know; anything else it says means damage.
+_UNKNOWN_VARIANT: Final = (
+    "cannot handle",
+    "unknown pixel mode",
+    "unsupported bmp",
+    "not available",
+    "support not installed",
+)
+_ORIENTATION_TAG: Final = 0x0112
+_SWAPS_SIDES: Final = (5, 6, 7, 8)
+
+
+def decode_raster(
+    data: bytes, format_name: str, spec: DecodeSpec, *, min_short_px: int | None
+) -> list[DecodedImage]:
+    """Decode a file of a known format other than DICOM.
+
+    Raises:
+        DecodeError: what is decided here. Other exceptions, Pillow's own, pass: they mean corrupt.
+    """
+    if format_name == "WEBP":
+        _check_size(*webp_size(data), spec)  # opening already allocates the canvas
+    if format_name == "PNG":
+        check_png(data)
+    source = _open(data, format_name)
+    return [
+        _decode_frame(source, data, format_name, spec, frame, min_short_px)
+        for frame in _seek_frames(source, spec)
+    ]
+
+
+def _open(data: bytes, format_name: str) -> ImageFile.ImageFile:
+    """Let the plugin read the header. Its class is called directly: Image.open would try others."""
+    module_name, class_name = _PLUGINS[format_name]
+    module = importlib.import_module(module_name)
+    if format_name == "AVIF":
+        # A thread per core in every decoder process would pass its limit on address space.
+        module.DEFAULT_MAX_THREADS = 1  # type: ignore[attr-defined]  # a module found by name
+    plugin = getattr(module, class_name)
+    try:
+        source: ImageFile.ImageFile = plugin(io.BytesIO(data))
+    except Image.DecompressionBombError as error:
+        raise ImageTooLargeError(f"{format_name}: {error}") from error
+    except (SyntaxError, OSError, ValueError) as error:
+        if any(words in str(error).lower() for words in _UNKNOWN_VARIANT):
+            raise UnsupportedImageError(f"{format_name}: {error}") from error
+        raise
+    return source
+
+
+def _seek_frames(source: ImageFile.ImageFile, spec: DecodeSpec) -> Iterator[int | None]:
+    """Move `source` from one wanted frame to the next, giving its index, None in a single image."""
+    num_frames = getattr(source, "n_frames", 1) if spec.frames != "first" else 1
+    if num_frames == 1:
+        yield None
+        return
+    if spec.frames == "all" and num_frames > spec.max_frames:
+        raise ImageTooLargeError(f"{num_frames} frames, the decode spec allows {spec.max_frames}")
+    for frame in range(num_frames) if spec.frames == "all" else [num_frames // 2]:
+        source.seek(frame)
+        yield frame
+
+
+def _decode_frame(
+    source: ImageFile.ImageFile,
+    data: bytes,
+    format_name: str,
+    spec: DecodeSpec,
+    frame: int | None,
+    min_short_px: int | None,
+) -> DecodedImage:
+    width_px, height_px = source.size
+    _check_size(width_px, height_px, spec)
+    orientation = 1 if format_name == "TIFF" else _orientation(source)
+    if format_name == "JPEG":
+        divisor = scale_by_dct(source.size, min_short_px)
+        image_HWC = decode_jpeg(source, data, divisor, spec)
+    else:
+        source.load()
+        image_HWC = to_color(source, format_name, spec)
+    if format_name == "PNG":
+        check_png_is_complete(source, data)
+    if format_name == "TIFF":  # Pillow has turned it
+        width_px, height_px = source.size
+    if orientation in _SWAPS_SIDES:
+        width_px, height_px = height_px, width_px
+    return DecodedImage(_upright(image_HWC, orientation), width_px, height_px, frame)
+
+
+def _check_size(width_px: int, height_px: int, spec: DecodeSpec) -> None:
+    if width_px * height_px > spec.max_pixels:
+        raise ImageTooLargeError(
+            f"{width_px} x {height_px} pixels, the decode spec allows {spec.max_pixels}"
+        )
+
+
+def _orientation(source: ImageFile.ImageFile) -> int:
+    """Return the EXIF orientation, 1 where there is none or its tags are malformed."""
+    if not source.info.get("exif") and source.format != "PNG":
+        return 1
+    try:
+        return int(source.getexif().get(_ORIENTATION_TAG, 1))
+    except (SyntaxError, ValueError, TypeError, LookupError, OSError, OverflowError, struct.error):
+        return 1
+
+
+def _upright(image_HWC: npt.NDArray[np.uint8], orientation: int) -> npt.NDArray[np.uint8]:
+    """Turn the stored image as EXIF 2.32, table 6, says; values beyond 1..8 mean nothing."""
+    match orientation:
+        case 2:
+            turned = image_HWC[:, ::-1]
+        case 3:
+            turned = image_HWC[::-1, ::-1]
+        case 4:
+            turned = image_HWC[::-1]
+        case 5:
+            turned = image_HWC.swapaxes(0, 1)
+        case 6:
+            turned = image_HWC[::-1].swapaxes(0, 1)
+        case 7:
+            turned = image_HWC[::-1, ::-1].swapaxes(0, 1)
+        case 8:
+            turned = image_HWC[:, ::-1].swapaxes(0, 1)
+        case _:
+            return image_HWC
+    return np.ascontiguousarray(turned)

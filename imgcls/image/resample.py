@@ -1,0 +1,52 @@
+"""Antialiased bilinear resampling of a box of an image.
+
+In: uint8 [H,W,C] and a box in its coordinates. Out: uint8 [P,P,C]. Invariant: fixed-point
+arithmetic whose SIMD and plain versions agree, so equal pixels on every CPU; a pixel near the edge
+of the box sees its neighbours beyond it.
+
+fast_image_resize (Rust, by way of cykooz.resizer) does what Pillow does, within 1 of 255, in a
+third of its time.
+"""
+
+import threading
+from typing import Final
+
+import cykooz_resizer as cr
+import numpy as np
+import numpy.typing as npt
+
+_BILINEAR: Final = cr.ResizeAlg.convolution(cr.FilterType.bilinear)
+_PIXEL_TYPES: Final = {1: cr.PixelType.U8, 3: cr.PixelType.U8x3}
+_ONE_THREAD: Final = cr.ResizerThreadPool(1)  # cores are shared out among processes
+_of_thread = threading.local()  # a resizer keeps buffers: one per thread
+
+
+def resample(
+    image_HWC: npt.NDArray[np.uint8], box: tuple[float, float, float, float], side_px: int
+) -> npt.NDArray[np.uint8]:
+    """Resample `box` (left, top, right, bottom) to `side_px` by `side_px` pixels.
+
+    Args:
+        image_HWC: uint8 [H,W,C], C 1 or 3.
+        box: in pixels of `image_HWC`, fractions allowed.
+        side_px: side of the result.
+
+    Returns:
+        uint8 [P,P,C].
+    """
+    height_px, width_px, num_channels = image_HWC.shape
+    pixel_type = _PIXEL_TYPES[num_channels]
+    source = cr.ImageData(width_px, height_px, pixel_type, image_HWC.tobytes())
+    target = cr.ImageData(side_px, side_px, pixel_type)
+    left, top, right, bottom = box
+    options = cr.ResizeOptions(
+        _BILINEAR,
+        use_alpha=False,
+        crop_box=cr.CropBox(left, top, right - left, bottom - top),
+        thread_pool=_ONE_THREAD,
+    )
+    if not hasattr(_of_thread, "resizer"):
+        _of_thread.resizer = cr.Resizer()
+    _of_thread.resizer.resize(source, target, options)
+    crop = np.frombuffer(target.get_buffer(), np.uint8)
+    return crop.reshape(side_px, side_px, num_channels)

@@ -1,0 +1,66 @@
+"""The messages between a pool and its decoder processes.
+
+In: specs and encoded bytes to the child; sizes, frames and errors back. Out: bytes on a socket.
+Invariant: pixels never travel here, and nothing is ever unpickled: a child that a hostile file took
+over can only send numbers and text.
+
+    parent -> child   setup: u32 length, JSON {decode, preprocess, num_slots, slot_crops}
+                      image: u32 slot, u64 length, the encoded bytes
+    child -> parent   u32 length, JSON, one of {"ready": true}
+                      {"answers": [...]}, one to each image, in order:
+                      {"slot": s, "crops": [[width_px, height_px, frame], ...]}, pixels in slot s
+                      {"slot": s, "status": "corrupt", "reason": "..."}
+    shared memory     a page with two int64: images begun, and when the last (monotonic ns);
+                      then the slots
+"""
+
+import json
+import struct
+from typing import Any, Final
+
+from imgcls.errors import (
+    CorruptImageError,
+    DecodeError,
+    ImageTooLargeError,
+    UnsupportedImageError,
+)
+
+SLOTS_OFFSET: Final = 4096
+IMAGE_HEADER: Final = struct.Struct("<IQ")
+LENGTH: Final = struct.Struct("<I")
+_MAX_MESSAGE_BYTES: Final = 1 << 20
+_ERRORS: Final[dict[str, type[DecodeError]]] = {
+    kind.status: kind for kind in (CorruptImageError, ImageTooLargeError, UnsupportedImageError)
+}
+
+
+def pack(message: dict[str, Any]) -> bytes:
+    """Return a JSON message with its length in front."""
+    body = json.dumps(message, separators=(",", ":")).encode()
+    return LENGTH.pack(len(body)) + body
+
+
+def take_messages(buffer: bytearray) -> list[dict[str, Any]]:
+    """Remove all whole messages from the front of `buffer` and return them.
+
+    Raises:
+        ValueError: what is there cannot be a message.
+    """
+    messages = []
+    start = 0
+    while len(buffer) - start >= LENGTH.size:
+        (length,) = LENGTH.unpack_from(buffer, start)
+        if length > _MAX_MESSAGE_BYTES:
+            raise ValueError(f"a message of {length} bytes")
+        end = start + LENGTH.size + length
+        if len(buffer) < end:
+            break
+        messages.append(json.loads(buffer[start + LENGTH.size : end]))
+        start = end
+    del buffer[:start]
+    return messages
+
+
+def error_from(message: dict[str, Any]) -> DecodeError:
+    """Return the error that a child reports."""
+    return _ERRORS[message["status"]](str(message["reason"]))
