@@ -1,0 +1,1 @@
+"""The classifier: architecture, labels, metrics, bundle, registry."""

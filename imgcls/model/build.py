@@ -1,0 +1,209 @@
+"""Architectures by name.
+
+In: arch, number of classes, channels, image size. Out: a module, float32 [B,C,P,P] -> logits_BK.
+Invariant: the module is a function of exactly these four values, so a bundle that holds them can be
+built again; its initial weights depend on torch's seed alone. Auxiliary heads (googlenet,
+inception_v3) are never built.
+"""
+
+import difflib
+from collections.abc import Callable
+from typing import Any
+
+import torchvision
+from torch import Tensor, nn
+
+from imgcls.errors import ConfigError
+
+DEFAULT_IMAGE_PX = 224
+SIMPLE_CNN = "simple_cnn"
+
+# Smallest image side in pixels of which an architecture's strides leave anything, by the start of
+# its name; measured with torchvision 0.29 by forward passes, proved by tests. Not listed: 1 px.
+_MIN_IMAGE_PX = {
+    SIMPLE_CNN: 4,
+    "alexnet": 63,
+    "convnext_": 32,
+    "densenet": 29,
+    "googlenet": 15,
+    "inception_v3": 75,
+    "squeezenet1_0": 21,
+    "squeezenet1_1": 17,
+    "swin_": 4,
+    "vgg": 32,
+}
+# Architectures whose shapes depend on the image: the side must be a multiple of this many pixels.
+_IMAGE_PX_MULTIPLE = {
+    "maxvit_": 224,
+    "vit_b_16": 16,
+    "vit_b_32": 32,
+    "vit_l_16": 16,
+    "vit_l_32": 32,
+    "vit_h_14": 14,
+}
+
+
+class SimpleCnn(nn.Module):
+    """Convolution, pooling, convolution, pooling, fully connected, for any input of 4 px or more.
+
+    Batch norm lets it train at high learning rates; adaptive pooling to 4x4 makes the fully
+    connected part independent of the image size.
+    """
+
+    def __init__(self, num_classes: int, in_channels: int) -> None:
+        super().__init__()
+        self.features = nn.Sequential(
+            nn.Conv2d(in_channels, 32, kernel_size=3, padding=1, bias=False),
+            nn.BatchNorm2d(32),
+            nn.ReLU(inplace=True),
+            nn.MaxPool2d(2),
+            nn.Conv2d(32, 64, kernel_size=3, padding=1, bias=False),
+            nn.BatchNorm2d(64),
+            nn.ReLU(inplace=True),
+            nn.MaxPool2d(2),
+            nn.AdaptiveAvgPool2d(4),
+        )
+        self.classifier = nn.Sequential(
+            nn.Flatten(),
+            nn.Linear(64 * 4 * 4, 128),
+            nn.ReLU(inplace=True),
+            nn.Dropout(0.2),
+            nn.Linear(128, num_classes),
+        )
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        """Return logits float32 [B,K] of normalised images float32 [B,C,H,W]."""
+        logits_BK: Tensor = self.classifier(self.features(x_BCHW))
+        return logits_BK
+
+
+def list_archs() -> list[str]:
+    """Return every architecture by name: simple_cnn, then torchvision's classification models."""
+    return [SIMPLE_CNN, *torchvision.models.list_models(module=torchvision.models)]
+
+
+def check_arch(arch: str) -> None:
+    """Refuse a name that is no architecture.
+
+    Raises:
+        ConfigError: unknown; names the closest matches.
+    """
+    archs = list_archs()
+    if arch in archs:
+        return
+    close = difflib.get_close_matches(arch.lower(), archs, n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(close)}?" if close else f"for example {', '.join(archs[:4])}"
+    raise ConfigError(f"unknown arch {arch!r}; {hint} ({len(archs)} are known)")
+
+
+def check_input_size(arch: str, image_px: int) -> None:
+    """Refuse an image side (pixels) that the architecture cannot take.
+
+    Raises:
+        ConfigError: too small, or no multiple of what the architecture needs; unknown arch.
+    """
+    check_arch(arch)
+    min_px = _by_prefix(_MIN_IMAGE_PX, arch)
+    if image_px < min_px:
+        raise ConfigError(f"{arch} needs images of at least {min_px} px, image_px is {image_px}")
+    multiple = _by_prefix(_IMAGE_PX_MULTIPLE, arch)
+    if image_px % multiple:
+        below = image_px // multiple * multiple
+        sizes = f"{below} or {below + multiple}" if below else f"{multiple}"
+        raise ConfigError(
+            f"{arch} needs an image_px that is a multiple of {multiple}, not {image_px}; "
+            f"take {sizes}"
+        )
+
+
+def _by_prefix(px_by_prefix: dict[str, int], arch: str) -> int:
+    return next((px for prefix, px in px_by_prefix.items() if arch.startswith(prefix)), 1)
+
+
+def build_model(
+    arch: str, num_classes: int, *, in_channels: int = 3, image_px: int = DEFAULT_IMAGE_PX
+) -> nn.Module:
+    """Build an architecture with new weights from torch's seed.
+
+    Args:
+        arch: One of `list_archs()`.
+        num_classes: Outputs of the last layer.
+        in_channels: 3, or 1. For 1 channel the stem convolution's weights are summed over their
+            three input channels: what they would do to the grey image on all three.
+        image_px: Side of the images the model will see, in pixels. Only vit_* and maxvit_* have
+            tensors that depend on it.
+
+    Raises:
+        ConfigError: unknown arch, or an image size that it cannot take.
+    """
+    check_input_size(arch, image_px)
+    assert in_channels in (1, 3), f"in_channels {in_channels}"
+    if arch == SIMPLE_CNN:
+        return SimpleCnn(num_classes, in_channels)
+    options: dict[str, Any] = {"weights": None, "num_classes": num_classes}
+    if arch in ("googlenet", "inception_v3"):
+        # transform_input undoes ImageNet's normalisation, as their published weights expect; it
+        # indexes three channels. init_weights=True draws truncated normals through scipy, slowly.
+        options |= {"aux_logits": False, "init_weights": False, "transform_input": in_channels == 3}
+    if arch.startswith("vit_"):
+        options["image_size"] = image_px
+    if arch.startswith("maxvit_"):
+        options["input_size"] = (image_px, image_px)
+    model: nn.Module = torchvision.models.get_model(arch, **options)
+    if in_channels == 1:
+        _sum_stem_channels(model)
+    return model
+
+
+def find_head(model: nn.Module) -> tuple[str, nn.Linear | nn.Conv2d]:
+    """Return the dotted name and the module of the last layer, which maps the embedding to logits.
+
+    It is the last linear or convolution layer in the order of definition: a Linear everywhere but
+    in squeezenet, whose last layer is a 1x1 convolution.
+    """
+    head = [
+        (name, module)
+        for name, module in model.named_modules()
+        if isinstance(module, (nn.Linear, nn.Conv2d))
+    ]
+    assert head, "a classifier has a linear or convolution layer"
+    return head[-1]
+
+
+def find_stem(model: nn.Module) -> tuple[str, nn.Conv2d]:
+    """Return the dotted name and the module of the first convolution, which sees the image."""
+    return next(
+        (name, module) for name, module in model.named_modules() if isinstance(module, nn.Conv2d)
+    )
+
+
+def sum_input_channels(weight: Tensor) -> Tensor:
+    """Return stem weights [O,1,H,W] that do to a grey image what [O,3,H,W] do to it repeated."""
+    return weight.sum(dim=1, keepdim=True)
+
+
+def _sum_stem_channels(model: nn.Module) -> None:
+    _, stem = find_stem(model)
+    stem.weight = nn.Parameter(sum_input_channels(stem.weight.detach()))
+    stem.in_channels = 1
+
+
+def register_embedding_hook(model: nn.Module, arch: str) -> Callable[[], Tensor]:
+    """Keep the input of the last layer, the embedding, at every forward pass.
+
+    Returns:
+        A function that gives the embedding [B,D] of the latest forward pass. Before a
+        convolutional last layer (squeezenet) it is the mean over the positions.
+    """
+    kept: list[Tensor] = []
+
+    def keep_input(_head: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        kept[:] = inputs[:1]
+
+    def embedding() -> Tensor:
+        assert kept, f"{arch}: no forward pass yet"
+        return kept[0].mean(dim=(2, 3)) if kept[0].ndim == 4 else kept[0]
+
+    _, head = find_head(model)
+    head.register_forward_pre_hook(keep_input)
+    return embedding

@@ -1,0 +1,224 @@
+"""Labelled images with their splits: a folder tree or a manifest, read once and frozen.
+
+In: DATA, fractions, seed. Out: a `Dataset`. Invariant: training and evaluation read DATA by this
+function alone, so the test images of an evaluation are those that no training with the same seed
+and fractions has seen; `split_digest` proves it.
+"""
+
+import hashlib
+import json
+import logging
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+
+from imgcls.errors import ConfigError, SourceError
+from imgcls.model.labels import ClassNames, enumerate_names, from_labels
+from imgcls.model.manifest import LabelRow, is_manifest, read_manifest
+from imgcls.model.split import assign_splits, check_fractions
+from imgcls.model.tree import SPLITS, read_tree
+
+MULTI_LABEL_SEPARATOR = "|"
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One labelled image. `labels` has one entry, or any number in a multi-label data set."""
+
+    uri: str
+    labels: tuple[int, ...]
+    class_name: str  # as DATA has it; of several labels, joined by "|"
+    split: str
+    group: str
+    key: str
+    weight: float
+    slice_name: str = ""
+
+    @property
+    def label(self) -> int:
+        """The only label of a single-label image."""
+        assert len(self.labels) == 1, f"{self.uri} has {len(self.labels)} labels"
+        return self.labels[0]
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """All labelled images, sorted by key, and what was left out of DATA on the way."""
+
+    samples: tuple[Sample, ...]
+    class_names: ClassNames
+    split_digest: str
+    num_duplicates: int = 0
+    num_skipped: dict[str, int] = field(default_factory=dict)
+
+    def of_split(self, split: str) -> list[Sample]:
+        """Return the samples of "train", "val", "test", or "all"."""
+        return [sample for sample in self.samples if split in (sample.split, "all")]
+
+    def counts(self) -> dict[str, dict[str, int]]:
+        """Return the number of images per split and class name (multi-label: of each label)."""
+        tally = Counter((s.split, label) for s in self.samples for label in s.labels)
+        return {
+            split: {name: tally[split, label] for label, name in enumerate(self.class_names.names)}
+            for split in SPLITS
+        }
+
+
+def read_dataset(
+    data: str,
+    *,
+    val_fraction: float,
+    test_fraction: float,
+    seed: int,
+    class_names: ClassNames | None = None,
+    multi_label: bool = False,
+    slice_by: str = "",
+) -> Dataset:
+    """Read DATA and give every image its split.
+
+    Splits that DATA names are kept; if it names some but no val, val is drawn from its train images
+    (a missing test is not). Where it names none, both are drawn by hash, see `split.py`.
+
+    Args:
+        data: Folder tree or manifest, any store.
+        val_fraction: Share to draw for validation, in [0, 1).
+        test_fraction: Share to draw for testing, in [0, 1).
+        seed: Seed of the draw.
+        class_names: The classes of a model to evaluate; by default those that DATA has.
+        multi_label: A manifest's label is any number of class names joined by "|", or empty.
+        slice_by: A further column of a manifest, kept as `slice_name`.
+
+    Raises:
+        ConfigError: fractions out of range, classes that are not in `class_names`, one class only,
+            names that differ only in case.
+        SourceError: missing, empty or contradictory data, or too few images of a class.
+    """
+    check_fractions(val_fraction, test_fraction)
+    if is_manifest(data):
+        rows, num_skipped = read_manifest(data, slice_by=slice_by), {}
+    elif multi_label or slice_by:
+        raise ConfigError(f"several labels or slices need a manifest, {data} is a folder")
+    else:
+        tree = read_tree(data)
+        rows, num_skipped = tree.rows, tree.num_skipped
+    unique = _unique_rows(rows)
+    # One set per distinct label: a data set has millions of images and few labels.
+    names_of = {label: _class_names(label, multi_label) for label in {row.label for row in unique}}
+    names_by_uri = {row.uri: names_of[row.label] for row in unique}
+    class_names = class_names or from_labels(n for names in names_of.values() for n in names)
+    _refuse_unknown(frozenset[str]().union(*names_of.values()), class_names, data)
+    unique = _with_splits(unique, names_by_uri, val_fraction, test_fraction, seed, data)
+    samples = tuple(
+        Sample(
+            uri=row.uri,
+            labels=tuple(sorted(map(class_names.label_of, names_by_uri[row.uri]))),
+            class_name=row.label,
+            split=row.split,
+            group=row.group,
+            key=row.key,
+            weight=row.weight,
+            slice_name=row.slice_name,
+        )
+        for row in sorted(unique, key=lambda row: row.key)
+    )
+    return Dataset(
+        samples=samples,
+        class_names=class_names,
+        split_digest=split_digest(samples),
+        num_duplicates=len(rows) - len(unique),
+        num_skipped=num_skipped,
+    )
+
+
+def split_digest(samples: Iterable[Sample]) -> str:
+    """Return the sha256 (hex) of every (key, class name, split), sorted: the frozen split."""
+    lines = sorted(json.dumps([s.key, s.class_name, s.split]) for s in samples)
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def _unique_rows(rows: list[LabelRow]) -> list[LabelRow]:
+    by_uri: dict[str, LabelRow] = {}
+    for row in rows:
+        first = by_uri.setdefault(row.uri, row)
+        for column in ("label", "split", "group", "weight", "slice_name"):
+            given, before = getattr(row, column), getattr(first, column)
+            if given != before:
+                raise SourceError(
+                    f"{row.uri} is listed twice, with {column} {before!r} and {given!r}: keep one"
+                )
+    if len(by_uri) < len(rows):
+        _log.info("%d images are listed more than once: each counts once", len(rows) - len(by_uri))
+    return list(by_uri.values())
+
+
+def _class_names(label: str, multi_label: bool) -> frozenset[str]:
+    if not multi_label:
+        return frozenset([label])
+    return frozenset(label.split(MULTI_LABEL_SEPARATOR)) if label else frozenset()
+
+
+def _refuse_unknown(found: frozenset[str], class_names: ClassNames, data: str) -> None:
+    unknown = sorted(found - set(class_names.names))
+    if unknown:
+        raise ConfigError(
+            f"{data} holds classes that the model does not know: {enumerate_names(unknown)}; "
+            f"it knows {enumerate_names(class_names.names)}"
+        )
+
+
+def _with_splits(
+    rows: list[LabelRow],
+    names_by_uri: dict[str, frozenset[str]],
+    val_fraction: float,
+    test_fraction: float,
+    seed: int,
+    data: str,
+) -> list[LabelRow]:
+    """Return the rows with a split each: as DATA says, the rest drawn."""
+    named = {row.split for row in rows}
+    unknown = sorted(named - {*SPLITS, ""})
+    if unknown:
+        raise SourceError(
+            f"{data} names unknown splits {enumerate_names(unknown)}; they are {', '.join(SPLITS)}"
+        )
+    if named == {""}:
+        to_split = rows
+    elif "" in named:
+        without = next(row.uri for row in rows if not row.split)
+        raise SourceError(f"{data} gives some images a split and others none, such as {without}")
+    else:
+        _refuse_untrained(rows, names_by_uri, data)
+        if "val" in named or not val_fraction:
+            return rows
+        _log.info("%s names no val: it is drawn from its train images", data)
+        to_split, test_fraction = [row for row in rows if row.split == "train"], 0.0
+    classes_by_unit: defaultdict[str, frozenset[str]] = defaultdict(frozenset)
+    for row in to_split:
+        classes_by_unit[_unit(row)] |= names_by_uri[row.uri]
+    split = assign_splits(
+        classes_by_unit, val_fraction=val_fraction, test_fraction=test_fraction, seed=seed
+    )
+    return [
+        row if row.split not in ("", "train") else replace(row, split=split[_unit(row)])
+        for row in rows
+    ]
+
+
+def _unit(row: LabelRow) -> str:
+    """Return what stays together: the group, or else the image itself."""
+    return f"group {row.group}" if row.group else f"image {row.key}"
+
+
+def _refuse_untrained(
+    rows: list[LabelRow], names_by_uri: dict[str, frozenset[str]], data: str
+) -> None:
+    trained, found = set[str](), set[str]()
+    for row in rows:
+        found |= names_by_uri[row.uri]
+        if row.split == "train":
+            trained |= names_by_uri[row.uri]
+    if trained and found - trained:
+        missing = enumerate_names(sorted(found - trained))
+        raise SourceError(f"{data} has classes without an image in train: {missing}")

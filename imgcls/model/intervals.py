@@ -1,0 +1,253 @@
+"""How far the metrics would move with other images: 95 % intervals, and tables per slice.
+
+In: labels, predictions, groups. Out: JSON-able intervals. Invariant: what is drawn again is the
+group (a patient, a lot) where there are groups, never one of its images: images of one group are
+no independent evidence.
+
+Percentile bootstrap (Efron 1979): units are drawn with replacement as often as there are units; an
+interval holds the middle 95 % of what the metric becomes. A draw is a weight per image.
+
+Shape legend: B image, K class.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from imgcls.model.labels import ClassNames
+from imgcls.model.metrics import NUM_ECE_BINS, TOP_K, Floats, Ints, classification_metrics
+
+NUM_RESAMPLES = 1000
+CONFIDENCE = 0.95
+# Resamples x classes x images beyond which AUROC and average precision, which have to go through
+# the images in order for every class, get no interval: some 20 s on one core.
+_MAX_RANKING_WORK = 2 * 10**9
+
+Weights = npt.NDArray[np.float64]
+
+
+def bootstrap_intervals(
+    label_B: Ints,
+    pred_B: Ints,
+    class_names: ClassNames,
+    probs_BK: Floats | None = None,
+    unit_B: Sequence[str] | None = None,
+    *,
+    num_resamples: int = NUM_RESAMPLES,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Return [low, high] for the numbers of `classification_metrics`.
+
+    Args:
+        label_B: True labels, integers 0..K-1.
+        pred_B: Predicted labels, integers 0..K-1.
+        class_names: The K classes.
+        probs_BK: Probabilities, rows sum to 1.
+        unit_B: What stays together in a draw: the group of each image; by default the image alone.
+        num_resamples: More give smoother bounds.
+        seed: Seed of the draws.
+
+    Returns:
+        Metric name -> [low, high], null where hardly a draw defines it; `per_class` the same for
+        recall and precision; `num_units`, `num_resamples` and `confidence`.
+    """
+    numbers: list[dict[str, float]] = []
+    measures: list[Callable[[Weights], dict[str, float]]] = [
+        _ConfusionMeasure(label_B, pred_B, class_names)
+    ]
+    if probs_BK is not None:
+        measures.append(_ScoreMeasure(label_B, probs_BK))
+        if num_resamples * probs_BK.size <= _MAX_RANKING_WORK:
+            measures.append(_RankingMeasure(label_B, probs_BK))
+    unit_of_B = number_units(len(label_B), unit_B)
+    for weight_B in draw_weights(unit_of_B, num_resamples, seed):
+        numbers.append({k: v for measure in measures for k, v in measure(weight_B).items()})
+    intervals = {name: interval([drawn[name] for drawn in numbers]) for name in numbers[0]}
+    per_class = {
+        class_name: {
+            metric: intervals.pop(f"{metric} {class_name}") for metric in ("recall", "precision")
+        }
+        for class_name in class_names.names
+    }
+    return {
+        **intervals,
+        "per_class": per_class,
+        "num_units": int(unit_of_B.max()) + 1,
+        "num_resamples": num_resamples,
+        "confidence": CONFIDENCE,
+    }
+
+
+def metrics_with_intervals(
+    label_B: Ints,
+    pred_B: Ints,
+    class_names: ClassNames,
+    probs_BK: Floats | None = None,
+    unit_B: Sequence[str] | None = None,
+) -> dict[str, Any]:
+    """Return `classification_metrics`, with `bootstrap_intervals` as its entry `intervals`."""
+    return {
+        **classification_metrics(label_B, pred_B, class_names, probs_BK),
+        "intervals": bootstrap_intervals(label_B, pred_B, class_names, probs_BK, unit_B),
+    }
+
+
+def slice_metrics(
+    slice_B: Sequence[str],
+    label_B: Ints,
+    pred_B: Ints,
+    class_names: ClassNames,
+    unit_B: Sequence[str] | None = None,
+) -> dict[str, dict[str, Any]]:
+    """Return the headline metrics of each slice (a scanner, a site), with the interval of accuracy.
+
+    Args:
+        slice_B: The slice of each image; "" is a slice too.
+        label_B: True labels.
+        pred_B: Predicted labels.
+        class_names: The classes.
+        unit_B: As for `bootstrap_intervals`.
+    """
+    table = {}
+    slices, units = np.asarray(slice_B), None if unit_B is None else np.asarray(unit_B)
+    for name in np.unique(slices):
+        inside = slices == name
+        metrics = classification_metrics(label_B[inside], pred_B[inside], class_names)
+        intervals = bootstrap_intervals(
+            label_B[inside],
+            pred_B[inside],
+            class_names,
+            unit_B=None if units is None else units[inside].tolist(),
+        )
+        table[str(name)] = {
+            "num_images": metrics["num_images"],
+            "num_units": intervals["num_units"],
+            "accuracy": metrics["accuracy"],
+            "accuracy_interval": intervals["accuracy"],
+            "balanced_accuracy": metrics["balanced_accuracy"],
+            "macro_f1": metrics["macro_f1"],
+        }
+    return table
+
+
+def number_units(num_images: int, unit_B: Sequence[str] | None) -> npt.NDArray[np.int64]:
+    """Return the number of each image's unit, counted from 0 without gaps."""
+    if unit_B is None:
+        return np.arange(num_images)
+    _, unit_of_B = np.unique(np.asarray(unit_B), return_inverse=True)
+    return unit_of_B.astype(np.int64)
+
+
+def draw_weights(
+    unit_of_B: npt.NDArray[np.int64], num_resamples: int, seed: int
+) -> Iterator[Weights]:
+    """Yield, per resample, how often each image was drawn: as often as its unit."""
+    rng = np.random.default_rng(seed)
+    num_units = int(unit_of_B.max()) + 1
+    for _ in range(num_resamples):
+        drawn = np.bincount(rng.integers(0, num_units, num_units), minlength=num_units)
+        yield drawn[unit_of_B].astype(np.float64)
+
+
+def interval(values: Sequence[float]) -> list[float] | None:
+    """Return the middle 95 % of what is defined; null where less than half of the draws are."""
+    defined = [value for value in values if np.isfinite(value)]
+    if 2 * len(defined) < len(values):
+        return None
+    tail = (1 - CONFIDENCE) / 2
+    low, high = np.quantile(defined, [tail, 1 - tail])
+    return [float(low), float(high)]
+
+
+def _ratio(part: Any, whole: Any) -> Any:  # noqa: ANN401  (numbers or arrays of them)
+    """Divide, giving NaN for 0 / 0."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.divide(part, whole)
+
+
+class _ConfusionMeasure:
+    """All that follows from the weighted confusion matrix."""
+
+    def __init__(self, label_B: Ints, pred_B: Ints, class_names: ClassNames) -> None:
+        self._names = class_names.names
+        self._cell_B = label_B.astype(np.int64) * len(self._names) + pred_B
+
+    def __call__(self, weight_B: Weights) -> dict[str, float]:
+        size = len(self._names)
+        matrix = np.bincount(self._cell_B, weight_B, size * size).reshape(size, size)
+        hits_K, support_K, predicted_K = np.diag(matrix), matrix.sum(axis=1), matrix.sum(axis=0)
+        recall_K, precision_K = _ratio(hits_K, support_K), _ratio(hits_K, predicted_K)
+        f1_K = _ratio(2 * hits_K, support_K + predicted_K)
+        return {
+            "accuracy": float(hits_K.sum() / matrix.sum()),
+            "balanced_accuracy": float(np.nanmean(recall_K)),
+            "macro_f1": float(np.nanmean(f1_K)),
+            "weighted_f1": float(np.average(np.nan_to_num(f1_K), weights=support_K)),
+            **{f"recall {name}": float(recall_K[k]) for k, name in enumerate(self._names)},
+            **{f"precision {name}": float(precision_K[k]) for k, name in enumerate(self._names)},
+        }
+
+
+class _ScoreMeasure:
+    """Averages over the images: top-5, Brier and log loss; and the calibration error."""
+
+    def __init__(self, label_B: Ints, probs_BK: Floats) -> None:
+        probs_BK = probs_BK.astype(np.float64)
+        num_classes = probs_BK.shape[1]
+        own_B = probs_BK[np.arange(len(label_B)), label_B]
+        self._top_name = f"top{min(TOP_K, num_classes)}_accuracy"
+        self._is_top_B = (probs_BK > own_B[:, None]).sum(axis=1) < TOP_K
+        self._brier_B = ((probs_BK - np.eye(num_classes)[label_B]) ** 2).sum(axis=1)
+        confidence_B = probs_BK.max(axis=1)
+        # The gap of a bin is the sum over its images of correct minus confidence.
+        self._gap_B = (probs_BK.argmax(axis=1) == label_B) - confidence_B
+        self._bin_B = np.minimum((confidence_B * NUM_ECE_BINS).astype(np.int64), NUM_ECE_BINS - 1)
+
+    def __call__(self, weight_B: Weights) -> dict[str, float]:
+        gaps = np.bincount(self._bin_B, weight_B * self._gap_B, NUM_ECE_BINS)
+        return {
+            self._top_name: float(np.average(self._is_top_B, weights=weight_B)),
+            "brier": float(np.average(self._brier_B, weights=weight_B)),
+            "ece": float(np.abs(gaps).sum() / weight_B.sum()),
+        }
+
+
+class _RankingMeasure:
+    """AUROC and average precision, one class against the rest, averaged over the classes."""
+
+    def __init__(self, label_B: Ints, probs_BK: Floats) -> None:
+        self._classes = [_Ranking(label_B == k, probs_BK[:, k]) for k in range(probs_BK.shape[1])]
+
+    def __call__(self, weight_B: Weights) -> dict[str, float]:
+        both = np.array([ranking(weight_B) for ranking in self._classes])
+        defined = both[np.isfinite(both).all(axis=1)]
+        auroc, ap = defined.mean(axis=0) if len(defined) else (np.nan, np.nan)
+        return {"auroc_macro": float(auroc), "average_precision_macro": float(ap)}
+
+
+class _Ranking:
+    """The images in falling order of one class's probability; equal ones form a step."""
+
+    def __init__(self, positive_B: npt.NDArray[np.bool_], score_B: Floats) -> None:
+        self._order = np.argsort(-score_B, kind="stable")
+        self._positive = positive_B[self._order]
+        sorted_score = score_B[self._order]
+        self._step_starts = np.flatnonzero(np.r_[True, sorted_score[1:] != sorted_score[:-1]])
+
+    def __call__(self, weight_B: Weights) -> tuple[float, float]:
+        """Return AUROC and average precision of weighted images, NaN without both kinds."""
+        weight = weight_B[self._order]
+        positive = np.add.reduceat(weight * self._positive, self._step_starts)
+        total = np.add.reduceat(weight, self._step_starts)
+        seen_positive, seen = np.cumsum(positive), np.cumsum(total)
+        num_positive = seen_positive[-1]
+        num_negative = seen[-1] - num_positive
+        if num_positive <= 0 or num_negative <= 0:
+            return np.nan, np.nan
+        negative = total - positive
+        below = num_negative - np.cumsum(negative)
+        auroc = (positive * (below + negative / 2)).sum() / (num_positive * num_negative)
+        precision = np.divide(seen_positive, seen, out=np.zeros_like(seen), where=seen > 0)
+        return float(auroc), float((positive * precision).sum() / num_positive)
