@@ -1,0 +1,139 @@
+"""A night: lease -> plan the difference -> score -> publish -> verify -> report.
+
+In: a NightlyConfig. Out: the night's result as plain values. Invariant: under the lease, an image
+of one (uri, etag) is published once per model and decode spec, however often the night is started
+or killed.
+"""
+
+import itertools
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+from imgcls.config import NightlyConfig, PlanConfig, VerifyConfig
+from imgcls.scoring.cleanup import is_rolled_back
+from imgcls.scoring.driver import (
+    PlannedModel,
+    check_config,
+    finish_run,
+    resolve_model,
+    today,
+    write_run_plan,
+)
+from imgcls.scoring.lease import Lease
+from imgcls.scoring.ledger import list_published, published_keys
+from imgcls.scoring.listing import list_source
+from imgcls.scoring.plan import Plan, Staging, derive_shard_size, read_plan, stage
+from imgcls.scoring.publish import published_uri, read_manifest
+from imgcls.scoring.verify import verify
+
+log = logging.getLogger(__name__)
+
+
+def nightly(config: NightlyConfig) -> dict[str, Any]:
+    """Score and publish what is new or changed since the last published run.
+
+    Raises:
+        LeaseHeldError: another run writes to this output.
+        ConfigError, BudgetExceededError, ShardFailedError: as for `score`.
+    """
+    start_s = time.monotonic()
+    check_config(config)
+    config = replace(config, date=config.date or today())
+    with Lease(config.output, config.run_id or f"nightly-{config.date}") as lease:
+        model = resolve_model(config.model)
+        plan, run_id = _unfinished_or_next(config, model)
+        counts: dict[str, int] = {}
+        counts = plan.config.get("difference", {}) if plan else {}
+        if plan is None:
+            with _difference(config, model) as (staging, counts):
+                if staging.count() == 0:
+                    log.info("nothing new: %s", counts)
+                    return _nothing_new(config, counts, time.monotonic() - start_s)
+                plan = write_run_plan(config, run_id, model, staging)
+        result = finish_run(config, plan, before_publish=lease.renew)
+        verify(VerifyConfig(config.output, plan.run_id))
+    elapsed_s = round(time.monotonic() - start_s, 3)
+    return result | {"difference": counts, "verified": True, "elapsed_s": elapsed_s}
+
+
+def _nothing_new(config: NightlyConfig, counts: dict[str, int], elapsed_s: float) -> dict[str, Any]:
+    return {
+        "run_id": None,
+        "output": config.output,
+        "rows": 0,
+        "rows_ok": 0,
+        "difference": counts,
+        "elapsed_s": round(elapsed_s, 3),
+    }
+
+
+def _unfinished_or_next(config: NightlyConfig, model: PlannedModel) -> tuple[Plan | None, str]:
+    """Return the plan of this date's unfinished run to go on with, or the next free run id."""
+    name = config.run_id or f"nightly-{config.date}"
+    for number in itertools.count(1):
+        run_id = name if number == 1 else f"{name}-{number}"
+        plan = read_plan(config.output, run_id)
+        if plan is None and not is_rolled_back(config.output, run_id):
+            return None, run_id
+        if plan is not None and _may_go_on(config, plan, model):
+            log.info("going on with run %s", run_id)
+            return plan, run_id
+    raise AssertionError("unreachable: count() has no end")
+
+
+def _may_go_on(config: NightlyConfig, plan: Plan, model: PlannedModel) -> bool:
+    """Return whether an earlier plan still is what this night should do."""
+    if read_manifest(published_uri(config.output, plan)) is not None:
+        return False
+    if is_rolled_back(config.output, plan.run_id):
+        return False
+    same_model = (plan.model_digest, plan.spec_digest) == (model.digest, model.spec_digest)
+    same_work = plan.source == config.source and all(
+        plan.config.get(name) == getattr(config, name)
+        for name in ("top_k", "write_probs", "write_embedding", "retry_failed")
+    )
+    # What was published meanwhile may be in this plan too, and would be there twice.
+    overtaken = any(
+        manifest.published_at >= plan.created_at
+        for _, manifest in list_published(config.output)
+        if (manifest.model_digest, manifest.spec_digest) == (model.digest, model.spec_digest)
+    )
+    return same_model and same_work and not overtaken
+
+
+@contextmanager
+def _difference(
+    config: NightlyConfig | PlanConfig, model: PlannedModel
+) -> Iterator[tuple[Staging, dict[str, int]]]:
+    """Stage what is listed and not yet published with this model and spec."""
+    with stage(list_source(config.source)) as staging:
+        published = published_keys(config.output, model.digest, model.spec_digest)
+        counts = staging.exclude(published, retry_failed=config.retry_failed)
+        log.info("difference: %s", ", ".join(f"{n} {name}" for name, n in counts.items()))
+        yield staging, counts
+
+
+def show_plan(config: PlanConfig) -> dict[str, Any]:
+    """Count what a nightly run would score, without writing anything.
+
+    Raises:
+        ConfigError: the source or the model is wrong.
+    """
+    model = resolve_model(config.model)
+    with _difference(config, model) as (staging, counts):
+        num_images = staging.count()
+        size = derive_shard_size(num_images, config.shard_size)
+        return {
+            "source": config.source,
+            "output": config.output,
+            **counts,
+            "to_score": num_images,
+            "skipped": len(staging.skipped),
+            "size_bytes": staging.size_bytes(),
+            "shards": -(-num_images // size),
+            "shard_size": size,
+        }

@@ -1,0 +1,1 @@
+"""Scoring: listing -> plan -> shard -> commit -> publish, wired by driver.py."""

@@ -1,0 +1,90 @@
+"""Commit a shard: its rows become an attempt, the first attempt becomes the commit.
+
+In: a shard's table. Out: OUT/_runs/<run_id>/attempts/<shard>-<uuid>.parquet, then
+commits/<shard>.json. Invariant: a shard has at most one commit, made by put_new after its attempt
+is stored whole. Whoever comes second (a twin run, a worker that woke up late) finds the commit made
+and changes nothing.
+"""
+
+import hashlib
+import io
+import json
+import re
+import uuid
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from imgcls.errors import ObjectExistsError
+from imgcls.storage.objects import list_objects, put, put_new, read
+from imgcls.storage.uri import join
+
+READS_IN_FLIGHT = 16
+_COMMIT_NAME = re.compile(r"/commits/(\d+)\.json$")
+
+
+@dataclass(frozen=True)
+class Commit:
+    """The record that makes one attempt the outcome of its shard."""
+
+    shard_id: str
+    attempt: str
+    sha256: str
+    num_rows: int
+    status_counts: dict[str, int]
+
+
+def commit_shard(run: str, shard_id: str, table: pa.Table) -> Commit:
+    """Store a shard's rows and commit them; return the commit that counts, ours or an earlier one.
+
+    Args:
+        run: the run's folder.
+        shard_id: the shard.
+        table: PREDICTION_SCHEMA rows of the whole shard.
+
+    Raises:
+        StorageError: nothing was committed, or CommitStateUnknownError: that could not be learnt.
+            Either way the
+            shard may safely be scored again.
+    """
+    data = to_parquet(table)
+    commit = Commit(
+        shard_id=shard_id,
+        attempt=f"attempts/{shard_id}-{uuid.uuid4().hex}.parquet",
+        sha256=hashlib.sha256(data).hexdigest(),
+        num_rows=table.num_rows,
+        status_counts=count_statuses(table),
+    )
+    put(join(run, commit.attempt), data)
+    uri = join(run, "commits", f"{shard_id}.json")
+    try:
+        put_new(uri, json.dumps(asdict(commit)).encode())
+    except ObjectExistsError:
+        return Commit(**json.loads(read(uri)))
+    return commit
+
+
+def to_parquet(table: pa.Table) -> bytes:
+    """Return a table as the bytes of a whole Parquet file, built in memory."""
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression="zstd")
+    return buffer.getvalue()
+
+
+def count_statuses(table: pa.Table) -> dict[str, int]:
+    """Count rows by status."""
+    counted = pc.value_counts(table["status"].cast(pa.string()))
+    return {entry["values"]: entry["counts"] for entry in counted.to_pylist()}
+
+
+def read_commits(run: str) -> Iterator[Commit]:
+    """Yield every commit of a run, in order of shard, several reads in flight."""
+    uris = (info.uri for info in list_objects(join(run, "commits")))
+    named = sorted(uri for uri in uris if _COMMIT_NAME.search(uri))
+    with ThreadPoolExecutor(READS_IN_FLIGHT) as pool:
+        for data in pool.map(read, named):
+            yield Commit(**json.loads(data))

@@ -1,0 +1,96 @@
+"""What there is to score: a prefix, a glob or a manifest becomes a stream of objects.
+
+In: the SOURCE of `score`. Out: ObjectInfo per object, Skipped per key that cannot be scored, each
+with a reason. Invariant: listed = planned + skipped; nothing under the source disappears without a
+name.
+"""
+
+import re
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from functools import lru_cache
+
+from imgcls.errors import ObjectMissingError, SourceError
+from imgcls.model.manifest import is_manifest, read_uris
+from imgcls.storage.objects import ObjectInfo, Skipped, head, list_entries
+from imgcls.storage.uri import split_uri
+
+HEADS_IN_FLIGHT = 32
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def list_source(source: str) -> Iterator[ObjectInfo | Skipped]:
+    """Stream every entry of a source.
+
+    A source with `*` is a glob: `*` stays within a folder, `**` crosses folders. A source that ends
+    in .csv, .parquet or .jsonl is a manifest with a column uri. Anything else is a prefix, read as
+    a folder.
+
+    Raises:
+        SourceError: nothing is there.
+        ConfigError: no such bucket, or the manifest has no column uri.
+    """
+    if is_manifest(source):
+        return _list_manifest(source)
+    return _refuse_empty(source, _list_glob(source) if "*" in source else list_entries(source))
+
+
+def covers(source: str, uri: str) -> bool:
+    """Return whether listing the source would list an object of this uri (a manifest: never)."""
+    if is_manifest(source):
+        return False
+    scheme, bucket, key = split_uri(source)
+    *place, candidate = split_uri(uri)
+    if "*" in source:
+        return place == [scheme, bucket] and bool(glob_to_regex(key).fullmatch(candidate))
+    folder = f"{key.rstrip('/')}/" if key else ""
+    return place == [scheme, bucket] and candidate.startswith(folder)
+
+
+def _refuse_empty(
+    source: str, entries: Iterator[ObjectInfo | Skipped]
+) -> Iterator[ObjectInfo | Skipped]:
+    found = False
+    for entry in entries:
+        found = found or isinstance(entry, ObjectInfo)
+        yield entry
+    if not found:
+        raise SourceError(
+            f"{source}: no objects found. Check the spelling; a prefix is read as a folder, and "
+            "`*` in a glob does not cross folders (`**` does)."
+        )
+
+
+def _list_glob(source: str) -> Iterator[ObjectInfo | Skipped]:
+    folder = source[: source.index("*")].rpartition("/")[0]
+    return (entry for entry in list_entries(folder) if covers(source, entry.uri))
+
+
+@lru_cache
+def glob_to_regex(glob: str) -> re.Pattern[str]:
+    """Translate a glob of keys: `**/` is any folders or none, `*` stops at `/`."""
+    meaning = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*"}
+    tokens = re.split(r"(\*\*/|\*\*|\*)", glob)
+    return re.compile("".join(meaning.get(token, re.escape(token)) for token in tokens), re.DOTALL)
+
+
+def _list_manifest(source: str) -> Iterator[ObjectInfo | Skipped]:
+    seen: set[str] = set()
+    unique = []
+    for uri in read_uris(source):
+        if uri in seen:
+            yield Skipped(uri, "listed twice in the manifest")
+        else:
+            seen.add(uri)
+            unique.append(uri)
+    with ThreadPoolExecutor(HEADS_IN_FLIGHT) as pool:
+        yield from pool.map(_describe, unique)
+
+
+def _describe(uri: str) -> ObjectInfo:
+    """Look one manifest entry up; one that is not there is planned and becomes `missing`."""
+    try:
+        return head(uri)
+    except ObjectMissingError:
+        return ObjectInfo(uri, etag="", size_bytes=0, last_modified=_EPOCH, version_id=None)

@@ -1,0 +1,320 @@
+"""The plan of a run: which objects, cut into which shards, for which model.
+
+In: a stream of listed objects. Out: plan files (Parquet, one row group per shard) and plan.json, in
+that order. Invariant: plan.json is written once, by put_new, after the files it names; from then on
+every start of this run id works through exactly these rows. Two planners cannot mix: each writes
+files of its own names.
+
+Memory: the listing is staged on local disk and sorted there by DuckDB, so a plan of a hundred
+million keys needs no more memory than one of a thousand.
+"""
+
+import hashlib
+import io
+import json
+import tempfile
+import uuid
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from imgcls.errors import ConfigError, ObjectExistsError, ObjectMissingError
+from imgcls.logs import Progress
+from imgcls.schema import PLAN_SCHEMA
+from imgcls.storage.objects import ObjectInfo, Skipped, put, put_new, read
+from imgcls.storage.uri import join
+
+FORMAT_VERSION = 1
+MIN_SHARD_SIZE, MAX_SHARD_SIZE = 64, 8192
+# Derived shards: small enough that a lost one costs seconds, many enough that the last ones finish
+# together.
+DERIVED_NUM_SHARDS, MAX_DERIVED_SHARD_SIZE = 64, 2048
+ROWS_PER_PLAN_FILE = 131_072
+_STAGE_ROWS = 16_384
+_SORT_MEMORY = "128MB"
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """A shard's place: row group `row_group` of plan file `path`, of `num_images` rows."""
+
+    shard_id: str
+    path: str
+    row_group: int
+    num_images: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """plan.json: everything a start of this run id needs to know."""
+
+    run_id: str
+    date: str
+    source: str
+    model: str
+    model_uri: str
+    model_digest: str
+    spec_digest: str
+    config: dict[str, Any]
+    files: tuple[dict[str, Any], ...]
+    shard_rows: tuple[int, ...]
+    counts: dict[str, int]
+    created_at: str
+
+    def shards(self) -> Iterator[Shard]:
+        """Yield the shards in order of uri; the ids are their running numbers."""
+        numbers = iter(enumerate(self.shard_rows))
+        for file in self.files:
+            for row_group in range(file["num_shards"]):
+                number, num_images = next(numbers)
+                yield Shard(f"{number:06d}", file["path"], row_group, num_images)
+
+
+def run_uri(output: str, run_id: str) -> str:
+    """Return the folder of one run's bookkeeping: OUT/_runs/<run_id>."""
+    return join(output, "_runs", run_id)
+
+
+def read_plan(output: str, run_id: str) -> Plan | None:
+    """Read the plan of a run, or None when there is none yet."""
+    try:
+        text = read(join(run_uri(output, run_id), "plan.json"))
+    except ObjectMissingError:
+        return None
+    fields = json.loads(text)
+    version = fields.pop("format_version")
+    if version != FORMAT_VERSION:
+        raise ConfigError(
+            f"run {run_id} was planned by another version of imgcls (plan format {version}, this "
+            f"one reads {FORMAT_VERSION}): finish it there or start a new run id"
+        )
+    return Plan(
+        **fields | {"files": tuple(fields["files"]), "shard_rows": tuple(fields["shard_rows"])}
+    )
+
+
+def read_shard_rows(output: str, plan: Plan, shard: Shard) -> pa.Table:
+    """Read the planned rows of one shard (schema PLAN_SCHEMA)."""
+    data = _read_plan_file(join(run_uri(output, plan.run_id), shard.path))
+    return pq.ParquetFile(io.BytesIO(data)).read_row_group(shard.row_group)
+
+
+@lru_cache(maxsize=2)
+def _read_plan_file(uri: str) -> bytes:
+    """Read a plan file; it never changes, and a worker's next shard is mostly in the same."""
+    return read(uri)
+
+
+def derive_shard_size(num_images: int, shard_size: int) -> int:
+    """Return the images per shard: as asked, or about DERIVED_NUM_SHARDS shards within bounds."""
+    if shard_size:
+        return shard_size
+    derived = -(-num_images // DERIVED_NUM_SHARDS)
+    return max(MIN_SHARD_SIZE, min(derived, MAX_DERIVED_SHARD_SIZE))
+
+
+class Staging:
+    """The listed objects on local disk, to be counted, compared and sorted in bounded memory."""
+
+    def __init__(self, folder: str) -> None:
+        self._database = duckdb.connect(
+            str(Path(folder) / "staging.duckdb"),
+            config={"memory_limit": _SORT_MEMORY, "threads": 1, "temp_directory": folder},
+        )
+        self._database.execute("SET TimeZone = 'UTC'")
+        self._database.execute(
+            "CREATE TABLE listing (uri VARCHAR, etag VARCHAR, size_bytes BIGINT,"
+            " last_modified TIMESTAMPTZ, version_id VARCHAR)"
+        )
+        self.skipped: list[Skipped] = []
+
+    def fill(self, entries: Iterable[ObjectInfo | Skipped]) -> None:
+        """Stage a listing, showing its count and rate as it goes."""
+        batch: list[ObjectInfo] = []
+        with Progress("listing", None, "objects") as progress:
+            for entry in entries:
+                if isinstance(entry, Skipped):
+                    self.skipped.append(entry)
+                    continue
+                batch.append(entry)
+                if len(batch) == _STAGE_ROWS:
+                    self._insert(batch)
+                    progress.advance(len(batch))
+                    batch = []
+            self._insert(batch)
+            progress.advance(len(batch))
+
+    def _insert(self, batch: list[ObjectInfo]) -> None:
+        columns = {name: [getattr(info, name) for info in batch] for name in PLAN_SCHEMA.names}
+        staged = pa.table(columns, schema=PLAN_SCHEMA)
+        self._database.register("staged", staged)
+        self._database.execute("INSERT INTO listing SELECT * FROM staged")
+        self._database.unregister("staged")
+
+    def exclude(self, published: Iterable[pa.Table], *, retry_failed: bool) -> dict[str, int]:
+        """Drop what is published already with the same etag; return counts of what was found.
+
+        Args:
+            published: tables of uri, etag, status; any number of rows for one object.
+            retry_failed: keep objects that are published, but never with status ok.
+
+        Returns:
+            new (never published), changed (published with other etags only), failed_before
+            (published, never ok) and unchanged (published, ok).
+        """
+        self._database.execute("CREATE TABLE rows (uri VARCHAR, etag VARCHAR, ok BOOLEAN)")
+        for table in published:
+            self._database.register("staged", table)
+            self._database.execute("INSERT INTO rows SELECT uri, etag, status = 'ok' FROM staged")
+            self._database.unregister("staged")
+        self._database.execute(
+            "CREATE TABLE ledger AS SELECT uri, etag, bool_or(ok) AS ok FROM rows GROUP BY ALL;"
+            "DROP TABLE rows"
+        )
+        [counts] = self._database.sql(
+            "SELECT count(*) FILTER (ledger.uri IS NULL AND known.uri IS NULL),"
+            " count(*) FILTER (ledger.uri IS NULL AND known.uri IS NOT NULL),"
+            " count(*) FILTER (NOT ledger.ok), count(*) FILTER (ledger.ok)"
+            " FROM listing LEFT JOIN ledger USING (uri, etag)"
+            " LEFT JOIN (SELECT DISTINCT uri FROM ledger) AS known ON known.uri = listing.uri"
+        ).fetchall()
+        self._database.execute(
+            "DELETE FROM listing USING ledger WHERE listing.uri = ledger.uri"
+            " AND listing.etag = ledger.etag AND (ledger.ok OR NOT ?)",
+            [retry_failed],
+        )
+        return dict(zip(("new", "changed", "failed_before", "unchanged"), counts, strict=True))
+
+    def count(self) -> int:
+        """Return the number of staged objects."""
+        return int(self._database.sql("SELECT count(*) FROM listing").fetchall()[0][0])
+
+    def size_bytes(self) -> int:
+        """Return the total size of the staged objects."""
+        sizes = self._database.sql("SELECT coalesce(sum(size_bytes), 0) FROM listing").fetchall()
+        return int(sizes[0][0])
+
+    def sorted_tables(self, num_rows: int) -> Iterator[pa.Table]:
+        """Yield the objects sorted by uri, in tables of `num_rows` (the last one shorter)."""
+        batches = self._database.sql("SELECT * FROM listing ORDER BY uri").to_arrow_reader(num_rows)
+        held: list[pa.RecordBatch] = []
+        held_rows = 0
+        for batch in batches:
+            held.append(batch)
+            held_rows += batch.num_rows
+            while held_rows >= num_rows:
+                table = pa.Table.from_batches(held)
+                yield table.slice(0, num_rows).cast(PLAN_SCHEMA)
+                held = table.slice(num_rows).to_batches()
+                held_rows -= num_rows
+        if held_rows:
+            yield pa.Table.from_batches(held).cast(PLAN_SCHEMA)
+
+    def close(self) -> None:
+        """Close the database; its files go with the folder."""
+        self._database.close()
+
+
+@contextmanager
+def stage(entries: Iterable[ObjectInfo | Skipped]) -> Iterator[Staging]:
+    """Stage a listing in a temporary folder that is gone afterwards."""
+    with tempfile.TemporaryDirectory(prefix="imgcls-plan-", ignore_cleanup_errors=True) as folder:
+        staging = Staging(folder)
+        try:
+            staging.fill(entries)
+            yield staging
+        finally:
+            staging.close()
+
+
+def write_plan(
+    output: str,
+    staging: Staging,
+    *,
+    run_id: str,
+    date: str,
+    source: str,
+    model: str,
+    model_uri: str,
+    model_digest: str,
+    spec_digest: str,
+    config: dict[str, Any],
+    shard_size: int,
+) -> Plan:
+    """Write the plan files, then plan.json; return the plan that counts: the first one there."""
+    run = run_uri(output, run_id)
+    planner = uuid.uuid4().hex[:8]
+    files: list[dict[str, Any]] = []
+    shard_rows: list[int] = []
+    shards_per_file = max(1, ROWS_PER_PLAN_FILE // shard_size)
+    writer = _PlanFileWriter()
+    for table in staging.sorted_tables(shard_size):
+        writer.add(table)
+        shard_rows.append(table.num_rows)
+        if writer.num_shards == shards_per_file:
+            files.append(writer.finish(run, f"plan/{len(files):05d}-{planner}.parquet"))
+            writer = _PlanFileWriter()
+    if writer.num_shards:
+        files.append(writer.finish(run, f"plan/{len(files):05d}-{planner}.parquet"))
+    if staging.skipped:
+        put(join(run, f"plan/skipped-{planner}.jsonl"), _skipped_lines(staging.skipped))
+    planned = sum(shard_rows)
+    plan = Plan(
+        run_id=run_id,
+        date=date,
+        source=source,
+        model=model,
+        model_uri=model_uri,
+        model_digest=model_digest,
+        spec_digest=spec_digest,
+        config=config,
+        files=tuple(files),
+        shard_rows=tuple(shard_rows),
+        counts={
+            "listed": planned + len(staging.skipped),
+            "planned": planned,
+            "skipped": len(staging.skipped),
+        },
+        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+    text = json.dumps({"format_version": FORMAT_VERSION} | asdict(plan), indent=1)
+    try:
+        put_new(join(run, "plan.json"), text.encode())
+    except ObjectExistsError:
+        winner = read_plan(output, run_id)
+        assert winner is not None, "plan.json exists, put_new said so"
+        return winner
+    return plan
+
+
+class _PlanFileWriter:
+    """One plan file in memory: a row group per shard."""
+
+    def __init__(self) -> None:
+        self.num_shards = 0
+        self._buffer = io.BytesIO()
+        self._parquet = pq.ParquetWriter(self._buffer, PLAN_SCHEMA, compression="zstd")
+
+    def add(self, table: pa.Table) -> None:
+        self._parquet.write_table(table, row_group_size=max(1, table.num_rows))
+        self.num_shards += 1
+
+    def finish(self, run: str, path: str) -> dict[str, Any]:
+        self._parquet.close()
+        data = self._buffer.getvalue()
+        put(join(run, path), data)
+        sha256 = hashlib.sha256(data).hexdigest()
+        return {"path": path, "sha256": sha256, "num_shards": self.num_shards}
+
+
+def _skipped_lines(skipped: list[Skipped]) -> bytes:
+    lines = (json.dumps({"uri": entry.uri, "reason": entry.reason}) for entry in skipped)
+    return ("\n".join(lines) + "\n").encode("utf-8", "backslashreplace")

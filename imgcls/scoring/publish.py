@@ -1,0 +1,172 @@
+"""Publish a run: committed attempts become the night's Parquet, the manifest makes it visible.
+
+In: the plan and its commits. Out: OUT/date=D/run=R/part-*.parquet sorted by uri, then
+_manifest.json. Invariant: a run is published when its manifest exists, and the manifest names only
+parts that hold exactly one row per planned image (and frame): compared with the plan here, row by
+row, before anything is written.
+"""
+
+import hashlib
+import io
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from imgcls.errors import ImgclsError, ObjectExistsError, ObjectMissingError
+from imgcls.scoring.commit import Commit, count_statuses, to_parquet
+from imgcls.scoring.plan import Plan, Shard, read_shard_rows, run_uri
+from imgcls.storage.objects import put_new, read
+from imgcls.storage.uri import join
+
+# A part of this many rows is 20 to 60 MB: few files for a night, and small enough to build in
+# memory.
+ROWS_PER_PART = 262_144
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """_manifest.json: what a published run consists of."""
+
+    run_id: str
+    date: str
+    source: str
+    model: str
+    model_uri: str
+    model_digest: str
+    spec_digest: str
+    parts: tuple[dict[str, Any], ...]
+    counts: dict[str, int]
+    status_counts: dict[str, int]
+    published_at: str
+
+
+def published_uri(output: str, plan: Plan) -> str:
+    """Return the folder that a run publishes to: OUT/date=D/run=R."""
+    return join(output, f"date={plan.date}", f"run={plan.run_id}")
+
+
+def read_manifest(folder: str) -> Manifest | None:
+    """Read the manifest of a published folder, or None when it is not published."""
+    try:
+        fields = json.loads(read(join(folder, "_manifest.json")))
+    except ObjectMissingError:
+        return None
+    fields.pop("format_version")
+    return Manifest(**fields | {"parts": tuple(fields["parts"])})
+
+
+def publish(output: str, plan: Plan, commits: dict[str, Commit]) -> Manifest:
+    """Write the parts and the manifest; return the manifest that counts: the first one there.
+
+    Raises:
+        ImgclsError: an attempt is damaged or does not hold the planned rows. Nothing is published
+            then.
+    """
+    folder = published_uri(output, plan)
+    parts: list[dict[str, Any]] = []
+    status_counts: Counter[str] = Counter()
+    tables = (_checked_attempt(output, plan, shard, commits) for shard in plan.shards())
+    for num_shards, table in _regroup(tables, ROWS_PER_PART):
+        status_counts.update(count_statuses(table))
+        part = _write_part(folder, f"part-{len(parts):05d}.parquet", table)
+        parts.append(part | {"num_shards": num_shards})
+    manifest = Manifest(
+        run_id=plan.run_id,
+        date=plan.date,
+        source=plan.source,
+        model=plan.model,
+        model_uri=plan.model_uri,
+        model_digest=plan.model_digest,
+        spec_digest=plan.spec_digest,
+        parts=tuple(parts),
+        counts=plan.counts | {"rows": sum(part["num_rows"] for part in parts)},
+        status_counts=dict(sorted(status_counts.items())),
+        published_at=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+    text = json.dumps({"format_version": FORMAT_VERSION} | asdict(manifest), indent=1)
+    try:
+        put_new(join(folder, "_manifest.json"), text.encode())
+    except ObjectExistsError:
+        winner = read_manifest(folder)
+        assert winner is not None, "_manifest.json exists, put_new said so"
+        return winner
+    return manifest
+
+
+def _checked_attempt(output: str, plan: Plan, shard: Shard, commits: dict[str, Commit]) -> pa.Table:
+    """Read a committed attempt and prove that it holds the planned rows of its shard."""
+    commit = commits[shard.shard_id]
+    table = read_attempt(run_uri(output, plan.run_id), commit)
+    problem = compare_with_plan(read_shard_rows(output, plan, shard), table)
+    if problem:
+        raise ImgclsError(f"run {plan.run_id}, {commit.attempt}: {problem}. Nothing was published.")
+    return table
+
+
+def read_attempt(run: str, commit: Commit) -> pa.Table:
+    """Read the attempt that a commit names, refusing any other bytes than those committed."""
+    uri = join(run, commit.attempt)
+    data = read(uri)
+    sha256 = hashlib.sha256(data).hexdigest()
+    if sha256 != commit.sha256:
+        raise ImgclsError(f"{uri}: sha256 is {sha256}, committed was {commit.sha256}")
+    return pq.read_table(io.BytesIO(data))
+
+
+def compare_with_plan(planned: pa.Table, rows: pa.Table) -> str:
+    """Return how prediction rows differ from their plan rows, or "" if they do not."""
+    if all(rows[name].equals(planned[name]) for name in ("uri", "etag")):
+        # Planned uris are unique: the same uris in the same order are one row each.
+        return ""
+    keys = list(zip(rows["uri"].to_pylist(), rows["frame"].to_pylist(), strict=True))
+    if len(set(keys)) != len(keys):
+        twice = next(key for key, times in Counter(keys).items() if times > 1)
+        return f"row {twice} is there twice"
+    expected = dict(zip(planned["uri"].to_pylist(), planned["etag"].to_pylist(), strict=True))
+    found = dict(zip(rows["uri"].to_pylist(), rows["etag"].to_pylist(), strict=True))
+    if expected != found:
+        missing, extra = expected.keys() - found.keys(), found.keys() - expected.keys()
+        return (
+            f"{len(missing)} planned images have no row, {len(extra)} rows were never planned, "
+            "or an etag differs"
+        )
+    return ""
+
+
+def _regroup(tables: Iterable[pa.Table], num_rows: int) -> Iterator[tuple[int, pa.Table]]:
+    """Concatenate tables into ones of `num_rows` or more, and count them; none is split."""
+    held: list[pa.Table] = []
+    for table in tables:
+        held.append(table)
+        if sum(each.num_rows for each in held) >= num_rows:
+            yield len(held), pa.concat_tables(held).unify_dictionaries().combine_chunks()
+            held = []
+    if held:
+        yield len(held), pa.concat_tables(held).unify_dictionaries().combine_chunks()
+
+
+def _write_part(folder: str, name: str, table: pa.Table) -> dict[str, Any]:
+    """Put one part; a twin's part of the same rows is as good, other rows there are an error."""
+    data = to_parquet(table)
+    try:
+        put_new(join(folder, name), data)
+    except ObjectExistsError:
+        data = read(join(folder, name))
+        if not pq.read_table(io.BytesIO(data)).equals(pq.read_table(io.BytesIO(to_parquet(table)))):
+            raise ImgclsError(
+                f"{join(folder, name)}: holds other rows than this run committed. Something else "
+                "wrote there; move it away and start the same command again."
+            ) from None
+    return {
+        "path": name,
+        "sha256": hashlib.sha256(data).hexdigest(),
+        "num_rows": table.num_rows,
+        "size_bytes": len(data),
+    }

@@ -1,0 +1,121 @@
+"""What one worker does, shard after shard: plan rows -> prediction rows -> attempt -> commit.
+
+In: a run's plan and the shards it is handed. Out: a ShardSummary per shard; the rows themselves go
+to the store. Invariant: the same worker runs in the local loop and inside a Ray actor, and it knows
+of neither.
+"""
+
+import time
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Self
+
+from imgcls import errors
+from imgcls.errors import BundleError, ImgclsError
+from imgcls.image.pool import DecoderPool
+from imgcls.model.artifact import read_bundle
+from imgcls.model.predict import Predictor, set_num_threads
+from imgcls.scoring.commit import commit_shard
+from imgcls.scoring.plan import Plan, Shard, read_shard_rows, run_uri
+from imgcls.scoring.shard import Provenance, score_shard
+
+
+@dataclass(frozen=True)
+class WorkerOptions:
+    """How a worker uses its machine; nothing here changes a row, but for the optional columns."""
+
+    num_cpus: int
+    device: str = "auto"
+    batch_size: int = 32
+    num_decoders: int = 0
+    top_k: int = 5
+    write_probs: bool = False
+    write_embedding: bool = False
+
+
+@dataclass(frozen=True)
+class ShardSummary:
+    """What became of one shard; small, and made of plain values, because it travels through Ray."""
+
+    shard_id: str
+    num_rows: int = 0
+    seconds: float = 0.0
+    status_counts: dict[str, int] = field(default_factory=dict)
+    error_kind: str = ""
+    error_message: str = ""
+
+    def error(self) -> ImgclsError | None:
+        """Return the error that kept the shard from being committed, if any."""
+        if not self.error_kind:
+            return None
+        kind: type[ImgclsError] = getattr(errors, self.error_kind)
+        return kind(self.error_message)
+
+
+class ShardWorker:
+    """A model and a decoder pool, ready for shards of one run. Thread-safe: shards may overlap.
+
+    Raises:
+        BundleError: the bundle at the planned place is not the planned one any more.
+    """
+
+    def __init__(self, output: str, plan: Plan, options: WorkerOptions) -> None:
+        self._output, self._plan, self._options = output, plan, options
+        set_num_threads(options.num_cpus)
+        bundle = read_bundle(plan.model_uri)
+        if bundle.digest != plan.model_digest:
+            raise BundleError(
+                f"{plan.model_uri}: digest is {bundle.digest}, run {plan.run_id} was planned with "
+                f"{plan.model_digest}. A bundle must not be changed in place; register a new "
+                "version."
+            )
+        self._pool = DecoderPool(
+            bundle.decode_spec, bundle.preprocess_spec, options.num_decoders or options.num_cpus
+        )
+        self._predictor = Predictor(
+            bundle,
+            device=options.device,
+            batch_size=options.batch_size,
+            top_k=options.top_k,
+            embedding=options.write_embedding,
+        )
+        self._provenance = Provenance(
+            model=plan.model,
+            model_digest=plan.model_digest,
+            spec_digest=plan.spec_digest,
+            run_id=plan.run_id,
+            class_names=bundle.class_names.names,
+        )
+
+    def score(self, shard: Shard) -> ShardSummary:
+        """Score and commit one shard; an expected error goes into the summary, others go on."""
+        start_s = time.monotonic()
+        try:
+            table = score_shard(
+                read_shard_rows(self._output, self._plan, shard),
+                predictor=self._predictor,
+                pool=self._pool,
+                provenance=self._provenance,
+                write_probs=self._options.write_probs,
+                write_embedding=self._options.write_embedding,
+            )
+            commit = commit_shard(run_uri(self._output, self._plan.run_id), shard.shard_id, table)
+        except ImgclsError as error:
+            return ShardSummary(
+                shard.shard_id, error_kind=type(error).__name__, error_message=str(error)
+            )
+        return ShardSummary(
+            shard.shard_id, commit.num_rows, time.monotonic() - start_s, commit.status_counts
+        )
+
+    def __enter__(self) -> Self:
+        self._pool.__enter__()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._pool.__exit__(kind, error, trace)

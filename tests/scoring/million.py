@@ -1,0 +1,103 @@
+"""Plan, publish, verify and plan again a run of many keys, and tell each stage's time and memory.
+
+`python -m tests.scoring.million FOLDER NUM_KEYS` prints one JSON line per stage. No image is
+scored: the rows of each shard are made up, so that only the driver's own work is measured.
+"""
+
+import json
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from typing import Any
+
+import pyarrow as pa
+
+from imgcls.scoring.commit import commit_shard, read_commits
+from imgcls.scoring.ledger import published_keys
+from imgcls.scoring.plan import Plan, read_shard_rows, run_uri, stage, write_plan
+from imgcls.scoring.publish import publish
+from imgcls.scoring.verify import check_run
+from imgcls.storage.objects import ObjectInfo
+from tests.scoring.tiny import prediction_rows
+
+NOW = datetime(2026, 11, 22, tzinfo=UTC)
+MODEL_DIGEST, SPEC_DIGEST = "d" * 64, "s" * 64
+
+
+def listing(num_keys: int) -> Iterator[ObjectInfo]:
+    """Yield keys as hospitals name them, not in order."""
+    for number in range(num_keys):
+        key = f"patient-{number * 7919 % num_keys:08d}/study-{number % 13}/{number:08d}.dcm"
+        yield ObjectInfo(f"s3://scans/incoming/{key}", f"{number:032x}", 50_000, NOW, None)
+
+
+def peak_mib() -> float:
+    """Return the highest memory that this process has had."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def measured(name: str, work: Callable[[], dict[str, Any]], base_mib: float) -> None:
+    """Do the work and print what it took."""
+    start_s = time.monotonic()
+    facts = work()
+    record = {"stage": name, "s": round(time.monotonic() - start_s, 1)}
+    record["grown_mib"] = round(peak_mib() - base_mib)
+    print(json.dumps(record | facts), flush=True)  # noqa: T201 - this program's output
+
+
+def main(folder: str, num_keys: str) -> None:
+    """Measure the stages in order."""
+    base_mib = peak_mib()
+    plans: list[Plan] = []
+
+    def plan() -> dict[str, Any]:
+        with stage(listing(int(num_keys))) as staging:
+            plans.append(
+                write_plan(
+                    folder,
+                    staging,
+                    run_id="night",
+                    date="2026-11-22",
+                    source="s3://scans/incoming",
+                    model="m",
+                    model_uri="m",
+                    model_digest=MODEL_DIGEST,
+                    spec_digest=SPEC_DIGEST,
+                    config={},
+                    shard_size=2048,
+                )
+            )
+        return {"planned": plans[0].counts["planned"], "shards": len(plans[0].shard_rows)}
+
+    def commit() -> dict[str, Any]:
+        for shard in plans[0].shards():
+            planned = read_shard_rows(folder, plans[0], shard)
+            rows = prediction_rows(planned["uri"].to_pylist(), ["ok"] * planned.num_rows)
+            topk = pa.array([[1, 2, 3, 4, 5]] * rows.num_rows, pa.list_(pa.int32()))
+            rows = rows.set_column(1, rows.schema.field(1), planned["etag"])
+            rows = rows.set_column(12, rows.schema.field(12), topk)
+            commit_shard(run_uri(folder, "night"), shard.shard_id, rows)
+        return {}
+
+    def publish_run() -> dict[str, Any]:
+        commits = {commit.shard_id: commit for commit in read_commits(run_uri(folder, "night"))}
+        manifest = publish(folder, plans[0], commits)
+        return {"rows": manifest.counts["rows"], "parts": len(manifest.parts)}
+
+    def difference() -> dict[str, Any]:
+        with stage(listing(int(num_keys))) as staging:
+            keys = published_keys(folder, MODEL_DIGEST, SPEC_DIGEST)
+            counts = staging.exclude(keys, retry_failed=False)
+            return {"to_score": staging.count(), "unchanged": counts["unchanged"]}
+
+    measured("plan", plan, base_mib)
+    measured("commit", commit, base_mib)
+    measured("publish", publish_run, base_mib)
+    measured("difference", difference, base_mib)
+    measured("verify", lambda: {"problems": len(list(check_run(folder, plans[0])))}, base_mib)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

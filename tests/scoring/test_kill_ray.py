@@ -1,0 +1,192 @@
+"""Kill workers, nodes and drivers of a real Ray cluster: every image ends as exactly one row."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from imgcls.config import ScoreConfig
+from imgcls.scoring.driver import score
+from tests.scoring.tiny import comparable, published_rows, write_images
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(280)]
+
+NUM_IMAGES = 1500
+
+
+class RayCluster:
+    """A head without CPUs and three 1-CPU nodes, each a raylet of its own on this machine."""
+
+    def __init__(self) -> None:
+        from ray.cluster_utils import Cluster
+
+        self._cluster = Cluster(
+            initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False}
+        )
+        self.nodes = [self._cluster.add_node(num_cpus=1) for _ in range(3)]
+        self.address = self._cluster.address
+
+    def actor_pids(self) -> list[int]:
+        """Return the processes of our raylets that run a ShardActor."""
+        raylets = {
+            info.process.pid
+            for node in self.nodes
+            for infos in node.all_processes.values()
+            for info in infos
+        }
+        return [pid for pid, parent, title in processes() if parent in raylets and "Shard" in title]
+
+    def kill_node(self) -> None:
+        """Kill the raylet of one node, and with it all its workers, without goodbye."""
+        self._cluster.remove_node(self.nodes.pop(), allow_graceful=False)
+
+    def close(self) -> None:
+        self._cluster.shutdown()
+
+
+def processes() -> Iterator[tuple[int, int, str]]:
+    """Yield (pid, parent, command line) of every process that is still there when read."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            title = (
+                (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode("utf-8", "replace")
+            )
+            parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        yield int(folder.name), parent, title
+
+
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[RayCluster]:
+    started = RayCluster()
+    monkeypatch.setenv("RAY_ADDRESS", started.address)
+    yield started
+    started.close()
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = str(tmp_path_factory.mktemp("bucket"))
+    write_images(folder, NUM_IMAGES)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def undisturbed(
+    source: str, model_ref: str, tmp_path_factory: pytest.TempPathFactory
+) -> list[dict[str, object]]:
+    """The oracle: a single-process run over the same input."""
+    output = str(tmp_path_factory.mktemp("oracle"))
+    score(ScoreConfig(source, model_ref, output, executor="local"))
+    return comparable(published_rows(output))
+
+
+class Job:
+    """`python -m jobs.score` on the cluster, and what it has committed so far."""
+
+    def __init__(self, source: str, model_ref: str, output: Path) -> None:
+        self.command = [sys.executable, "-m", "jobs.score", "--source", source]
+        self.command += ["--model", model_ref, "--output", str(output), "--run-id", "night"]
+        self.command += ["--shard-size", "64", "--batch-size", "8"]
+        self.commits = output / "_runs" / "night" / "commits"
+        self.process = self.start()
+
+    def start(self) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            self.command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+
+    def num_commits(self) -> int:
+        return len(list(self.commits.glob("*.json")))
+
+    def wait_for_commits(self, count: int) -> None:
+        while self.process.poll() is None and self.num_commits() < count:
+            time.sleep(0.01)
+        assert self.process.poll() is None, self.process.communicate()[1]
+
+    def finish(self) -> dict[str, object]:
+        stdout, stderr = self.process.communicate(timeout=200)
+        assert self.process.returncode == 0, stderr
+        result: dict[str, object] = json.loads(stdout.splitlines()[-1])
+        return result
+
+
+def test_killed_worker_loses_nothing(
+    cluster: RayCluster,
+    source: str,
+    model_ref: str,
+    undisturbed: list[dict[str, object]],
+    tmp_path: Path,
+) -> None:
+    job = Job(source, model_ref, tmp_path)
+    job.wait_for_commits(2)
+    victims = cluster.actor_pids()
+    assert victims
+    os.kill(victims[0], signal.SIGKILL)
+    assert job.finish()["rows"] == NUM_IMAGES
+    assert comparable(published_rows(str(tmp_path))) == undisturbed
+
+
+@pytest.mark.slow
+def test_killed_node_loses_nothing(
+    cluster: RayCluster,
+    source: str,
+    model_ref: str,
+    undisturbed: list[dict[str, object]],
+    tmp_path: Path,
+) -> None:
+    job = Job(source, model_ref, tmp_path)
+    job.wait_for_commits(2)
+    cluster.kill_node()
+    assert job.finish()["rows"] == NUM_IMAGES
+    assert comparable(published_rows(str(tmp_path))) == undisturbed
+
+
+@pytest.mark.slow
+def test_driver_killed_twice_is_finished_by_the_same_command(
+    cluster: RayCluster,
+    source: str,
+    model_ref: str,
+    undisturbed: list[dict[str, object]],
+    tmp_path: Path,
+) -> None:
+    job = Job(source, model_ref, tmp_path)
+    for commits in (2, 6):
+        job.wait_for_commits(commits)
+        os.kill(job.process.pid, signal.SIGKILL)
+        job.process.communicate()
+        job.process = job.start()
+    result = job.finish()
+    assert result["rows"] == NUM_IMAGES
+    assert int(str(result["rows_scored_now"])) < NUM_IMAGES, "the rest only"
+    assert comparable(published_rows(str(tmp_path))) == undisturbed
+
+
+@pytest.mark.slow
+def test_suspended_worker_that_wakes_up_late_changes_nothing(
+    cluster: RayCluster,
+    source: str,
+    model_ref: str,
+    undisturbed: list[dict[str, object]],
+    tmp_path: Path,
+) -> None:
+    job = Job(source, model_ref, tmp_path)
+    job.wait_for_commits(2)
+    victim = cluster.actor_pids()[0]
+    os.kill(victim, signal.SIGSTOP)
+    try:
+        # The same run id started elsewhere finishes without the sleeper.
+        score(ScoreConfig(source, model_ref, str(tmp_path), run_id="night", executor="local"))
+        published = comparable(published_rows(str(tmp_path)))
+        assert published == undisturbed
+    finally:
+        os.kill(victim, signal.SIGCONT)
+    assert job.finish()["rows"] == NUM_IMAGES
+    assert comparable(published_rows(str(tmp_path))) == published

@@ -1,0 +1,86 @@
+from pathlib import Path
+
+import pytest
+
+from imgcls.errors import ConfigError, SourceError
+from imgcls.scoring.listing import covers, glob_to_regex, list_source
+from imgcls.storage.objects import ObjectInfo, put
+
+
+def listed(source: str) -> list[str]:
+    return [entry.uri for entry in list_source(source) if isinstance(entry, ObjectInfo)]
+
+
+@pytest.mark.parametrize(
+    ("glob", "key", "matches"),
+    [
+        ("night/*.png", "night/a.png", True),
+        ("night/*.png", "night/lot/a.png", False),
+        ("night/**/*.png", "night/lot/cam/a.png", True),
+        ("night/**/*.png", "night/a.png", True),
+        ("night/**", "night/lot/a", True),
+        ("a.b/*", "aXb/c", False),
+        ("lot[1]/*?", "lot[1]/a?", True),
+        ("lot[1]/*", "lot1/a", False),
+        ("night/*", "night/new\nline", True),
+    ],
+)
+def test_glob_stars_are_the_only_wildcards(glob: str, key: str, matches: bool) -> None:
+    assert (glob_to_regex(glob).fullmatch(key) is not None) is matches
+
+
+@pytest.mark.parametrize(
+    ("source", "uri", "covered"),
+    [
+        ("s3://b/night", "s3://b/night/out/part", True),
+        ("s3://b/night/", "s3://b/night-out/part", False),
+        ("s3://b", "s3://b/out/part", True),
+        ("s3://b", "s3://c/out/part", False),
+        ("s3://b/**", "s3://b/out/part", True),
+        ("s3://b/*", "s3://b/out/part", False),
+        ("s3://b/**/*.png", "s3://b/out/part.parquet", False),
+        ("images", "images/out/part", True),
+        ("/data/list.csv", "/data/list.csv/x", False),
+    ],
+)
+def test_source_covers_what_listing_it_would_list(source: str, uri: str, covered: bool) -> None:
+    assert covers(source, uri) is covered
+
+
+def test_prefix_lists_every_object_whatever_its_name(tmp_path: Path) -> None:
+    names = ["a.png", "_hidden.webp", ".dot", "no-ending", "deep/er/x.tif"]
+    for name in names:
+        put(str(tmp_path / name), b"x")
+    assert listed(str(tmp_path)) == sorted(str(tmp_path / name) for name in names)
+
+
+def test_glob_lists_only_what_matches(tmp_path: Path) -> None:
+    for name in ["a.png", "a.txt", "deep/b.png"]:
+        put(str(tmp_path / name), b"x")
+    assert listed(f"{tmp_path}/*.png") == [str(tmp_path / "a.png")]
+    assert len(listed(f"{tmp_path}/**/*.png")) == 2
+
+
+def test_manifest_lists_its_uris_once_and_plans_the_missing_ones(tmp_path: Path) -> None:
+    put(str(tmp_path / "a.png"), b"xyz")
+    rows = [str(tmp_path / "a.png"), str(tmp_path / "gone.png"), str(tmp_path / "a.png")]
+    put(str(tmp_path / "list.csv"), ("uri\n" + "\n".join(rows) + "\n").encode())
+    entries = list(list_source(str(tmp_path / "list.csv")))
+    objects = [entry for entry in entries if isinstance(entry, ObjectInfo)]
+    assert [(info.uri, info.size_bytes) for info in objects] == [(rows[0], 3), (rows[1], 0)]
+    assert objects[1].etag == ""
+    assert len(entries) == 3, "the second mention is skipped by name, not forgotten"
+
+
+def test_manifest_without_uri_names_the_columns_it_has(tmp_path: Path) -> None:
+    put(str(tmp_path / "list.csv"), b"path,label\na,b\n")
+    with pytest.raises(ConfigError, match=r"uri.*path"):
+        list(list_source(str(tmp_path / "list.csv")))
+
+
+def test_empty_and_missing_prefix_are_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match="nowhere"):
+        list(list_source(str(tmp_path / "nowhere")))
+    put(str(tmp_path / "a.png"), b"x")
+    with pytest.raises(SourceError, match=r"\*\.tif"):
+        list(list_source(f"{tmp_path}/*.tif"))

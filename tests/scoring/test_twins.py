@@ -1,0 +1,69 @@
+"""Two starts of one run id, and readers while runs publish."""
+
+import json
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pyarrow.parquet as pq
+
+from imgcls.config import ScoreConfig, VerifyConfig
+from imgcls.scoring.commit import read_commits
+from imgcls.scoring.driver import score
+from imgcls.scoring.ledger import list_published
+from imgcls.scoring.plan import read_plan, run_uri
+from imgcls.scoring.verify import verify
+from tests.scoring.tiny import comparable, published_rows, write_images
+
+NUM_IMAGES = 48
+NUM_PAIRS = 20
+
+
+def test_double_starts_publish_once_and_readers_never_see_a_partial_night(
+    model_ref: str, tmp_path: Path
+) -> None:
+    write_images(str(tmp_path / "bucket"), NUM_IMAGES)
+    score(
+        ScoreConfig(str(tmp_path / "bucket"), model_ref, str(tmp_path / "oracle"), executor="local")
+    )
+    undisturbed = comparable(published_rows(str(tmp_path / "oracle")))
+    output = str(tmp_path / "out")
+    command = [sys.executable, "-m", "tests.scoring.forked_twins", str(tmp_path / "bucket")]
+    command += [model_ref, output, str(NUM_PAIRS)]
+    twins = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    reads: Counter[int] = Counter()
+    while twins.poll() is None:
+        reads[read_all_nights(output)] += 1
+    assert twins.returncode == 0
+    assert twins.stdout is not None
+    codes = [json.loads(line) for line in twins.stdout]
+    assert codes == [[0, 0]] * NUM_PAIRS
+    assert sum(reads.values()) >= 20
+    assert len(reads) > 3, "the readers must have seen nights appear"
+    for number in range(NUM_PAIRS):
+        run_id = f"run-{number:02d}"
+        plan = read_plan(output, run_id)
+        assert plan is not None
+        commits = list(read_commits(run_uri(output, run_id)))
+        assert len(commits) == len(plan.shard_rows) == 6
+        rows = published_rows(output)
+        mine = [row for row in rows.to_pylist() if row["run_id"] == run_id]
+        names = ("uri", "status", "label", "topk_prob")
+        assert [[row[n] for n in names] for row in mine] == [
+            [row[n] for n in names] for row in undisturbed
+        ]
+    assert verify(VerifyConfig(output))["rows"] == NUM_PAIRS * NUM_IMAGES
+
+
+def read_all_nights(output: str) -> int:
+    """Read as a careful reader (manifests) and a naive one (glob) do; return the nights seen."""
+    nights = 0
+    for folder, manifest in list_published(output):
+        nights += 1
+        tables = [pq.read_table(Path(folder) / part["path"]) for part in manifest.parts]
+        assert sum(table.num_rows for table in tables) == NUM_IMAGES
+    for folder in Path(output).glob("date=*/run=*"):
+        parts = list(folder.glob("*.parquet"))
+        assert sum(pq.read_table(part).num_rows for part in parts) in (0, NUM_IMAGES)
+    return nights

@@ -1,0 +1,106 @@
+"""A small real model and small real images, for every test that scores."""
+
+import io
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from imgcls.image.encode import encode_png
+from imgcls.image.spec import DecodeSpec, PreprocessSpec
+from imgcls.model.artifact import Bundle, make_golden
+from imgcls.model.build import build_model
+from imgcls.model.labels import ClassNames
+from imgcls.schema import PREDICTION_SCHEMA
+from imgcls.scoring.publish import read_manifest
+from imgcls.storage.objects import list_objects, put, read
+from imgcls.storage.uri import join
+
+IMAGE_PX = 32
+
+
+def make_bundle(seed: int = 0, num_classes: int = 7) -> Bundle:
+    """A simple_cnn with random weights: what it says is arbitrary, and always the same."""
+    torch.manual_seed(seed)
+    spec = PreprocessSpec.for_image_px(IMAGE_PX)
+    model = build_model("simple_cnn", num_classes).eval()
+    with torch.no_grad():
+        # Random weights answer nearly the same for every image; larger ones tell images apart.
+        for parameter in model.parameters():
+            parameter.mul_(2.5)
+    generator = torch.Generator().manual_seed(seed)
+    golden_x_BCHW = torch.randint(0, 256, (4, 3, IMAGE_PX, IMAGE_PX), generator=generator).to(
+        torch.uint8
+    )
+    return Bundle(
+        arch="simple_cnn",
+        class_names=ClassNames(tuple(f"class-{label}" for label in range(num_classes))),
+        decode_spec=DecodeSpec(),
+        preprocess_spec=spec,
+        state_dict=model.state_dict(),
+        metrics={},
+        split_digest="",
+        training={},
+        golden_x_BCHW=golden_x_BCHW,
+        golden_probs_BK=make_golden(model, golden_x_BCHW, spec),
+    )
+
+
+def image_bytes(number: int) -> bytes:
+    """The PNG of test image `number`: noise of its own seed."""
+    rng = np.random.default_rng(number)
+    height, width = rng.integers(20, 60, size=2)
+    return encode_png(rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+def write_images(root: str, count: int) -> list[str]:
+    """Write `count` images under a prefix and return their uris, sorted."""
+    uris = [join(root, f"lot-{number % 7}", f"{number:05d}.png") for number in range(count)]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(put, uris, map(image_bytes, range(count))))
+    return sorted(uris)
+
+
+def published_rows(output: str) -> pa.Table:
+    """Read what a reader of Parquet sees: every part that a manifest names."""
+    tables = []
+    for info in list_objects(output):
+        folder, _, name = info.uri.rpartition("/")
+        if name == "_manifest.json":
+            manifest = read_manifest(folder)
+            assert manifest is not None
+            tables += [
+                pq.read_table(io.BytesIO(read(join(folder, part["path"]))))
+                for part in manifest.parts
+            ]
+    return pa.concat_tables(tables)
+
+
+def comparable(rows: pa.Table) -> list[dict[str, object]]:
+    """Rows without what may differ between two runs over the same images."""
+    return sorted(
+        rows.drop_columns(["run_id", "scored_at"]).to_pylist(),
+        key=lambda row: (row["uri"], row["frame"] or 0),
+    )
+
+
+def prediction_rows(uris: list[str], statuses: list[str]) -> pa.Table:
+    """Prediction rows that no model made, for tests of what happens to rows."""
+    constants = {
+        "etag": "e",
+        "size_bytes": 1,
+        "last_modified": datetime(2026, 11, 22, tzinfo=UTC),
+        "model": "m",
+        "model_digest": "d",
+        "spec_digest": "s",
+        "run_id": "night",
+        "scored_at": datetime(2026, 11, 22, tzinfo=UTC),
+    }
+    rows = [
+        {"uri": uri, "status": status, **constants}
+        for uri, status in zip(uris, statuses, strict=True)
+    ]
+    return pa.Table.from_pylist(rows, schema=PREDICTION_SCHEMA)

@@ -1,0 +1,294 @@
+import json
+import time
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from imgcls.config import (
+    GcConfig,
+    NightlyConfig,
+    PlanConfig,
+    RollbackConfig,
+    ScoreConfig,
+    VerifyConfig,
+)
+from imgcls.errors import ConfigError, ImgclsError, LeaseHeldError
+from imgcls.model.registry import promote, register
+from imgcls.nightly import nightly, show_plan
+from imgcls.scoring.cleanup import gc, rollback
+from imgcls.scoring.driver import score
+from imgcls.scoring.lease import Lease
+from imgcls.scoring.ledger import list_published
+from imgcls.scoring.verify import verify
+from imgcls.storage.embedded import EmbeddedS3
+from imgcls.storage.objects import list_objects, put
+from tests.scoring.tiny import image_bytes, make_bundle, published_rows, write_images
+
+
+@pytest.fixture
+def night(tmp_path: Path) -> NightlyConfig:
+    """Config of a night over 70 images, with a promoted model."""
+    registry = str(tmp_path / "registry")
+    register(registry, "tiny", make_bundle())
+    promote(f"{registry}/tiny@v1", "production")
+    write_images(str(tmp_path / "bucket"), 70)
+    return NightlyConfig(
+        str(tmp_path / "bucket"),
+        f"{registry}/tiny@production",
+        str(tmp_path / "out"),
+        date="2026-11-22",
+        executor="local",
+    )
+
+
+def rows_by_run(config: NightlyConfig) -> dict[str, list[str]]:
+    rows: dict[str, list[str]] = {}
+    for row in published_rows(config.output).to_pylist():
+        rows.setdefault(row["run_id"], []).append(row["uri"].removeprefix(f"{config.source}/"))
+    return rows
+
+
+def test_second_night_scores_only_what_is_new_or_changed(night: NightlyConfig) -> None:
+    first = nightly(night)
+    assert (first["run_id"], first["rows"], first["verified"]) == ("nightly-2026-11-22", 70, True)
+    put(f"{night.source}/new.png", image_bytes(500))
+    put(f"{night.source}/lot-0/00000.png", image_bytes(501))
+    second = nightly(night)
+    assert second["difference"] == {"new": 1, "changed": 1, "failed_before": 0, "unchanged": 69}
+    assert rows_by_run(night)["nightly-2026-11-22-2"] == ["lot-0/00000.png", "new.png"]
+
+
+def test_night_without_news_ends_at_once_and_writes_nothing(night: NightlyConfig) -> None:
+    nightly(night)
+    before = [(i.uri, i.etag) for i in list_objects(night.output) if "_lease" not in i.uri]
+    start_s = time.monotonic()
+    result = nightly(night)
+    assert time.monotonic() - start_s < 5
+    assert result["rows"] == 0
+    assert [(i.uri, i.etag) for i in list_objects(night.output) if "_lease" not in i.uri] == before
+
+
+def test_promoted_model_rescores_everything_by_itself(night: NightlyConfig) -> None:
+    nightly(night)
+    registry = night.model.partition("/tiny@")[0]
+    register(registry, "tiny", make_bundle(seed=1))
+    promote(f"{registry}/tiny@v2", "production")
+    assert nightly(night)["rows"] == 70
+    assert nightly(night)["rows"] == 0
+
+
+def test_failed_rows_are_replayed_only_on_request(night: NightlyConfig) -> None:
+    put(f"{night.source}/bad.png", b"no image")
+    assert nightly(night)["status_counts"] == {"ok": 70, "unsupported": 1}
+    assert nightly(night)["rows"] == 0
+    again = nightly(NightlyConfig(**{**vars(night), "retry_failed": True}))
+    assert (again["rows"], again["status_counts"]) == (1, {"unsupported": 1})
+
+
+def test_plan_counts_what_a_night_would_do_and_writes_nothing(night: NightlyConfig) -> None:
+    nightly(night)
+    put(f"{night.source}/new.png", image_bytes(500))
+    before = sorted(i.uri for i in list_objects(night.output))
+    plan = show_plan(PlanConfig(night.source, night.model, night.output))
+    assert (plan["to_score"], plan["new"], plan["unchanged"], plan["shards"]) == (1, 1, 70, 1)
+    assert plan["size_bytes"] == len(image_bytes(500))
+    assert sorted(i.uri for i in list_objects(night.output)) == before
+
+
+def test_unfinished_night_is_finished_not_planned_again(
+    night: NightlyConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def die(*_args: object, **_kwargs: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("imgcls.scoring.driver.publish", die)
+        with pytest.raises(KeyboardInterrupt):
+            nightly(night)
+    put(f"{night.source}/new.png", image_bytes(500))
+    result = nightly(night)
+    assert (result["run_id"], result["rows"]) == ("nightly-2026-11-22", 70)
+    assert result["rows_scored_now"] == 0
+    assert nightly(night)["rows"] == 1
+
+
+def test_unfinished_night_that_was_overtaken_is_left_alone(
+    night: NightlyConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def die(*_args: object, **_kwargs: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("imgcls.scoring.driver.publish", die)
+        with pytest.raises(KeyboardInterrupt):
+            nightly(night)
+    nightly(NightlyConfig(**{**vars(night), "date": "2026-11-23"}))
+    assert nightly(night)["rows"] == 0
+    assert sorted(rows_by_run(night)) == ["nightly-2026-11-23"]
+
+
+def test_second_run_is_told_who_holds_the_lease(night: NightlyConfig) -> None:
+    with (
+        Lease(night.output, "somebody"),
+        pytest.raises(LeaseHeldError, match=r"held by somebody on .* since 20"),
+    ):
+        nightly(night)
+    assert nightly(night)["rows"] == 70
+
+
+def test_lost_lease_publishes_nothing(night: NightlyConfig) -> None:
+    lease_uri = Path(night.output) / "_lease.json"
+
+    class Thief(NightlyConfig):
+        """Steals the lease when the run asks for its batch size, that is after it was taken."""
+
+        def __getattribute__(self, name: str) -> object:
+            if name == "batch_size" and lease_uri.exists():
+                lease_uri.write_text(lease_uri.read_text().replace('"token"', '"token" '))
+            return super().__getattribute__(name)
+
+    with pytest.raises(LeaseHeldError, match="lost"):
+        nightly(Thief(**vars(night)))
+    assert list(list_published(night.output)) == []
+
+
+def test_rolled_back_night_is_gone_for_readers_and_for_the_ledger(night: NightlyConfig) -> None:
+    nightly(night)
+    result = rollback(RollbackConfig(night.output, "nightly-2026-11-22"))
+    assert (result["rows"], result["parts_removed"]) == (70, 1)
+    assert list(list_published(night.output)) == []
+    assert not any("date=" in info.uri for info in list_objects(night.output))
+    again = nightly(night)
+    assert (again["run_id"], again["rows"]) == ("nightly-2026-11-22-2", 70)
+    with pytest.raises(ConfigError, match="rolled back"):
+        score(ScoreConfig(night.source, night.model, night.output, run_id="nightly-2026-11-22"))
+
+
+def test_gc_removes_attempts_of_published_runs_and_nothing_a_manifest_names(
+    night: NightlyConfig,
+) -> None:
+    nightly(night)
+    rows = published_rows(night.output)
+    assert gc(GcConfig(night.output))["removed"] == 0, "younger than a day"
+    assert gc(GcConfig(night.output, older_than="0s", dry_run=True))["removed"] == 2
+    assert gc(GcConfig(night.output, older_than="0s"))["removed"] == 2
+    assert not any("/attempts/" in info.uri for info in list_objects(night.output))
+    assert published_rows(night.output).equals(rows)
+    assert verify(VerifyConfig(night.output))["rows"] == 70
+    assert nightly(night)["rows"] == 0
+
+
+def test_gc_removes_abandoned_runs_only_on_request(
+    night: NightlyConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def die(*_args: object, **_kwargs: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("imgcls.scoring.driver.publish", die)
+    with pytest.raises(KeyboardInterrupt):
+        nightly(night)
+    assert gc(GcConfig(night.output, older_than="0s"))["removed"] == 0
+    assert gc(GcConfig(night.output, older_than="0s", abandoned=True))["removed"] > 0
+    assert not any("/_runs/" in info.uri for info in list_objects(night.output))
+
+
+@pytest.mark.s3
+def test_gc_aborts_uploads_that_nobody_finished(s3_bucket: str, s3_server: EmbeddedS3) -> None:
+    bucket = s3_bucket.removeprefix("s3://")
+    for key in ("out/_runs/night/attempts/000000-x.parquet", "other/x"):
+        s3_server.client.create_multipart_upload(Bucket=bucket, Key=key)
+    assert gc(GcConfig(f"{s3_bucket}/out"))["uploads_aborted"] == 0, "younger than a day"
+    assert gc(GcConfig(f"{s3_bucket}/out", older_than="0s"))["uploads_aborted"] == 1
+    pending = s3_server.client.list_multipart_uploads(Bucket=bucket)["Uploads"]
+    assert [upload["Key"] for upload in pending] == ["other/x"]
+
+
+def test_gc_refuses_an_age_that_is_none(night: NightlyConfig) -> None:
+    with pytest.raises(ConfigError, match="'yesterday'"):
+        gc(GcConfig(night.output, older_than="yesterday"))
+
+
+def tamper_part(out: Path) -> None:
+    [part] = out.glob("date=*/run=*/part-*.parquet")
+    part.write_bytes(part.read_bytes()[:-1] + b"\0")
+
+
+def add_part(out: Path) -> None:
+    [part] = out.glob("date=*/run=*/part-*.parquet")
+    part.with_name("part-00001.parquet").write_bytes(part.read_bytes())
+
+
+def drop_commit(out: Path) -> None:
+    next(out.glob("_runs/*/commits/*.json")).unlink()
+
+
+def swap_attempt(out: Path) -> None:
+    first, second = sorted(out.glob("_runs/*/attempts/*.parquet"))
+    first.write_bytes(second.read_bytes())
+
+
+def miscount(out: Path) -> None:
+    [manifest] = out.glob("date=*/run=*/_manifest.json")
+    fields = json.loads(manifest.read_text())
+    fields["counts"]["rows"] += 1
+    manifest.write_text(json.dumps(fields))
+
+
+def tamper_plan(out: Path) -> None:
+    [plan] = out.glob("_runs/*/plan/*.parquet")
+    data = bytearray(plan.read_bytes())
+    data[len(data) // 2 - 200] ^= 1
+    plan.write_bytes(bytes(data))
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (tamper_part, "not the bytes that the manifest names"),
+        (add_part, "the manifest does not name it"),
+        (drop_commit, "has no commit"),
+        (swap_attempt, "sha256"),
+        (miscount, "the manifest says 71"),
+    ],
+)
+def test_verify_finds_what_was_tampered_with(
+    damage: object, words: str, night: NightlyConfig
+) -> None:
+    nightly(night)
+    assert verify(VerifyConfig(night.output))["rows"] == 70
+    damage(Path(night.output))  # type: ignore[operator]
+    with pytest.raises(ImgclsError, match=words):
+        verify(VerifyConfig(night.output))
+
+
+def test_ledger_differences_in_duckdb_match_a_plain_set_difference(tmp_path: Path) -> None:
+    from datetime import UTC, datetime
+
+    from imgcls.scoring.plan import stage
+    from imgcls.storage.objects import ObjectInfo
+
+    now = datetime(2026, 11, 22, tzinfo=UTC)
+    listed = [ObjectInfo(f"k{n:03d}", f"e{n % 3}", 1, now, None) for n in range(300)]
+    published = [(f"k{n:03d}", f"e{n % 2}", "ok" if n % 5 else "corrupt") for n in range(150)]
+    table = pa.table(
+        {
+            name: list(column)
+            for name, column in zip(
+                ("uri", "etag", "status"), zip(*published, strict=True), strict=True
+            )
+        }
+    )
+    with stage(iter(listed)) as staging:
+        counts = staging.exclude(iter([table]), retry_failed=False)
+        left = [uri for part in staging.sorted_tables(7) for uri in part["uri"].to_pylist()]
+    known = {(uri, etag): status for uri, etag, status in published}
+    uris = {uri for uri, _ in known}
+    keys = [(info.uri, info.etag) for info in listed]
+    assert left == [uri for uri, etag in keys if (uri, etag) not in known]
+    assert counts == {
+        "new": sum(uri not in uris for uri, _ in keys),
+        "changed": sum(key not in known and key[0] in uris for key in keys),
+        "failed_before": sum(known.get(key) == "corrupt" for key in keys),
+        "unchanged": sum(known.get(key) == "ok" for key in keys),
+    }
