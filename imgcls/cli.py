@@ -1,0 +1,180 @@
+"""The command line: one subcommand per job, its flags the fields of the job's config class.
+
+In: argv. Out: an exit code; one JSON object as the last line of stdout, also when the job failed.
+Invariant: nothing heavy is imported before a command is chosen, so `imgcls --help` answers at once.
+"""
+
+import argparse
+import ast
+import difflib
+import importlib
+import logging
+import os
+import signal
+import sys
+from dataclasses import MISSING, dataclass, fields
+from pathlib import Path
+from types import FrameType
+from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
+
+from imgcls import config, logs
+from imgcls.errors import ImgclsError, RunStoppedError
+
+log = logging.getLogger("imgcls.cli")  # __name__ is __main__ under `python -m`
+
+
+@dataclass(frozen=True)
+class Command:
+    """A job: its flags, and where the function is that does it."""
+
+    config: type
+    function: str
+
+
+COMMANDS = {
+    "train": Command(config.TrainConfig, "imgcls.training.driver:train"),
+    "score": Command(config.ScoreConfig, "imgcls.scoring.driver:score"),
+    "nightly": Command(config.NightlyConfig, "imgcls.nightly:nightly"),
+    "plan": Command(config.PlanConfig, "imgcls.nightly:show_plan"),
+    "evaluate": Command(config.EvaluateConfig, "imgcls.evaluation:evaluate"),
+    "promote": Command(config.PromoteConfig, "imgcls.model.registry:promote_version"),
+    "verify": Command(config.VerifyConfig, "imgcls.scoring.verify:verify"),
+    "rollback": Command(config.RollbackConfig, "imgcls.scoring.cleanup:rollback"),
+    "gc": Command(config.GcConfig, "imgcls.scoring.cleanup:gc"),
+    "demo": Command(config.DemoConfig, "imgcls.demo:demo"),
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run `imgcls COMMAND ...` and return its exit code."""
+    parser = _Parser(
+        prog="imgcls", description="Train an image classifier; score whole buckets with it."
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    docs = _read_docs()
+    parsers = {}
+    for name, command in COMMANDS.items():
+        summary = _first_line(command)
+        parsers[name] = commands.add_parser(
+            name, help=summary, description=summary, allow_abbrev=False
+        )
+        _add_flags(parsers[name], command, docs)
+    arguments, unknown = parser.parse_known_args(argv)
+    values = vars(arguments)
+    name = values.pop("command")
+    return _run(name, parsers[name].checked(values, unknown))
+
+
+def run_job(name: str, argv: list[str] | None = None) -> int:
+    """Run one job as `python -m jobs.NAME ...` and return its exit code."""
+    command = COMMANDS[name]
+    parser = _Parser(
+        prog=f"python -m jobs.{name}", description=_first_line(command), allow_abbrev=False
+    )
+    _add_flags(parser, command, _read_docs())
+    arguments, unknown = parser.parse_known_args(argv)
+    return _run(name, parser.checked(vars(arguments), unknown))
+
+
+class _Parser(argparse.ArgumentParser):
+    """Argparse, with errors in one line that names the value and the way out."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
+
+    def checked(self, values: dict[str, Any], unknown: list[str]) -> dict[str, Any]:
+        """Return the values, or exit 2 for an unknown flag, then for a missing one."""
+        flags = [flag for action in self._actions for flag in action.option_strings]
+        for word in unknown:
+            near = difflib.get_close_matches(word.split("=")[0], flags, n=1)
+            self.error(f"unknown {word}" + (f", did you mean {near[0]}?" if near else ""))
+        missing = [name for name, value in values.items() if value is MISSING]
+        if missing:
+            self.error("missing " + ", ".join(f"--{name.replace('_', '-')}" for name in missing))
+        return values
+
+
+def _first_line(command: Command) -> str:
+    return str(command.config.__doc__).splitlines()[0]
+
+
+def _read_docs() -> dict[tuple[str, str], str]:
+    """Read the docstrings under the fields of config.py, which Python itself does not keep."""
+    docs = {}
+    tree = ast.parse(Path(config.__file__).read_text(encoding="utf-8"))
+    for cls in (node for node in tree.body if isinstance(node, ast.ClassDef)):
+        for target, text in zip(cls.body, cls.body[1:], strict=False):
+            match target, text:
+                case (
+                    ast.AnnAssign(target=ast.Name(id=name)),
+                    ast.Expr(value=ast.Constant(value=str(doc))),
+                ):
+                    docs[cls.name, name] = " ".join(doc.split())
+    return docs
+
+
+def _add_flags(
+    parser: argparse.ArgumentParser, command: Command, docs: dict[tuple[str, str], str]
+) -> None:
+    hints = get_type_hints(command.config)
+    for field in fields(command.config):
+        docs_of = (docs.get((cls.__name__, field.name)) for cls in command.config.__mro__)
+        text = next(filter(None, docs_of)).replace("%", "%%")
+        if field.default is MISSING:
+            text = f"{text} (required)"
+        elif field.default not in ("", False):
+            text = f"{text} (default: {field.default})"
+        parser.add_argument(
+            f"--{field.name.replace('_', '-')}",
+            dest=field.name,
+            help=text,
+            default=field.default,
+            **_kind(hints[field.name]),
+        )
+
+
+def _kind(hint: Any) -> dict[str, Any]:  # noqa: ANN401 - a type annotation has no type
+    if hint is bool:
+        return {"action": argparse.BooleanOptionalAction}
+    if get_origin(hint) is Literal:
+        return {"choices": get_args(hint)}
+    return {"type": hint, "metavar": {str: "TEXT", int: "N", float: "X"}[hint]}
+
+
+def _run(name: str, arguments: dict[str, Any]) -> int:
+    """Run a job; every way it can end becomes an exit code and a JSON line."""
+    logs.configure()
+    command = COMMANDS[name]
+    signal.signal(signal.SIGTERM, _stop)
+    module, function = command.function.split(":")
+    try:
+        result = getattr(importlib.import_module(module), function)(command.config(**arguments))
+    except (RunStoppedError, KeyboardInterrupt) as error:
+        code = _fail(error, RunStoppedError.exit_code)
+        # Shards in flight are not waited for: what they have not committed, the next start does
+        # again.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    except ImgclsError as error:
+        return _fail(error, error.exit_code)
+    except Exception as error:  # the top of a job: what nobody expected is told whole
+        log.exception("unexpected error")
+        return _fail(error, 1)
+    logs.print_result(result)
+    return 0
+
+
+def _stop(_signal: int, _frame: FrameType | None) -> NoReturn:
+    raise RunStoppedError("stopped by SIGTERM; start the same command again to finish the run")
+
+
+def _fail(error: BaseException, exit_code: int) -> int:
+    message = str(error) or type(error).__name__
+    log.error("%s", message)
+    logs.print_result({"error": type(error).__name__, "message": message, "exit_code": exit_code})
+    return exit_code
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
