@@ -5,7 +5,10 @@ with a reason. Invariant: listed = planned + skipped; nothing under the source d
 name.
 """
 
+import itertools
+import queue
 import re
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
@@ -13,10 +16,13 @@ from functools import lru_cache
 
 from imgcls.errors import ObjectMissingError, SourceError
 from imgcls.model.manifest import is_manifest, read_uris
-from imgcls.storage.objects import ObjectInfo, Skipped, head, list_entries
+from imgcls.storage.objects import ObjectInfo, Skipped, head, list_entries, list_folder
 from imgcls.storage.uri import split_uri
 
 HEADS_IN_FLIGHT = 32
+LISTINGS_IN_FLIGHT = 8
+MAX_DESCENT = 3
+PAGE_SIZE = 1000
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -33,7 +39,7 @@ def list_source(source: str) -> Iterator[ObjectInfo | Skipped]:
     """
     if is_manifest(source):
         return _list_manifest(source)
-    return _refuse_empty(source, _list_glob(source) if "*" in source else list_entries(source))
+    return _refuse_empty(source, _list_glob(source) if "*" in source else list_parallel(source))
 
 
 def covers(source: str, uri: str) -> bool:
@@ -64,7 +70,64 @@ def _refuse_empty(
 
 def _list_glob(source: str) -> Iterator[ObjectInfo | Skipped]:
     folder = source[: source.index("*")].rpartition("/")[0]
-    return (entry for entry in list_entries(folder) if covers(source, entry.uri))
+    return (entry for entry in list_parallel(folder) if covers(source, entry.uri))
+
+
+def list_parallel(prefix: str) -> Iterator[ObjectInfo | Skipped]:
+    """List a prefix folder by folder, LISTINGS_IN_FLIGHT at a time, in no particular order.
+
+    Where the keys have no folders, or more of them than one page, it is listed in one stream.
+    """
+    folders, entries = _expand(prefix)
+    yield from entries
+    if len(folders) == 1:
+        yield from list_entries(folders[0])
+        return
+    pages: queue.Queue[list[ObjectInfo | Skipped] | None] = queue.Queue(2 * LISTINGS_IN_FLIGHT)
+    stopped = threading.Event()
+    with ThreadPoolExecutor(LISTINGS_IN_FLIGHT, thread_name_prefix="listing") as pool:
+        listings = [pool.submit(_list_pages, folder, pages, stopped) for folder in folders]
+        try:
+            for _ in folders:
+                while (page := pages.get()) is not None:
+                    yield from page
+        finally:
+            stopped.set()
+            for listing in listings:
+                listing.cancel()
+            while not pages.empty():
+                pages.get_nowait()
+    for listing in listings:
+        listing.result()
+
+
+def _expand(prefix: str) -> tuple[list[str], list[ObjectInfo | Skipped]]:
+    """Descend until there are enough folders to list at a time; return what lies beside them."""
+    folders, entries = [prefix], list[ObjectInfo | Skipped]()
+    for _ in range(MAX_DESCENT):
+        if len(folders) >= LISTINGS_IN_FLIGHT:
+            break
+        below = []
+        for folder in folders:
+            level = list_folder(folder)
+            below += [folder] if level is None else level.folders
+            entries += [] if level is None else level.entries
+        if below == folders:
+            break
+        folders = below
+    return folders, entries
+
+
+def _list_pages(
+    folder: str, pages: "queue.Queue[list[ObjectInfo | Skipped] | None]", stopped: threading.Event
+) -> None:
+    """Put a folder's entries into the queue, page by page, then None; also when it fails."""
+    try:
+        entries = list_entries(folder)
+        while not stopped.is_set() and (page := list(itertools.islice(entries, PAGE_SIZE))):
+            pages.put(page)
+    finally:
+        pages.put(None)
 
 
 @lru_cache
@@ -84,8 +147,10 @@ def _list_manifest(source: str) -> Iterator[ObjectInfo | Skipped]:
         else:
             seen.add(uri)
             unique.append(uri)
+    rest = iter(unique)
     with ThreadPoolExecutor(HEADS_IN_FLIGHT) as pool:
-        yield from pool.map(_describe, unique)
+        while batch := list(itertools.islice(rest, PAGE_SIZE)):
+            yield from pool.map(_describe, batch)
 
 
 def _describe(uri: str) -> ObjectInfo:

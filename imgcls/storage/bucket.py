@@ -27,6 +27,14 @@ class IfMatch:
     etag: str
 
 
+@dataclass(frozen=True, slots=True)
+class Folder:
+    """One level of a hierarchy of keys: folders (URIs that end in "/") and what is beside them."""
+
+    folders: list[str]
+    entries: list[ObjectInfo | Skipped]
+
+
 WriteCondition = Literal["new", "always"] | IfMatch
 
 
@@ -68,6 +76,10 @@ class Bucket(Protocol):
 
     def listing(self, prefix: str, start_after: str | None) -> Listing:
         """Begin to list the keys with this prefix, after the key `start_after`."""
+        ...
+
+    async def folder(self, prefix: str) -> Folder | None:
+        """List one level below the prefix, in one request; None where that cannot be done."""
         ...
 
     async def renew(self) -> None:

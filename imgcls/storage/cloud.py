@@ -21,7 +21,7 @@ from obstore.store import AzureStore, GCSStore
 
 from imgcls.errors import ConfigError, StorageError
 from imgcls.storage import obstore_get
-from imgcls.storage.bucket import Fetched, IfMatch, WriteCondition, quoted, unquoted
+from imgcls.storage.bucket import Fetched, Folder, IfMatch, WriteCondition, quoted, unquoted
 from imgcls.storage.failures import from_obstore
 from imgcls.storage.info import ObjectInfo, Skipped
 from imgcls.storage.retry import StoreHealth
@@ -74,6 +74,10 @@ class CloudBucket:
     def listing(self, prefix: str, start_after: str | None) -> "CloudListing":
         """Begin to list the keys with this prefix, after the key `start_after`."""
         return CloudListing(self, prefix, start_after)
+
+    async def folder(self, prefix: str) -> Folder | None:
+        """Tell that these stores are listed in one stream."""
+        return None
 
     async def renew(self) -> None:
         """Read credentials anew and rebuild the client with them."""

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 from imgcls.errors import ObjectMissingError
 from imgcls.storage import local, remote
+from imgcls.storage.bucket import Folder
 from imgcls.storage.info import ObjectInfo, Skipped
 from imgcls.storage.uri import is_local, split_uri
 
@@ -19,6 +20,7 @@ __all__ = [
     "exists",
     "head",
     "list_entries",
+    "list_folder",
     "list_objects",
     "put",
     "put_if_match",
@@ -59,6 +61,19 @@ def list_objects(prefix_uri: str, *, start_after: str | None = None) -> Iterator
     for entry in list_entries(prefix_uri, start_after=start_after):
         if isinstance(entry, ObjectInfo):
             yield entry
+
+
+def list_folder(prefix_uri: str) -> Folder | None:
+    """List one level below the folder `prefix_uri`, in one request.
+
+    Returns:
+        The folders (URIs that end in "/") and the entries beside them; None where that is more than
+        one page, or where the store is a local disk, Google's or Azure's.
+
+    Raises:
+        ConfigError, AccessDeniedError, StorageError: as for `list_entries`.
+    """
+    return None if is_local(prefix_uri) else remote.list_folder(prefix_uri)
 
 
 def head(uri: str) -> ObjectInfo:

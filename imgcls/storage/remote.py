@@ -15,7 +15,7 @@ from imgcls.errors import (
     ObjectMissingError,
     StorageError,
 )
-from imgcls.storage.bucket import Bucket, IfMatch, Listing, WriteCondition
+from imgcls.storage.bucket import Bucket, Folder, IfMatch, Listing, WriteCondition
 from imgcls.storage.info import ObjectInfo, Skipped
 from imgcls.storage.loop import run, submit
 from imgcls.storage.resolver import bucket_of
@@ -43,6 +43,15 @@ def list_entries(prefix_uri: str, start_after: str | None) -> Iterator[ObjectInf
             yield from entries
     finally:
         coming.cancel()
+
+
+def list_folder(prefix_uri: str) -> Folder | None:
+    """List one level below a prefix, in one request; None where that cannot be done."""
+    scheme, name, prefix = split_uri(prefix_uri)
+    if prefix and not prefix.endswith("/"):
+        prefix += "/"
+    bucket = bucket_of(scheme, name)
+    return run(_on(bucket, f"list {prefix_uri!r}", lambda: bucket.folder(prefix), is_quick=True))
 
 
 async def _next_page(bucket: Bucket, listing: Listing, uri: str) -> list[ObjectInfo | Skipped]:

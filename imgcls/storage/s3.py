@@ -25,7 +25,7 @@ from urllib3.exceptions import HTTPError
 
 from imgcls.errors import ConfigError, ObjectChangedError, ObjectExistsError, StorageError
 from imgcls.storage import obstore_get
-from imgcls.storage.bucket import Fetched, IfMatch, WriteCondition, quoted, unquoted
+from imgcls.storage.bucket import Fetched, Folder, IfMatch, WriteCondition, quoted, unquoted
 from imgcls.storage.failures import from_botocore
 from imgcls.storage.info import ObjectInfo, Skipped
 from imgcls.storage.retry import StoreHealth, TransientError
@@ -112,6 +112,18 @@ class S3Bucket:
         """Begin to list the keys with this prefix, after the key `start_after`."""
         return S3Listing(self._account, self._bucket, prefix, start_after)
 
+    async def folder(self, prefix: str) -> Folder | None:
+        """List one level below the prefix, in one request; None where it is more than a page."""
+        what = f"list s3://{self._bucket}/{prefix}"
+        request = {"Bucket": self._bucket, "Prefix": prefix, "Delimiter": "/"}
+        with _translated(what):
+            page = await self._account.call("list_objects_v2", request | {"MaxKeys": PAGE_SIZE})
+        if page.get("IsTruncated"):
+            return None
+        entries = [_entry(self._bucket, item) for item in page.get("Contents", [])]
+        folders = [self._uri(item["Prefix"]) for item in page.get("CommonPrefixes", [])]
+        return Folder(folders, entries)
+
     async def call(self, operation: str, request: dict[str, Any], uri: str) -> dict[str, Any]:
         """Make a request of this bucket that no other store has, and return the reply."""
         with _translated(f"{operation} {uri!r}"):
@@ -165,19 +177,20 @@ class S3Listing:
             self._request["ContinuationToken"] = token
         else:
             self.exhausted = True
-        return [self._entry(item) for item in page.get("Contents", [])]
+        return [_entry(self._bucket, item) for item in page.get("Contents", [])]
 
-    def _entry(self, item: dict[str, Any]) -> ObjectInfo | Skipped:
-        uri = f"s3://{self._bucket}/{item['Key']}"
-        if item["Size"] == 0 and item["Key"].endswith("/"):
-            return Skipped(uri, "a folder marker")
-        return ObjectInfo(
-            uri=uri,
-            etag=unquoted(item["ETag"]),
-            size_bytes=item["Size"],
-            last_modified=item["LastModified"].astimezone(UTC),
-            version_id=None,
-        )
+
+def _entry(bucket: str, item: dict[str, Any]) -> ObjectInfo | Skipped:
+    uri = f"s3://{bucket}/{item['Key']}"
+    if item["Size"] == 0 and item["Key"].endswith("/"):
+        return Skipped(uri, "a folder marker")
+    return ObjectInfo(
+        uri=uri,
+        etag=unquoted(item["ETag"]),
+        size_bytes=item["Size"],
+        last_modified=item["LastModified"].astimezone(UTC),
+        version_id=None,
+    )
 
 
 def _get_whole(

@@ -1,10 +1,14 @@
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from imgcls.errors import ConfigError, SourceError
+from imgcls.errors import ConfigError, SourceError, StorageError
+from imgcls.scoring import listing
 from imgcls.scoring.listing import covers, glob_to_regex, list_source
-from imgcls.storage.objects import ObjectInfo, put
+from imgcls.storage.objects import ObjectInfo, Skipped, put
 
 
 def listed(source: str) -> list[str]:
@@ -84,3 +88,50 @@ def test_empty_and_missing_prefix_are_refused_by_name(tmp_path: Path) -> None:
     put(str(tmp_path / "a.png"), b"x")
     with pytest.raises(SourceError, match=r"\*\.tif"):
         list(list_source(f"{tmp_path}/*.tif"))
+
+
+@pytest.mark.s3
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["a", "b"],
+        [f"2026/11/{day:02d}/{n}" for day in range(1, 13) for n in range(5)] + ["2026/top", "x/y"],
+        [f"{n % 30}/{n}" for n in range(2500)],
+        ["only/one/chain/of/folders/a"],
+    ],
+)
+def test_parallel_listing_lists_every_key_once(names: list[str], s3_bucket: str) -> None:
+    uris = [f"{s3_bucket}/night/{name}" for name in names]
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(put, uris, [b"x"] * len(uris)))
+    put(f"{s3_bucket}/nightfall/other", b"x")
+    found = [entry.uri for entry in list_source(f"{s3_bucket}/night")]
+    assert sorted(found) == sorted(uris)
+
+
+@pytest.mark.s3
+def test_listing_that_fails_in_one_folder_fails_whole(
+    s3_bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(12):
+        put(f"{s3_bucket}/{number}/x", b"x")
+    real = listing.list_entries
+
+    def fail_in_one(folder: str) -> Iterator[ObjectInfo | Skipped]:
+        if folder.endswith("/7/"):
+            raise StorageError("no answer")
+        return real(folder)
+
+    monkeypatch.setattr(listing, "list_entries", fail_in_one)
+    with pytest.raises(StorageError, match="no answer"):
+        list(list_source(s3_bucket))
+
+
+@pytest.mark.s3
+def test_listing_that_is_given_up_early_ends_its_threads(s3_bucket: str) -> None:
+    for number in range(12):
+        put(f"{s3_bucket}/{number}/x", b"x")
+    entries = listing.list_parallel(s3_bucket)
+    next(entries)
+    entries.close()  # type: ignore[attr-defined]
+    assert not [t for t in threading.enumerate() if t.name.startswith("listing")]
