@@ -282,6 +282,11 @@ class RollbackConfig:
 
 
 @dataclass(frozen=True)
+class DoctorConfig:
+    """Show what this machine can decode, on what it computes, and the versions behind each."""
+
+
+@dataclass(frozen=True)
 class DemoConfig:
     """Train on real handwritten digits, score a bucket of them, and explain what happened."""
 

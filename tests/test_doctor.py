@@ -1,0 +1,13 @@
+from imgcls.config import DoctorConfig
+from imgcls.doctor import doctor
+
+
+def test_doctor_names_formats_syntaxes_devices_and_versions() -> None:
+    report = doctor(DoctorConfig())
+    for name in ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF"):
+        assert report["formats"][name].startswith("ok")
+    assert report["dicom_transfer_syntaxes"]["RLE Lossless"] == "pydicom"
+    missing = report["dicom_transfer_syntaxes"]["JPEG Extended (Process 2 and 4)"]
+    assert "pip install" in missing, "what is missing names the package"
+    assert report["packages"]["torch"].startswith("2.")
+    assert "cores" in report["devices"]["cpu"]
