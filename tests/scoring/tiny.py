@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from PIL import Image
 
 from imgcls.image.encode import encode_png
 from imgcls.image.spec import DecodeSpec, PreprocessSpec
@@ -54,6 +55,14 @@ def image_bytes(number: int) -> bytes:
     rng = np.random.default_rng(number)
     height, width = rng.integers(20, 60, size=2)
     return encode_png(rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+def tiff_frames(count: int) -> bytes:
+    """A TIFF of `count` pages, each of its own grey."""
+    pages = [Image.new("L", (40, 40), 255 * number // count) for number in range(count)]
+    buffer = io.BytesIO()
+    pages[0].save(buffer, format="TIFF", save_all=True, append_images=pages[1:])
+    return buffer.getvalue()
 
 
 def write_images(root: str, count: int) -> list[str]:

@@ -1,0 +1,102 @@
+import json
+import subprocess
+import sys
+import threading
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from imgcls.errors import LeaseHeldError
+from imgcls.scoring import lease
+from imgcls.scoring.lease import Lease
+from imgcls.storage.uri import join
+
+
+@pytest.fixture(params=["local", pytest.param("s3", marks=pytest.mark.s3)])
+def output(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "local":
+        return str(tmp_path)
+    return join(request.getfixturevalue("s3_bucket"), "out")
+
+
+def edit(path: Path, **fields: object) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+
+def test_one_of_many_gets_the_lease(output: str) -> None:
+    held, refused = [], []
+    start, done = threading.Barrier(8), threading.Barrier(8)
+
+    def contend(number: int) -> None:
+        start.wait()
+        try:
+            with Lease(output, f"run-{number}"):
+                held.append(number)
+                done.wait(20)
+        except LeaseHeldError:
+            refused.append(number)
+            done.wait(20)
+
+    threads = [threading.Thread(target=contend, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (len(held), len(refused)) == (1, 7)
+
+
+def test_lease_let_go_is_free_at_once(output: str) -> None:
+    for number in range(3):
+        with Lease(output, f"run-{number}"):
+            pass
+
+
+def test_lease_of_a_killed_process_of_this_host_is_free_at_once(tmp_path: Path) -> None:
+    code = (
+        "import os, sys; from imgcls.scoring.lease import Lease;"
+        "Lease(sys.argv[1], 'killed').__enter__(); os.kill(os.getpid(), 9)"
+    )
+    assert subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False).returncode == -9
+    with Lease(str(tmp_path), "successor"):
+        pass
+
+
+def test_lease_of_another_host_is_free_only_after_it_expired(tmp_path: Path) -> None:
+    path = tmp_path / "_lease.json"
+    with Lease(str(tmp_path), "first"):
+        record = path.read_text()
+    path.write_text(record)
+    now = datetime.now(UTC)
+    edit(path, host="elsewhere", expires_at=(now + timedelta(seconds=60)).isoformat())
+    with pytest.raises(LeaseHeldError, match="held by first on elsewhere"):
+        Lease(str(tmp_path), "second").__enter__()
+    within_skew = now - timedelta(seconds=lease.CLOCK_SKEW_S / 2)
+    edit(path, expires_at=within_skew.isoformat())
+    with pytest.raises(LeaseHeldError):
+        Lease(str(tmp_path), "second").__enter__()
+    edit(path, expires_at=(now - timedelta(seconds=lease.CLOCK_SKEW_S + 1)).isoformat())
+    with Lease(str(tmp_path), "second"):
+        pass
+
+
+def test_heartbeat_renews_the_lease(output: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lease, "HEARTBEAT_S", 0.05)
+    renewed = threading.Event()
+    with Lease(output, "run") as held:
+        before = held._etag
+        for _ in range(200):
+            if held._etag != before:
+                renewed.set()
+                break
+            renewed.wait(0.05)
+    assert renewed.is_set()
+
+
+def test_lost_lease_is_noticed_and_never_taken_back(tmp_path: Path) -> None:
+    with Lease(str(tmp_path), "first") as held:
+        edit(tmp_path / "_lease.json", holder="thief")
+        for _ in range(2):
+            with pytest.raises(LeaseHeldError, match="lost to another run"):
+                held.renew()
+    assert json.loads((tmp_path / "_lease.json").read_text())["holder"] == "thief"
