@@ -1,0 +1,1 @@
+"""Training: split -> loader -> loop -> checkpoint -> bundle, wired by driver.py."""

@@ -1,0 +1,175 @@
+"""From the best weights to a registered model: measure, bundle, register.
+
+In: a plan, the state after training, loaders of val and test. Out: the ModelVersion and its
+metrics. Invariant: the numbers in the bundle are those of the very weights in it, run by the code
+that will score with them, on images no gradient has seen; the test split decided nothing.
+"""
+
+import logging
+import platform
+from dataclasses import asdict, replace
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+import torch
+
+from imgcls.config import TrainConfig
+from imgcls.model.artifact import Bundle, make_golden, read_bundle
+from imgcls.model.build import build_model
+from imgcls.model.metrics import classification_metrics
+from imgcls.model.predict import Predictor
+from imgcls.model.registry import ModelVersion, list_versions
+from imgcls.training.loader import SplitLoader
+from imgcls.training.plan import TrainPlan
+from imgcls.training.state import TrainState
+
+NUM_GOLDEN = 16
+_VERSIONS_OF = ("torch", "torchvision", "pillow", "numpy")
+
+log = logging.getLogger(__name__)
+
+
+def make_bundle(
+    plan: TrainPlan, state: TrainState, loaders: dict[str, SplitLoader], device: torch.device
+) -> Bundle:
+    """Measure the best weights on val and test and put everything that predicts into a bundle.
+
+    Args:
+        plan: the training's plan.
+        state: after training.
+        loaders: by split; a split without samples has none.
+        device: where to measure.
+    """
+    golden_x_BCHW = _golden_images(loaders)
+    bundle = Bundle(
+        arch=plan.config.arch,
+        class_names=plan.class_names,
+        decode_spec=plan.decode_spec,
+        preprocess_spec=plan.preprocess_spec,
+        state_dict=state.best,
+        metrics={},
+        split_digest=plan.split_digest,
+        training={},
+        golden_x_BCHW=golden_x_BCHW,
+        golden_probs_BK=_golden_probs(plan, state, golden_x_BCHW),
+    )
+    predictor = Predictor(bundle, device=device.type, batch_size=plan.config.batch_size)
+    metrics: dict[str, Any] = {
+        split: measure(predictor, loaders[split], plan)
+        for split in ("val", "test")
+        if split in loaders
+    }
+    # Only now is every bad image of these splits known.
+    return replace(bundle, metrics=metrics, training=_describe_training(plan, state, loaders))
+
+
+def find_registered(plan: TrainPlan, state: TrainState) -> ModelVersion | None:
+    """Return the version that an earlier attempt at this run registered before it was killed."""
+    for model in reversed(list_versions(plan.config.registry, plan.config.name)):
+        if read_bundle(model.uri).training.get("run_id") == state.run_id:
+            return model
+    return None
+
+
+def measure(predictor: Predictor, loader: SplitLoader, plan: TrainPlan) -> dict[str, Any]:
+    """Return the classification metrics of every image of a split that gives pixels."""
+    size = predictor.batch_size
+    index_N = np.arange(len(loader.samples))
+    labels, predicted, probs = [], [], []
+    for batch in loader.batches(index_N[i : i + size] for i in range(0, len(index_N), size)):
+        rows = batch.weight_B > 0
+        if not rows.any():
+            continue
+        predictions = predictor.predict(batch.x_BCHW[rows])
+        labels.append(batch.label_B[rows].numpy())
+        predicted.append(predictions.label_B)
+        probs.append(predictions.probs_BN)
+    return classification_metrics(
+        np.concatenate(labels), np.concatenate(predicted), plan.class_names, np.concatenate(probs)
+    )
+
+
+def describe(
+    plan: TrainPlan,
+    state: TrainState,
+    loaders: dict[str, SplitLoader],
+    bundle: Bundle,
+    model: ModelVersion,
+) -> dict[str, Any]:
+    """Return the result of a training as plain values."""
+    accuracy = {split: metrics["accuracy"] for split, metrics in bundle.metrics.items()}
+    num_images = len(state.history) * len(loaders["train"].samples)
+    return {
+        "model": f"{model.uri.removesuffix(f'/v{model.version}')}@v{model.version}",
+        "uri": model.uri,
+        "version": model.version,
+        "digest": model.digest,
+        "run": plan.run_uri,
+        **{f"num_{split}": len(samples) for split, samples in plan.splits.items()},
+        "num_bad": sum(len(loader.bad) for loader in loaders.values()),
+        "num_classes": len(plan.class_names),
+        "accuracy": accuracy.get("test", accuracy.get("val")),
+        "test_accuracy": accuracy.get("test"),
+        "val_accuracy": accuracy.get("val"),
+        "val_loss": state.best_metrics.get("val_loss"),
+        "epochs": len(state.history),
+        "best_epoch": state.best_metrics["epoch"],
+        "stopped_early": len(state.history) < plan.recipe.epochs,
+        "images_per_s": round(num_images / max(state.train_s, 1e-9), 1),
+        "train_s": round(state.train_s, 3),
+    }
+
+
+def _golden_images(loaders: dict[str, SplitLoader]) -> torch.Tensor:
+    """Return uint8 [n,C,P,P]: a few preprocessed images, spread over the validation split."""
+    loader = loaders.get("val") or loaders.get("test") or loaders["train"]
+    num_samples = len(loader.samples)
+    index_B = np.unique(np.linspace(0, num_samples - 1, min(NUM_GOLDEN, num_samples)).astype(int))
+    [batch] = loader.batches([index_B])
+    return batch.x_BCHW[batch.weight_B > 0]
+
+
+def _golden_probs(plan: TrainPlan, state: TrainState, golden_x_BCHW: torch.Tensor) -> torch.Tensor:
+    """Return what the best weights give in fp32 on the CPU, in eager mode."""
+    model = build_model(
+        plan.config.arch,
+        len(plan.class_names),
+        in_channels=plan.decode_spec.num_channels,
+        image_px=plan.config.image_px,
+    )
+    model.load_state_dict(state.best)
+    return make_golden(model.eval(), golden_x_BCHW, plan.preprocess_spec)
+
+
+def _describe_training(
+    plan: TrainPlan, state: TrainState, loaders: dict[str, SplitLoader]
+) -> dict[str, Any]:
+    return {
+        "config": _without_places(plan.config),
+        "run": plan.fingerprint,
+        "run_id": state.run_id,
+        "seed": plan.config.seed,
+        "versions": {name: version(name) for name in _VERSIONS_OF},
+        "python": platform.python_version(),
+        "hardware": _hardware(),
+        "num_images": {split: len(samples) for split, samples in plan.splits.items()},
+        "bad_images": {split: loader.bad for split, loader in loaders.items() if loader.bad},
+        "best_epoch": state.best_metrics.get("epoch", 0),
+        "history": state.history,
+        "train_s": round(state.train_s, 3),
+    }
+
+
+def _without_places(config: TrainConfig) -> dict[str, Any]:
+    """Return the flags, less those that say where things lie: a bundle may travel."""
+    values = asdict(config)
+    for name in ("data", "registry", "work_dir"):
+        del values[name]
+    return values
+
+
+def _hardware() -> str:
+    if torch.cuda.is_available():
+        return str(torch.cuda.get_device_name())
+    return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"

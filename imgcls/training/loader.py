@@ -1,0 +1,236 @@
+"""Labelled samples to batches of pixels, ready before the step asks for them.
+
+In: the samples of one split and, per step, which of them. Out: Batch, uint8, in the order of the
+steps. Invariant: a batch holds exactly the samples asked for, less those that give no image; such a
+sample is counted and named, weighs nothing, and no neighbour takes its place.
+
+    positions -> get_many (GETs in flight) -> DecoderPool (processes) -> cache -> batch -> queue
+
+All of it runs in a thread of its own, PREFETCH_BATCHES ahead. Shape legend: B batch, C channel, P
+image_px.
+"""
+
+import logging
+import queue
+import threading
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import closing, suppress
+from dataclasses import dataclass
+from itertools import chain
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from imgcls.errors import BudgetExceededError
+from imgcls.image.pool import Decoded, DecoderPool
+from imgcls.storage.transfer import GetRequest, get_many
+from imgcls.training.cache import ImageCache
+
+PREFETCH_BATCHES = 4
+NAMED_BAD_IMAGES = 5
+
+log = logging.getLogger(__name__)
+
+
+class LabelledImage(Protocol):
+    """What the loader needs of a sample."""
+
+    @property
+    def uri(self) -> str:
+        """Where it is."""
+
+    @property
+    def label(self) -> int:
+        """What it shows."""
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """The images of one step, of one rank.
+
+    x_BCHW uint8, label_B int64, index_B int64 (place in the split), weight_B float32. Where fewer
+    than two images are left (a bad one took the rest), rows of weight 0 are added, because batch
+    normalisation needs two, and a rank without a row would leave the others waiting for its
+    gradient. They count as no image.
+    """
+
+    x_BCHW: torch.Tensor
+    label_B: torch.Tensor
+    weight_B: torch.Tensor
+    index_B: torch.Tensor
+
+
+class SplitLoader:
+    """Reads the images of one split.
+
+    Args:
+        name: of the split, for messages.
+        samples: the split, in the order that indices refer to.
+        shape_CHW: shape of a preprocessed image.
+        pool: decodes and preprocesses.
+        cache: keeps what was decoded, or None to read it again each epoch.
+        max_bad_fraction: of the split's images that may fail to give pixels.
+        weight_N: float32, how much each sample weighs in the loss; 1 by default.
+        pin_memory: page-lock batches, for copies to a CUDA device that do not block.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        samples: Sequence[LabelledImage],
+        *,
+        shape_CHW: tuple[int, int, int],
+        pool: DecoderPool,
+        cache: ImageCache | None,
+        max_bad_fraction: float,
+        weight_N: np.ndarray | None = None,
+        pin_memory: bool = False,
+    ) -> None:
+        self.name, self.samples = name, samples
+        self.bad: dict[str, str] = {}  # uri -> reason
+        self._label_N = np.fromiter((s.label for s in samples), np.int64, len(samples))
+        self._weight_N = np.ones(len(samples), np.float32) if weight_N is None else weight_N
+        self._shape_CHW = shape_CHW
+        self._pool, self._cache = pool, cache
+        self._max_bad = int(max_bad_fraction * len(samples))
+        self._pin_memory = pin_memory
+
+    def batches(self, steps: Iterable[np.ndarray]) -> Iterator[Batch]:
+        """Yield one Batch per array of sample indices, prefetched.
+
+        Raises:
+            BudgetExceededError: more images than allowed gave no pixels; names some of them.
+            StorageError: the store failed.
+        """
+        return _ahead(self._read(list(steps)), PREFETCH_BATCHES)
+
+    def add_bad(self, found: dict[str, str]) -> None:
+        """Take over what another rank found bad, uri -> reason.
+
+        Raises:
+            BudgetExceededError: together they are too many.
+        """
+        self.bad |= found
+        self._check_bad()
+
+    def _read(self, steps: list[np.ndarray]) -> Generator[Batch]:
+        index_P = np.concatenate(steps) if steps else np.zeros(0, np.int64)
+        wanted_P = self._positions_to_read(index_P)
+        requests = (
+            GetRequest(int(position), self.samples[index_P[position]].uri)
+            for position in np.flatnonzero(wanted_P)
+        )
+        arrived: dict[int, np.ndarray | None] = {}
+        with closing(self._decode(requests)) as decoded:
+            start = 0
+            for index_B in steps:
+                positions = range(start, start + len(index_B))
+                start = positions.stop
+                missing = {p for p in positions if wanted_P[p]} - arrived.keys()
+                while missing:
+                    image = next(decoded)
+                    missing.discard(image.index)
+                    arrived[image.index] = self._accept(int(index_P[image.index]), image)
+                yield self._assemble(index_B, [arrived.pop(p, None) for p in positions])
+
+    def _positions_to_read(self, index_P: np.ndarray) -> np.ndarray:
+        """Return bool [P]: of all positions in the epoch, those whose image must be fetched."""
+        if self._cache is None:
+            return np.ones(len(index_P), bool)
+        first_P = np.zeros(len(index_P), bool)
+        first_P[np.unique(index_P, return_index=True)[1]] = True
+        return np.asarray(first_P & self._cache.unknown(index_P))
+
+    def _decode(self, requests: Iterator[GetRequest]) -> Generator[Decoded]:
+        first = next(requests, None)
+        if (
+            first is not None
+        ):  # else everything is cached, and no GET and no decoder has to be woken
+            yield from self._pool.decode_many(get_many(chain([first], requests)))
+
+    def _accept(self, index: int, image: Decoded) -> np.ndarray | None:
+        """Keep an image that arrived; where it is bad, count it and return None."""
+        if image.error is not None:
+            self._count_bad(self.samples[index].uri, image.error)
+            if self._cache is not None:
+                self._cache.put_bad(index)
+            return None
+        # Of a file with several frames the first one trains: the label is the file's.
+        x_CHW = image.crops[0].x_CHW
+        if self._cache is None:
+            return x_CHW
+        self._cache.put(index, x_CHW)
+        return None
+
+    def _count_bad(self, uri: str, error: Exception) -> None:
+        if uri in self.bad:
+            return
+        self.bad[uri] = str(error)
+        log.warning("%s split: left out %s: %s", self.name, uri, error)
+        self._check_bad()
+
+    def _check_bad(self) -> None:
+        if len(self.bad) > self._max_bad:
+            some = "; ".join(f"{u}: {r}" for u, r in list(self.bad.items())[:NAMED_BAD_IMAGES])
+            raise BudgetExceededError(
+                f"{len(self.bad)} of {len(self.samples)} images of the {self.name} split give no "
+                f"pixels, --max-bad-fraction allows {self._max_bad}: {some}. "
+                "Mend or remove them, or allow more."
+            )
+
+    def _assemble(self, index_B: np.ndarray, images: list[np.ndarray | None]) -> Batch:
+        if self._cache is not None:
+            index_B = index_B[self._cache.good(index_B)]
+            x_BCHW = self._cache.take(index_B)
+        else:
+            index_B = index_B[[x is not None for x in images]]
+            good = [x for x in images if x is not None]
+            x_BCHW = np.stack(good) if good else np.empty((0, *self._shape_CHW), np.uint8)
+        weight_B = self._weight_N[index_B]
+        while len(index_B) < 2:
+            index_B = np.append(index_B, index_B[:1] if len(index_B) else [0])
+            padding = x_BCHW[:1] if len(x_BCHW) else np.zeros((1, *self._shape_CHW), np.uint8)
+            x_BCHW = np.concatenate([x_BCHW, padding])
+            weight_B = np.append(weight_B, np.float32(0.0))
+        batch = [x_BCHW, self._label_N[index_B], weight_B, index_B]
+        tensors = [torch.from_numpy(array) for array in batch]
+        if self._pin_memory:
+            tensors = [tensor.pin_memory() for tensor in tensors]
+        return Batch(*tensors)
+
+
+def _ahead(batches: Generator[Batch], depth: int) -> Iterator[Batch]:
+    """Run a generator in a thread, at most `depth` items ahead; what it raises is raised here."""
+    ready: queue.Queue[Batch | BaseException | None] = queue.Queue(depth)
+    stopped = threading.Event()
+
+    def produce() -> None:
+        try:
+            for batch in batches:
+                _put(batch)
+                if stopped.is_set():
+                    return
+            _put(None)
+        except BaseException as error:  # noqa: BLE001  # raised again by the consumer, below
+            _put(error)
+        finally:
+            # In this thread, where the generator ran: it closes its GETs and its decoding.
+            batches.close()
+
+    def _put(item: Batch | BaseException | None) -> None:
+        while not stopped.is_set():
+            with suppress(queue.Full):
+                ready.put(item, timeout=0.1)
+                return
+
+    thread = threading.Thread(target=produce, name="imgcls-loader", daemon=True)
+    thread.start()
+    try:
+        while (item := ready.get()) is not None:
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+    finally:
+        stopped.set()
+        thread.join()

@@ -1,0 +1,193 @@
+"""What a training will do, settled before anything is written.
+
+In: a TrainConfig. Out: a TrainPlan: samples of each split, specs, recipe, the run's place; plain
+values that travel to every rank. Invariant: whatever in flags, data or machine would stop the run
+later stops it here, as a ConfigError; and two plans with the same fingerprint train the same
+weights, so one may go on where the other ended.
+"""
+
+import hashlib
+import json
+import logging
+import math
+from dataclasses import asdict, dataclass, fields
+
+from torch import nn
+
+from imgcls.config import TrainConfig, check_name
+from imgcls.errors import ConfigError
+from imgcls.image.augment import build_recipe
+from imgcls.image.spec import DecodeSpec, PreprocessSpec
+from imgcls.model.build import check_input_size
+from imgcls.model.dataset import Dataset, Sample, read_dataset
+from imgcls.model.labels import ClassNames
+from imgcls.model.predict import pick_device
+from imgcls.storage.uri import join, split_uri
+from imgcls.training.checkpoint import CheckpointSchedule
+from imgcls.training.initial import initial_model
+from imgcls.training.recipe import Recipe
+from imgcls.training.sampler import Sampler
+from imgcls.training.statistics import measure_channels
+
+log = logging.getLogger(__name__)
+
+_FINGERPRINT_DIGITS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class TrainPlan:
+    """Everything the ranks need to know."""
+
+    config: TrainConfig
+    recipe: Recipe
+    decode_spec: DecodeSpec
+    preprocess_spec: PreprocessSpec
+    class_names: ClassNames
+    splits: dict[str, list[Sample]]
+    split_digest: str
+    fingerprint: str
+
+    @property
+    def run_uri(self) -> str:
+        """Folder of this run's checkpoints and logs."""
+        config = self.config
+        work_dir = config.work_dir or join(config.registry, "_training", config.name)
+        return join(work_dir, f"run-{self.fingerprint}")
+
+    @property
+    def shape_CHW(self) -> tuple[int, int, int]:
+        """Shape of a preprocessed image."""
+        side_px = self.preprocess_spec.image_px
+        return self.decode_spec.num_channels, side_px, side_px
+
+
+def make_plan(config: TrainConfig) -> TrainPlan:
+    """Check the flags, read the list of samples, and measure their colours.
+
+    Raises:
+        ConfigError: a flag or the data cannot work; nothing was written.
+    """
+    check_flags(config)
+    dataset = read_dataset(
+        config.data,
+        val_fraction=config.val_fraction,
+        test_fraction=config.test_fraction,
+        seed=config.seed,
+    )
+    splits = {split: dataset.of_split(split) for split in ("train", "val", "test")}
+    log.info("%s", _describe(dataset, splits))
+    decode_spec = DecodeSpec()
+    model = initial_model(config, len(dataset.class_names), decode_spec.num_channels)
+    _check_batches(config, model, len(splits["train"]))
+    mean, std = measure_channels(
+        [sample.uri for sample in splits["train"]],
+        decode_spec,
+        PreprocessSpec.for_image_px(config.image_px),
+        seed=config.seed,
+        num_decoders=config.num_decoders,
+    )
+    preprocess_spec = PreprocessSpec.for_image_px(config.image_px, mean=mean, std=std)
+    recipe = build_train_recipe(config, preprocess_spec)
+    return TrainPlan(
+        config=config,
+        recipe=recipe,
+        decode_spec=decode_spec,
+        preprocess_spec=preprocess_spec,
+        class_names=dataset.class_names,
+        splits=splits,
+        split_digest=dataset.split_digest,
+        fingerprint=_fingerprint(config, recipe, decode_spec, dataset),
+    )
+
+
+def check_flags(config: TrainConfig) -> None:
+    """Refuse flags that cannot work, whatever the data.
+
+    Raises:
+        ConfigError: names the flag, its value and what it may be.
+    """
+    check_name(config.name, "--name")
+    split_uri(config.registry)
+    if config.work_dir:
+        split_uri(config.work_dir)
+    check_input_size(config.arch, config.image_px)
+    for flag in ("epochs", "batch_size", "image_px", "accumulate"):
+        _refuse_unless(getattr(config, flag) >= 1, config, flag, "at least 1")
+    for flag in ("num_workers", "num_decoders", "max_failures", "freeze_stages", "patience_epochs"):
+        _refuse_unless(getattr(config, flag) >= 0, config, flag, "0 or more")
+    _refuse_unless(0 < config.lr < math.inf, config, "lr", "more than 0")
+    for flag in ("weight_decay", "max_grad_norm", "mixup", "cutmix"):
+        _refuse_unless(0 <= getattr(config, flag) < math.inf, config, flag, "0 or more")
+    for flag in ("warmup_fraction", "max_bad_fraction"):
+        _refuse_unless(0 <= getattr(config, flag) <= 1, config, flag, "0 to 1")
+    for flag in ("label_smoothing", "ema_decay"):
+        _refuse_unless(0 <= getattr(config, flag) < 1, config, flag, "at least 0 and below 1")
+    _refuse_unless(0 < config.layer_decay <= 1, config, "layer_decay", "more than 0, at most 1")
+    most = max(1, config.num_workers)
+    _refuse_unless(
+        0 <= config.min_workers <= most, config, "min_workers", f"0 to --num-workers, {most}"
+    )
+    CheckpointSchedule(config.checkpoint_every)
+    if config.num_workers == 0:
+        pick_device(config.device)
+
+
+def build_train_recipe(config: TrainConfig, preprocess_spec: PreprocessSpec) -> Recipe:
+    """Return the values of a config that decide the weights."""
+    same_name = {field.name for field in fields(Recipe)} & set(asdict(config)) - {"augment"}
+    return Recipe(
+        preprocess=preprocess_spec,
+        augment=build_recipe(config.augment, config.flip),
+        global_batch_size=global_batch_size(config),
+        **{name: getattr(config, name) for name in same_name},
+    )
+
+
+def global_batch_size(config: TrainConfig) -> int:
+    """Return the images of one optimizer step; fewer workers than asked for do not change it."""
+    return config.batch_size * max(1, config.num_workers) * config.accumulate
+
+
+def _check_batches(config: TrainConfig, model: nn.Module, num_train: int) -> None:
+    num_ranks = max(1, config.num_workers)
+    wanted = global_batch_size(config)
+    if num_train < wanted:
+        raise ConfigError(
+            f"--batch-size {config.batch_size} times {num_ranks} workers times --accumulate "
+            f"{config.accumulate} needs {wanted} training images, there are {num_train}; lower it"
+        )
+    has_batch_norm = any(isinstance(module, nn.BatchNorm2d) for module in model.modules())
+    smallest = Sampler(num_train, wanted, 0).min_step_size // (num_ranks * config.accumulate)
+    if has_batch_norm and smallest < 2:
+        raise ConfigError(
+            f"{config.arch} normalises over the batch and would see one image only in some steps: "
+            f"give --batch-size 2 or more ({num_train} training images, {num_ranks} workers)"
+        )
+
+
+def _fingerprint(
+    config: TrainConfig, recipe: Recipe, decode_spec: DecodeSpec, dataset: Dataset
+) -> str:
+    """Return a digest of what decides the weights; where and how fast it runs is left out."""
+    values = asdict(recipe)
+    del values["batch_size"]
+    values |= {
+        "arch": config.arch,
+        "weights": config.weights,
+        "decode": decode_spec.to_dict(),
+        "class_names": dataset.class_names.names,
+        "split_digest": dataset.split_digest,
+    }
+    canonical = json.dumps(values, sort_keys=True)
+    return hashlib.sha256(canonical.encode()).hexdigest()[:_FINGERPRINT_DIGITS]
+
+
+def _describe(dataset: Dataset, splits: dict[str, list[Sample]]) -> str:
+    counts = ", ".join(f"{len(samples)} {split}" for split, samples in splits.items())
+    return f"{len(dataset.samples)} images of {len(dataset.class_names)} classes: {counts}"
+
+
+def _refuse_unless(is_right: bool, config: TrainConfig, field: str, wanted: str) -> None:
+    if not is_right:
+        flag = "--" + field.replace("_", "-")
+        raise ConfigError(f"{flag} {getattr(config, field)}: must be {wanted}")

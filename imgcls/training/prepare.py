@@ -1,0 +1,100 @@
+"""From a plan to the parts that one rank trains with.
+
+In: a TrainPlan and this rank's place. Out: a loader per split, and the state before the first step.
+Invariant: every rank builds the same weights.
+"""
+
+from uuid import uuid4
+
+import numpy as np
+import torch
+from torch import nn
+
+from imgcls.image.pool import DecoderPool
+from imgcls.training.cache import (
+    ImageCache,
+    choose_kind,
+    forget,
+    num_bytes,
+    private_buffer,
+    shared_buffer,
+)
+from imgcls.training.ema import copy_for_average
+from imgcls.training.initial import initial_model
+from imgcls.training.loader import SplitLoader
+from imgcls.training.losses import balanced_class_weights
+from imgcls.training.optimizer import build_optimizer
+from imgcls.training.place import Place
+from imgcls.training.plan import TrainPlan
+from imgcls.training.state import TrainState
+
+
+def make_loaders(plan: TrainPlan, pool: DecoderPool, place: Place) -> dict[str, SplitLoader]:
+    """Return a loader for each split that has samples, each with its cache."""
+    caches = make_caches(plan, place)
+    return {
+        split: SplitLoader(
+            split,
+            samples,
+            shape_CHW=plan.shape_CHW,
+            pool=pool,
+            cache=caches.get(split),
+            max_bad_fraction=plan.config.max_bad_fraction,
+            weight_N=weigh_samples(plan) if split == "train" else None,
+            pin_memory=place.device.type == "cuda",
+        )
+        for split, samples in plan.splits.items()
+        if samples
+    }
+
+
+def make_caches(plan: TrainPlan, place: Place) -> dict[str, ImageCache]:
+    """Return a cache per split, shared by the ranks of this machine; none where none is wanted."""
+    sizes = {split: num_bytes(len(s), plan.shape_CHW) for split, s in plan.splits.items()}
+    # All ranks must agree, and machines may have unlike memory: the first one decides.
+    kind = place.from_first(choose_kind(plan.config.cache, sum(sizes.values())))
+    if kind == "none":
+        return {}
+    if place.world_size == 1:
+        buffers = {split: private_buffer(kind, size) for split, size in sizes.items()}
+    else:
+        token = place.from_first(uuid4().hex)
+        names = {split: f"imgcls-cache-{token}-{split}" for split in sizes}
+        buffers = {split: shared_buffer(kind, sizes[split], names[split]) for split in sizes}
+        place.sum(0.0)  # a barrier: every rank has mapped the files
+        for name in names.values():
+            forget(kind, name)
+    return {
+        split: ImageCache(buffers[split], len(samples), plan.shape_CHW)
+        for split, samples in plan.splits.items()
+    }
+
+
+def weigh_samples(plan: TrainPlan) -> np.ndarray:
+    """Return float32 [N]: the weights that DATA gives, times those of the classes."""
+    samples = plan.splits["train"]
+    weight_N = np.array([sample.weight for sample in samples], np.float32)
+    if plan.recipe.balance == "weights":
+        label_N = np.array([sample.label for sample in samples])
+        weight_N *= balanced_class_weights(label_N, len(plan.class_names))[label_N]
+    return weight_N
+
+
+def make_state(plan: TrainPlan, place: Place) -> TrainState:
+    """Build the model, the same on every rank, its moving average and its optimizer."""
+    config, recipe = plan.config, plan.recipe
+    model = initial_model(config, len(plan.class_names), plan.decode_spec.num_channels)
+    if place.world_size > 1 and place.device.type == "cuda":
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]  # torch
+    model = model.to(place.device)
+    if recipe.channels_last:
+        model = model.to(memory_format=torch.channels_last)
+    optimizer = build_optimizer(
+        model,
+        recipe.optimizer,
+        lr=recipe.lr,
+        weight_decay=recipe.weight_decay,
+        layer_decay=recipe.layer_decay,
+    )
+    ema = copy_for_average(model) if recipe.ema_decay > 0 else None
+    return TrainState(model, optimizer, len(plan.class_names), ema)

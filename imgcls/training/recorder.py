@@ -1,0 +1,98 @@
+"""What becomes of each step and epoch: progress, log lines, checkpoints, and a stop when asked.
+
+In: reports of the loop, on rank 0. Out: stderr, the run's log, its checkpoints. Invariant: the log
+of a checkpoint's epoch is on its way before the checkpoint is, so a resumed run finds its lines.
+"""
+
+import logging
+from collections.abc import Callable
+from contextlib import ExitStack
+from types import TracebackType
+from typing import Any, Self
+
+from imgcls.errors import RunStoppedError
+from imgcls.training.checkpoint import CheckpointSchedule, CheckpointWriter
+from imgcls.training.loop import StepReport
+from imgcls.training.runlog import RunLog
+from imgcls.training.state import TrainState
+from imgcls.training.stop import StopRequest
+
+Show = Callable[[int, str], None]
+
+log = logging.getLogger(__name__)
+
+
+class Recorder:
+    """Writes down what the loop reports.
+
+    Args:
+        run_uri: prefix of the run.
+        state: the run's, already resumed.
+        writer: writes the checkpoints.
+        every: how often, as --checkpoint-every has it.
+        show: takes (images, note) for the progress.
+    """
+
+    def __init__(
+        self, run_uri: str, state: TrainState, writer: CheckpointWriter, every: str, show: Show
+    ) -> None:
+        self._state, self._writer, self._show = state, writer, show
+        self._schedule = CheckpointSchedule(every)
+        self._log = RunLog(run_uri, state.run_id, epoch=state.epoch, step=state.step)
+        self._stop = StopRequest()
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Self:
+        self._stack.enter_context(self._log)
+        self._stack.enter_context(self._stop)
+        return self
+
+    def after_step(self, report: StepReport) -> None:
+        """Record a step.
+
+        Raises:
+            RunStoppedError: SIGTERM came; a checkpoint of this step is written.
+        """
+        epoch, step = self._state.epoch + 1, self._state.step
+        self._show(report.num_images, f"loss {report.loss:.4f}")
+        self._log.add_step(epoch=epoch, step=step, loss=report.loss, lr=report.lr)
+        if self._schedule.is_due(self._state.total_steps) or self._stop.requested:
+            self._checkpoint()
+        if self._stop.requested:
+            self._writer.wait()
+            raise RunStoppedError(
+                f"stopped by SIGTERM in epoch {epoch}, step {step}; the same command goes on there"
+            )
+
+    def after_epoch(self, numbers: dict[str, Any]) -> None:
+        """Record an epoch."""
+        self._log.add_epoch(numbers)
+        log.info("%s", _describe(numbers))
+
+    def after_training(self) -> None:
+        """Secure the result: measuring and registering may fail, for reasons of the store."""
+        if self._schedule.is_on:
+            self._writer.write(self._state.snapshot())
+
+    def _checkpoint(self) -> None:
+        self._log.flush()
+        self._writer.write(self._state.snapshot())
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stack.__exit__(kind, error, trace)
+
+
+def _describe(numbers: dict[str, Any]) -> str:
+    measured = ""
+    if "val_loss" in numbers:
+        measured = f", val loss {numbers['val_loss']:.4f}, accuracy {numbers['val_accuracy']:.4f}"
+    return (
+        f"epoch {numbers['epoch']}: train loss {numbers['train_loss']:.4f}{measured}; "
+        f"{numbers['images_per_s']:.0f} images/s, {numbers['waited_fraction']:.0%} of the time "
+        "waiting for data"
+    )

@@ -1,0 +1,93 @@
+"""Which samples a step trains on, as a pure function of (seed, epoch, step, rank, world_size).
+
+In: counts. Out: arrays of sample indices. Invariants:
+- every sample occurs once per epoch, none is dropped, none repeated (unless classes are balanced);
+- the samples of a step do not depend on the world size: the ranks divide among them what one worker
+  would take.
+
+An epoch has ceil(num_samples / global_batch_size) steps, and their sizes differ by at most one
+sample. So there is no small last batch, whose gradient would be noise and whose batch statistics
+would be worse: global_batch_size is an upper limit.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+from imgcls.training.draws import hash64
+
+
+@dataclass(frozen=True, slots=True)
+class Sampler:
+    """The order of training samples.
+
+    Args:
+        num_samples: samples of the training split.
+        global_batch_size: most samples per optimizer step, over all ranks.
+        seed: seed of the order.
+        balanced_labels: labels of the samples, to see every class equally often: those of a rare
+            class several times per epoch, not all of a frequent one. Empty: each sample once.
+    """
+
+    num_samples: int
+    global_batch_size: int
+    seed: int
+    balanced_labels: tuple[int, ...] = ()
+
+    @property
+    def num_steps(self) -> int:
+        """Optimizer steps per epoch."""
+        return -(-self.num_samples // self.global_batch_size)
+
+    @property
+    def min_step_size(self) -> int:
+        """Samples of the smallest step."""
+        return self.num_samples // self.num_steps
+
+    def step_indices(
+        self, epoch: int, step: int, *, rank: int = 0, world_size: int = 1
+    ) -> np.ndarray:
+        """Return int64 [B]: the samples of one rank in one step (0-based) of an epoch."""
+        if self.balanced_labels:
+            order = _balanced_order(self.balanced_labels, self.seed, epoch)
+        else:
+            order = _permutation(self.num_samples, self.seed, epoch)
+        start, stop = _share(self.num_samples, self.num_steps, step)
+        return divide(order[start:stop], rank, world_size)
+
+
+def divide(index_B: np.ndarray, rank: int, world_size: int) -> np.ndarray:
+    """Return this rank's part; the parts are disjoint, cover `index_B`, differ by one at most."""
+    start, stop = _share(len(index_B), world_size, rank)
+    return index_B[start:stop]
+
+
+def _share(total: int, num_parts: int, part: int) -> tuple[int, int]:
+    return total * part // num_parts, total * (part + 1) // num_parts
+
+
+@lru_cache(maxsize=2)
+def _permutation(num_samples: int, seed: int, epoch: int) -> np.ndarray:
+    # Sorting hashes, unlike numpy's Generator, gives the same order in every version of numpy.
+    order = np.argsort(hash64(seed, epoch, np.arange(num_samples)), kind="stable")
+    order.flags.writeable = False
+    return order
+
+
+@lru_cache(maxsize=2)
+def _balanced_order(labels: tuple[int, ...], seed: int, epoch: int) -> np.ndarray:
+    """Return as many samples as there are, with every class equally often, give or take one."""
+    label_N = np.asarray(labels)
+    shuffled = _permutation(len(labels), seed, epoch)
+    classes = np.unique(label_N)
+    chosen = []
+    for place, label in enumerate(classes):
+        start, stop = _share(len(labels), len(classes), place)
+        members = shuffled[label_N[shuffled] == label]
+        # Where a class comes several times, each of its samples comes equally often, or once more.
+        chosen.append(np.resize(members, stop - start))
+    order = np.concatenate(chosen)
+    mixed = order[np.argsort(hash64(seed, epoch, np.arange(len(order)), 1), kind="stable")]
+    mixed.flags.writeable = False
+    return np.asarray(mixed)

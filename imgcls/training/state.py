@@ -1,0 +1,120 @@
+"""Everything that training changes, in one place, as tensors and plain values.
+
+In: a model and its optimizer. Out: the same, further on; or a Snapshot, to write down. Invariant:
+what a snapshot holds is all that the rest of the run depends on, so that training from it gives the
+same weights, bit by bit on one CPU worker. Random numbers are no state: they are hashes of the step
+(draws.py).
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import uuid4
+
+import torch
+from torch import nn
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A state on the CPU: tensors by name, and values that JSON keeps exactly."""
+
+    tensors: dict[str, torch.Tensor]
+    values: dict[str, Any]
+
+
+@dataclass(slots=True)
+class TrainState:
+    """The run so far; `run_id` stays the same however often the run is resumed.
+
+    `epoch` and `step` (within the epoch) say what comes next. `best` holds the weights of the best
+    validation, on the CPU; `best_metrics` its numbers.
+    """
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    num_classes: int
+    ema: nn.Module | None = None
+    run_id: str = field(default_factory=lambda: uuid4().hex)
+    epoch: int = 0
+    step: int = 0
+    total_steps: int = 0
+    loss_sum: float = 0.0  # of the epoch so far, on this rank
+    weight_sum: float = 0.0
+    epochs_since_best: int = 0
+    best: dict[str, torch.Tensor] = field(default_factory=dict)
+    best_metrics: dict[str, Any] = field(default_factory=dict)
+    history: list[dict[str, Any]] = field(default_factory=list)
+    train_s: float = 0.0
+
+    @property
+    def evaluated(self) -> nn.Module:
+        """The model that is validated and kept: the moving average where there is one."""
+        return self.ema if self.ema is not None else self.model
+
+    def keep_as_best(self, metrics: dict[str, Any]) -> None:
+        """Copy the evaluated weights to the CPU as the best so far."""
+        self.best = copy_to_cpu(self.evaluated.state_dict())
+        self.best_metrics = metrics
+        self.epochs_since_best = 0
+
+    def snapshot(self) -> Snapshot:
+        """Copy the state; training may go on while the copy is written."""
+        tensors = {f"model.{k}": v for k, v in self.model.state_dict().items()}
+        if self.ema is not None:
+            tensors |= {f"ema.{k}": v for k, v in self.ema.state_dict().items()}
+        tensors |= {f"best.{k}": v for k, v in self.best.items()}
+        for name, parameter in self.model.named_parameters():
+            for key, value in self.optimizer.state.get(parameter, {}).items():
+                if value is not None:
+                    tensors[f"optimizer.{key}.{name}"] = value
+        return Snapshot(copy_to_cpu(tensors), {name: getattr(self, name) for name in _VALUES})
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Become the state that `snapshot` was taken of."""
+        self.model.load_state_dict(_under("model.", snapshot.tensors))
+        if self.ema is not None:
+            self.ema.load_state_dict(_under("ema.", snapshot.tensors))
+        self.best = _under("best.", snapshot.tensors)
+        for name, parameter in self.model.named_parameters():
+            state = self.optimizer.state[parameter]
+            for key in ("step", "exp_avg", "exp_avg_sq", "momentum_buffer"):
+                tensor = snapshot.tensors.get(f"optimizer.{key}.{name}")
+                if tensor is not None:
+                    state[key] = _like(tensor, parameter)
+        for name in _VALUES:
+            setattr(self, name, snapshot.values[name])
+
+
+_VALUES = (
+    "run_id",
+    "epoch",
+    "step",
+    "total_steps",
+    "loss_sum",
+    "weight_sum",
+    "epochs_since_best",
+    "best_metrics",
+    "history",
+    "train_s",
+)
+
+
+def copy_to_cpu(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return contiguous copies that share no memory with the originals."""
+    return {
+        name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()
+    }
+
+
+def _like(tensor: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
+    """Return a copy on the parameter's device, laid out in memory as the parameter is.
+
+    A fused optimizer steps through both in the order of memory.
+    """
+    if tensor.shape != parameter.shape:
+        return tensor.to(parameter.device, copy=True)
+    return torch.empty_like(parameter, dtype=tensor.dtype, requires_grad=False).copy_(tensor)
+
+
+def _under(prefix: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}

@@ -1,0 +1,152 @@
+"""One optimizer step: pixels to gradients to new weights.
+
+In: a Batch of this rank. Out: sums of loss and weight; the model and optimizer, one step further.
+Invariants: the gradient is that of the weighted mean loss over the images of ALL ranks, so N
+workers step as one would; a loss that is not finite raises before any weight changes.
+
+Shape legend: B batch, C channel, K classes.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from imgcls.errors import ConfigError
+from imgcls.image.augment import NUM_DRAWS, augment
+from imgcls.image.policy import apply_policy
+from imgcls.image.preprocess import normalize
+from imgcls.training.draws import image_seeds, step_seed, uniform
+from imgcls.training.ema import follow
+from imgcls.training.loader import Batch, LabelledImage
+from imgcls.training.losses import loss_per_image, smooth_targets
+from imgcls.training.mix import mix
+from imgcls.training.optimizer import set_lr
+from imgcls.training.place import Place
+from imgcls.training.recipe import Recipe
+from imgcls.training.state import TrainState
+
+NAMED_URIS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """This rank's sums of loss and weight, and the images of all ranks."""
+
+    loss_sum: float
+    weight_sum: float
+    num_images: int
+
+
+def train_step(
+    state: TrainState,
+    wrapped: nn.Module,
+    batch: Batch,
+    lr: float,
+    recipe: Recipe,
+    place: Place,
+    samples: Sequence[LabelledImage],
+) -> StepResult:
+    """Take one optimizer step.
+
+    Args:
+        state: holds the optimizer, and the epoch and step that the random numbers belong to.
+        wrapped: state.model, as place.wrap made it.
+        batch: this rank's images.
+        lr: learning rate of this step.
+        recipe: how.
+        place: this rank.
+        samples: what batch.index_B refers to, for messages.
+
+    Raises:
+        ConfigError: the loss is nan or infinite; names the images.
+    """
+    # Dropout and stochastic depth: seeded by the step, so a resumed run draws what this one would
+    # have drawn.
+    torch.manual_seed(step_seed(recipe.seed, state.total_steps, place.rank))
+    weight_sum = float(batch.weight_B.sum())
+    weight_sum_all, num_images = place.sum(weight_sum, float((batch.weight_B > 0).sum()))
+    # torch averages gradients over ranks; we want the mean over images.
+    scale = place.world_size / weight_sum_all if weight_sum_all > 0 else 0.0
+    state.optimizer.zero_grad(set_to_none=True)
+    loss_sum = 0.0
+    parts = list(_split(batch, recipe.batch_size))
+    for number, part in enumerate(parts, 1):
+        with place.without_sync(wrapped) if number < len(parts) else nullcontext():
+            loss = _weighted_loss(state, wrapped, part, recipe, place)
+            part_sum = loss.item()
+            if not torch.isfinite(loss):
+                raise ConfigError(_diverged(state, part, lr, part_sum, samples))
+            (loss * scale).backward()  # type: ignore[no-untyped-call]  # torch
+            loss_sum += part_sum
+    if recipe.max_grad_norm > 0:
+        nn.utils.clip_grad_norm_(state.model.parameters(), recipe.max_grad_norm)
+    set_lr(state.optimizer, lr)
+    state.optimizer.step()
+    if state.ema is not None:
+        follow(state.ema, state.model, recipe.ema_decay, state.total_steps + 1)
+    return StepResult(loss_sum, weight_sum, round(num_images))
+
+
+def to_model_input(x_BCHW: torch.Tensor, recipe: Recipe) -> torch.Tensor:
+    """Normalise uint8 pixels, in the memory format that the model was built for."""
+    x_BCHW = normalize(x_BCHW, recipe.preprocess)
+    return x_BCHW.contiguous(memory_format=torch.channels_last) if recipe.channels_last else x_BCHW
+
+
+def autocast(recipe: Recipe, device: torch.device) -> torch.autocast:
+    """Return the context of a forward pass: bfloat16 where it is safe, if the recipe says so."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bf16")
+
+
+def _weighted_loss(
+    state: TrainState, wrapped: nn.Module, batch: Batch, recipe: Recipe, place: Place
+) -> torch.Tensor:
+    """Return the sum of the images' losses times their weights, one float32."""
+    device = place.device
+    x_BCHW = batch.x_BCHW.to(device, non_blocking=True)
+    label_B = batch.label_B.to(device, non_blocking=True)
+    weight_B = batch.weight_B.to(device, non_blocking=True)
+    index_B = batch.index_B.numpy()
+    draws = uniform(recipe.seed, state.epoch, index_B, NUM_DRAWS)
+    x_BCHW = augment(x_BCHW, torch.from_numpy(draws).to(device), recipe.augment)
+    if recipe.policy != "none":
+        seeds = image_seeds(recipe.seed, state.epoch, index_B)
+        x_BCHW = apply_policy(x_BCHW, seeds, recipe.policy)
+    target_BK = smooth_targets(label_B, state.num_classes, recipe.label_smoothing)
+    x_BCHW, target_BK = mix(
+        to_model_input(x_BCHW, recipe),
+        target_BK,
+        mixup_alpha=recipe.mixup,
+        cutmix_alpha=recipe.cutmix,
+        seed=recipe.seed,
+        step=state.total_steps,
+    )
+    with autocast(recipe, device):
+        logits_BK = wrapped(x_BCHW)
+    return (loss_per_image(logits_BK.float(), target_BK, recipe.loss) * weight_B).sum()
+
+
+def _split(batch: Batch, size: int) -> Iterator[Batch]:
+    """Cut a batch into parts of at most `size` rows, sizes differing by one at most."""
+    num_rows = len(batch.label_B)
+    num_parts = -(-num_rows // size)
+    for part in range(num_parts):
+        rows = slice(num_rows * part // num_parts, num_rows * (part + 1) // num_parts)
+        yield Batch(
+            batch.x_BCHW[rows], batch.label_B[rows], batch.weight_B[rows], batch.index_B[rows]
+        )
+
+
+def _diverged(
+    state: TrainState, batch: Batch, lr: float, loss: float, samples: Sequence[LabelledImage]
+) -> str:
+    uris = [samples[index].uri for index in batch.index_B.tolist()]
+    more = f" and {len(uris) - NAMED_URIS} more" if len(uris) > NAMED_URIS else ""
+    return (
+        f"the loss is {loss} in epoch {state.epoch + 1}, step {state.step + 1} (learning rate "
+        f"{lr:.3g}); no weight was changed by it. Lower --lr, or look at the images of this batch: "
+        f"{', '.join(uris[:NAMED_URIS])}{more}"
+    )

@@ -1,0 +1,37 @@
+"""Stop between two steps when the machine asks for it.
+
+In: SIGTERM, as a scheduler sends it before it takes the machine away. Out: `requested`. Invariant:
+the handler that was there before comes back; outside the main thread nothing is installed.
+"""
+
+import signal
+import threading
+from types import FrameType, TracebackType
+from typing import Self
+
+
+class StopRequest:
+    """Watches for SIGTERM while it is entered."""
+
+    def __init__(self) -> None:
+        self.requested = False
+        self._is_installed = False
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            self._before = signal.signal(signal.SIGTERM, self._note)
+            self._is_installed = True
+        return self
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        del number, frame
+        self.requested = True
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._is_installed:
+            signal.signal(signal.SIGTERM, self._before)

@@ -1,0 +1,124 @@
+import importlib
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+
+from imgcls.cluster import ClusterResources
+from imgcls.config import TrainConfig
+from imgcls.errors import ConfigError
+from imgcls.model.artifact import read_bundle
+from imgcls.training.driver import train
+from imgcls.training.workers import cpus_per_worker, use_gpus
+
+ROOT = Path(__file__).parents[2]
+MakeTree = Callable[..., Path]
+
+
+@pytest.fixture(scope="module")
+def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """One Ray for the tests of this file; `cluster.connected` uses it and leaves it running."""
+    ray.init(
+        address="local",
+        num_cpus=2,
+        include_dashboard=False,
+        log_to_driver=False,
+        runtime_env={"env_vars": {"PYTHONPATH": str(ROOT)}},
+    )
+    yield
+    ray.shutdown()
+
+
+def make_config(folder: Path, **changes: Any) -> TrainConfig:
+    values: dict[str, Any] = {
+        "data": str(folder),
+        "registry": str(folder.parent / "registry"),
+        "name": "bars",
+        "arch": "simple_cnn",
+        "image_px": 12,
+        "batch_size": 8,
+        "epochs": 3,
+        "lr": 5e-3,
+        "num_workers": 2,
+        "val_fraction": 0.2,
+        "test_fraction": 0.2,
+    }
+    return TrainConfig(**values | changes)
+
+
+@pytest.mark.ray
+def test_an_error_in_a_worker_comes_back_as_itself_and_is_not_retried(
+    ray_cluster: None, make_tree: MakeTree
+) -> None:
+    with pytest.raises(ConfigError, match=r"the loss is (nan|inf).*--lr") as raised:
+        train(make_config(make_tree(20), optimizer="sgd", lr=1e30, warmup_fraction=0.0))
+    assert "\n" not in str(raised.value)
+    assert raised.value.__cause__ is None
+
+
+def kill_a_worker(config: TrainConfig) -> None:
+    """Wait for the first checkpoint, then kill one of this process's Ray Train workers."""
+    psutil = importlib.import_module("psutil")  # Ray brings it along
+    pattern = "_training/bars/run-*/checkpoints/*/SHA256SUMS"
+    while not list(Path(config.registry).glob(pattern)):
+        time.sleep(0.05)
+    children = psutil.Process().children(recursive=True)
+    [*_, worker] = [p for p in children if "RayTrainWorker" in " ".join(p.cmdline())]
+    worker.send_signal(signal.SIGKILL)
+
+
+@pytest.mark.ray
+def test_two_workers_of_which_one_is_killed_train_what_one_process_trains(
+    ray_cluster: None, make_tree: MakeTree
+) -> None:
+    """Equal global batch and seed; the tolerance is that of batch norm over half batches."""
+    data = make_tree(40)
+    config = make_config(data, epochs=20, checkpoint_every="5")
+    killer = threading.Thread(target=kill_a_worker, args=[config])
+    killer.start()
+    together = train(config)
+    killer.join()
+    alone = train(make_config(data, epochs=20, num_workers=0, batch_size=16))
+    assert together["accuracy"] > 0.9
+    assert together["val_loss"] == pytest.approx(alone["val_loss"], abs=0.1)
+    assert together["run"] == alone["run"]
+    histories = [read_bundle(r["uri"]).training["history"] for r in (together, alone)]
+    assert [numbers["epoch"] for numbers in histories[0]] == list(range(1, 21))
+    num_val = {numbers["num_val"] for history in histories for numbers in history}
+    assert num_val == {together["num_val"]}
+
+
+@pytest.mark.parametrize(
+    ("resources", "num_workers", "num_cpus"),
+    [
+        ((1, 2, 0), 2, 1),
+        ((1, 2, 0), 1, 1),
+        ((1, 16, 1), 1, 15),
+        ((4, 32, 4), 4, 7),
+        ((2, 4, 0), 3, 1),
+    ],
+)
+def test_workers_share_the_cpus_and_leave_one(
+    resources: tuple[int, int, int], num_workers: int, num_cpus: int
+) -> None:
+    assert cpus_per_worker(ClusterResources(*resources), num_workers) == num_cpus
+
+
+def test_more_workers_than_cpus_or_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.delenv("RAY_JOB_ID", raising=False)
+    with pytest.raises(ConfigError, match="--num-workers 4: this machine has 2 CPUs"):
+        cpus_per_worker(ClusterResources(1, 2, 0), 4)
+    with pytest.raises(ConfigError, match="sees 1 GPUs"):
+        use_gpus(ClusterResources(1, 8, 1), 2, "cuda")
+
+
+def test_auto_takes_gpus_only_where_each_worker_gets_one() -> None:
+    assert use_gpus(ClusterResources(1, 8, 2), 2, "auto")
+    assert not use_gpus(ClusterResources(1, 8, 1), 2, "auto")
+    assert not use_gpus(ClusterResources(1, 8, 2), 2, "cpu")
