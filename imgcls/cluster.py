@@ -7,7 +7,9 @@ not start is never stopped, and one that we started leaves no process and no fol
 import logging
 import os
 import shutil
+import signal
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -50,6 +52,8 @@ def connected() -> Iterator[ClusterResources]:
         yield _resources()
         return
     temp_dir = None
+    # ray.init takes SIGTERM for itself and exits 15 without a word; ours ends resumable.
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     if in_cluster():
         ray.init(log_to_driver=False, logging_level=logging.ERROR)
     else:
@@ -64,6 +68,8 @@ def connected() -> Iterator[ClusterResources]:
             _temp_dir=temp_dir,
         )
     try:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, on_sigterm)
         yield _resources()
     finally:
         ray.shutdown()

@@ -10,11 +10,10 @@ Images go the way of `score`: the bundle's decode spec, the decoder pool and the
 
 import hashlib
 import io
-import json
 import logging
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -43,13 +42,13 @@ from imgcls.model.labels import ClassNames, enumerate_names, from_labels
 from imgcls.model.manifest import read_manifest
 from imgcls.model.predict import Predictor
 from imgcls.model.registry import resolve
+from imgcls.published import MANIFEST, Manifest, list_published
 from imgcls.schema import Status
 from imgcls.storage import objects
 from imgcls.storage.transfer import GetRequest, get_many
-from imgcls.storage.uri import is_local, join, split_uri
+from imgcls.storage.uri import join
 
 _NUM_NAMED = 10  # images that a result names one by one
-_MANIFEST = "_manifest.json"
 _COLUMNS = ["uri", "status", "error", "class_name", "run_id", "scored_at", "model_digest"]
 
 _log = logging.getLogger(__name__)
@@ -240,13 +239,17 @@ def evaluate_predictions(config: EvaluateConfig) -> dict[str, Any]:
     labelled = read_manifest(config.labels, slice_by=config.slice_by)
     row_by_uri = {row.uri: row for row in labelled}
     label_by_uri = {uri: row.label for uri, row in row_by_uri.items()}
-    manifests = list(_published(config.predictions, config.run_id))
+    manifests = [
+        (folder, manifest)
+        for folder, manifest in list_published(config.predictions)
+        if config.run_id in ("", manifest.run_id)
+    ]
     if not manifests:
         run = f" of run {config.run_id}" if config.run_id else ""
         raise SourceError(f"there are no published predictions{run} under {config.predictions}")
     joined = _Joined(label_by_uri)
     for folder, manifest in manifests:
-        for part in manifest["parts"]:
+        for part in manifest.parts:
             joined.add(_read_part(folder, part))
     if joined.num_superseded:
         _log.info("%d rows were scored again later: the newest counts", joined.num_superseded)
@@ -266,7 +269,7 @@ def evaluate_predictions(config: EvaluateConfig) -> dict[str, Any]:
         "mode": "predictions",
         "predictions": config.predictions,
         "labels": config.labels,
-        "runs": [manifest.get("run_id", "") for _, manifest in manifests],
+        "runs": [manifest.run_id for _, manifest in manifests],
         "model_digests": sorted(joined.distinct("model_digest")),
         "num_labels": len(label_by_uri),
         "num_labels_without_row": len(without_row),
@@ -307,42 +310,19 @@ class _Joined:
         return {r[column] for rows in self.rows_by_uri.values() for r in rows if r[column]}
 
 
-def _published(output: str, run_id: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield folder and manifest of every published run: OUTPUT/date=*/run=*/_manifest.json."""
-    root = split_uri(output)[2] if is_local(output) else output
-    root = root if root.endswith("/") else f"{root}/"
-    first = f"{root}date="
-    # What lies before "date=", such as the attempts of every run, need not be listed.
-    for entry in objects.list_objects(root, start_after=first):
-        if not entry.uri.startswith(first):
-            return
-        folder, _, name = entry.uri.rpartition("/")
-        parts = folder[len(root) :].split("/")
-        if name != _MANIFEST or len(parts) != 2 or not parts[1].startswith("run="):
-            continue
-        if run_id and parts[1] != f"run={run_id}":
-            continue
-        try:
-            manifest = json.loads(objects.read(entry.uri))
-            manifest["parts"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise SourceError(f"{entry.uri} is no manifest of published predictions") from error
-        yield folder, manifest
-
-
 def _read_part(folder: str, part: Mapping[str, Any]) -> pa.Table:
     uri = join(folder, part["path"])
     try:
         data = objects.read(uri)
     except ObjectMissingError as error:
-        raise SourceError(f"{uri} is missing, although {_MANIFEST} lists it") from error
+        raise SourceError(f"{uri} is missing, although {MANIFEST} lists it") from error
     if hashlib.sha256(data).hexdigest() != part["sha256"]:
-        raise SourceError(f"{uri} was changed: it has not the sha256 that {_MANIFEST} lists")
+        raise SourceError(f"{uri} was changed: it has not the sha256 that {MANIFEST} lists")
     return pq.read_table(io.BytesIO(data), columns=_COLUMNS)
 
 
 def _known_classes(
-    manifests: list[tuple[str, dict[str, Any]]], labels: set[str], joined: _Joined
+    manifests: list[tuple[str, Manifest]], labels: set[str], joined: _Joined
 ) -> ClassNames:
     """Return the classes of the models that predicted.
 
@@ -350,7 +330,7 @@ def _known_classes(
         ConfigError: a label that none of the models knows.
     """
     names = joined.distinct("class_name")
-    for uri in sorted({manifest["model_uri"] for _, manifest in manifests}):
+    for uri in sorted({manifest.model_uri for _, manifest in manifests}):
         try:
             names |= set(read_class_names(uri).names)
         except BundleError as error:

@@ -11,26 +11,36 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from imgcls.config import NightlyConfig, PlanConfig, VerifyConfig
-from imgcls.scoring.cleanup import is_rolled_back
+from imgcls.published import list_published
+from imgcls.scoring.cleanup import is_published
 from imgcls.scoring.driver import (
     PlannedModel,
     check_config,
     finish_run,
     resolve_model,
-    today,
     write_run_plan,
 )
 from imgcls.scoring.lease import Lease
-from imgcls.scoring.ledger import list_published, published_keys
+from imgcls.scoring.ledger import published_keys
 from imgcls.scoring.listing import list_source
-from imgcls.scoring.plan import Plan, Staging, derive_shard_size, read_plan, stage
-from imgcls.scoring.publish import published_uri, read_manifest
+from imgcls.scoring.plan import (
+    Plan,
+    Staging,
+    derive_shard_size,
+    is_rolled_back,
+    read_plan,
+    stage,
+)
 from imgcls.scoring.verify import verify
+from imgcls.storage.uri import canonical
 
 log = logging.getLogger(__name__)
+
+DIFFERENCE = ("new", "changed", "failed_before", "unchanged")
 
 
 def nightly(config: NightlyConfig) -> dict[str, Any]:
@@ -42,22 +52,21 @@ def nightly(config: NightlyConfig) -> dict[str, Any]:
     """
     start_s = time.monotonic()
     check_config(config)
-    config = replace(config, date=config.date or today())
-    with Lease(config.output, config.run_id or f"nightly-{config.date}") as lease:
+    config = replace(config, source=canonical(config.source), output=canonical(config.output))
+    with Lease(config.output, config.run_id or "nightly") as lease:
         model = resolve_model(config.model)
         plan, run_id = _unfinished_or_next(config, model)
-        counts: dict[str, int] = {}
-        counts = plan.config.get("difference", {}) if plan else {}
         if plan is None:
             with _difference(config, model) as (staging, counts):
                 if staging.count() == 0:
                     log.info("nothing new: %s", counts)
                     return _nothing_new(config, counts, time.monotonic() - start_s)
-                plan = write_run_plan(config, run_id, model, staging)
-        result = finish_run(config, plan, before_publish=lease.renew)
+                plan = write_run_plan(config, run_id, model, staging, counts)
+        result = finish_run(config, plan, before_manifest=lease.renew)
         verify(VerifyConfig(config.output, plan.run_id))
+    difference = {name: plan.counts[name] for name in DIFFERENCE}
     elapsed_s = round(time.monotonic() - start_s, 3)
-    return result | {"difference": counts, "verified": True, "elapsed_s": elapsed_s}
+    return result | {"difference": difference, "verified": True, "elapsed_s": elapsed_s}
 
 
 def _nothing_new(config: NightlyConfig, counts: dict[str, int], elapsed_s: float) -> dict[str, Any]:
@@ -72,24 +81,33 @@ def _nothing_new(config: NightlyConfig, counts: dict[str, int], elapsed_s: float
 
 
 def _unfinished_or_next(config: NightlyConfig, model: PlannedModel) -> tuple[Plan | None, str]:
-    """Return the plan of this date's unfinished run to go on with, or the next free run id."""
-    name = config.run_id or f"nightly-{config.date}"
-    for number in itertools.count(1):
-        run_id = name if number == 1 else f"{name}-{number}"
-        plan = read_plan(config.output, run_id)
-        if plan is None and not is_rolled_back(config.output, run_id):
-            return None, run_id
-        if plan is not None and _may_go_on(config, plan, model):
-            log.info("going on with run %s", run_id)
-            return plan, run_id
-    raise AssertionError("unreachable: count() has no end")
+    """Return the plan of an unfinished night to go on with, or the next free run id."""
+    free = ""
+    for name in _names(config):
+        for number in itertools.count(1):
+            free = name if number == 1 else f"{name}-{number}"
+            plan = read_plan(config.output, free)
+            if plan is None and not is_rolled_back(config.output, free):
+                break
+            if plan is not None and _may_go_on(config, plan, model):
+                log.info("going on with run %s", plan.run_id)
+                return plan, plan.run_id
+    return None, free
+
+
+def _names(config: NightlyConfig) -> list[str]:
+    """Return the names a night may have: yesterday's too, if it began before midnight (UTC)."""
+    if config.run_id:
+        return [config.run_id]
+    if config.date:
+        return [f"nightly-{config.date}"]
+    now = datetime.now(UTC)
+    return [f"nightly-{day:%Y-%m-%d}" for day in (now - timedelta(days=1), now)]
 
 
 def _may_go_on(config: NightlyConfig, plan: Plan, model: PlannedModel) -> bool:
     """Return whether an earlier plan still is what this night should do."""
-    if read_manifest(published_uri(config.output, plan)) is not None:
-        return False
-    if is_rolled_back(config.output, plan.run_id):
+    if is_published(config.output, plan) or is_rolled_back(config.output, plan.run_id):
         return False
     same_model = (plan.model_digest, plan.spec_digest) == (model.digest, model.spec_digest)
     same_work = plan.source == config.source and all(
@@ -123,6 +141,7 @@ def show_plan(config: PlanConfig) -> dict[str, Any]:
     Raises:
         ConfigError: the source or the model is wrong.
     """
+    config = replace(config, source=canonical(config.source), output=canonical(config.output))
     model = resolve_model(config.model)
     with _difference(config, model) as (staging, counts):
         num_images = staging.count()
@@ -132,7 +151,7 @@ def show_plan(config: PlanConfig) -> dict[str, Any]:
             "output": config.output,
             **counts,
             "to_score": num_images,
-            "skipped": len(staging.skipped),
+            "skipped": staging.num_skipped,
             "size_bytes": staging.size_bytes(),
             "shards": -(-num_images // size),
             "shard_size": size,

@@ -2,7 +2,7 @@ import hashlib
 import io
 import json
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from imgcls.model.build import build_model
 from imgcls.model.calibration import fit_calibration
 from imgcls.model.dataset import read_dataset
 from imgcls.model.labels import ClassNames
+from imgcls.published import FORMAT_VERSION, Manifest
 from imgcls.schema import PREDICTION_SCHEMA
 from imgcls.scoring.driver import score
 from imgcls.storage import objects
@@ -214,8 +215,21 @@ def publish(model: str, tmp_path: Path) -> Callable[..., str]:
             objects.put(f"{folder}/{name}", data)
             sha256 = hashlib.sha256(data).hexdigest()
             parts.append({"path": name, "sha256": sha256, "num_rows": 1})
-        manifest = {"run_id": run_id, "model_uri": model, "parts": parts}
-        objects.put(f"{folder}/_manifest.json", json.dumps(manifest).encode())
+        manifest = Manifest(
+            run_id=run_id,
+            date="2026-11-22",
+            source="",
+            model=model,
+            model_uri=model,
+            model_digest="",
+            spec_digest="",
+            parts=tuple(parts),
+            counts={},
+            status_counts={},
+            published_at="",
+        )
+        text = json.dumps({"format_version": FORMAT_VERSION} | asdict(manifest))
+        objects.put(f"{folder}/_manifest.json", text.encode())
         return output
 
     return publish_rows

@@ -1,5 +1,6 @@
 import json
 import time
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pyarrow as pa
@@ -16,10 +17,11 @@ from imgcls.config import (
 from imgcls.errors import ConfigError, ImgclsError, LeaseHeldError
 from imgcls.model.registry import promote, register
 from imgcls.nightly import nightly, show_plan
+from imgcls.published import list_published
+from imgcls.scoring import publish as publishing
 from imgcls.scoring.cleanup import gc, rollback
-from imgcls.scoring.driver import score
+from imgcls.scoring.driver import score, write_run_plan
 from imgcls.scoring.lease import Lease
-from imgcls.scoring.ledger import list_published
 from imgcls.scoring.verify import verify
 from imgcls.storage.embedded import EmbeddedS3
 from imgcls.storage.objects import list_objects, put
@@ -100,11 +102,11 @@ def test_unfinished_night_is_finished_not_planned_again(
     night: NightlyConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def die(*_args: object, **_kwargs: object) -> None:
-        raise KeyboardInterrupt
+        raise SystemExit
 
     with monkeypatch.context() as patched:
         patched.setattr("imgcls.scoring.driver.publish", die)
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(SystemExit):
             nightly(night)
     put(f"{night.source}/new.png", image_bytes(500))
     result = nightly(night)
@@ -117,11 +119,11 @@ def test_unfinished_night_that_was_overtaken_is_left_alone(
     night: NightlyConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def die(*_args: object, **_kwargs: object) -> None:
-        raise KeyboardInterrupt
+        raise SystemExit
 
     with monkeypatch.context() as patched:
         patched.setattr("imgcls.scoring.driver.publish", die)
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(SystemExit):
             nightly(night)
     nightly(NightlyConfig(**{**vars(night), "date": "2026-11-23"}))
     assert nightly(night)["rows"] == 0
@@ -145,7 +147,7 @@ def test_lost_lease_publishes_nothing(night: NightlyConfig) -> None:
 
         def __getattribute__(self, name: str) -> object:
             if name == "batch_size" and lease_uri.exists():
-                lease_uri.write_text(lease_uri.read_text().replace('"token"', '"token" '))
+                lease_uri.write_text(lease_uri.read_text().replace('"token": "', '"token": "x'))
             return super().__getattribute__(name)
 
     with pytest.raises(LeaseHeldError, match="lost"):
@@ -183,10 +185,10 @@ def test_gc_removes_abandoned_runs_only_on_request(
     night: NightlyConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def die(*_args: object, **_kwargs: object) -> None:
-        raise KeyboardInterrupt
+        raise SystemExit
 
     monkeypatch.setattr("imgcls.scoring.driver.publish", die)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(SystemExit):
         nightly(night)
     assert gc(GcConfig(night.output, older_than="0s"))["removed"] == 0
     assert gc(GcConfig(night.output, older_than="0s", abandoned=True))["removed"] > 0
@@ -202,6 +204,90 @@ def test_gc_aborts_uploads_that_nobody_finished(s3_bucket: str, s3_server: Embed
     assert gc(GcConfig(f"{s3_bucket}/out", older_than="0s"))["uploads_aborted"] == 1
     pending = s3_server.client.list_multipart_uploads(Bucket=bucket)["Uploads"]
     assert [upload["Key"] for upload in pending] == ["other/x"]
+
+
+def test_commits_of_another_plan_are_never_published(night: NightlyConfig, tmp_path: Path) -> None:
+    nightly(night)
+    plan = tmp_path / "out" / "_runs" / "nightly-2026-11-22" / "plan.json"
+    plan.unlink()
+    for path in (tmp_path / "out").glob("date=*/run=*/*"):
+        path.unlink()
+    registry = night.model.partition("/tiny@")[0]
+    register(registry, "tiny", make_bundle(seed=1))
+    promote(f"{registry}/tiny@v2", "production")
+    with pytest.raises(ImgclsError, match="rows have model_digest"):
+        nightly(night)
+    assert list(list_published(night.output)) == []
+
+
+def test_relative_output_is_the_same_output(
+    night: NightlyConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    relative = NightlyConfig(**{**vars(night), "output": "./out/", "source": "bucket"})
+    assert nightly(relative)["rows"] == 70
+    assert nightly(night)["rows"] == 0
+    assert gc(GcConfig("out", older_than="0s", abandoned=True))["removed"] == 2
+    assert verify(VerifyConfig("out/"))["rows"] == 70
+
+
+def test_nested_output_is_another_output(night: NightlyConfig) -> None:
+    nightly(NightlyConfig(**{**vars(night), "output": f"{night.output}/team-b"}))
+    assert nightly(night)["rows"] == 70
+
+
+def test_image_that_was_missing_while_its_night_ran_is_scored_when_it_is_back(
+    night: NightlyConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    [lost, *_] = sorted(Path(night.source).rglob("*.png"))
+    aside = Path(night.output).with_name("aside.png")
+    write_plan = write_run_plan
+
+    def plan_then_move(*arguments: object) -> object:
+        plan = write_plan(*arguments)  # type: ignore[arg-type]
+        lost.rename(aside)
+        return plan
+
+    with monkeypatch.context() as patched:
+        patched.setattr("imgcls.nightly.write_run_plan", plan_then_move)
+        assert nightly(night)["status_counts"] == {"missing": 1, "ok": 69}
+    aside.rename(lost)
+    assert nightly(night)["status_counts"] == {"ok": 1}
+
+
+def test_rollback_while_a_twin_publishes_leaves_nothing_visible(
+    night: NightlyConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = publishing.put_new
+
+    def roll_back_before_manifest(uri: str, data: bytes) -> str:
+        if uri.endswith("_manifest.json"):
+            rollback(RollbackConfig(night.output, "nightly-2026-11-22"))
+        return real(uri, data)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(publishing, "put_new", roll_back_before_manifest)
+        with pytest.raises(ConfigError, match="rolled back while it published"):
+            nightly(night)
+    assert list(list_published(night.output)) == []
+    assert nightly(night)["run_id"] == "nightly-2026-11-22-2"
+
+
+def test_night_that_began_before_midnight_is_finished_after_it(
+    night: NightlyConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    yesterday = f"{datetime.now(UTC) - timedelta(days=1):%Y-%m-%d}"
+
+    def die(*_args: object, **_kwargs: object) -> None:
+        raise SystemExit
+
+    with monkeypatch.context() as patched:
+        patched.setattr("imgcls.scoring.driver.publish", die)
+        with pytest.raises(SystemExit):
+            nightly(NightlyConfig(**{**vars(night), "date": yesterday}))
+    result = nightly(NightlyConfig(**{**vars(night), "date": ""}))
+    assert (result["run_id"], result["rows_scored_now"]) == (f"nightly-{yesterday}", 0)
+    assert result["rows"] == 70
 
 
 def test_gc_refuses_an_age_that_is_none(night: NightlyConfig) -> None:
@@ -263,8 +349,6 @@ def test_verify_finds_what_was_tampered_with(
 
 
 def test_ledger_differences_in_duckdb_match_a_plain_set_difference(tmp_path: Path) -> None:
-    from datetime import UTC, datetime
-
     from imgcls.scoring.plan import stage
     from imgcls.storage.objects import ObjectInfo
 

@@ -173,6 +173,9 @@ def _swap(uri: str, record: dict[str, Any]) -> int | None:
 
 def _parse(ref: str) -> _Reference | None:
     """Take a reference apart; None for a bundle's URI, whose last segment has no "@"."""
+    if not is_local(ref):
+        # Refuses credentials in a URI, before any part of it could be quoted.
+        split_uri(ref)
     registry, _, last = ref.rpartition("/")
     name, at, selector = last.partition("@")
     if not at:

@@ -8,22 +8,23 @@ import json
 import logging
 import re
 from collections import defaultdict
+from contextlib import nullcontext
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from imgcls.config import GcConfig, RollbackConfig, check_name
 from imgcls.errors import ConfigError, ObjectExistsError, SourceError
-from imgcls.scoring.plan import read_plan, run_uri
-from imgcls.scoring.publish import published_uri, read_manifest
+from imgcls.published import MANIFEST, published_uri, read_manifest
+from imgcls.scoring.lease import Lease
+from imgcls.scoring.plan import Plan, is_rolled_back, read_plan, rolled_back_uri, run_uri
 from imgcls.storage.objects import (
     ObjectInfo,
     delete,
-    exists,
     list_objects,
     put_new,
 )
 from imgcls.storage.uploads import PendingUpload, abort_upload, list_pending_uploads
-from imgcls.storage.uri import join, split_uri
+from imgcls.storage.uri import canonical, join, split_uri
 
 log = logging.getLogger(__name__)
 _AGE = re.compile(r"(\d+)([smhd])")
@@ -42,17 +43,18 @@ def rollback(config: RollbackConfig) -> dict[str, Any]:
         SourceError: there is no such run.
     """
     check_name(config.run_id, "--run-id")
-    plan = read_plan(config.output, config.run_id)
+    output = canonical(config.output)
+    plan = read_plan(output, config.run_id)
     if plan is None:
-        raise SourceError(f"{config.output}: there is no run {config.run_id}")
-    folder = published_uri(config.output, plan)
+        raise SourceError(f"{output}: there is no run {config.run_id}")
+    folder = published_uri(output, plan.date, plan.run_id)
     manifest = read_manifest(folder)
     record = {"rolled_back_at": datetime.now(UTC).isoformat(timespec="seconds")}
     try:
-        put_new(_marker(config.output, config.run_id), json.dumps(record).encode())
+        put_new(rolled_back_uri(output, config.run_id), json.dumps(record).encode())
     except ObjectExistsError:
         log.info("run %s was rolled back before; finishing that", config.run_id)
-    delete(join(folder, "_manifest.json"))
+    delete(join(folder, MANIFEST))
     removed = [info.uri for info in list_objects(folder)]
     for uri in removed:
         delete(uri)
@@ -70,15 +72,6 @@ def refuse_rolled_back(output: str, run_id: str) -> None:
         raise ConfigError(f"run {run_id} was rolled back; choose another --run-id")
 
 
-def is_rolled_back(output: str, run_id: str) -> bool:
-    """Return whether a run was taken back."""
-    return exists(_marker(output, run_id))
-
-
-def _marker(output: str, run_id: str) -> str:
-    return join(run_uri(output, run_id), "rolled_back.json")
-
-
 def gc(config: GcConfig) -> dict[str, Any]:
     """Remove attempts of published runs, abandoned runs (on request) and pending multipart uploads.
 
@@ -86,24 +79,29 @@ def gc(config: GcConfig) -> dict[str, Any]:
         ConfigError: --older-than is no age.
     """
     before = datetime.now(UTC) - parse_age(config.older_than)
-    by_run: dict[str, list[ObjectInfo]] = defaultdict(list)
-    runs = join(config.output, "_runs")
-    for info in list_objects(runs):
-        by_run[info.uri.removeprefix(f"{runs}/").partition("/")[0]].append(info)
-    removed = [
-        info for run_id, infos in by_run.items() for info in _garbage(config, run_id, infos, before)
-    ]
-    for info in removed:
-        log.info("%s %s", "would remove" if config.dry_run else "removing", info.uri)
-        if not config.dry_run:
-            delete(info.uri)
-    uploads = _pending_uploads(config.output, before)
+    output = canonical(config.output)
+    # Abandoned is what no run goes on with: under the lease no nightly run can begin to.
+    with Lease(output, "gc") if config.abandoned and not config.dry_run else nullcontext():
+        by_run: dict[str, list[ObjectInfo]] = defaultdict(list)
+        runs = f"{join(output, '_runs')}/"
+        for info in list_objects(runs):
+            by_run[info.uri.removeprefix(runs).partition("/")[0]].append(info)
+        removed = [
+            info
+            for run_id, infos in by_run.items()
+            for info in _garbage(output, run_id, infos, before, abandoned=config.abandoned)
+        ]
+        for info in removed:
+            log.info("%s %s", "would remove" if config.dry_run else "removing", info.uri)
+            if not config.dry_run:
+                delete(info.uri)
+    uploads = _pending_uploads(output, before)
     for upload in uploads:
         log.info("%s upload of %s", "would abort" if config.dry_run else "aborting", upload.uri)
         if not config.dry_run:
             abort_upload(upload)
     return {
-        "output": config.output,
+        "output": output,
         "runs": len(by_run),
         "removed": len(removed),
         "removed_bytes": sum(info.size_bytes for info in removed),
@@ -121,22 +119,35 @@ def _pending_uploads(output: str, before: datetime) -> list[PendingUpload]:
 
 
 def _garbage(
-    config: GcConfig, run_id: str, infos: list[ObjectInfo], before: datetime
+    output: str, run_id: str, infos: list[ObjectInfo], before: datetime, *, abandoned: bool
 ) -> list[ObjectInfo]:
     """Return what may go of one run: nothing of a run still written to, nothing needed."""
     if max(info.last_modified for info in infos) >= before:
         return []
-    plan = read_plan(config.output, run_id)
-    if plan is not None and read_manifest(published_uri(config.output, plan)) is not None:
-        folder = f"{run_uri(config.output, run_id)}/"
+    plan = read_plan(output, run_id)
+    run = f"{run_uri(output, run_id)}/"
+    if plan is not None and is_published(output, plan):
+        names = [info.uri.removeprefix(run) for info in infos]
         return [
             info
-            for info in infos
-            if not info.uri.removeprefix(folder).startswith(_NEEDED_WHEN_PUBLISHED)
+            for info, name in zip(infos, names, strict=True)
+            if not name.startswith(_NEEDED_WHEN_PUBLISHED)
         ]
-    # plan.json goes first: a run without it is none, so a gc killed here leaves nothing half-alive.
-    ordered = sorted(infos, key=lambda info: not info.uri.endswith("/plan.json"))
-    return ordered if config.abandoned else []
+    if not abandoned or is_rolled_back(output, run_id):
+        return []
+    # Commits go before the plan: a plan of the same run id must never find another plan's commits.
+    order = {"commits": 0, "attempts": 1, "plan.json": 2}
+    ordered = sorted(infos, key=lambda info: order.get(info.uri.removeprefix(run).split("/")[0], 3))
+    if plan is None:
+        return ordered
+    # Parts of a publication that was killed before its manifest.
+    orphans = list(list_objects(published_uri(output, plan.date, plan.run_id)))
+    return [*orphans, *ordered]
+
+
+def is_published(output: str, plan: Plan) -> bool:
+    """Return whether a planned run has its manifest."""
+    return read_manifest(published_uri(output, plan.date, plan.run_id)) is not None
 
 
 def parse_age(text: str) -> timedelta:

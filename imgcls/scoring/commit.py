@@ -85,6 +85,10 @@ def read_commits(run: str) -> Iterator[Commit]:
     """Yield every commit of a run, in order of shard, several reads in flight."""
     uris = (info.uri for info in list_objects(join(run, "commits")))
     named = sorted(uri for uri in uris if _COMMIT_NAME.search(uri))
-    with ThreadPoolExecutor(READS_IN_FLIGHT) as pool:
+    pool = ThreadPoolExecutor(READS_IN_FLIGHT)
+    try:
         for data in pool.map(read, named):
             yield Commit(**json.loads(data))
+    finally:
+        # Not waited for: a run that is stopped must not sit out a store that stalls.
+        pool.shutdown(wait=False, cancel_futures=True)

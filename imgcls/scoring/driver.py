@@ -12,17 +12,18 @@ import secrets
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, date, datetime
 from typing import Any
 
 from imgcls import cluster
 from imgcls.config import ScoreConfig, check_name
-from imgcls.errors import ConfigError, ShardFailedError, StorageError
+from imgcls.errors import ConfigError, ImgclsError, ShardFailedError, StorageError
 from imgcls.image.spec import spec_digest
 from imgcls.logs import Progress
 from imgcls.model.artifact import read_bundle
 from imgcls.model.registry import resolve
+from imgcls.published import Manifest, published_uri, read_manifest
 from imgcls.schema import Status
 from imgcls.scoring.budget import Budget
 from imgcls.scoring.cleanup import refuse_rolled_back
@@ -40,18 +41,20 @@ from imgcls.scoring.plan import (
     stage,
     write_plan,
 )
-from imgcls.scoring.publish import Manifest, publish, published_uri, read_manifest
+from imgcls.scoring.publish import publish
 from imgcls.scoring.worker import ShardSummary, ShardWorker, WorkerOptions
-from imgcls.storage.uri import join
+from imgcls.storage.uri import canonical, join
 
 log = logging.getLogger(__name__)
 
 # Two shards overlap in a worker: the next one's first reads start before the last one's last batch
 # ends.
 SHARDS_IN_FLIGHT = 2
+# So many shards that the store failed, one after the other: it is down, not slow.
+MAX_FAILED_IN_A_ROW = 8
 # A crashing actor is replaced and its shard tried again this often, then the run ends, resumable.
 MAX_ACTOR_RESTARTS = 3
-_SAME_ON_RESUME = ("source", "model", "top_k", "write_probs", "write_embedding")
+_SAME_ON_RESUME = ("source", "model", "precision", "top_k", "write_probs", "write_embedding")
 
 
 def score(config: ScoreConfig) -> dict[str, Any]:
@@ -64,6 +67,7 @@ def score(config: ScoreConfig) -> dict[str, Any]:
     """
     start_s = time.monotonic()
     check_config(config)
+    config = replace(config, source=canonical(config.source), output=canonical(config.output))
     run_id = config.run_id or new_run_id()
     refuse_rolled_back(config.output, run_id)
     plan = read_plan(config.output, run_id) or make_plan(config, run_id)
@@ -72,21 +76,20 @@ def score(config: ScoreConfig) -> dict[str, Any]:
 
 
 def finish_run(
-    config: ScoreConfig, plan: Plan, before_publish: Callable[[], None] = lambda: None
+    config: ScoreConfig, plan: Plan, before_manifest: Callable[[], None] = lambda: None
 ) -> dict[str, Any]:
     """Do what is left of a planned run: uncommitted shards, then parts, then the manifest."""
     log.info(
         "run %s: %d images in %d shards", plan.run_id, plan.counts["planned"], len(plan.shard_rows)
     )
-    num_scored = 0
-    manifest = read_manifest(published_uri(config.output, plan))
+    num_scored, engines = 0, list[str]()
+    manifest = read_manifest(published_uri(config.output, plan.date, plan.run_id))
     if manifest is None:
-        num_scored = score_plan(config, plan)
+        num_scored, engines = score_plan(config, plan)
         run = run_uri(config.output, plan.run_id)
         commits = {commit.shard_id: commit for commit in read_commits(run)}
-        before_publish()
-        manifest = publish(config.output, plan, commits)
-    return describe_run(config.output, plan, manifest, num_scored)
+        manifest = publish(config.output, plan, commits, before_manifest)
+    return describe_run(config.output, plan, manifest, num_scored) | {"engines": engines}
 
 
 def check_config(config: ScoreConfig) -> None:
@@ -95,9 +98,11 @@ def check_config(config: ScoreConfig) -> None:
         check_name(config.run_id, "--run-id")
     if config.date:
         try:
-            date.fromisoformat(config.date)
+            written = date.fromisoformat(config.date).isoformat()
         except ValueError:
-            raise ConfigError(f"--date {config.date}: not a date; write it as 2026-11-22") from None
+            written = ""
+        if written != config.date:
+            raise ConfigError(f"--date {config.date}: not a date; write it as 2026-11-22")
     if config.shard_size and not MIN_SHARD_SIZE <= config.shard_size <= MAX_SHARD_SIZE:
         raise ConfigError(
             f"--shard-size {config.shard_size}: must be {MIN_SHARD_SIZE} to {MAX_SHARD_SIZE}"
@@ -143,10 +148,16 @@ def make_plan(config: ScoreConfig, run_id: str) -> Plan:
     """Resolve the model, list the source and write the plan."""
     model = resolve_model(config.model)
     with stage(list_source(config.source)) as staging:
-        return write_run_plan(config, run_id, model, staging)
+        return write_run_plan(config, run_id, model, staging, {})
 
 
-def write_run_plan(config: ScoreConfig, run_id: str, model: PlannedModel, staging: Staging) -> Plan:
+def write_run_plan(
+    config: ScoreConfig,
+    run_id: str,
+    model: PlannedModel,
+    staging: Staging,
+    difference: dict[str, int],
+) -> Plan:
     """Write the plan of the staged objects for this model."""
     return write_plan(
         config.output,
@@ -160,6 +171,7 @@ def write_run_plan(config: ScoreConfig, run_id: str, model: PlannedModel, stagin
         spec_digest=model.spec_digest,
         config=asdict(config),
         shard_size=derive_shard_size(staging.count(), config.shard_size),
+        difference=difference,
     )
 
 
@@ -179,8 +191,12 @@ def check_same_run(config: ScoreConfig, plan: Plan) -> None:
             )
 
 
-def score_plan(config: ScoreConfig, plan: Plan) -> int:
-    """Score and commit every shard that has no commit yet; return the rows committed now."""
+def score_plan(config: ScoreConfig, plan: Plan) -> tuple[int, list[str]]:
+    """Score and commit every shard that has no commit yet.
+
+    Returns:
+        The rows committed now, and the engines that predicted them: one, unless workers differ.
+    """
     budget = Budget(config.max_failed_fraction)
     committed = set()
     for commit in read_commits(run_uri(config.output, plan.run_id)):
@@ -191,18 +207,25 @@ def score_plan(config: ScoreConfig, plan: Plan) -> int:
         log.info("%d shards are committed already, %d to do", len(committed), len(todo))
     budget.check()
     if not todo:
-        return 0
+        return 0, []
     run_shards = run_on_ray if use_ray(config.executor) else run_locally
     num_rows = 0
+    engines: set[str] = set()
     failed: list[ShardSummary] = []
+    failed_in_a_row = 0
     summaries = run_shards(config, plan, todo)
     try:
         with Progress("scoring", sum(shard.num_images for shard in todo), "images") as progress:
             for summary in summaries:
                 if summary.error_kind:
                     failed.append(_only_if_transient(summary))
+                    failed_in_a_row += 1
+                    if failed_in_a_row == MAX_FAILED_IN_A_ROW:
+                        break
                     continue
+                failed_in_a_row = 0
                 num_rows += summary.num_rows
+                engines.add(summary.engine)
                 budget.add(summary.status_counts)
                 progress.advance(summary.num_rows, budget.note())
                 budget.check()
@@ -214,7 +237,7 @@ def score_plan(config: ScoreConfig, plan: Plan) -> int:
             f"({failed[0].shard_id}) because: {failed[0].error_message}. Start the same command "
             f"with --run-id {plan.run_id} to do only those."
         )
-    return num_rows
+    return num_rows, sorted(engines)
 
 
 def _only_if_transient(summary: ShardSummary) -> ShardSummary:
@@ -232,11 +255,13 @@ def use_ray(executor: str) -> bool:
     return executor == "ray" or (executor == "auto" and cluster.in_cluster())
 
 
-def worker_options(config: ScoreConfig, num_cpus: int) -> WorkerOptions:
+def worker_options(config: ScoreConfig, num_cpus: int, num_workers: int = 1) -> WorkerOptions:
     """Pick the values of a config that a worker needs."""
     return WorkerOptions(
         num_cpus=num_cpus,
+        num_workers=num_workers,
         device=config.device,
+        precision=config.precision,
         batch_size=config.batch_size,
         num_decoders=config.num_decoders,
         top_k=config.top_k,
@@ -330,14 +355,20 @@ def run_on_ray(config: ScoreConfig, plan: Plan, todo: list[Shard]) -> Generator[
             fn_constructor_kwargs={
                 "output": config.output,
                 "run_id": plan.run_id,
-                "options": worker_options(config, layout.cpus_per_actor),
+                "options": worker_options(config, layout.cpus_per_actor, layout.num_actors),
             },
             num_cpus=layout.cpus_per_actor,
             num_gpus=layout.gpus_per_actor,
             ray_remote_args_fn=finite_retries,
         )
-        for row in dataset.iter_rows():
-            yield ShardSummary(**json.loads(row["summary"]))
+        try:
+            for row in dataset.iter_rows():
+                yield ShardSummary(**json.loads(row["summary"]))
+        except ray.exceptions.RayError as error:
+            raise ShardFailedError(
+                f"Ray gave up on a worker: {str(error).strip().splitlines()[-1]}. Look at the "
+                f"cluster; --run-id {plan.run_id} does what is left."
+            ) from error
 
 
 def finite_retries() -> dict[str, int]:
@@ -351,7 +382,12 @@ class ShardActor:
     def __init__(self, output: str, run_id: str, options: WorkerOptions) -> None:
         plan = read_plan(output, run_id)
         assert plan is not None, "the driver wrote the plan before it started actors"
-        self._worker = ShardWorker(output, plan, options).__enter__()
+        # Ray would restart an actor whose constructor fails, and hide the reason: the shards tell.
+        self._error: ImgclsError | None = None
+        try:
+            self._worker = ShardWorker(output, plan, options).__enter__()
+        except ImgclsError as error:
+            self._error = error
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Score the one shard of this batch."""
@@ -361,17 +397,22 @@ class ShardActor:
             row_group=int(batch["row_group"][0]),
             num_images=int(batch["num_images"][0]),
         )
-        return {"summary": [json.dumps(asdict(self._worker.score(shard)))]}
+        if self._error is not None:
+            summary = ShardSummary.of_error(shard, self._error)
+        else:
+            summary = self._worker.score(shard)
+        return {"summary": [json.dumps(asdict(summary))]}
 
 
 def describe_run(output: str, plan: Plan, manifest: Manifest, num_scored: int) -> dict[str, Any]:
     """Return the run's result as it is printed; its counts are the manifest's."""
+    folder = published_uri(output, plan.date, plan.run_id)
     num_rows = manifest.counts["rows"]
     num_ok = manifest.status_counts.get(Status.OK, 0)
     return {
         "run_id": plan.run_id,
-        "output": published_uri(output, plan),
-        "parts": [join(published_uri(output, plan), part["path"]) for part in manifest.parts],
+        "output": folder,
+        "parts": [join(folder, part["path"]) for part in manifest.parts],
         "model_digest": plan.model_digest,
         "listed": plan.counts["listed"],
         "skipped": plan.counts["skipped"],

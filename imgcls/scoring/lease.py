@@ -21,11 +21,11 @@ from types import TracebackType
 from typing import Self
 
 from imgcls.errors import (
-    CommitStateUnknownError,
     LeaseHeldError,
     ObjectChangedError,
     ObjectExistsError,
     ObjectMissingError,
+    RunStoppedError,
     StorageError,
 )
 from imgcls.storage.objects import put_if_match, put_new, read_with_etag
@@ -47,6 +47,7 @@ class LeaseRecord:
     host: str
     pid: int
     boot_id: str
+    pid_namespace: str
     since: str
     expires_at: str
 
@@ -54,7 +55,9 @@ class LeaseRecord:
         """Return whether it has expired, or its holder is a dead process of this host."""
         if datetime.fromisoformat(self.expires_at) + timedelta(seconds=CLOCK_SKEW_S) < now:
             return True
-        if (self.host, self.boot_id) != (socket.gethostname(), _boot_id()):
+        # Containers of one host may share its name; only in one pid namespace is a pid the same.
+        here = (socket.gethostname(), _boot_id(), _pid_namespace())
+        if (self.host, self.boot_id, self.pid_namespace) != here:
             return False
         return not Path(f"/proc/{self.pid}").exists()
 
@@ -74,6 +77,7 @@ class Lease:
             host=socket.gethostname(),
             pid=os.getpid(),
             boot_id=_boot_id(),
+            pid_namespace=_pid_namespace(),
             since=datetime.now(UTC).isoformat(timespec="seconds"),
             expires_at="",
         )
@@ -118,10 +122,20 @@ class Lease:
             if self._lost:
                 raise LeaseHeldError(self._lost)
             try:
-                self._etag = put_if_match(self._uri, self._until(TTL_S), self._etag)
+                self._renew_or_adopt()
             except (ObjectChangedError, ObjectMissingError):
                 self._lost = f"{self._uri}: lost to another run; this one must not publish"
                 raise LeaseHeldError(self._lost) from None
+
+    def _renew_or_adopt(self) -> None:
+        """Swap our record for a later one; after a lost reply our own is there by another etag."""
+        try:
+            self._etag = put_if_match(self._uri, self._until(TTL_S), self._etag)
+        except ObjectChangedError:
+            data, etag = read_with_etag(self._uri)
+            if json.loads(data)["token"] != self._record.token:
+                raise
+            self._etag = put_if_match(self._uri, self._until(TTL_S), etag)
 
     def _beat(self) -> None:
         while not self._done.wait(HEARTBEAT_S):
@@ -144,14 +158,23 @@ class Lease:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Let go: an expired record is written, so that no delete can hit a successor's lease."""
+        """Let go: an expired record is written, so that no delete can hit a successor's lease.
+
+        A run that is stopped does not wait for the store: its death, or expiry, frees the lease.
+        """
         self._done.set()
+        if self._lost or isinstance(error, (RunStoppedError, KeyboardInterrupt)):
+            return
         with self._lock:
-            if not self._lost:
-                try:
-                    put_if_match(self._uri, self._until(-2 * CLOCK_SKEW_S), self._etag)
-                except (ObjectChangedError, ObjectMissingError, CommitStateUnknownError):
-                    log.warning("%s was not ours any more at the end", self._uri)
+            try:
+                put_if_match(self._uri, self._until(-2 * CLOCK_SKEW_S), self._etag)
+            except StorageError as problem:
+                # Never in place of the run's own outcome.
+                log.warning("the lease was not let go, it expires by itself: %s", problem)
+
+
+def _pid_namespace() -> str:
+    return str(Path("/proc/self/ns/pid").readlink())
 
 
 def _boot_id() -> str:

@@ -10,24 +10,11 @@ from collections.abc import Iterator
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from imgcls.scoring.publish import Manifest, read_manifest
-from imgcls.storage.objects import list_objects, read
+from imgcls.published import list_published
+from imgcls.storage.objects import read
 from imgcls.storage.uri import join
 
 _COLUMNS = ["uri", "etag", "status"]
-
-
-def list_published(output: str) -> Iterator[tuple[str, Manifest]]:
-    """Yield every published run of an output: its folder and its manifest, oldest date first."""
-    # "~" sorts after "/": the listing starts behind everything under _runs/.
-    for info in list_objects(output, start_after=join(output, "_runs~")):
-        folder, _, name = info.uri.rpartition("/")
-        if name != "_manifest.json":
-            continue
-        manifest = read_manifest(folder)
-        # None: rolled back between the listing and this read.
-        if manifest is not None:
-            yield folder, manifest
 
 
 def published_keys(output: str, model_digest: str, spec_digest: str) -> Iterator[pa.Table]:

@@ -17,7 +17,7 @@ from functools import lru_cache
 from imgcls.errors import ObjectMissingError, SourceError
 from imgcls.model.manifest import is_manifest, read_uris
 from imgcls.storage.objects import ObjectInfo, Skipped, head, list_entries, list_folder
-from imgcls.storage.uri import split_uri
+from imgcls.storage.uri import canonical, is_local, split_uri
 
 HEADS_IN_FLIGHT = 32
 LISTINGS_IN_FLIGHT = 8
@@ -141,7 +141,9 @@ def glob_to_regex(glob: str) -> re.Pattern[str]:
 def _list_manifest(source: str) -> Iterator[ObjectInfo | Skipped]:
     seen: set[str] = set()
     unique = []
-    for uri in read_uris(source):
+    for given in read_uris(source):
+        # A local path has many spellings; an object's key has one.
+        uri = canonical(given) if is_local(given) else given
         if uri in seen:
             yield Skipped(uri, "listed twice in the manifest")
         else:

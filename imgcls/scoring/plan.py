@@ -26,10 +26,10 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from imgcls.errors import ConfigError, ObjectExistsError, ObjectMissingError
+from imgcls.errors import ConfigError, ObjectExistsError, ObjectMissingError, SourceError
 from imgcls.logs import Progress
 from imgcls.schema import PLAN_SCHEMA
-from imgcls.storage.objects import ObjectInfo, Skipped, put, put_new, read
+from imgcls.storage.objects import ObjectInfo, Skipped, exists, put, put_new, read
 from imgcls.storage.uri import join
 
 FORMAT_VERSION = 1
@@ -83,6 +83,16 @@ def run_uri(output: str, run_id: str) -> str:
     return join(output, "_runs", run_id)
 
 
+def rolled_back_uri(output: str, run_id: str) -> str:
+    """Return the marker of a run that was taken back; such a run is never resumed."""
+    return join(run_uri(output, run_id), "rolled_back.json")
+
+
+def is_rolled_back(output: str, run_id: str) -> bool:
+    """Return whether a run was taken back."""
+    return exists(rolled_back_uri(output, run_id))
+
+
 def read_plan(output: str, run_id: str) -> Plan | None:
     """Read the plan of a run, or None when there is none yet."""
     try:
@@ -134,7 +144,8 @@ class Staging:
             "CREATE TABLE listing (uri VARCHAR, etag VARCHAR, size_bytes BIGINT,"
             " last_modified TIMESTAMPTZ, version_id VARCHAR)"
         )
-        self.skipped: list[Skipped] = []
+        self._skipped = Path(folder) / "skipped.jsonl"
+        self.num_skipped = self.num_excluded = 0
 
     def fill(self, entries: Iterable[ObjectInfo | Skipped]) -> None:
         """Stage a listing, showing its count and rate as it goes."""
@@ -142,7 +153,7 @@ class Staging:
         with Progress("listing", None, "objects") as progress:
             for entry in entries:
                 if isinstance(entry, Skipped):
-                    self.skipped.append(entry)
+                    self._skip(entry)
                     continue
                 batch.append(entry)
                 if len(batch) == _STAGE_ROWS:
@@ -151,6 +162,16 @@ class Staging:
                     batch = []
             self._insert(batch)
             progress.advance(len(batch))
+
+    def _skip(self, entry: Skipped) -> None:
+        self.num_skipped += 1
+        line = json.dumps({"uri": entry.uri, "reason": entry.reason})
+        with self._skipped.open("a", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(f"{line}\n")
+
+    def skipped_lines(self) -> bytes:
+        """Return the skipped keys with their reasons, one JSON object a line."""
+        return self._skipped.read_bytes() if self.num_skipped else b""
 
     def _insert(self, batch: list[ObjectInfo]) -> None:
         columns = {name: [getattr(info, name) for info in batch] for name in PLAN_SCHEMA.names}
@@ -173,7 +194,12 @@ class Staging:
         self._database.execute("CREATE TABLE rows (uri VARCHAR, etag VARCHAR, ok BOOLEAN)")
         for table in published:
             self._database.register("staged", table)
-            self._database.execute("INSERT INTO rows SELECT uri, etag, status = 'ok' FROM staged")
+            # `missing` and `changed` say nothing of the version that was planned: had it been read,
+            # it might well be ok. Only of an object that was never there is `missing` the outcome.
+            self._database.execute(
+                "INSERT INTO rows SELECT uri, etag, status = 'ok' FROM staged"
+                " WHERE etag = '' OR status NOT IN ('missing', 'changed')"
+            )
             self._database.unregister("staged")
         self._database.execute(
             "CREATE TABLE ledger AS SELECT uri, etag, bool_or(ok) AS ok FROM rows GROUP BY ALL;"
@@ -191,11 +217,19 @@ class Staging:
             " AND listing.etag = ledger.etag AND (ledger.ok OR NOT ?)",
             [retry_failed],
         )
+        self.num_excluded = sum(counts) - self.count()
         return dict(zip(("new", "changed", "failed_before", "unchanged"), counts, strict=True))
 
     def count(self) -> int:
         """Return the number of staged objects."""
         return int(self._database.sql("SELECT count(*) FROM listing").fetchall()[0][0])
+
+    def duplicate(self) -> str:
+        """Return a uri that is staged more than once, or ""; a plan must name each once."""
+        found = self._database.sql(
+            "SELECT uri FROM listing GROUP BY uri HAVING count(*) > 1 LIMIT 1"
+        ).fetchall()
+        return str(found[0][0]) if found else ""
 
     def size_bytes(self) -> int:
         """Return the total size of the staged objects."""
@@ -248,8 +282,13 @@ def write_plan(
     spec_digest: str,
     config: dict[str, Any],
     shard_size: int,
+    difference: dict[str, int],
 ) -> Plan:
     """Write the plan files, then plan.json; return the plan that counts: the first one there."""
+    if staging.duplicate():
+        raise SourceError(
+            f"{source} lists {staging.duplicate()} more than once: an image is scored once"
+        )
     run = run_uri(output, run_id)
     planner = uuid.uuid4().hex[:8]
     files: list[dict[str, Any]] = []
@@ -264,8 +303,8 @@ def write_plan(
             writer = _PlanFileWriter()
     if writer.num_shards:
         files.append(writer.finish(run, f"plan/{len(files):05d}-{planner}.parquet"))
-    if staging.skipped:
-        put(join(run, f"plan/skipped-{planner}.jsonl"), _skipped_lines(staging.skipped))
+    if staging.num_skipped:
+        put(join(run, f"plan/skipped-{planner}.jsonl"), staging.skipped_lines())
     planned = sum(shard_rows)
     plan = Plan(
         run_id=run_id,
@@ -279,9 +318,10 @@ def write_plan(
         files=tuple(files),
         shard_rows=tuple(shard_rows),
         counts={
-            "listed": planned + len(staging.skipped),
+            "listed": planned + staging.num_skipped + staging.num_excluded,
             "planned": planned,
-            "skipped": len(staging.skipped),
+            "skipped": staging.num_skipped,
+            **difference,
         },
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
     )
@@ -313,8 +353,3 @@ class _PlanFileWriter:
         put(join(run, path), data)
         sha256 = hashlib.sha256(data).hexdigest()
         return {"path": path, "sha256": sha256, "num_shards": self.num_shards}
-
-
-def _skipped_lines(skipped: list[Skipped]) -> bytes:
-    lines = (json.dumps({"uri": entry.uri, "reason": entry.reason}) for entry in skipped)
-    return ("\n".join(lines) + "\n").encode("utf-8", "backslashreplace")

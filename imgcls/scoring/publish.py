@@ -10,70 +10,52 @@ import hashlib
 import io
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from imgcls.errors import ImgclsError, ObjectExistsError, ObjectMissingError
+from imgcls.errors import ConfigError, ImgclsError, ObjectExistsError
+from imgcls.published import FORMAT_VERSION, MANIFEST, Manifest, published_uri, read_manifest
 from imgcls.scoring.commit import Commit, count_statuses, to_parquet
-from imgcls.scoring.plan import Plan, Shard, read_shard_rows, run_uri
-from imgcls.storage.objects import put_new, read
+from imgcls.scoring.plan import Plan, Shard, is_rolled_back, read_shard_rows, run_uri
+from imgcls.storage.objects import delete, put_new, read
 from imgcls.storage.uri import join
 
 # A part of this many rows is 20 to 60 MB: few files for a night, and small enough to build in
-# memory.
+# memory. Rows with wide columns (probs, embedding) reach the bytes first.
 ROWS_PER_PART = 262_144
-FORMAT_VERSION = 1
+BYTES_PER_PART = 256 << 20
 
 
-@dataclass(frozen=True)
-class Manifest:
-    """_manifest.json: what a published run consists of."""
-
-    run_id: str
-    date: str
-    source: str
-    model: str
-    model_uri: str
-    model_digest: str
-    spec_digest: str
-    parts: tuple[dict[str, Any], ...]
-    counts: dict[str, int]
-    status_counts: dict[str, int]
-    published_at: str
-
-
-def published_uri(output: str, plan: Plan) -> str:
-    """Return the folder that a run publishes to: OUT/date=D/run=R."""
-    return join(output, f"date={plan.date}", f"run={plan.run_id}")
-
-
-def read_manifest(folder: str) -> Manifest | None:
-    """Read the manifest of a published folder, or None when it is not published."""
-    try:
-        fields = json.loads(read(join(folder, "_manifest.json")))
-    except ObjectMissingError:
-        return None
-    fields.pop("format_version")
-    return Manifest(**fields | {"parts": tuple(fields["parts"])})
-
-
-def publish(output: str, plan: Plan, commits: dict[str, Commit]) -> Manifest:
+def publish(
+    output: str,
+    plan: Plan,
+    commits: dict[str, Commit],
+    before_manifest: Callable[[], None] = lambda: None,
+) -> Manifest:
     """Write the parts and the manifest; return the manifest that counts: the first one there.
+
+    Args:
+        output: the output prefix.
+        plan: the run's plan.
+        commits: of every shard.
+        before_manifest: called when everything else is written; what it raises leaves the run
+            unpublished.
 
     Raises:
         ImgclsError: an attempt is damaged or does not hold the planned rows. Nothing is published
             then.
     """
-    folder = published_uri(output, plan)
+    folder = published_uri(output, plan.date, plan.run_id)
     parts: list[dict[str, Any]] = []
     status_counts: Counter[str] = Counter()
     tables = (_checked_attempt(output, plan, shard, commits) for shard in plan.shards())
-    for num_shards, table in _regroup(tables, ROWS_PER_PART):
+    for num_shards, table in _regroup(tables):
         status_counts.update(count_statuses(table))
         part = _write_part(folder, f"part-{len(parts):05d}.parquet", table)
         parts.append(part | {"num_shards": num_shards})
@@ -91,12 +73,18 @@ def publish(output: str, plan: Plan, commits: dict[str, Commit]) -> Manifest:
         published_at=datetime.now(UTC).isoformat(timespec="seconds"),
     )
     text = json.dumps({"format_version": FORMAT_VERSION} | asdict(manifest), indent=1)
+    before_manifest()
     try:
-        put_new(join(folder, "_manifest.json"), text.encode())
+        put_new(join(folder, MANIFEST), text.encode())
     except ObjectExistsError:
         winner = read_manifest(folder)
-        assert winner is not None, "_manifest.json exists, put_new said so"
+        if winner is None:
+            raise ConfigError(f"run {plan.run_id} was rolled back while it published") from None
         return winner
+    # Rollback marks first and deletes then: whichever of us is second sees the other.
+    if is_rolled_back(output, plan.run_id):
+        delete(join(folder, MANIFEST))
+        raise ConfigError(f"run {plan.run_id} was rolled back while it published")
     return manifest
 
 
@@ -105,9 +93,19 @@ def _checked_attempt(output: str, plan: Plan, shard: Shard, commits: dict[str, C
     commit = commits[shard.shard_id]
     table = read_attempt(run_uri(output, plan.run_id), commit)
     problem = compare_with_plan(read_shard_rows(output, plan, shard), table)
+    problem = problem or compare_provenance(plan, table)
     if problem:
         raise ImgclsError(f"run {plan.run_id}, {commit.attempt}: {problem}. Nothing was published.")
     return table
+
+
+def compare_provenance(plan: Plan, rows: pa.Table) -> str:
+    """Return how rows come from another run, model or spec than planned, or "" if they do not."""
+    for name in ("run_id", "model_digest", "spec_digest"):
+        others = set(pc.unique(rows[name].cast(pa.string())).to_pylist()) - {getattr(plan, name)}
+        if others:
+            return f"rows have {name} {others.pop()}, the plan {getattr(plan, name)}"
+    return ""
 
 
 def read_attempt(run: str, commit: Commit) -> pa.Table:
@@ -140,12 +138,13 @@ def compare_with_plan(planned: pa.Table, rows: pa.Table) -> str:
     return ""
 
 
-def _regroup(tables: Iterable[pa.Table], num_rows: int) -> Iterator[tuple[int, pa.Table]]:
-    """Concatenate tables into ones of `num_rows` or more, and count them; none is split."""
+def _regroup(tables: Iterable[pa.Table]) -> Iterator[tuple[int, pa.Table]]:
+    """Concatenate tables into ones of a part's size, and count them; none is split."""
     held: list[pa.Table] = []
     for table in tables:
         held.append(table)
-        if sum(each.num_rows for each in held) >= num_rows:
+        num_rows = sum(each.num_rows for each in held)
+        if num_rows >= ROWS_PER_PART or sum(each.nbytes for each in held) >= BYTES_PER_PART:
             yield len(held), pa.concat_tables(held).unify_dictionaries().combine_chunks()
             held = []
     if held:

@@ -17,20 +17,16 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from imgcls.config import VerifyConfig
-from imgcls.errors import ImgclsError, ObjectMissingError, SourceError
+from imgcls.errors import ImgclsError, ObjectMissingError, RunStoppedError, SourceError
+from imgcls.published import MANIFEST, Manifest, published_uri, read_manifest
 from imgcls.scoring.commit import Commit, read_commits
 from imgcls.scoring.plan import Plan, read_plan, read_shard_rows, run_uri
-from imgcls.scoring.publish import (
-    Manifest,
-    compare_with_plan,
-    published_uri,
-    read_attempt,
-    read_manifest,
-)
+from imgcls.scoring.publish import compare_provenance, compare_with_plan, read_attempt
 from imgcls.storage.objects import list_objects, read
-from imgcls.storage.uri import join
+from imgcls.storage.uri import canonical, join
 
 log = logging.getLogger(__name__)
+_COLUMNS = ["uri", "etag", "frame", "run_id", "model_digest", "spec_digest"]
 _PLAN_NAME = re.compile(r"/_runs/([^/]+)/plan\.json$")
 
 
@@ -41,27 +37,28 @@ def verify(config: VerifyConfig) -> dict[str, Any]:
         SourceError: there is no such run.
         ImgclsError: something differs; the message counts it, the log lists it.
     """
-    run_ids = [config.run_id] if config.run_id else sorted(list_run_ids(config.output))
+    output = canonical(config.output)
+    run_ids = [config.run_id] if config.run_id else sorted(list_run_ids(output))
     problems: list[str] = []
     num_rows = num_published = 0
     for run_id in run_ids:
-        plan = read_plan(config.output, run_id)
+        plan = read_plan(output, run_id)
         if plan is None:
-            raise SourceError(f"{config.output}: there is no run {run_id}")
-        found = [f"run {run_id}: {problem}" for problem in check_run(config.output, plan)]
+            raise SourceError(f"{output}: there is no run {run_id}")
+        found = [f"run {run_id}: {problem}" for problem in check_run(output, plan)]
         for problem in found:
             log.error("%s", problem)
         problems += found
-        manifest = read_manifest(published_uri(config.output, plan))
+        manifest = read_manifest(published_uri(output, plan.date, plan.run_id))
         if manifest is not None:
             num_published += 1
             num_rows += manifest.counts["rows"]
     if not run_ids:
-        raise SourceError(f"{config.output}: no runs there")
+        raise SourceError(f"{output}: no runs there")
     if problems:
-        raise ImgclsError(f"{config.output}: {len(problems)} differences, the first: {problems[0]}")
+        raise ImgclsError(f"{output}: {len(problems)} differences, the first: {problems[0]}")
     return {
-        "output": config.output,
+        "output": output,
         "runs": len(run_ids),
         "runs_published": num_published,
         "rows": num_rows,
@@ -80,7 +77,7 @@ def list_run_ids(output: str) -> Iterator[str]:
 def check_run(output: str, plan: Plan) -> Iterator[str]:
     """Yield every way in which a run's objects contradict each other."""
     commits = {commit.shard_id: commit for commit in read_commits(run_uri(output, plan.run_id))}
-    manifest = read_manifest(published_uri(output, plan))
+    manifest = read_manifest(published_uri(output, plan.date, plan.run_id))
     yield from _check_plan_files(output, plan)
     for shard in plan.shards():
         commit = commits.pop(shard.shard_id, None)
@@ -115,17 +112,19 @@ def _check_attempt(
         if not published:
             yield f"{commit.attempt} is committed and missing"
         return
+    except RunStoppedError:
+        raise
     except ImgclsError as error:
         yield str(error)
         return
-    problem = compare_with_plan(planned, rows)
+    problem = compare_with_plan(planned, rows) or compare_provenance(plan, rows)
     if problem:
         yield f"{commit.attempt}: {problem}"
 
 
 def _check_parts(output: str, plan: Plan, manifest: Manifest) -> Iterator[str]:
     """Compare part by part, each with the shards that it was made of."""
-    folder = published_uri(output, plan)
+    folder = published_uri(output, plan.date, plan.run_id)
     shards = plan.shards()
     num_rows, last_uri = 0, ""
     for part in manifest.parts:
@@ -137,9 +136,10 @@ def _check_parts(output: str, plan: Plan, manifest: Manifest) -> Iterator[str]:
         if hashlib.sha256(data).hexdigest() != part["sha256"]:
             yield f"{part['path']}: not the bytes that the manifest names"
             continue
-        rows = pq.read_table(io.BytesIO(data), columns=["uri", "etag", "frame"])
+        rows = pq.read_table(io.BytesIO(data), columns=_COLUMNS)
         num_rows += rows.num_rows
         problem = compare_with_plan(pa.concat_tables(planned), rows)
+        problem = problem or compare_provenance(plan, rows)
         if problem:
             yield f"{part['path']}: {problem}"
         uris = pa.chunked_array([[last_uri], *rows["uri"].chunks])
@@ -150,7 +150,7 @@ def _check_parts(output: str, plan: Plan, manifest: Manifest) -> Iterator[str]:
         yield "the parts do not hold every planned shard"
     if num_rows != manifest.counts["rows"]:
         yield f"the parts hold {num_rows} rows, the manifest says {manifest.counts['rows']}"
-    named = {part["path"] for part in manifest.parts} | {"_manifest.json"}
+    named = {part["path"] for part in manifest.parts} | {MANIFEST}
     for info in list_objects(folder):
         name = info.uri.removeprefix(f"{folder}/")
         if name not in named:

@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Self
 
 from imgcls import errors
+from imgcls.config import Precision
 from imgcls.errors import BundleError, ImgclsError
 from imgcls.image.pool import DecoderPool
 from imgcls.model.artifact import read_bundle
@@ -25,7 +26,9 @@ class WorkerOptions:
     """How a worker uses its machine; nothing here changes a row, but for the optional columns."""
 
     num_cpus: int
+    num_workers: int = 1
     device: str = "auto"
+    precision: Precision = "auto"
     batch_size: int = 32
     num_decoders: int = 0
     top_k: int = 5
@@ -40,9 +43,15 @@ class ShardSummary:
     shard_id: str
     num_rows: int = 0
     seconds: float = 0.0
+    engine: str = ""
     status_counts: dict[str, int] = field(default_factory=dict)
     error_kind: str = ""
     error_message: str = ""
+
+    @classmethod
+    def of_error(cls, shard: Shard, error: ImgclsError) -> Self:
+        """Return the summary of a shard that an expected error kept from being committed."""
+        return cls(shard.shard_id, error_kind=type(error).__name__, error_message=str(error))
 
     def error(self) -> ImgclsError | None:
         """Return the error that kept the shard from being committed, if any."""
@@ -75,9 +84,12 @@ class ShardWorker:
         self._predictor = Predictor(
             bundle,
             device=options.device,
-            batch_size=options.batch_size,
+            # A forward pass has a fixed number of rows: of few images, no more than there are.
+            batch_size=max(1, min(options.batch_size, plan.counts["planned"])),
             top_k=options.top_k,
             embedding=options.write_embedding,
+            precision=options.precision,
+            num_images=plan.counts["planned"] // options.num_workers,
         )
         self._provenance = Provenance(
             model=plan.model,
@@ -101,11 +113,13 @@ class ShardWorker:
             )
             commit = commit_shard(run_uri(self._output, self._plan.run_id), shard.shard_id, table)
         except ImgclsError as error:
-            return ShardSummary(
-                shard.shard_id, error_kind=type(error).__name__, error_message=str(error)
-            )
+            return ShardSummary.of_error(shard, error)
         return ShardSummary(
-            shard.shard_id, commit.num_rows, time.monotonic() - start_s, commit.status_counts
+            shard.shard_id,
+            commit.num_rows,
+            time.monotonic() - start_s,
+            self._predictor.engine,
+            commit.status_counts,
         )
 
     def __enter__(self) -> Self:

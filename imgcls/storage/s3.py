@@ -35,6 +35,9 @@ PAGE_SIZE = 1000
 # A body that breaks off is urllib3's error, all else botocore's.
 ERRORS = (BotoCoreError, ClientError, ResponseParserError, HTTPError, OSError, ValueError)
 
+# Of these classes an object is listed, and a GET answers 403 until it is restored.
+ARCHIVED = ("GLACIER", "DEEP_ARCHIVE")
+
 
 class S3Bucket:
     """One bucket; see `bucket.Bucket` for its methods."""
@@ -184,6 +187,8 @@ def _entry(bucket: str, item: dict[str, Any]) -> ObjectInfo | Skipped:
     uri = f"s3://{bucket}/{item['Key']}"
     if item["Size"] == 0 and item["Key"].endswith("/"):
         return Skipped(uri, "a folder marker")
+    if item.get("StorageClass") in ARCHIVED:
+        return Skipped(uri, f"archived ({item['StorageClass']}): restore it first")
     return ObjectInfo(
         uri=uri,
         etag=unquoted(item["ETag"]),

@@ -74,6 +74,18 @@ def join(uri: str, *parts: str) -> str:
     return uri
 
 
+def canonical(uri: str) -> str:
+    """Return the one spelling of a prefix: a local path absolute, a trailing "/" dropped.
+
+    Listings give objects below it as `canonical(uri) + "/" + rest`.
+
+    Raises:
+        ConfigError: as for `split_uri`.
+    """
+    scheme, bucket, key = split_uri(uri)
+    return f"{scheme}://{bucket}/{key}".rstrip("/") if scheme else key.rstrip("/") or "/"
+
+
 def _absolute(path: str) -> str:
     if not path:
         raise ConfigError("an empty path names nothing: write a URI or a folder")

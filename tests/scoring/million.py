@@ -67,6 +67,7 @@ def main(folder: str, num_keys: str) -> None:
                     spec_digest=SPEC_DIGEST,
                     config={},
                     shard_size=2048,
+                    difference={},
                 )
             )
         return {"planned": plans[0].counts["planned"], "shards": len(plans[0].shard_rows)}

@@ -40,6 +40,7 @@ def plan_of(output: str, entries: Iterator[ObjectInfo | Skipped], shard_size: in
             spec_digest="s" * 64,
             config={"top_k": 5},
             shard_size=derive_shard_size(staging.count(), shard_size),
+            difference={},
         )
 
 

@@ -7,11 +7,12 @@ import pytest
 
 from imgcls.config import ScoreConfig
 from imgcls.errors import ImgclsError
+from imgcls.published import Manifest, published_uri, read_manifest
 from imgcls.scoring import publish as publishing
 from imgcls.scoring.commit import read_commits
 from imgcls.scoring.driver import score
 from imgcls.scoring.plan import read_plan, run_uri
-from imgcls.scoring.publish import compare_with_plan, publish, published_uri, read_manifest
+from imgcls.scoring.publish import compare_with_plan, publish
 from imgcls.storage.objects import delete, put
 from imgcls.storage.uri import join
 from tests.scoring.tiny import comparable, prediction_rows, published_rows, write_images
@@ -60,7 +61,7 @@ def scored(model_ref: str, tmp_path: Path) -> ScoreConfig:
     return config
 
 
-def publish_again(config: ScoreConfig) -> publishing.Manifest:
+def publish_again(config: ScoreConfig) -> Manifest:
     plan = read_plan(config.output, "night")
     assert plan is not None
     commits = {c.shard_id: c for c in read_commits(run_uri(config.output, "night"))}
@@ -72,7 +73,7 @@ def test_large_nights_are_cut_into_parts_sorted_by_uri(
 ) -> None:
     plan = read_plan(scored.output, "night")
     assert plan is not None
-    folder = published_uri(scored.output, plan)
+    folder = published_uri(scored.output, plan.date, plan.run_id)
     whole = comparable(published_rows(scored.output))
     for name in ("_manifest.json", "part-00000.parquet"):
         delete(join(folder, name))
@@ -90,7 +91,9 @@ def test_large_nights_are_cut_into_parts_sorted_by_uri(
 def test_second_publisher_gets_the_first_manifest(scored: ScoreConfig) -> None:
     plan = read_plan(scored.output, "night")
     assert plan is not None
-    assert publish_again(scored) == read_manifest(published_uri(scored.output, plan))
+    assert publish_again(scored) == read_manifest(
+        published_uri(scored.output, plan.date, plan.run_id)
+    )
 
 
 def test_part_of_the_same_rows_by_another_writer_is_adopted_with_its_digest(
@@ -98,7 +101,7 @@ def test_part_of_the_same_rows_by_another_writer_is_adopted_with_its_digest(
 ) -> None:
     plan = read_plan(scored.output, "night")
     assert plan is not None
-    folder = published_uri(scored.output, plan)
+    folder = published_uri(scored.output, plan.date, plan.run_id)
     table = published_rows(scored.output)
     delete(join(folder, "_manifest.json"))
     buffer = pa.BufferOutputStream()
@@ -112,7 +115,7 @@ def test_part_of_the_same_rows_by_another_writer_is_adopted_with_its_digest(
 def test_foreign_part_is_an_error_and_nothing_is_published(scored: ScoreConfig) -> None:
     plan = read_plan(scored.output, "night")
     assert plan is not None
-    folder = published_uri(scored.output, plan)
+    folder = published_uri(scored.output, plan.date, plan.run_id)
     delete(join(folder, "_manifest.json"))
     buffer = pa.BufferOutputStream()
     pq.write_table(prediction_rows(["x"], ["ok"]), buffer)
@@ -125,7 +128,7 @@ def test_foreign_part_is_an_error_and_nothing_is_published(scored: ScoreConfig) 
 def test_damaged_attempt_is_an_error_and_nothing_is_published(scored: ScoreConfig) -> None:
     plan = read_plan(scored.output, "night")
     assert plan is not None
-    folder = published_uri(scored.output, plan)
+    folder = published_uri(scored.output, plan.date, plan.run_id)
     for name in ("_manifest.json", "part-00000.parquet"):
         delete(join(folder, name))
     run = run_uri(scored.output, "night")

@@ -9,9 +9,9 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from imgcls.config import ScoreConfig, VerifyConfig
+from imgcls.published import list_published
 from imgcls.scoring.commit import read_commits
 from imgcls.scoring.driver import score
-from imgcls.scoring.ledger import list_published
 from imgcls.scoring.plan import read_plan, run_uri
 from imgcls.scoring.verify import verify
 from tests.scoring.tiny import comparable, published_rows, write_images

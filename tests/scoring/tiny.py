@@ -15,8 +15,8 @@ from imgcls.image.spec import DecodeSpec, PreprocessSpec
 from imgcls.model.artifact import Bundle, make_golden
 from imgcls.model.build import build_model
 from imgcls.model.labels import ClassNames
+from imgcls.published import read_manifest
 from imgcls.schema import PREDICTION_SCHEMA
-from imgcls.scoring.publish import read_manifest
 from imgcls.storage.objects import list_objects, put, read
 from imgcls.storage.uri import join
 

@@ -1,0 +1,80 @@
+"""Published runs as a reader finds them: a folder with a manifest, and the parts that it names.
+
+In: an output prefix. Out: folders and manifests. Invariant: OUT/date=<D>/run=<R>/_manifest.json is
+written last and once; parts without it are not there for a reader, nor for the ledger.
+"""
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from imgcls.errors import ObjectMissingError, SourceError
+from imgcls.storage.objects import list_objects, read
+from imgcls.storage.uri import canonical, join
+
+MANIFEST = "_manifest.json"
+FORMAT_VERSION = 1
+_PLACE = re.compile(rf"date=[^/]+/run=([^/]+)/{re.escape(MANIFEST)}")
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """_manifest.json: what a published run consists of."""
+
+    run_id: str
+    date: str
+    source: str
+    model: str
+    model_uri: str
+    model_digest: str
+    spec_digest: str
+    parts: tuple[dict[str, Any], ...]
+    counts: dict[str, int]
+    status_counts: dict[str, int]
+    published_at: str
+
+
+def published_uri(output: str, date: str, run_id: str) -> str:
+    """Return the folder that a run publishes to: OUT/date=D/run=R."""
+    return join(output, f"date={date}", f"run={run_id}")
+
+
+def read_manifest(folder: str) -> Manifest | None:
+    """Read the manifest of a published folder, or None when it is not published.
+
+    Raises:
+        SourceError: what is there is no manifest of this version of imgcls.
+    """
+    uri = join(folder, MANIFEST)
+    try:
+        data = read(uri)
+    except ObjectMissingError:
+        return None
+    try:
+        fields = json.loads(data)
+        version = fields.pop("format_version")
+        manifest = Manifest(**fields | {"parts": tuple(fields["parts"])})
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise SourceError(f"{uri} is no manifest of published predictions: {error}") from error
+    if version != FORMAT_VERSION:
+        raise SourceError(
+            f"{uri} was written by another version of imgcls (manifest format {version}, this one "
+            f"reads {FORMAT_VERSION})"
+        )
+    return manifest
+
+
+def list_published(output: str) -> Iterator[tuple[str, Manifest]]:
+    """Yield every published run of an output: its folder and its manifest, oldest date first."""
+    root = f"{canonical(output)}/"
+    # What lies before "date=", such as the attempts of every run, need not be listed.
+    for info in list_objects(root, start_after=f"{root}date="):
+        if not _PLACE.fullmatch(info.uri.removeprefix(root)):
+            continue
+        folder = info.uri.rpartition("/")[0]
+        manifest = read_manifest(folder)
+        # None: rolled back between the listing and this read.
+        if manifest is not None:
+            yield folder, manifest
