@@ -14,6 +14,7 @@ from imgcls.errors import ConfigError
 
 Executor = Literal["auto", "local", "ray"]
 Device = Literal["auto", "cpu", "cuda"]
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
@@ -63,6 +64,19 @@ class TrainConfig:
     """How often the Ray Train workers are started again after one of them died."""
     image_px: int = 224
     """Side of the square the model sees, in pixels."""
+    color: Literal["rgb", "gray"] = "rgb"
+    """rgb decodes to three channels, gray to one, which is enough for X-rays and many sensors."""
+    gray_range: Literal["declared", "bits", "min_max"] = "declared"
+    """Which values of a grey deeper than 8 bits become black and white: those that the file
+    declares or its type allows; 0 to 2^--gray-bits - 1; or each image's own extremes."""
+    gray_bits: int = 16
+    """Significant bits of a deep grey, for --gray-range bits: 12 for a 12-bit camera."""
+    frames: Literal["first", "middle", "all"] = "first"
+    """Frames of a multi-frame file to score; training takes the first of them."""
+    dicom_window: Literal[
+        "file", "none", "lung", "soft_tissue", "bone", "brain", "mediastinum", "lung_soft_bone"
+    ] = "file"
+    """VOI window of DICOM images: the file's own, none, or a named CT window."""
     optimizer: Literal["adamw", "sgd"] = "adamw"
     """AdamW, or SGD with momentum 0.9."""
     lr: float = 1e-3
@@ -175,6 +189,11 @@ class ScoreConfig:
     """CPUs of one actor; 0 derives it from the cluster."""
     device: Device = "auto"
     """Where the model runs; auto takes a CUDA device where there is one."""
+    precision: Precision = "auto"
+    """Arithmetic of the model; auto takes less than fp32 where that is faster and the bundle's
+    golden images keep their label and, within 0.01, their probabilities; others are refused
+    without that.
+    """
     num_decoders: int = 0
     """Decoder processes per actor; 0 takes the cores it owns."""
     write_probs: bool = False
@@ -298,3 +317,31 @@ class DemoConfig:
     """Keep everything in an embedded S3 server (SeaweedFS) instead of a folder."""
     executor: Executor = "local"
     """How to score: local, or ray."""
+
+
+@dataclass(frozen=True)
+class BenchConfig:
+    """Measure decoding, the model and both together on this machine, beside their own limits."""
+
+    what: Literal["score", "decode", "predict"] = "score"
+    """decode: decoder processes alone; predict: the model alone; score: both, and a whole run."""
+    source: str = ""
+    """Folder or prefix of images to take; default makes photograph-like JPEGs of its own."""
+    model: str = ""
+    """Bundle URI or registry reference, as for score; default an untrained --arch."""
+    arch: str = "resnet18"
+    """Architecture of the untrained model; its golden check passes, so that speed is measured."""
+    image_px: int = 224
+    """Image side of the untrained model."""
+    num_images: int = 512
+    """Images per measurement; those of the source are repeated until there are so many."""
+    repeats: int = 3
+    """Measurements of each side, taken in turn; the table shows medians."""
+    batch_size: int = 32
+    """Images per forward pass."""
+    device: Device = "auto"
+    """Where the model runs, as for score."""
+    precision: Precision = "auto"
+    """Arithmetic of the model, as for score."""
+    num_decoders: int = 0
+    """Decoder processes; 0 takes the cores of this machine."""

@@ -76,13 +76,14 @@ def make_plan(config: TrainConfig) -> TrainPlan:
     )
     splits = {split: dataset.of_split(split) for split in ("train", "val", "test")}
     log.info("%s", _describe(dataset, splits))
-    decode_spec = DecodeSpec()
-    model = initial_model(config, len(dataset.class_names), decode_spec.num_channels)
+    decode_spec = build_decode_spec(config)
+    channels = decode_spec.num_channels
+    model = initial_model(config, len(dataset.class_names), channels)
     _check_batches(config, model, len(splits["train"]))
     mean, std = measure_channels(
         [sample.uri for sample in splits["train"]],
         decode_spec,
-        PreprocessSpec.for_image_px(config.image_px),
+        PreprocessSpec.for_image_px(config.image_px, mean=(0.0,) * channels, std=(1.0,) * channels),
         seed=config.seed,
         num_decoders=config.num_decoders,
     )
@@ -97,6 +98,21 @@ def make_plan(config: TrainConfig) -> TrainPlan:
         splits=splits,
         split_digest=dataset.split_digest,
         fingerprint=_fingerprint(config, recipe, decode_spec, dataset),
+    )
+
+
+def build_decode_spec(config: TrainConfig) -> DecodeSpec:
+    """Return the decode spec that the flags ask for; it travels in the bundle.
+
+    Raises:
+        ConfigError: a value or a combination that cannot be.
+    """
+    return DecodeSpec(
+        color=config.color,
+        gray_range=config.gray_range,
+        gray_bits=config.gray_bits,
+        frames=config.frames,
+        dicom_window=config.dicom_window,
     )
 
 
@@ -128,6 +144,7 @@ def check_flags(config: TrainConfig) -> None:
         0 <= config.min_workers <= most, config, "min_workers", f"0 to --num-workers, {most}"
     )
     CheckpointSchedule(config.checkpoint_every)
+    build_decode_spec(config)
     if config.num_workers == 0:
         pick_device(config.device)
 
