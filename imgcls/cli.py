@@ -41,6 +41,7 @@ COMMANDS = {
     "verify": Command(config.VerifyConfig, "imgcls.scoring.verify:verify"),
     "rollback": Command(config.RollbackConfig, "imgcls.scoring.cleanup:rollback"),
     "gc": Command(config.GcConfig, "imgcls.scoring.cleanup:gc"),
+    "bench": Command(config.BenchConfig, "imgcls.bench:bench"),
     "doctor": Command(config.DoctorConfig, "imgcls.doctor:doctor"),
     "demo": Command(config.DemoConfig, "imgcls.demo:demo"),
 }

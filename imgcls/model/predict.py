@@ -12,12 +12,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import nn
 
-from imgcls.errors import BundleError, ConfigError
-from imgcls.image.preprocess import normalize
-from imgcls.model.artifact import GOLDEN_TOLERANCE, Bundle
+from imgcls.config import Precision
+from imgcls.errors import ConfigError
+from imgcls.model.artifact import Bundle
 from imgcls.model.build import register_embedding_hook
+from imgcls.model.engine import choose_engine, pad
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,11 +39,14 @@ class Predictions:
 
 
 class Predictor:
-    """A bundle's model on one device, in fp32 and evaluation mode.
+    """A bundle's model on one device, run by the engine that `choose_engine` proved.
+
+    `engine` names it: `compiled bf16 on cpu`.
 
     Raises:
         ConfigError: `device` is "cuda" and there is none.
-        BundleError: the model does not reproduce the bundle's golden probabilities on this device.
+        BundleError: the model does not reproduce the bundle's golden probabilities on this device,
+            or not in the precision asked for.
     """
 
     def __init__(
@@ -54,18 +57,26 @@ class Predictor:
         batch_size: int = 32,
         top_k: int = 5,
         embedding: bool = False,
+        precision: Precision = "fp32",
+        num_images: int | None = None,
     ) -> None:
         self.device = pick_device(device)
         self.batch_size = batch_size
-        self.num_classes = len(bundle.class_names.names)
+        self.num_classes = len(bundle.class_names)
         self.top_k = min(top_k, self.num_classes)
-        self._spec = bundle.preprocess_spec
-        self._model: nn.Module = bundle.to_model().to(self.device)
-        self._model = self._model.to(memory_format=torch.channels_last)
+        engine = choose_engine(
+            bundle,
+            self.device,
+            precision=precision,
+            batch_size=batch_size,
+            num_images=num_images,
+            embedding=embedding,
+        )
+        self.engine = engine.name
+        self._model = engine.forward
         # One batch at a time: shards overlap in threads, and two forward passes only share cores.
         self._lock = threading.Lock()
-        self._embedding = register_embedding_hook(self._model, bundle.arch) if embedding else None
-        self._check_golden(bundle)
+        self._embedding = register_embedding_hook(engine.module, bundle.arch) if embedding else None
 
     def predict(self, x_BCHW: np.ndarray | torch.Tensor) -> Predictions:
         """Classify uint8 [n,C,P,P], 1 <= n <= batch_size.
@@ -76,15 +87,10 @@ class Predictor:
         num_rows = len(x_BCHW)
         if not 1 <= num_rows <= self.batch_size:
             raise ValueError(f"a batch has 1 to {self.batch_size} images, not {num_rows}")
-        x_BCHW = torch.as_tensor(x_BCHW)
-        if num_rows < self.batch_size:
-            padding = x_BCHW.new_zeros((self.batch_size - num_rows, *x_BCHW.shape[1:]))
-            x_BCHW = torch.cat([x_BCHW, padding])
+        x_BCHW = pad(torch.as_tensor(x_BCHW), self.batch_size).to(self.device)
         embedding_BE = None
         with self._lock, torch.inference_mode():
-            x_BCHW = normalize(x_BCHW.to(self.device), self._spec)
-            logits_BN = self._model(x_BCHW.contiguous(memory_format=torch.channels_last))
-            logits_BN = logits_BN[:num_rows].float()
+            logits_BN = self._model(x_BCHW)[:num_rows]
             if self._embedding is not None:
                 embedding_BE = self._embedding()[:num_rows].float().cpu().numpy()
             probs_BN = logits_BN.softmax(dim=1)
@@ -100,21 +106,14 @@ class Predictor:
             embedding_BE=embedding_BE,
         )
 
-    def _check_golden(self, bundle: Bundle) -> None:
-        """Refuse to predict where the bundle's own examples come out differently."""
-        for start in range(0, len(bundle.golden_x_BCHW), self.batch_size):
-            rows = slice(start, start + self.batch_size)
-            probs_BN = self.predict(bundle.golden_x_BCHW[rows]).probs_BN
-            expected_BN = bundle.golden_probs_BK[rows].numpy()
-            error = float(np.abs(probs_BN - expected_BN).max())
-            # Written so that a NaN is refused too.
-            if not error <= GOLDEN_TOLERANCE:
-                raise BundleError(
-                    f"the model does not reproduce its golden probabilities on {self.device}: "
-                    f"largest difference {error:.2g}, allowed {GOLDEN_TOLERANCE:g}. Made with "
-                    f"{bundle.training.get('versions')}; this machine runs another torch, or "
-                    "computes wrongly."
-                )
+    def run_network(self, x_BCHW: torch.Tensor, num_times: int) -> None:
+        """Run the network alone on a full batch, for measurements: the limit of `predict`."""
+        x_BCHW = x_BCHW.to(self.device)
+        with self._lock, torch.inference_mode():
+            for _ in range(num_times):
+                self._model(x_BCHW)
+            if self.device.type == "cuda":
+                torch.cuda.synchronize()
 
 
 def set_num_threads(num_threads: int) -> None:

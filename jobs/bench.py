@@ -1,0 +1,6 @@
+"""`python -m jobs.bench`: the same as `imgcls bench`, for `ray job submit`."""
+
+from imgcls.cli import run_job
+
+if __name__ == "__main__":
+    raise SystemExit(run_job("bench"))

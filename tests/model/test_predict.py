@@ -1,0 +1,219 @@
+"""What an engine must prove before it predicts, and what it does when it cannot."""
+
+import logging
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from imgcls.errors import BundleError
+from imgcls.image.spec import DecodeSpec, PreprocessSpec
+from imgcls.model import engine
+from imgcls.model.artifact import Bundle, make_golden
+from imgcls.model.build import build_model
+from imgcls.model.labels import ClassNames
+from imgcls.model.predict import Predictor
+
+IMAGE_PX = 64
+MANY_IMAGES = 10_000_000
+
+Make = Callable[..., Bundle]
+
+
+def make_resnet(sure_by: float = 10.0) -> Bundle:
+    """ResNet-18 with batch norms that do something, and a lead of `sure_by` for class 1."""
+    torch.manual_seed(3)
+    model = build_model("resnet18", 4, image_px=IMAGE_PX).eval()
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                assert module.running_mean is not None
+                assert module.running_var is not None
+                module.running_mean.normal_(0, 0.1)
+                module.running_var.uniform_(0.5, 2)
+        assert isinstance(model.fc, nn.Linear)
+        model.fc.bias.zero_()[1] = sure_by
+    spec = PreprocessSpec.for_image_px(IMAGE_PX)
+    x_BCHW = torch.randint(0, 256, (3, 3, IMAGE_PX, IMAGE_PX), dtype=torch.uint8)
+    return Bundle(
+        arch="resnet18",
+        class_names=ClassNames(("a", "b", "c", "d")),
+        decode_spec=DecodeSpec(),
+        preprocess_spec=spec,
+        state_dict=model.state_dict(),
+        metrics={},
+        split_digest="",
+        training={},
+        golden_x_BCHW=x_BCHW,
+        golden_probs_BK=make_golden(model, x_BCHW, spec),
+    )
+
+
+def images(count: int) -> np.ndarray:
+    rng = np.random.default_rng(0)
+    return rng.integers(0, 256, (count, 3, IMAGE_PX, IMAGE_PX), dtype=np.uint8)
+
+
+@pytest.fixture
+def log_of_imgcls(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
+    caplog.set_level(logging.INFO, logger="imgcls")
+    logging.getLogger("imgcls").propagate = True
+    return caplog
+
+
+@pytest.fixture
+def fast_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every CPU can run bf16; only some can fast."""
+    monkeypatch.setattr(engine, "has_fast_bf16", lambda: True)
+
+
+@pytest.mark.usefixtures("fast_bf16")
+def test_auto_takes_bf16_when_the_golden_images_allow_it(
+    log_of_imgcls: pytest.LogCaptureFixture,
+) -> None:
+    predictor = Predictor(make_resnet(), batch_size=4, precision="auto", device="cpu")
+    assert predictor.engine == "eager bf16 on cpu"
+    assert "3 golden images keep their label" in log_of_imgcls.text
+
+
+@pytest.mark.usefixtures("fast_bf16")
+def test_auto_stays_in_fp32_when_a_golden_probability_moves_too_far(
+    log_of_imgcls: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "LOW_PRECISION_TOLERANCE", 1e-12)
+    predictor = Predictor(make_resnet(1.0), batch_size=4, precision="auto", device="cpu")
+    assert predictor.engine == "eager fp32 on cpu"
+    assert "eager bf16 on cpu refused: golden probabilities move by" in log_of_imgcls.text
+
+
+@pytest.mark.usefixtures("fast_bf16")
+def test_auto_stays_in_fp32_when_a_golden_label_changes(
+    log_of_imgcls: pytest.LogCaptureFixture,
+) -> None:
+    bundle = make_resnet(0.0)
+    # A tie: two classes of one weight, the second ahead by less than bf16 can tell.
+    state = {name: tensor.clone() for name, tensor in bundle.state_dict.items()}
+    state["fc.weight"][1] = state["fc.weight"][0]
+    state["fc.bias"][:] = torch.tensor([50.0, 50.0 + 1e-4, 0.0, 0.0])
+    model = replace(bundle, state_dict=state).to_model()
+    golden_BK = make_golden(model, bundle.golden_x_BCHW, bundle.preprocess_spec)
+    assert golden_BK.argmax(dim=1).tolist() == [1, 1, 1]
+    tied = replace(bundle, state_dict=state, golden_probs_BK=golden_BK)
+    assert Predictor(tied, batch_size=4, precision="auto", device="cpu").engine.startswith(
+        "eager fp32"
+    )
+    assert "3 of 3 golden images change their label" in log_of_imgcls.text
+
+
+def test_precision_asked_for_is_refused_with_the_figure(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "LOW_PRECISION_TOLERANCE", 1e-12)
+    with pytest.raises(
+        BundleError, match=r"--precision bf16: .* move by \d.*Take --precision fp32"
+    ):
+        Predictor(make_resnet(1.0), batch_size=4, precision="bf16", device="cpu")
+
+
+def test_bf16_is_not_taken_where_the_cpu_emulates_it(tmp_path: Path) -> None:
+    (tmp_path / "old").write_text("processor : 0\nflags\t\t: fpu avx2 avx512f avx512_vnni\n")
+    (tmp_path / "new").write_text("processor : 0\nflags\t\t: fpu avx512f avx512_bf16\n")
+    (tmp_path / "arm").write_text("processor : 0\nFeatures\t: asimd bf16 i8mm\n")
+    found = [engine.has_fast_bf16(tmp_path / name) for name in ("old", "new", "arm", "none")]
+    assert found == [False, True, True, False]
+
+
+@pytest.mark.usefixtures("fast_bf16")
+def test_small_network_and_embedding_stay_in_fp32(make_bundle: Make) -> None:
+    small = Predictor(make_bundle(), precision="auto", device="cpu")
+    assert small.engine == "eager fp32 on cpu"
+    wide = Predictor(make_resnet(), precision="auto", embedding=True, num_images=MANY_IMAGES)
+    assert "eager fp32" in wide.engine
+    assert wide.predict(images(1)).embedding_BE is not None
+
+
+def test_folded_network_gives_the_same_probabilities() -> None:
+    bundle = make_resnet(1.0)
+    plain = Predictor(bundle, batch_size=4, device="cpu")
+    folded = Predictor(bundle, batch_size=4, device="cpu", num_images=1000)
+    assert (plain.engine, folded.engine) == ("eager fp32 on cpu", "folded fp32 on cpu")
+    x_BCHW = images(4)
+    expected, found = plain.predict(x_BCHW), folded.predict(x_BCHW)
+    np.testing.assert_allclose(found.probs_BN, expected.probs_BN, atol=1e-5)
+    np.testing.assert_array_equal(found.label_B, expected.label_B)
+
+
+def test_network_that_cannot_be_traced_runs_unfolded(
+    log_of_imgcls: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_network: nn.Module) -> nn.Module:
+        raise torch.fx.proxy.TraceError("control flow")
+
+    monkeypatch.setattr(engine, "fold_batchnorm", fail)
+    predictor = Predictor(make_resnet(), batch_size=4, device="cpu", num_images=1000)
+    assert predictor.engine == "eager fp32 on cpu"
+    assert "not folded: TraceError" in log_of_imgcls.text
+
+
+def test_long_run_without_a_compiler_is_not_compiled_and_says_so(
+    log_of_imgcls: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def without_compiler(_network: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
+        def forward(_x_BCHW: torch.Tensor) -> torch.Tensor:
+            raise RuntimeError("No working C++ compiler found")
+
+        return forward
+
+    monkeypatch.setattr(engine, "compile_network", without_compiler)
+    predictor = Predictor(make_resnet(), batch_size=4, device="cpu", num_images=MANY_IMAGES)
+    assert predictor.engine == "folded fp32 on cpu"
+    assert "refused: RuntimeError: No working C++ compiler found" in log_of_imgcls.text
+
+
+def test_fp32_mismatch_stops_whatever_precision_is_asked_for() -> None:
+    bundle = make_resnet(1.0)
+    changed = replace(bundle, golden_probs_BK=bundle.golden_probs_BK.roll(1, dims=1))
+    for precision in ("auto", "fp32", "bf16"):
+        with pytest.raises(BundleError, match="does not reproduce its golden probabilities"):
+            Predictor(changed, precision=precision, device="cpu")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_row_does_not_depend_on_how_full_its_batch_is(precision: engine.Precision) -> None:
+    predictor = Predictor(make_resnet(), batch_size=4, precision=precision, device="cpu")
+    x_BCHW = images(4)
+    whole = predictor.predict(x_BCHW)
+    for row in range(4):
+        alone = predictor.predict(x_BCHW[row : row + 1])
+        # Its place in the batch may change the order of a sum, never its company.
+        np.testing.assert_allclose(alone.probs_BN[0], whole.probs_BN[row], atol=1e-6)
+    np.testing.assert_array_equal(predictor.predict(x_BCHW[:2]).probs_BN, whole.probs_BN[:2])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_compiled_network_agrees_is_compiled_once_and_cached_on_disk(
+    precision: engine.Precision, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from torch._dynamo.utils import counters
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
+    bundle = make_resnet(1.0)
+    plain = Predictor(bundle, batch_size=4, precision=precision, device="cpu")
+    compiled = Predictor(
+        bundle, batch_size=4, precision=precision, device="cpu", num_images=MANY_IMAGES
+    )
+    assert compiled.engine == f"compiled {precision} on cpu"
+    num_graphs = counters["stats"]["unique_graphs"]
+    with ThreadPoolExecutor(1) as shard:
+        for num_rows in (3, 4):
+            x_BCHW = images(num_rows)
+            found = shard.submit(compiled.predict, x_BCHW).result()
+            expected = plain.predict(x_BCHW)
+            np.testing.assert_allclose(found.probs_BN, expected.probs_BN, atol=0.01)
+    assert counters["stats"]["unique_graphs"] == num_graphs, "compiled at the start, not again"
+    assert list((tmp_path / "imgcls" / "inductor").rglob("*.so"))

@@ -1,0 +1,95 @@
+"""Every figure that `imgcls bench` promises, on few and small images; no figure is judged."""
+
+from itertools import count
+from pathlib import Path
+
+import pytest
+
+from imgcls import bench
+from imgcls.config import BenchConfig
+from imgcls.errors import ConfigError
+from imgcls.image.pool import decode_one
+from imgcls.image.spec import DecodeSpec, PreprocessSpec
+
+STAGES = {
+    "decode": ["decoding in one process", "decoding alone"],
+    "predict": ["network alone", "predicting alone"],
+    "score": [
+        "decoding in one process",
+        "decoding alone",
+        "network alone",
+        "predicting alone",
+        "steady: get, decode, predict",
+        "whole run, from start to Parquet",
+    ],
+}
+
+
+@pytest.mark.parametrize("what", ["decode", "predict", "score"])
+def test_each_stage_has_a_row_with_its_limit(what: str, capsys: pytest.CaptureFixture[str]) -> None:
+    result = bench.bench(
+        BenchConfig(
+            what=what,  # type: ignore[arg-type]
+            arch="simple_cnn",
+            image_px=32,
+            num_images=70,
+            batch_size=8,
+            repeats=2,
+            num_decoders=1,
+        )
+    )
+    assert [row["stage"] for row in result["stages"]] == STAGES[what]
+    printed = capsys.readouterr().out
+    for row in result["stages"]:
+        assert row["images_per_s"] > 0
+        assert len(row["measured_images_per_s"]) == 2
+        assert (row["ratio"] is None) == (row["limit"] is None)
+        assert row["stage"] in printed
+    assert result["engine"] == (None if what == "decode" else "eager fp32 on cpu")
+
+
+def test_ratio_is_taken_to_the_tightest_limit() -> None:
+    def nothing() -> None: ...
+
+    sides = [
+        bench.Side("a", 1, nothing),
+        bench.Side("b", 1, nothing),
+        bench.Side("both", 1, nothing, ("a", "b")),
+    ]
+    rates = {"a": [100.0, 90.0, 110.0], "b": [40.0, 1.0, 1000.0], "both": [30.0, 30.0, 5.0]}
+    row = bench.tabulate(sides, rates, num_cpus=2)[-1]
+    assert (row["limit"], row["limit_images_per_s"], row["ratio"]) == ("b", 40.0, 0.75)
+    assert row["images_per_s_per_core"] == 15.0
+
+
+def test_sides_are_measured_in_turn_and_the_first_round_is_thrown_away() -> None:
+    calls: list[str] = []
+    sides = [
+        bench.Side("a", 1, lambda: calls.append("a")),
+        bench.Side("b", 1, lambda: calls.append("b")),
+    ]
+    rates = bench.measure(sides, repeats=2)
+    assert calls == ["b", "a", "a", "b", "b", "a"]
+    assert [len(values) for values in rates.values()] == [2, 2]
+
+
+def test_made_photographs_are_the_same_every_time_and_of_the_size_of_photographs() -> None:
+    assert bench.make_photo(1) == bench.make_photo(1) != bench.make_photo(2)
+    assert 20_000 < len(bench.make_photo(1)) < 150_000
+
+
+def test_images_of_a_source_are_taken_without_those_that_do_not_decode(tmp_path: Path) -> None:
+    numbers = count()
+    for data in (bench.make_photo(1), b"no image", bench.make_photo(2)):
+        (tmp_path / f"{next(numbers)}.jpg").write_bytes(data)
+    images = bench.take_images(str(tmp_path), 5)
+    assert len(images) == 5
+    assert set(images) == {bench.make_photo(1), bench.make_photo(2)}
+    for data in images:
+        assert decode_one(data, DecodeSpec(), PreprocessSpec.for_image_px(32))
+
+
+def test_source_without_images_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("no image")
+    with pytest.raises(ConfigError, match="no image there can be decoded"):
+        bench.take_images(str(tmp_path), 5)
