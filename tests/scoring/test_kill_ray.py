@@ -46,6 +46,10 @@ class RayCluster:
         """Kill the raylet of one node, and with it all its workers, without goodbye."""
         self._cluster.remove_node(self.nodes.pop(), allow_graceful=False)
 
+    def kill_everything(self) -> None:
+        """Kill the head and all nodes, without goodbye."""
+        self._cluster.shutdown()
+
     def close(self) -> None:
         self._cluster.shutdown()
 
@@ -190,3 +194,79 @@ def test_suspended_worker_that_wakes_up_late_changes_nothing(
         os.kill(victim, signal.SIGCONT)
     assert job.finish()["rows"] == NUM_IMAGES
     assert comparable(published_rows(str(tmp_path))) == published
+
+
+@pytest.mark.slow
+def test_sigterm_ends_resumable_in_time(
+    cluster: RayCluster,
+    source: str,
+    model_ref: str,
+    undisturbed: list[dict[str, object]],
+    tmp_path: Path,
+) -> None:
+    job = Job(source, model_ref, tmp_path)
+    job.wait_for_commits(2)
+    start_s = time.monotonic()
+    job.process.terminate()
+    stdout, stderr = job.process.communicate(timeout=30)
+    assert time.monotonic() - start_s < 2.5
+    assert job.process.returncode == 5, stderr
+    assert json.loads(stdout.splitlines()[-1])["exit_code"] == 5
+    job.process = job.start()
+    assert job.finish()["rows"] == NUM_IMAGES
+    assert comparable(published_rows(str(tmp_path))) == undisturbed
+
+
+@pytest.mark.slow
+def test_killed_cluster_is_replaced_and_the_same_command_finishes(
+    source: str,
+    model_ref: str,
+    undisturbed: list[dict[str, object]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    first = RayCluster()
+    monkeypatch.setenv("RAY_ADDRESS", first.address)
+    job = Job(source, model_ref, tmp_path)
+    job.wait_for_commits(2)
+    first.kill_everything()
+    job.process.kill()
+    job.process.communicate()
+    second = RayCluster()
+    monkeypatch.setenv("RAY_ADDRESS", second.address)
+    job.process = job.start()
+    try:
+        result = job.finish()
+    finally:
+        second.close()
+    assert result["rows"] == NUM_IMAGES
+    assert int(str(result["rows_scored_now"])) < NUM_IMAGES
+    assert comparable(published_rows(str(tmp_path))) == undisturbed
+
+
+@pytest.mark.parametrize(
+    ("flags", "exit_code", "words"),
+    [
+        (("--device", "cuda"), 2, "no CUDA device"),
+        (("--num-actors", "99"), 2, "99 actors"),
+    ],
+)
+def test_what_no_worker_could_do_keeps_its_exit_code(
+    flags: tuple[str, ...],
+    exit_code: int,
+    words: str,
+    cluster: RayCluster,
+    source: str,
+    model_ref: str,
+    tmp_path: Path,
+) -> None:
+    command = [sys.executable, "-m", "jobs.score", "--source", source, "--model", model_ref]
+    ended = subprocess.run(
+        [*command, "--output", str(tmp_path / "out"), *flags],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == exit_code, ended.stderr
+    assert words in ended.stderr
+    assert "Traceback" not in ended.stderr
