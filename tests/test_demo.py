@@ -21,9 +21,10 @@ def check(result: dict[str, object]) -> None:
 
 
 def test_demo_trains_scores_and_accounts_for_every_file(tmp_path: Path) -> None:
-    check(demo(DemoConfig(str(tmp_path / "demo"))))
-    # The same folder again is made anew.
-    (tmp_path / "demo" / "stale").touch()
+    # The folder of an earlier demo is made anew.
+    (tmp_path / "demo").mkdir()
+    for name in (".imgcls-demo", "stale"):
+        (tmp_path / "demo" / name).touch()
     check(demo(DemoConfig(str(tmp_path / "demo"))))
     assert not (tmp_path / "demo" / "stale").exists()
 

@@ -10,13 +10,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from sklearn.metrics import (
-    average_precision_score,
-    confusion_matrix,
-    log_loss,
-    precision_recall_fscore_support,
-    roc_auc_score,
-)
 
 from imgcls.model.labels import ClassNames
 
@@ -44,6 +37,9 @@ def classification_metrics(
         probs_BK: Probabilities, rows sum to 1. Adds top-5 accuracy, AUROC and average precision
             (one class against the rest), log loss, ECE and Brier score.
     """
+    # Over a second to import, and a run that only scores never measures.
+    from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
+
     assert len(label_B) == len(pred_B) > 0, f"{len(label_B)} labels, {len(pred_B)} predictions"
     num_classes = len(class_names)
     every = list(range(num_classes))
@@ -80,6 +76,8 @@ def classification_metrics(
 def _probability_metrics(
     label_B: Ints, probs_BK: Floats, class_names: ClassNames
 ) -> dict[str, Any]:
+    from sklearn.metrics import average_precision_score, log_loss, roc_auc_score
+
     num_classes = len(class_names)
     assert probs_BK.shape == (len(label_B), num_classes), f"probs of shape {probs_BK.shape}"
     assert np.isfinite(probs_BK).all(), "probabilities must be finite"

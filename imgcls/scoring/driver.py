@@ -255,11 +255,10 @@ def use_ray(executor: str) -> bool:
     return executor == "ray" or (executor == "auto" and cluster.in_cluster())
 
 
-def worker_options(config: ScoreConfig, num_cpus: int, num_workers: int = 1) -> WorkerOptions:
+def worker_options(config: ScoreConfig, num_cpus: int) -> WorkerOptions:
     """Pick the values of a config that a worker needs."""
     return WorkerOptions(
         num_cpus=num_cpus,
-        num_workers=num_workers,
         device=config.device,
         precision=config.precision,
         batch_size=config.batch_size,
@@ -355,7 +354,7 @@ def run_on_ray(config: ScoreConfig, plan: Plan, todo: list[Shard]) -> Generator[
             fn_constructor_kwargs={
                 "output": config.output,
                 "run_id": plan.run_id,
-                "options": worker_options(config, layout.cpus_per_actor, layout.num_actors),
+                "options": worker_options(config, layout.cpus_per_actor),
             },
             num_cpus=layout.cpus_per_actor,
             num_gpus=layout.gpus_per_actor,

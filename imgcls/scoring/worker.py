@@ -26,7 +26,6 @@ class WorkerOptions:
     """How a worker uses its machine; nothing here changes a row, but for the optional columns."""
 
     num_cpus: int
-    num_workers: int = 1
     device: str = "auto"
     precision: Precision = "auto"
     batch_size: int = 32
@@ -89,7 +88,8 @@ class ShardWorker:
             top_k=options.top_k,
             embedding=options.write_embedding,
             precision=options.precision,
-            num_images=plan.counts["planned"] // options.num_workers,
+            # Of the plan, not of this worker: every worker and every resume takes the same engine.
+            num_images=plan.counts["planned"],
         )
         self._provenance = Provenance(
             model=plan.model,

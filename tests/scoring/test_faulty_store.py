@@ -71,14 +71,15 @@ def test_run_through_faults_ends_with_the_undisturbed_rows(
     assert verify(VerifyConfig(config.output))["rows"] == NUM_IMAGES
 
 
+@pytest.mark.parametrize("num_denied", [3, pytest.param(12, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("method", ["GET", "PUT"])
 def test_expired_credentials_are_waited_for_and_never_become_rows(
-    method: str, config: ScoreConfig, fault_proxy: FaultProxy
+    method: str, num_denied: int, config: ScoreConfig, fault_proxy: FaultProxy
 ) -> None:
     expected = undisturbed(config)
-    fault_proxy.fail_next(*[Fault.DENY] * 12, method=method)
+    fault_proxy.fail_next(*[Fault.DENY] * num_denied, method=method)
     score(config)
-    assert fault_proxy.num_faults[Fault.DENY] == 12
+    assert fault_proxy.num_faults[Fault.DENY] == num_denied
     assert comparable(published_rows(config.output)) == expected
 
 
