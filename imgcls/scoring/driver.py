@@ -12,6 +12,7 @@ import secrets
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, date, datetime
 from typing import Any
@@ -314,8 +315,7 @@ def lay_out_actors(
     # (ray#44687).
     usable_cpus = max(1, resources.num_cpus - 1)
     gpus_per_actor = 1 if resources.num_gpus else 0
-    num_actors = num_actors or resources.num_gpus or max(1, resources.num_nodes)
-    num_actors = num_actors if resources.num_gpus else min(num_actors, usable_cpus)
+    num_actors = num_actors or resources.num_gpus or min(resources.num_nodes, usable_cpus)
     cpus_per_actor = cpus_per_actor or max(1, usable_cpus // num_actors)
     if (
         num_actors * cpus_per_actor > usable_cpus
@@ -360,9 +360,12 @@ def run_on_ray(config: ScoreConfig, plan: Plan, todo: list[Shard]) -> Generator[
             num_gpus=layout.gpus_per_actor,
             ray_remote_args_fn=finite_retries,
         )
+        # Closed before Ray is: an iteration that outlives it ends the process without a word.
         try:
-            for row in dataset.iter_rows():
-                yield ShardSummary(**json.loads(row["summary"]))
+            # type: it is a generator, and typed as an iterator.
+            with closing(iter(dataset.iter_rows())) as rows:  # type: ignore[type-var]
+                for row in rows:
+                    yield ShardSummary(**json.loads(row["summary"]))
         except ray.exceptions.RayError as error:
             raise ShardFailedError(
                 f"Ray gave up on a worker: {str(error).strip().splitlines()[-1]}. Look at the "
