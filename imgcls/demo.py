@@ -197,11 +197,9 @@ def _explain(result: dict[str, Any], root: str) -> None:
     table.add_row("Parquet", result["output"])
     table.add_row("model", result["model"])
     table.add_row("time", f"{result['elapsed_s']:.1f} s")
-    console = Console(file=sys.stderr, soft_wrap=True, width=100)
+    console = Console(file=sys.stderr, soft_wrap=True, width=len(result["output"]) + 40)
     console.print(table)
-    columns = "uri, status, class_name, confidence"
-    query = f"SELECT {columns} FROM '{result['output']}/*.parquet'"  # noqa: S608 - shown, not run
-    show = f'import duckdb; duckdb.sql("{query}").show()'
+    show = f"import duckdb; print(duckdb.read_parquet('{result['output']}/*.parquet'))"
     where = (
         "The S3 server has ended; the Parquet was copied out of it before."
         if root.startswith("s3://")
@@ -213,7 +211,7 @@ def _explain(result: dict[str, Any], root: str) -> None:
         "broken: each got its row, with its status.\n"
         "The accuracy compares the published rows with labels that were held back until then.\n"
         f"{where}\n"
-        f"Look at the rows: python -c '{show}'",
+        f'Look at the rows: python -c "{show}"',
         highlight=False,
         markup=False,
     )
