@@ -29,10 +29,6 @@ its type.
 from typing import ClassVar
 
 
-class ImgclsWarning(UserWarning):
-    """Something a user should know although the run goes on."""
-
-
 class ImgclsError(Exception):
     """Root of all expected errors; `exit_code` is what the command line returns."""
 

@@ -25,7 +25,7 @@ from imgcls.errors import (
 )
 from imgcls.model.artifact import SUMS, Bundle, read_digest, write_bundle
 from imgcls.storage import objects
-from imgcls.storage.uri import is_local, join, split_uri
+from imgcls.storage.uri import canonical, is_local, join, split_uri
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _VERSION = re.compile(r"v([1-9][0-9]*)")
@@ -187,7 +187,7 @@ def _parse(ref: str) -> _Reference | None:
 
 def _folder(registry: str, name: str) -> str:
     """Return REGISTRY/<name>, spelled as a listing spells it."""
-    return join(split_uri(registry)[2] if is_local(registry) else registry, name)
+    return join(canonical(registry), name)
 
 
 def _find(reference: _Reference) -> ModelVersion:
@@ -221,7 +221,7 @@ def _find(reference: _Reference) -> ModelVersion:
 def _resolve_uri(uri: str) -> str:
     if objects.exists(join(uri, SUMS)):
         return uri
-    folder = split_uri(uri)[2] if is_local(uri) else uri.rstrip("/")
+    folder = canonical(uri)
     versions = [v for v, done in _known_versions(folder).items() if done]
     if versions:
         raise ConfigError(

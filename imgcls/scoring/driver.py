@@ -5,7 +5,6 @@ stages; every effect they have is safe to repeat, so the same command again fini
 stopped anywhere.
 """
 
-import itertools
 import json
 import logging
 import os
@@ -332,56 +331,67 @@ def lay_out_actors(
 
 
 def run_on_ray(config: ScoreConfig, plan: Plan, todo: list[Shard]) -> Generator[ShardSummary]:
-    """Let Ray Data schedule the shards, one row each, over a fixed pool of actors."""
+    """Score shards on Ray; where a lost node ends the whole data set, the rest goes on anew."""
     with cluster.connected() as resources:
-        import ray.data
+        import ray.exceptions
 
         layout = lay_out_actors(resources, config.num_actors, config.cpus_per_actor)
         log.info("Ray: %d actors of %d CPUs", layout.num_actors, layout.cpus_per_actor)
-        context = ray.data.DataContext.get_current()
-        context.enable_progress_bars = False
-        context.print_on_execution_start = False
         left = {shard.shard_id: shard for shard in todo}
-        for attempt in itertools.count(1):
-            dataset = ray.data.from_items(
-                [asdict(shard) for shard in left.values()], override_num_blocks=len(left)
-            ).map_batches(
-                ShardActor,
-                batch_size=1,
-                compute=ray.data.ActorPoolStrategy(
-                    size=layout.num_actors,
-                    max_tasks_in_flight_per_actor=SHARDS_IN_FLIGHT,
-                    max_concurrent_calls_per_actor=SHARDS_IN_FLIGHT,
-                    enable_true_multi_threading=True,
-                ),
-                fn_constructor_kwargs={
-                    "output": config.output,
-                    "run_id": plan.run_id,
-                    "options": worker_options(config, layout.cpus_per_actor),
-                },
-                num_cpus=layout.cpus_per_actor,
-                num_gpus=layout.gpus_per_actor,
-                ray_remote_args_fn=finite_retries,
-            )
+        num_tries = 0
+        while left:
+            num_tries += 1
             # Closed before Ray is: an iteration that outlives it ends the process without a word.
             try:
-                # type: it is a generator, and typed as an iterator.
-                with closing(iter(dataset.iter_rows())) as rows:  # type: ignore[type-var]
-                    for row in rows:
-                        summary = ShardSummary(**json.loads(row["summary"]))
+                with closing(_schedule(config, plan, list(left.values()), layout)) as summaries:
+                    for summary in summaries:
                         del left[summary.shard_id]
                         yield summary
             except ray.exceptions.RayError as error:
-                # A lost node may end the whole data set; what is committed by then stays so.
                 reason = str(error).strip().splitlines()[-1]
-                if left and attempt <= MAX_ACTOR_RESTARTS:
-                    log.warning("Ray gave up, %d shards go on anew: %s", len(left), reason)
-                    continue
-                raise ShardFailedError(
-                    f"Ray gave up on a worker: {reason}. Look at the cluster; --run-id "
-                    f"{plan.run_id} does what is left."
-                ) from error
-            return
+                if num_tries > MAX_ACTOR_RESTARTS:
+                    raise ShardFailedError(
+                        f"Ray gave up on a worker: {reason}. Look at the cluster; --run-id "
+                        f"{plan.run_id} does what is left."
+                    ) from error
+                log.warning("Ray gave up, %d shards go on anew: %s", len(left), reason)
+            else:
+                return
+
+
+def _schedule(
+    config: ScoreConfig, plan: Plan, shards: list[Shard], layout: ActorLayout
+) -> Generator[ShardSummary]:
+    """Let Ray Data schedule the shards, one row each, over a fixed pool of actors."""
+    import ray.data
+
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    dataset = ray.data.from_items(
+        [asdict(shard) for shard in shards], override_num_blocks=len(shards)
+    ).map_batches(
+        ShardActor,
+        batch_size=1,
+        compute=ray.data.ActorPoolStrategy(
+            size=layout.num_actors,
+            max_tasks_in_flight_per_actor=SHARDS_IN_FLIGHT,
+            max_concurrent_calls_per_actor=SHARDS_IN_FLIGHT,
+            enable_true_multi_threading=True,
+        ),
+        fn_constructor_kwargs={
+            "output": config.output,
+            "run_id": plan.run_id,
+            "options": worker_options(config, layout.cpus_per_actor),
+        },
+        num_cpus=layout.cpus_per_actor,
+        num_gpus=layout.gpus_per_actor,
+        ray_remote_args_fn=finite_retries,
+    )
+    # type: it is a generator, and typed as an iterator.
+    with closing(iter(dataset.iter_rows())) as rows:  # type: ignore[type-var]
+        for row in rows:
+            yield ShardSummary(**json.loads(row["summary"]))
 
 
 def finite_retries() -> dict[str, int]:
