@@ -25,7 +25,8 @@ import pyarrow as pa
 import simplejpeg
 import torch
 
-from imgcls.config import BenchConfig, ScoreConfig
+from imgcls.config.operations import BenchConfig
+from imgcls.config.scoring import ScoreConfig
 from imgcls.errors import ConfigError, DecodeError
 from imgcls.image.pool import DecoderPool, decode_one
 from imgcls.image.resample import resample
@@ -38,7 +39,8 @@ from imgcls.model.predict import Predictor, set_num_threads
 from imgcls.model.registry import register, resolve
 from imgcls.schema import PLAN_SCHEMA
 from imgcls.scoring.driver import score
-from imgcls.scoring.shard import Provenance, score_shard
+from imgcls.scoring.rows import Provenance
+from imgcls.scoring.shard import score_shard
 from imgcls.storage.objects import ObjectInfo, list_objects, put, read
 from imgcls.storage.uri import join
 

@@ -17,7 +17,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
-from imgcls import config, logs
+from imgcls import logs
+from imgcls.config import models, operations, scoring, training
 from imgcls.errors import ImgclsError, RunStoppedError
 
 log = logging.getLogger("imgcls.cli")  # __name__ is __main__ under `python -m`
@@ -32,18 +33,18 @@ class Command:
 
 
 COMMANDS = {
-    "train": Command(config.TrainConfig, "imgcls.training.driver:train"),
-    "score": Command(config.ScoreConfig, "imgcls.scoring.driver:score"),
-    "nightly": Command(config.NightlyConfig, "imgcls.nightly:nightly"),
-    "plan": Command(config.PlanConfig, "imgcls.nightly:show_plan"),
-    "evaluate": Command(config.EvaluateConfig, "imgcls.evaluation:evaluate"),
-    "promote": Command(config.PromoteConfig, "imgcls.model.registry:promote_version"),
-    "verify": Command(config.VerifyConfig, "imgcls.scoring.verify:verify"),
-    "rollback": Command(config.RollbackConfig, "imgcls.scoring.cleanup:rollback"),
-    "gc": Command(config.GcConfig, "imgcls.scoring.cleanup:gc"),
-    "bench": Command(config.BenchConfig, "imgcls.bench:bench"),
-    "doctor": Command(config.DoctorConfig, "imgcls.doctor:doctor"),
-    "demo": Command(config.DemoConfig, "imgcls.demo:demo"),
+    "train": Command(training.TrainConfig, "imgcls.training.driver:train"),
+    "score": Command(scoring.ScoreConfig, "imgcls.scoring.driver:score"),
+    "nightly": Command(scoring.NightlyConfig, "imgcls.nightly:nightly"),
+    "plan": Command(scoring.PlanConfig, "imgcls.nightly:show_plan"),
+    "evaluate": Command(models.EvaluateConfig, "imgcls.evaluation:evaluate"),
+    "promote": Command(models.PromoteConfig, "imgcls.model.registry:promote_version"),
+    "verify": Command(scoring.VerifyConfig, "imgcls.scoring.verify:verify"),
+    "rollback": Command(scoring.RollbackConfig, "imgcls.scoring.cleanup:rollback"),
+    "gc": Command(scoring.GcConfig, "imgcls.scoring.cleanup:gc"),
+    "bench": Command(operations.BenchConfig, "imgcls.bench:bench"),
+    "doctor": Command(operations.DoctorConfig, "imgcls.doctor:doctor"),
+    "demo": Command(operations.DemoConfig, "imgcls.demo:demo"),
 }
 
 
@@ -101,10 +102,11 @@ def _first_line(command: Command) -> str:
 
 
 def _read_docs() -> dict[tuple[str, str], str]:
-    """Read the docstrings under the fields of config.py, which Python itself does not keep."""
+    """Read the docstrings under the fields of configs, which Python itself does not keep."""
     docs = {}
-    tree = ast.parse(Path(config.__file__).read_text(encoding="utf-8"))
-    for cls in (node for node in tree.body if isinstance(node, ast.ClassDef)):
+    sources = (Path(str(module.__file__)) for module in (models, operations, scoring, training))
+    trees = (ast.parse(source.read_text(encoding="utf-8")) for source in sources)
+    for cls in (node for tree in trees for node in tree.body if isinstance(node, ast.ClassDef)):
         for target, text in zip(cls.body, cls.body[1:], strict=False):
             match target, text:
                 case (

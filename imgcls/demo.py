@@ -23,7 +23,10 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from imgcls import evaluation
-from imgcls.config import DemoConfig, EvaluateConfig, PromoteConfig, ScoreConfig, TrainConfig
+from imgcls.config.models import EvaluateConfig, PromoteConfig
+from imgcls.config.operations import DemoConfig
+from imgcls.config.scoring import ScoreConfig
+from imgcls.config.training import TrainConfig
 from imgcls.errors import ConfigError
 from imgcls.image.encode import encode_png
 from imgcls.model import registry

@@ -9,7 +9,7 @@ import sys
 from importlib import metadata
 from typing import Any
 
-from imgcls.config import DoctorConfig
+from imgcls.config.operations import DoctorConfig
 from imgcls.image.capabilities import decode_capabilities
 
 _PACKAGES = ("torch", "torchvision", "ray", "pyarrow", "botocore", "obstore", "duckdb")

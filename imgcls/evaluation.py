@@ -23,7 +23,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from imgcls.config import EvaluateConfig, TrainConfig
+from imgcls.config.models import EvaluateConfig
+from imgcls.config.training import TrainConfig
 from imgcls.errors import (
     BundleError,
     ConfigError,

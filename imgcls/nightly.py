@@ -14,7 +14,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from imgcls.config import NightlyConfig, PlanConfig, VerifyConfig
+from imgcls.config.scoring import NightlyConfig, PlanConfig, VerifyConfig
 from imgcls.published import list_published
 from imgcls.scoring.cleanup import is_published
 from imgcls.scoring.driver import (

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from imgcls import bench
-from imgcls.config import BenchConfig
+from imgcls.config.operations import BenchConfig
 from imgcls.errors import ConfigError
 from imgcls.image.pool import decode_one
 from imgcls.image.spec import DecodeSpec, PreprocessSpec

@@ -3,7 +3,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from imgcls.config import DemoConfig
+from imgcls.config.operations import DemoConfig
 from imgcls.demo import demo
 from imgcls.errors import ConfigError
 

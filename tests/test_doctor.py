@@ -1,4 +1,4 @@
-from imgcls.config import DoctorConfig
+from imgcls.config.operations import DoctorConfig
 from imgcls.doctor import doctor
 
 

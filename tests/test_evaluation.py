@@ -13,7 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from imgcls.config import EvaluateConfig, ScoreConfig
+from imgcls.config.models import EvaluateConfig
+from imgcls.config.scoring import ScoreConfig
 from imgcls.errors import ConfigError, SourceError
 from imgcls.evaluation import evaluate
 from imgcls.image.encode import encode_png

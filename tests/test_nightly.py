@@ -6,7 +6,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from imgcls.config import (
+from imgcls.config.scoring import (
     GcConfig,
     NightlyConfig,
     PlanConfig,

@@ -7,7 +7,8 @@ import numpy as np
 import pyarrow.parquet as pq
 from PIL import Image
 
-from imgcls.config import ScoreConfig, TrainConfig
+from imgcls.config.scoring import ScoreConfig
+from imgcls.config.training import TrainConfig
 from imgcls.scoring.driver import score
 from imgcls.storage.objects import put, read
 from imgcls.training.driver import train

@@ -22,7 +22,7 @@ from typing import Final, Literal
 import torch
 from torch import Tensor, nn
 
-from imgcls.config import Precision
+from imgcls.config.values import Precision
 from imgcls.errors import BundleError
 from imgcls.image.preprocess import normalize
 from imgcls.image.spec import PreprocessSpec

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from imgcls.config import Precision
+from imgcls.config.values import Precision
 from imgcls.errors import ConfigError
 from imgcls.model.artifact import Bundle
 from imgcls.model.build import register_embedding_hook

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from imgcls.config import PromoteConfig
+from imgcls.config.models import PromoteConfig
 from imgcls.errors import (
     BundleError,
     ConfigError,

@@ -12,7 +12,8 @@ from contextlib import nullcontext
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from imgcls.config import GcConfig, RollbackConfig, check_name
+from imgcls.config.scoring import GcConfig, RollbackConfig
+from imgcls.config.values import check_name
 from imgcls.errors import ConfigError, ObjectExistsError, SourceError
 from imgcls.published import MANIFEST, published_uri, read_manifest
 from imgcls.scoring.lease import Lease

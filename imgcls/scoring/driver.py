@@ -18,7 +18,8 @@ from datetime import UTC, date, datetime
 from typing import Any
 
 from imgcls import cluster
-from imgcls.config import ScoreConfig, check_name
+from imgcls.config.scoring import ScoreConfig
+from imgcls.config.values import check_name
 from imgcls.errors import ConfigError, ImgclsError, ShardFailedError, StorageError
 from imgcls.image.spec import spec_digest
 from imgcls.logs import Progress

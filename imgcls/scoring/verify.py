@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from imgcls.config import VerifyConfig
+from imgcls.config.scoring import VerifyConfig
 from imgcls.errors import ImgclsError, ObjectMissingError, RunStoppedError, SourceError
 from imgcls.published import MANIFEST, Manifest, published_uri, read_manifest
 from imgcls.scoring.commit import Commit, read_commits

@@ -11,14 +11,15 @@ from types import TracebackType
 from typing import Self
 
 from imgcls import errors
-from imgcls.config import Precision
+from imgcls.config.values import Precision
 from imgcls.errors import BundleError, ImgclsError
 from imgcls.image.pool import DecoderPool
 from imgcls.model.artifact import read_bundle
 from imgcls.model.predict import Predictor, set_num_threads
 from imgcls.scoring.commit import commit_shard
 from imgcls.scoring.plan import Plan, Shard, read_shard_rows, run_uri
-from imgcls.scoring.shard import Provenance, score_shard
+from imgcls.scoring.rows import Provenance
+from imgcls.scoring.shard import score_shard
 
 
 @dataclass(frozen=True)

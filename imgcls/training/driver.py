@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from imgcls.config import TrainConfig
+from imgcls.config.training import TrainConfig
 from imgcls.image.pool import DecoderPool
 from imgcls.logs import Progress
 from imgcls.model.predict import pick_device

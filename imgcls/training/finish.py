@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from imgcls.config import TrainConfig
+from imgcls.config.training import TrainConfig
 from imgcls.model.artifact import Bundle, make_golden, read_bundle
 from imgcls.model.build import build_model
 from imgcls.model.metrics import classification_metrics

@@ -9,7 +9,7 @@ import logging
 import torch
 from torch import nn
 
-from imgcls.config import TrainConfig
+from imgcls.config.training import TrainConfig
 from imgcls.model.build import build_model
 from imgcls.model.weights import load_weights
 from imgcls.training.stages import freeze

@@ -14,7 +14,8 @@ from dataclasses import asdict, dataclass, fields
 
 from torch import nn
 
-from imgcls.config import TrainConfig, check_name
+from imgcls.config.training import TrainConfig
+from imgcls.config.values import check_name
 from imgcls.errors import ConfigError
 from imgcls.image.augment import build_recipe
 from imgcls.image.spec import DecodeSpec, PreprocessSpec

@@ -30,7 +30,7 @@ from ray.train.torch import TorchTrainer, get_device
 
 from imgcls import cluster
 from imgcls.cluster import ClusterResources
-from imgcls.config import Device
+from imgcls.config.values import Device
 from imgcls.errors import BudgetExceededError, ConfigError, ImgclsError, RunStoppedError
 from imgcls.logs import Progress
 from imgcls.model.predict import set_num_threads

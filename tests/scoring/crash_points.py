@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 from imgcls import logs
-from imgcls.config import NightlyConfig
+from imgcls.config.scoring import NightlyConfig
 from imgcls.nightly import nightly
 from imgcls.scoring import driver
 from imgcls.storage import local

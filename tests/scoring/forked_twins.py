@@ -9,7 +9,7 @@ import os
 import sys
 
 from imgcls import logs
-from imgcls.config import ScoreConfig
+from imgcls.config.scoring import ScoreConfig
 from imgcls.scoring import driver
 
 

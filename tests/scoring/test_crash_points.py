@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from imgcls.config import ScoreConfig, VerifyConfig
+from imgcls.config.scoring import ScoreConfig, VerifyConfig
 from imgcls.scoring import driver
 from imgcls.scoring.verify import verify
 from tests.scoring.tiny import comparable, published_rows, write_images

@@ -11,7 +11,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from imgcls.config import ScoreConfig
+from imgcls.config.scoring import ScoreConfig
 from imgcls.errors import BudgetExceededError, BundleError, ConfigError, SourceError
 from imgcls.image.pool import decode_one
 from imgcls.image.spec import DecodeSpec, PreprocessSpec

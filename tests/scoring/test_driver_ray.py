@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from imgcls.cluster import ClusterResources
-from imgcls.config import ScoreConfig
+from imgcls.config.scoring import ScoreConfig
 from imgcls.errors import ConfigError
 from imgcls.scoring.driver import lay_out_actors, score
 from tests.scoring.tiny import comparable, published_rows, write_images

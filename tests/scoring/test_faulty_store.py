@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from imgcls.config import ScoreConfig, VerifyConfig
+from imgcls.config.scoring import ScoreConfig, VerifyConfig
 from imgcls.errors import AccessDeniedError, ConfigError, ShardFailedError
 from imgcls.scoring import driver
 from imgcls.scoring.driver import score

@@ -5,7 +5,7 @@ from uuid import uuid4
 
 import pytest
 
-from imgcls.config import ScoreConfig
+from imgcls.config.scoring import ScoreConfig
 from imgcls.scoring.driver import score
 from imgcls.storage.embedded import EmbeddedS3
 from imgcls.storage.objects import put

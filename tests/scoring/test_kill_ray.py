@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from imgcls.config import ScoreConfig
+from imgcls.config.scoring import ScoreConfig
 from imgcls.scoring.driver import score
 from tests.scoring.tiny import comparable, published_rows, write_images
 

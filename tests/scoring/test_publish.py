@@ -5,7 +5,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from imgcls.config import ScoreConfig
+from imgcls.config.scoring import ScoreConfig
 from imgcls.errors import ImgclsError
 from imgcls.published import Manifest, published_uri, read_manifest
 from imgcls.scoring import publish as publishing

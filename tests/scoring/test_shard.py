@@ -22,7 +22,8 @@ from imgcls.model.artifact import Bundle
 from imgcls.model.predict import Predictor
 from imgcls.schema import PLAN_SCHEMA
 from imgcls.scoring import shard
-from imgcls.scoring.shard import Provenance, describe_failure, score_shard
+from imgcls.scoring.rows import Provenance, describe_failure
+from imgcls.scoring.shard import score_shard
 from imgcls.storage.objects import list_objects, put
 from tests.scoring.tiny import make_bundle, tiff_frames, write_images
 

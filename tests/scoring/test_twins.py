@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from imgcls.config import ScoreConfig, VerifyConfig
+from imgcls.config.scoring import ScoreConfig, VerifyConfig
 from imgcls.published import list_published
 from imgcls.scoring.commit import read_commits
 from imgcls.scoring.driver import score

@@ -16,7 +16,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from sklearn.datasets import load_digits
 
-from imgcls.config import TrainConfig
+from imgcls.config.training import TrainConfig
 from imgcls.errors import BudgetExceededError
 from imgcls.image.decode import decode
 from imgcls.image.preprocess import preprocess

@@ -7,7 +7,7 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
-from imgcls.config import TrainConfig
+from imgcls.config.training import TrainConfig
 from imgcls.model.artifact import read_bundle
 from imgcls.training.driver import train
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from imgcls.config import TrainConfig
+from imgcls.config.training import TrainConfig
 from imgcls.errors import ConfigError, ImgclsError
 from imgcls.training.plan import make_plan
 

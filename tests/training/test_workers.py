@@ -10,7 +10,7 @@ import pytest
 import ray
 
 from imgcls.cluster import ClusterResources
-from imgcls.config import TrainConfig
+from imgcls.config.training import TrainConfig
 from imgcls.errors import ConfigError
 from imgcls.model.artifact import read_bundle
 from imgcls.training.driver import train

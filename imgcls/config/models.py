@@ -1,0 +1,42 @@
+"""The flags of the commands on trained models."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from imgcls.config.values import Device
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """Measure a model on labelled images, or published predictions against labels."""
+
+    model: str = ""
+    """Bundle URI or registry reference to run on DATA."""
+    data: str = ""
+    """Labelled images, as for train."""
+    split: Literal["train", "val", "test", "all"] = "test"
+    """Which split of DATA to measure."""
+    predictions: str = ""
+    """Output prefix of `score`; every published run is read, or the one of --run-id."""
+    labels: str = ""
+    """Manifest with uri,label for the predictions."""
+    run_id: str = ""
+    """Only this run's predictions."""
+    slice_by: str = ""
+    """Column of the manifest to report the metrics by, such as scanner."""
+    batch_size: int = 32
+    """Images per forward pass."""
+    device: Device = "auto"
+    """Where the model runs."""
+    num_decoders: int = 0
+    """Decoder processes; 0 takes the cores of this machine."""
+
+
+@dataclass(frozen=True)
+class PromoteConfig:
+    """Point an alias at a registered version."""
+
+    model: str
+    """REGISTRY/NAME@v3, the version to promote (or REGISTRY/NAME@alias, to copy an alias)."""
+    alias: str = "production"
+    """The alias to move."""

@@ -1,0 +1,114 @@
+"""The flags of `score` and of everything that looks after published predictions."""
+
+from dataclasses import dataclass
+
+from imgcls.config.values import Device, Executor, Precision
+
+
+@dataclass(frozen=True)
+class ScoreConfig:
+    """Score every image of a source with a model and publish the predictions as Parquet."""
+
+    source: str
+    """Prefix, glob (* within a folder, ** across folders), or manifest (.csv .parquet .jsonl) with
+    a column uri.
+    """
+    model: str
+    """Bundle URI, or REGISTRY/NAME@v3, or REGISTRY/NAME@production."""
+    output: str
+    """Prefix for runs and published predictions."""
+    run_id: str = ""
+    """Name of the run; the same id again resumes it. Default: a new one from date and time."""
+    date: str = ""
+    """Partition date=YYYY-MM-DD to publish under; default today in UTC."""
+    executor: Executor = "auto"
+    """local runs in this process, ray on a cluster; auto takes ray inside a Ray job or when
+    RAY_ADDRESS is set.
+    """
+    top_k: int = 5
+    """Classes per row in topk_label and topk_prob; at most the number of classes."""
+    batch_size: int = 32
+    """Images per forward pass."""
+    shard_size: int = 0
+    """Images per shard (64 to 8192), the unit of retry, resume and commit; 0 derives it from the
+    number of images.
+    """
+    num_actors: int = 0
+    """Ray actors; 0 derives one per GPU, or from the cluster's CPUs."""
+    cpus_per_actor: int = 0
+    """CPUs of one actor; 0 derives it from the cluster."""
+    device: Device = "auto"
+    """Where the model runs; auto takes a CUDA device where there is one."""
+    precision: Precision = "auto"
+    """Arithmetic of the model; auto takes less than fp32 where that is faster and the bundle's
+    golden images keep their label and, within 0.01, their probabilities; others are refused
+    without that.
+    """
+    num_decoders: int = 0
+    """Decoder processes per actor; 0 takes the cores it owns."""
+    write_probs: bool = False
+    """Add the column probs: the probability of every class."""
+    write_embedding: bool = False
+    """Add the column embedding: the input of the last layer."""
+    max_failed_fraction: float = 0.05
+    """Share of images that may fail to give a prediction before the run ends with exit code 3,
+    judged after 100.
+    """
+
+
+@dataclass(frozen=True)
+class NightlyConfig(ScoreConfig):
+    """Score what is new or changed since the last published run, and verify it."""
+
+    retry_failed: bool = False
+    """Score again what was published with a status other than ok."""
+
+
+@dataclass(frozen=True)
+class PlanConfig:
+    """Show what a nightly run would score: new, changed and failed images, bytes and shards."""
+
+    source: str
+    """Prefix, glob or manifest, as for score."""
+    model: str
+    """Bundle URI or registry reference, as for score."""
+    output: str
+    """Prefix with the published predictions to compare with."""
+    retry_failed: bool = False
+    """Count what failed before as to be scored."""
+    shard_size: int = 0
+    """Images per shard, as for score."""
+
+
+@dataclass(frozen=True)
+class VerifyConfig:
+    """Read plan, commits and parts of published runs again and print any difference."""
+
+    output: str
+    """Output prefix of `score`."""
+    run_id: str = ""
+    """Only this run; default every run."""
+
+
+@dataclass(frozen=True)
+class GcConfig:
+    """Remove what no run needs any more; never anything that a manifest names."""
+
+    output: str
+    """Output prefix of `score`."""
+    older_than: str = "24h"
+    """Only what was last written longer ago: a number and s, m, h or d."""
+    abandoned: bool = False
+    """Remove also runs that were never published."""
+    dry_run: bool = False
+    """Only say what would be removed."""
+
+
+@dataclass(frozen=True)
+class RollbackConfig:
+    """Take a published run back: neither readers nor the next plan see it any more."""
+
+    output: str
+    """Output prefix of `score`."""
+    run_id: str
+    """The run to take back."""

@@ -1,0 +1,123 @@
+"""Collect a shard's predictions and failures, and turn them into rows.
+
+In: predictions and failures in order of completion. Out: one table of PREDICTION_SCHEMA, in plan
+order. Invariant: every planned row comes out as exactly one row (one per frame of a multi-frame
+file), with its planned columns untouched; else nothing comes out.
+
+Legend: B batch.
+"""
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from imgcls.errors import DecodeError, ObjectChangedError, ObjectMissingError
+from imgcls.image.pool import Crop, Decoded
+from imgcls.model.predict import Predictions
+from imgcls.schema import Status, prediction_schema
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What every row says about how it came to be."""
+
+    model: str
+    model_digest: str
+    spec_digest: str
+    run_id: str
+    class_names: tuple[str, ...]
+
+
+class ShardRows:
+    """Collects a shard's rows in order of completion and returns them in plan order."""
+
+    def __init__(
+        self, plan_rows: pa.Table, provenance: Provenance, write_probs: bool, write_embedding: bool
+    ) -> None:
+        self._plan_rows = plan_rows
+        self._provenance = provenance
+        self._schema = prediction_schema(write_probs=write_probs, write_embedding=write_embedding)
+        self._rows: list[tuple[int, dict[str, Any]]] = []
+        self._scored_at = datetime.now(UTC)
+
+    def add_failure(self, decoded: Decoded) -> None:
+        """Add the row of an image that gave no pixels."""
+        status, reason = describe_failure(decoded.error)
+        self._rows.append((decoded.index, {"status": status, "error": reason}))
+
+    def add_batch(self, batch: list[tuple[int, Crop]], predictions: Predictions) -> None:
+        """Add the rows of one forward pass."""
+        columns = {
+            "label": predictions.label_B.tolist(),
+            "confidence": predictions.confidence_B.tolist(),
+            "topk_label": predictions.topk_label_BK.tolist(),
+            "topk_prob": predictions.topk_prob_BK.tolist(),
+        }
+        if "probs" in self._schema.names:
+            columns["probs"] = predictions.probs_BN.tolist()
+        if "embedding" in self._schema.names:
+            assert predictions.embedding_BE is not None, "the predictor was made without embedding"
+            columns["embedding"] = predictions.embedding_BE.tolist()
+        for position, (index, crop) in enumerate(batch):
+            row: dict[str, Any] = {
+                "frame": crop.frame,
+                "width_px": crop.width_px,
+                "height_px": crop.height_px,
+            }
+            if predictions.finite_B[position]:
+                row |= {name: values[position] for name, values in columns.items()}
+                row["status"] = Status.OK
+                row["class_name"] = self._provenance.class_names[row["label"]]
+            else:
+                row["status"] = Status.MODEL_ERROR
+                row["error"] = "the model's output is not finite"
+            self._rows.append((index, row))
+
+    def to_table(self) -> pa.Table:
+        """Return all rows; fails if a planned row has none."""
+        self._rows.sort(key=lambda item: (item[0], item[1].get("frame") or 0))
+        indices = np.array([index for index, _ in self._rows], dtype=np.int64)
+        present = np.unique(indices)
+        if len(present) != self._plan_rows.num_rows:
+            raise AssertionError(
+                f"{self._plan_rows.num_rows - len(present)} planned rows got no outcome"
+            )
+        planned = self._plan_rows.take(indices)
+        constants = {
+            "model": self._provenance.model,
+            "model_digest": self._provenance.model_digest,
+            "spec_digest": self._provenance.spec_digest,
+            "run_id": self._provenance.run_id,
+            "scored_at": self._scored_at,
+        }
+        arrays = []
+        for field in self._schema:
+            if field.name in planned.column_names:
+                arrays.append(planned[field.name].combine_chunks().cast(field.type))
+            elif field.name in constants:
+                arrays.append(_column([constants[field.name]] * len(self._rows), field.type))
+            else:
+                arrays.append(_column([row.get(field.name) for _, row in self._rows], field.type))
+        return pa.Table.from_arrays(arrays, schema=self._schema)
+
+
+def _column(values: list[Any], kind: pa.DataType) -> pa.Array:
+    if pa.types.is_dictionary(kind):
+        # The dictionary in order of first use, so that equal rows give equal files.
+        return pa.array(values, kind.value_type).dictionary_encode().cast(kind)
+    return pa.array(values, kind)
+
+
+def describe_failure(error: Exception | None) -> tuple[Status, str]:
+    """Map one image's error to its row's status and a short reason; anything else is raised."""
+    if isinstance(error, ObjectMissingError):
+        return Status.MISSING, "not found: deleted since it was planned"
+    if isinstance(error, ObjectChangedError):
+        return Status.CHANGED, "overwritten since it was planned"
+    if isinstance(error, DecodeError):
+        return Status(error.status), str(error)
+    assert error is not None, "called for a failure"
+    raise error
