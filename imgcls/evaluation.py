@@ -3,7 +3,7 @@
 In: an EvaluateConfig. Out: a JSON-able dict of metrics and counts. Invariant: every labelled image
 is accounted for: it counts in `accuracy` when it has a prediction, in `accuracy_all` (as wrong)
 when it could not be decoded, and by name when it was never scored. Each frame of a multi-frame file
-counts as an image.
+counts as an image. Whether an image has one label or any number of them, the model says.
 
 Images go the way of `score`: the bundle's decode spec, the decoder pool and the same `Predictor`.
 """
@@ -12,9 +12,8 @@ import hashlib
 import io
 import logging
 import os
-from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -35,14 +34,16 @@ from imgcls.errors import (
 )
 from imgcls.image.pool import Crop, DecoderPool
 from imgcls.logs import Progress
-from imgcls.model.artifact import Bundle, read_bundle, read_class_names
+from imgcls.model.artifact import Bundle, BundleFacts, read_bundle, read_facts
 from imgcls.model.calibration import Calibration, measure_calibration
-from imgcls.model.dataset import Dataset, Sample, read_dataset
-from imgcls.model.intervals import metrics_with_intervals, slice_metrics
+from imgcls.model.dataset import Dataset, Sample, read_dataset, refuse_joined, split_label
+from imgcls.model.decisions import DecisionTable
 from imgcls.model.labels import ClassNames, enumerate_names, from_labels
 from imgcls.model.manifest import read_manifest
-from imgcls.model.predict import Predictor
+from imgcls.model.multi_label_calibration import measure_multi_label_calibration, reached
+from imgcls.model.predict import Predictions, Predictor
 from imgcls.model.registry import resolve
+from imgcls.model.tally import Tally
 from imgcls.published import MANIFEST, Manifest, list_published
 from imgcls.schema import Status
 from imgcls.storage import objects
@@ -51,6 +52,7 @@ from imgcls.storage.uri import join
 
 _NUM_NAMED = 10  # images that a result names one by one
 _COLUMNS = ["uri", "status", "error", "class_name", "run_id", "scored_at", "model_digest"]
+_OPTIONAL_COLUMNS = ["labels", "calibrated_prob", "decision", "threshold_id"]
 
 _log = logging.getLogger(__name__)
 
@@ -66,62 +68,40 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     of_model = (config.model, config.data)
     of_predictions = (config.predictions, config.labels)
     if all(of_model) and not any(of_predictions):
-        return evaluate_model(config)
-    if all(of_predictions) and not any(of_model):
-        return evaluate_predictions(config)
-    raise ConfigError(
-        "evaluate takes --model REF --data DATA, or --predictions OUT --labels MANIFEST"
-    )
+        result = evaluate_model(config)
+    elif all(of_predictions) and not any(of_model):
+        result = evaluate_predictions(config)
+    else:
+        raise ConfigError(
+            "evaluate takes --model REF --data DATA, or --predictions OUT --labels MANIFEST"
+        )
+    for line in describe_result(result):
+        _log.info("%s", line)
+    return result
 
 
-@dataclass
-class _Tally:
-    """Rows by what became of them; the one place that knows how they are counted."""
-
-    labels: list[int] = field(default_factory=list)
-    predicted: list[int] = field(default_factory=list)
-    units: list[str] = field(default_factory=list)  # the group, or else the image
-    slices: list[str] = field(default_factory=list)
-    statuses: Counter[str] = field(default_factory=Counter)
-    not_ok: list[dict[str, str]] = field(default_factory=list)
-
-    def add_ok(self, label: int, predicted: int, unit: str, slice_name: str) -> None:
-        self.labels.append(label)
-        self.units.append(unit)
-        self.slices.append(slice_name)
-        self.predicted.append(predicted)
-        self.statuses[Status.OK] += 1
-
-    def add_failure(self, uri: str, status: str, error: str) -> None:
-        self.statuses[status] += 1
-        if len(self.not_ok) < _NUM_NAMED:
-            self.not_ok.append({"uri": uri, "status": status, "error": error})
-
-    def result(
-        self, class_names: ClassNames, probs_BK: npt.NDArray[np.float32] | None
-    ) -> dict[str, Any]:
-        num_rows = self.statuses.total()
-        if not self.labels:
-            raise ConfigError(
-                f"none of {num_rows} labelled images has a prediction: {self.counts()}"
+def describe_result(result: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what a person wants to know first: one line each, with 95 % intervals."""
+    of = f"on {result['num_ok']} of {result['num_rows']} images"
+    yield f"accuracy {_between(result['accuracy'], result['intervals']['accuracy'])} {of}"
+    for name, row in result["slices"].items():
+        accuracy = _between(row["accuracy"], row["accuracy_interval"])
+        yield f"  {name or '(no slice)'}: {accuracy} on {row['num_images']} images"
+    after = result.get("calibrated")
+    if after:
+        yield f"calibrated: log loss {after['log_loss']:.4f}, ECE {after['ece']:.4f}"
+        for threshold_id, point in after["operating_points"].items():
+            reached_there = ", ".join(
+                f"{name} {_between(point[name], point[f'{name}_interval'])}"
+                for name in ("recall", "specificity")
             )
-        label_B, predicted_B = np.array(self.labels), np.array(self.predicted)
-        metrics = metrics_with_intervals(label_B, predicted_B, class_names, probs_BK, self.units)
-        return {
-            "accuracy": metrics["accuracy"],
-            "accuracy_all": float((label_B == predicted_B).sum() / num_rows),
-            "num_rows": num_rows,
-            "num_ok": len(self.labels),
-            "statuses": self.counts(),
-            "not_ok": self.not_ok,
-            **metrics,
-            "slices": slice_metrics(self.slices, label_B, predicted_B, class_names, self.units)
-            if any(self.slices)
-            else {},
-        }
+            yield f"{threshold_id}: {reached_there}, {point['review_fraction']:.1%} to review"
 
-    def counts(self) -> dict[str, int]:
-        return {str(status): count for status, count in sorted(self.statuses.items())}
+
+def _between(value: float | None, bounds: list[float] | None) -> str:
+    if value is None:
+        return "unknown"
+    return f"{value:.4f}" + (f" ({bounds[0]:.4f} to {bounds[1]:.4f})" if bounds else "")
 
 
 def evaluate_model(config: EvaluateConfig) -> dict[str, Any]:
@@ -146,7 +126,7 @@ def evaluate_model(config: EvaluateConfig) -> dict[str, Any]:
         bundle.decode_spec, bundle.preprocess_spec, config.num_decoders or num_cpus
     ) as pool:
         predictor = Predictor(bundle, device=config.device, batch_size=config.batch_size)
-        tally, probs_BK = _predict(samples, pool, predictor)
+        tally, probs_BK = _predict(samples, pool, predictor, bundle)
     return {
         "mode": "model",
         "model": config.model,
@@ -162,12 +142,24 @@ def evaluate_model(config: EvaluateConfig) -> dict[str, Any]:
 
 
 def _measure_calibration(
-    bundle: Bundle, probs_BK: npt.NDArray[np.float32], tally: _Tally
+    bundle: Bundle, probs_BK: npt.NDArray[np.float32], tally: Tally
 ) -> dict[str, Any]:
     if bundle.calibration is None:
         return {}
-    calibration = Calibration.from_dict(bundle.calibration)
-    return measure_calibration(calibration, probs_BK, np.array(tally.labels), bundle.class_names)
+    args = (Calibration.from_dict(bundle.calibration), probs_BK)
+    names, units = bundle.class_names, tally.units
+    if bundle.multi_label:
+        return measure_multi_label_calibration(*args, tally.target_BK(len(names)), names, units)
+    return measure_calibration(*args, tally.label_B(), names, units)
+
+
+def predicted_labels(predictions: Predictions, bundle: Bundle) -> list[tuple[int, ...]]:
+    """Return the class on top of each row; of a multi-label model those that `score` names."""
+    if not bundle.multi_label:
+        return [(label,) for label in predictions.label_B.tolist()]
+    calibration = Calibration.from_dict(bundle.calibration) if bundle.calibration else None
+    reached_BK = reached(predictions.probs_BN, bundle.class_names.names, calibration)
+    return [tuple(np.flatnonzero(row).tolist()) for row in reached_BK]
 
 
 def _read_data(config: EvaluateConfig, bundle: Bundle) -> Dataset:
@@ -181,26 +173,26 @@ def _read_data(config: EvaluateConfig, bundle: Bundle) -> Dataset:
         seed=trained.get("seed", TrainConfig.seed),
         class_names=bundle.class_names,
         slice_by=config.slice_by,
+        multi_label=bundle.multi_label,
     )
 
 
 def _predict(
-    samples: list[Sample], pool: DecoderPool, predictor: Predictor
-) -> tuple[_Tally, npt.NDArray[np.float32]]:
+    samples: list[Sample], pool: DecoderPool, predictor: Predictor, bundle: Bundle
+) -> tuple[Tally, npt.NDArray[np.float32]]:
     """Predict every sample; the probabilities are those of the ok rows, in the tally's order."""
-    tally, probs = _Tally(), list[npt.NDArray[np.float32]]()
+    tally, probs = Tally(bundle.multi_label), list[npt.NDArray[np.float32]]()
     batch: list[tuple[int, Crop]] = []
 
     def flush() -> None:
         predictions = predictor.predict(np.stack([crop.x_CHW for _, crop in batch]))
-        finite_B = predictions.finite_B
+        finite_B, predicted = predictions.finite_B, predicted_labels(predictions, bundle)
         probs.append(predictions.probs_BN[finite_B])
         for row, (index, _) in enumerate(batch):
             if finite_B[row]:
                 sample = samples[index]
                 unit = sample.group or sample.uri
-                predicted = int(predictions.label_B[row])
-                tally.add_ok(sample.label, predicted, unit, sample.slice_name)
+                tally.add_ok(sample.labels, predicted[row], unit, sample.slice_name)
             else:
                 tally.add_failure(samples[index].uri, Status.MODEL_ERROR, "not finite")
         batch.clear()
@@ -254,15 +246,20 @@ def evaluate_predictions(config: EvaluateConfig) -> dict[str, Any]:
             joined.add(_read_part(folder, part))
     if joined.num_superseded:
         _log.info("%d rows were scored again later: the newest counts", joined.num_superseded)
-    class_names = _known_classes(manifests, set(label_by_uri.values()), joined)
-    tally = _Tally()
+    multi_label = joined.is_multi_label()
+    names_by_uri = {uri: split_label(label, multi_label) for uri, label in label_by_uri.items()}
+    facts_by_digest = _read_facts(manifests)
+    class_names = _known_classes(manifests, facts_by_digest, names_by_uri.values(), joined)
+    tally, decisions = Tally(multi_label), DecisionTable()
     for uri, rows in joined.rows_by_uri.items():
+        labels = tuple(sorted(map(class_names.label_of, names_by_uri[uri])))
         for row in rows:
             if row["status"] == Status.OK:
-                label = class_names.label_of(label_by_uri[uri])
-                predicted = class_names.label_of(row["class_name"])
-                group = row_by_uri[uri].group or uri
-                tally.add_ok(label, predicted, group, row_by_uri[uri].slice_name)
+                found = row["labels"] if multi_label else [row["class_name"]]
+                predicted = tuple(sorted(map(class_names.label_of, found)))
+                unit = row_by_uri[uri].group or uri
+                tally.add_ok(labels, predicted, unit, row_by_uri[uri].slice_name)
+                decisions.add(row, names_by_uri[uri], unit)
             else:
                 tally.add_failure(uri, row["status"], row["error"] or "")
     without_row = [uri for uri in label_by_uri if uri not in joined.rows_by_uri]
@@ -279,6 +276,7 @@ def evaluate_predictions(config: EvaluateConfig) -> dict[str, Any]:
         "rows_without_label": joined.unlabelled,
         "num_rows_superseded": joined.num_superseded,
         **tally.result(class_names, None),
+        "decisions": decisions.result({d: f.calibration for d, f in facts_by_digest.items()}),
     }
 
 
@@ -307,8 +305,25 @@ class _Joined:
             else:
                 self.num_superseded += 1
 
+    def rows(self) -> Iterator[dict[str, Any]]:
+        return chain.from_iterable(self.rows_by_uri.values())
+
     def distinct(self, column: str) -> set[str]:
-        return {r[column] for rows in self.rows_by_uri.values() for r in rows if r[column]}
+        return {row[column] for row in self.rows() if row[column]}
+
+    def is_multi_label(self) -> bool:
+        """Whether the models give any number of labels per image.
+
+        Raises:
+            ConfigError: some do and others do not.
+        """
+        kinds = {row.get("labels") is not None for row in self.rows() if row["status"] == Status.OK}
+        if len(kinds) > 1:
+            raise ConfigError(
+                "some of these predictions are of a multi-label model and some are not: measure "
+                "one run at a time, with --run-id"
+            )
+        return True in kinds
 
 
 def _read_part(folder: str, part: Mapping[str, Any]) -> pa.Table:
@@ -319,26 +334,42 @@ def _read_part(folder: str, part: Mapping[str, Any]) -> pa.Table:
         raise SourceError(f"{uri} is missing, although {MANIFEST} lists it") from error
     if hashlib.sha256(data).hexdigest() != part["sha256"]:
         raise SourceError(f"{uri} was changed: it has not the sha256 that {MANIFEST} lists")
-    return pq.read_table(io.BytesIO(data), columns=_COLUMNS)
+    # Which of the optional columns there are depends on the model of the run.
+    file = pq.ParquetFile(io.BytesIO(data))
+    there = [name for name in _OPTIONAL_COLUMNS if name in file.schema_arrow.names]
+    return file.read(columns=_COLUMNS + there)
+
+
+def _read_facts(manifests: list[tuple[str, Manifest]]) -> dict[str, BundleFacts]:
+    """Return what the models say of themselves, by digest; one that is gone is left out."""
+    facts = {}
+    for digest, uri in sorted({(m.model_digest, m.model_uri) for _, m in manifests}):
+        try:
+            facts[digest] = read_facts(uri)
+        except BundleError as error:
+            _log.warning("labels cannot be compared with the classes of the model: %s", error)
+    return facts
 
 
 def _known_classes(
-    manifests: list[tuple[str, Manifest]], labels: set[str], joined: _Joined
+    manifests: list[tuple[str, Manifest]],
+    facts_by_digest: Mapping[str, BundleFacts],
+    labels: Iterable[frozenset[str]],
+    joined: _Joined,
 ) -> ClassNames:
     """Return the classes of the models that predicted.
 
     Raises:
         ConfigError: a label that none of the models knows.
     """
-    names = joined.distinct("class_name")
-    for uri in sorted({manifest.model_uri for _, manifest in manifests}):
-        try:
-            names |= set(read_class_names(uri).names)
-        except BundleError as error:
-            _log.warning("labels cannot be compared with the classes of the model: %s", error)
-            return from_labels(names | labels)
-    unknown = sorted(labels - names)
+    labelled = frozenset[str]().union(*labels)
+    names = joined.distinct("class_name").union(*(row.get("labels") or () for row in joined.rows()))
+    if any(manifest.model_digest not in facts_by_digest for _, manifest in manifests):
+        return from_labels(names | labelled)
+    names = names.union(*(facts.class_names.names for facts in facts_by_digest.values()))
+    unknown = sorted(labelled - names)
     if unknown:
+        refuse_joined(unknown, ClassNames(tuple(sorted(names))), "--labels")
         raise ConfigError(
             f"labels that the model does not know: {enumerate_names(unknown)}; "
             f"it knows {enumerate_names(sorted(names))}"

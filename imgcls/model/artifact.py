@@ -9,8 +9,8 @@ Shape legend: B golden images, C channels, H = W = image_px, K classes.
 
 import copy
 import hashlib
+import itertools
 import json
-import re
 import uuid
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -21,42 +21,30 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from imgcls.errors import BundleError, ConfigError, ObjectMissingError
+from imgcls.errors import BundleError, ConfigError
 from imgcls.image.preprocess import normalize
 from imgcls.image.spec import DecodeSpec, PreprocessSpec
 from imgcls.model.build import build_model
+from imgcls.model.bundle_files import (
+    ATTACHMENT,
+    CARD,
+    FACTS,
+    FORMAT_VERSION,
+    GOLDEN,
+    REQUIRED_FILES,
+    SUMS,
+    WEIGHTS,
+    parse_facts,
+    parse_sums,
+    read_file,
+    read_sums,
+)
 from imgcls.model.calibration import Calibration
 from imgcls.model.card import model_card
 from imgcls.model.labels import ClassNames, enumerate_names
 from imgcls.storage import objects
 from imgcls.storage.uri import join
 
-FORMAT_VERSION = 1
-SUMS = "SHA256SUMS"
-FACTS, WEIGHTS, GOLDEN, CARD = (
-    "bundle.json",
-    "model.safetensors",
-    "golden.safetensors",
-    "MODEL_CARD.md",
-)
-REQUIRED_FILES = (FACTS, WEIGHTS, GOLDEN, CARD)
-
-_ATTACHMENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*\.(png|json|jsonl|csv|onnx)")
-_SUMS_LINE = re.compile(r"([0-9a-f]{64})  (.+)")
-_PICKLE_SUFFIXES = (".pt", ".pth", ".pkl", ".pickle", ".bin", ".ckpt", ".joblib")
-_FACT_TYPES: dict[str, type | tuple[type, ...]] = {
-    "format_version": int,
-    "bundle_id": str,
-    "created_at": str,
-    "arch": str,
-    "class_names": list,
-    "decode_spec": dict,
-    "preprocess_spec": dict,
-    "metrics": dict,
-    "split_digest": str,
-    "training": dict,
-    "calibration": (dict, type(None)),
-}
 # Probabilities that differ by less come from the same model: another CPU sums in another order.
 GOLDEN_TOLERANCE = 1e-3
 
@@ -78,12 +66,30 @@ class Bundle:
     digest: str = ""  # sha256 of SHA256SUMS, "" until stored
     calibration: dict[str, Any] | None = None  # Calibration.to_dict()
     attachments: dict[str, bytes] = field(default_factory=dict)  # plots and logs, by file name
+    multi_label: bool = False  # any number of classes per image, each with its own probability
 
     def to_model(self) -> nn.Module:
         """Build the model with these weights, on the CPU and in evaluation mode."""
-        model = self._build()
+        model = self._build_empty()
+        tensors = itertools.chain(model.parameters(), model.buffers())
+        if any(tensor.is_meta for tensor in tensors):
+            model.to_empty(device="cpu")
         model.load_state_dict(self.state_dict)
         return model.eval()
+
+    def _build_empty(self) -> nn.Module:
+        """Build the model without memory for its tensors, where that can be, else as usual.
+
+        To draw weights takes longer than to read those that replace them.
+        """
+        try:
+            with torch.device("meta"):
+                model = self._build()
+        except NotImplementedError:  # regnet computes with tensors while it is built
+            return self._build()
+        named = itertools.chain(model.named_parameters(), model.named_buffers())
+        # A tensor that is not stored has its only value from being built.
+        return model if {name for name, _ in named} <= set(model.state_dict()) else self._build()
 
     def _build(self) -> nn.Module:
         # The weights drawn here are replaced at once: loading a bundle must not advance the seed.
@@ -96,7 +102,18 @@ class Bundle:
             )
 
 
-def make_golden(model: nn.Module, x_BCHW: Tensor, preprocess_spec: PreprocessSpec) -> Tensor:
+def to_probs(logits_BK: Tensor, *, multi_label: bool) -> Tensor:
+    """Return the probabilities [B,K] of a bundle's logits: sigmoid if multi-label, else softmax."""
+    return logits_BK.sigmoid() if multi_label else logits_BK.softmax(dim=1)
+
+
+def make_golden(
+    model: nn.Module,
+    x_BCHW: Tensor,
+    preprocess_spec: PreprocessSpec,
+    *,
+    multi_label: bool = False,
+) -> Tensor:
     """Return the probabilities float32 [B,K] that a bundle of this model must give.
 
     They are computed on the CPU in float32, where every user of the bundle can repeat them.
@@ -105,9 +122,10 @@ def make_golden(model: nn.Module, x_BCHW: Tensor, preprocess_spec: PreprocessSpe
         model: The trained module, on any device; it is left as it is.
         x_BCHW: uint8 [B,C,H,W], preprocessed.
         preprocess_spec: The normalisation.
+        multi_label: As in the bundle.
     """
     on_cpu = copy.deepcopy(model).to("cpu", torch.float32).eval()
-    return _probs(on_cpu, x_BCHW.cpu(), preprocess_spec)
+    return _probs(on_cpu, x_BCHW.cpu(), preprocess_spec, multi_label)
 
 
 def write_bundle(bundle: Bundle, uri: str) -> str:
@@ -142,18 +160,32 @@ def read_digest(uri: str) -> str:
     Raises:
         BundleError: there is no complete bundle.
     """
-    return hashlib.sha256(_read_sums(uri)).hexdigest()
+    return hashlib.sha256(read_sums(uri)).hexdigest()
 
 
-def read_class_names(uri: str) -> ClassNames:
-    """Return the classes of a stored bundle, without reading its weights.
+@dataclass(frozen=True)
+class BundleFacts:
+    """What a bundle says of its predictions."""
+
+    class_names: ClassNames
+    multi_label: bool
+    calibration: Calibration | None
+
+
+def read_facts(uri: str) -> BundleFacts:
+    """Return what a stored bundle says of its predictions, without reading its weights.
 
     Raises:
         BundleError: there is no complete bundle, or bundle.json was changed.
     """
-    sha256_by_name = _parse_sums(_read_sums(uri), uri)
-    facts = _parse_facts(_read_file(uri, FACTS, sha256_by_name[FACTS]), join(uri, FACTS))
-    return ClassNames(tuple(map(str, facts["class_names"])))
+    sha256_by_name = parse_sums(read_sums(uri), uri)
+    facts = parse_facts(read_file(uri, FACTS, sha256_by_name[FACTS]), join(uri, FACTS))
+    calibration = facts["calibration"]
+    return BundleFacts(
+        class_names=ClassNames(tuple(map(str, facts["class_names"]))),
+        multi_label=facts["multi_label"],
+        calibration=Calibration.from_dict(calibration) if calibration is not None else None,
+    )
 
 
 def read_bundle(uri: str) -> Bundle:
@@ -163,9 +195,9 @@ def read_bundle(uri: str) -> Bundle:
         BundleError: the file and the reason: missing, changed, a pickle, of a newer format, with
             an unknown key, or with tensors that do not fit the architecture.
     """
-    sums = _read_sums(uri)
-    files = {name: _read_file(uri, name, sha256) for name, sha256 in _parse_sums(sums, uri).items()}
-    facts = _parse_facts(files[FACTS], join(uri, FACTS))
+    sums = read_sums(uri)
+    files = {name: read_file(uri, name, sha256) for name, sha256 in parse_sums(sums, uri).items()}
+    facts = parse_facts(files[FACTS], join(uri, FACTS))
     golden = _parse_tensors(files[GOLDEN], join(uri, GOLDEN))
     if set(golden) != {"x", "probs"}:
         raise BundleError(f"{join(uri, GOLDEN)} holds {sorted(golden)}, expected x and probs")
@@ -184,6 +216,7 @@ def read_bundle(uri: str) -> Bundle:
             digest=hashlib.sha256(sums).hexdigest(),
             calibration=facts["calibration"],
             attachments={n: data for n, data in files.items() if n not in REQUIRED_FILES},
+            multi_label=facts["multi_label"],
         )
     except ConfigError as error:
         raise BundleError(f"{join(uri, FACTS)}: {error}") from error
@@ -204,6 +237,7 @@ def _serialize(bundle: Bundle) -> dict[str, bytes]:
         "split_digest": bundle.split_digest,
         "training": bundle.training,
         "calibration": bundle.calibration,
+        "multi_label": bundle.multi_label,
     }
     try:
         facts_json = json.dumps(facts, indent=2, allow_nan=False)
@@ -214,7 +248,7 @@ def _serialize(bundle: Bundle) -> dict[str, bytes]:
         FACTS: facts_json.encode(),
         WEIGHTS: _tensor_bytes(bundle.state_dict),
         GOLDEN: _tensor_bytes(golden),
-        CARD: model_card(json.loads(facts_json)).encode(),
+        CARD: model_card(json.loads(facts_json), sorted(bundle.attachments)).encode(),
         **bundle.attachments,
     }
 
@@ -224,78 +258,6 @@ def _tensor_bytes(tensors: dict[str, Tensor]) -> bytes:
     plain = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
     data: bytes = safetensors.torch.save(plain)
     return data
-
-
-def _read_sums(uri: str) -> bytes:
-    try:
-        return objects.read(join(uri, SUMS))
-    except ObjectMissingError as error:
-        found = [entry.uri.rpartition("/")[2] for entry in objects.list_objects(uri)]
-        if not found:
-            raise BundleError(f"there is no model bundle at {uri}: nothing is there") from error
-        pickles = [name for name in found if name.endswith(_PICKLE_SUFFIXES)]
-        hint = (
-            f"it holds {enumerate_names(pickles)}, and imgcls loads no pickles"
-            if pickles
-            else f"it has no {SUMS}, so it was never finished or is none; "
-            f"it holds {enumerate_names(found)}"
-        )
-        raise BundleError(f"{uri} is no model bundle: {hint}") from error
-
-
-def _parse_sums(sums: bytes, uri: str) -> dict[str, str]:
-    """Return file name -> sha256."""
-    by_name = {}
-    for line in sums.decode("ascii", "replace").splitlines():
-        match = _SUMS_LINE.fullmatch(line)
-        if match is None:
-            raise BundleError(
-                f"{join(uri, SUMS)} has a line that is none of its own: {line[:80]!r}"
-            )
-        sha256, name = match.groups()
-        if name not in REQUIRED_FILES and not _ATTACHMENT.fullmatch(name):
-            raise BundleError(f"{join(uri, SUMS)} names {name!r}, which no bundle holds")
-        by_name[name] = sha256
-    absent = [name for name in REQUIRED_FILES if name not in by_name]
-    if absent:
-        raise BundleError(f"{join(uri, SUMS)} does not list {enumerate_names(absent)}")
-    return by_name
-
-
-def _read_file(uri: str, name: str, sha256: str) -> bytes:
-    try:
-        data = objects.read(join(uri, name))
-    except ObjectMissingError as error:
-        raise BundleError(f"{join(uri, name)} is missing, although {SUMS} lists it") from error
-    found = hashlib.sha256(data).hexdigest()
-    if found != sha256:
-        raise BundleError(
-            f"{join(uri, name)} was changed: its sha256 is {found}, {SUMS} has {sha256}"
-        )
-    return data
-
-
-def _parse_facts(data: bytes, uri: str) -> dict[str, Any]:
-    try:
-        facts = json.loads(data)
-    except ValueError as error:
-        raise BundleError(f"{uri} is no JSON: {error}") from error
-    if not isinstance(facts, dict):
-        raise BundleError(f"{uri} is no JSON object")
-    version = facts.get("format_version")
-    if isinstance(version, int) and version > FORMAT_VERSION:
-        raise BundleError(
-            f"{uri} has format_version {version}, this imgcls reads up to {FORMAT_VERSION}: "
-            "upgrade imgcls"
-        )
-    if unknown := sorted(set(facts) - set(_FACT_TYPES)):
-        raise BundleError(f"{uri} has unknown keys {enumerate_names(unknown)}")
-    for key, kind in _FACT_TYPES.items():
-        if key not in facts:
-            raise BundleError(f"{uri} lacks the key {key!r}")
-        if not isinstance(facts[key], kind):
-            raise BundleError(f"{uri}: {key} is a {type(facts[key]).__name__}, expected {kind}")
-    return facts
 
 
 def _parse_tensors(data: bytes, uri: str) -> dict[str, Tensor]:
@@ -317,10 +279,14 @@ def _is_pickle(data: bytes) -> bool:
 def _check(bundle: Bundle, where: str) -> None:
     """Refuse a bundle whose parts do not fit each other, by name."""
     for name in bundle.attachments:
-        if not _ATTACHMENT.fullmatch(name):
+        if not ATTACHMENT.fullmatch(name):
             raise BundleError(f"{where}: attachment {name!r} is not allowed in a bundle")
     if bundle.calibration is not None:
-        Calibration.from_dict(bundle.calibration)
+        for point in Calibration.from_dict(bundle.calibration).operating_points:
+            if point.positive_class not in bundle.class_names.names:
+                raise BundleError(
+                    f"{where}: operating point {point.threshold_id!r} is of no class of the model"
+                )
     num_channels = bundle.decode_spec.num_channels
     if len(bundle.preprocess_spec.mean) not in (1, num_channels):
         raise BundleError(
@@ -328,7 +294,7 @@ def _check(bundle: Bundle, where: str) -> None:
             f"the normalisation is for {len(bundle.preprocess_spec.mean)}"
         )
     try:
-        expected = bundle._build().state_dict()
+        expected = bundle._build_empty().state_dict()
     except BundleError:
         raise
     except ConfigError as error:
@@ -363,10 +329,14 @@ def _check_tensors(
 
 
 def _probs_of(bundle: Bundle) -> Tensor:
-    return _probs(bundle.to_model(), bundle.golden_x_BCHW, bundle.preprocess_spec)
+    model = bundle.to_model()
+    return _probs(model, bundle.golden_x_BCHW, bundle.preprocess_spec, bundle.multi_label)
 
 
-def _probs(model: nn.Module, x_BCHW: Tensor, preprocess_spec: PreprocessSpec) -> Tensor:
+def _probs(
+    model: nn.Module, x_BCHW: Tensor, preprocess_spec: PreprocessSpec, multi_label: bool
+) -> Tensor:
     with torch.inference_mode():
-        probs_BK: Tensor = model(normalize(x_BCHW, preprocess_spec)).softmax(dim=1)
+        logits_BK: Tensor = model(normalize(x_BCHW, preprocess_spec))
+        probs_BK = to_probs(logits_BK, multi_label=multi_label)
     return probs_BK.clone()

@@ -29,6 +29,7 @@ _NUM_BISECTIONS = 60  # halves the range far below what a float can tell apart
 # Where float32 softmax underflows to 0; its logarithm must stay finite.
 _MIN_PROB = 1e-38
 _NUM_RESAMPLES = 1000
+_MAX_RESAMPLING_WORK = 2 * 10**9  # resamples x images: some 20 s on one core
 
 Doubles = npt.NDArray[np.float64]
 
@@ -138,10 +139,11 @@ def fit_calibration(
     """
     temperature, note = fit_temperature(probs_BK, label_B)
     after_BK = calibrated(probs_BK, temperature)
-    points = [
-        _operating_point(after_BK, label_B, class_names, name, target, value, unit_B, seed)
-        for name, target, value in targets
-    ]
+    points = []
+    for name, target, value in targets:
+        label = class_names.label_of(name)
+        score_B, positive_B = after_BK[:, label], label_B == label
+        points.append(operating_point(score_B, positive_B, name, target, value, unit_B, seed))
     before_BK = calibrated(probs_BK, 1.0)
     return Calibration(
         temperature=temperature,
@@ -156,7 +158,11 @@ def fit_calibration(
 
 
 def measure_calibration(
-    calibration: Calibration, probs_BK: Floats, label_B: Ints, class_names: ClassNames
+    calibration: Calibration,
+    probs_BK: Floats,
+    label_B: Ints,
+    class_names: ClassNames,
+    unit_B: Sequence[str] | None = None,
 ) -> dict[str, Any]:
     """Return what a calibration achieves on images it was not fitted on.
 
@@ -165,27 +171,62 @@ def measure_calibration(
         probs_BK: Uncalibrated probabilities.
         label_B: True labels.
         class_names: The K classes.
+        unit_B: Groups of the images, for the intervals; by default each image is its own.
 
     Returns:
-        log_loss, ece, and for each threshold_id recall, specificity and review_fraction; null where
-        there are no images to tell.
+        log_loss, ece, their `reliability` bins, and for each threshold_id the numbers of
+        `measure_point`.
     """
     after_BK = calibrated(probs_BK, calibration.temperature)
     points = {}
     for point in calibration.operating_points:
         label = class_names.label_of(point.positive_class)
         score_B, positive_B = after_BK[:, label], label_B == label
-        recall, specificity = _achieved(score_B, positive_B, point.threshold)
-        in_band = np.array(decide(score_B, point)) == "review"
-        points[point.threshold_id] = {
-            "recall": recall if positive_B.any() else None,
-            "specificity": specificity if not positive_B.all() else None,
-            "review_fraction": float(in_band.mean()),
-        }
+        points[point.threshold_id] = measure_point(point, score_B, positive_B, unit_B)
+    bins = _bins(after_BK, label_B)
     return {
         "log_loss": _log_loss(after_BK, label_B),
-        "ece": _ece(after_BK, label_B),
+        "ece": expected_calibration_error(bins),
+        "reliability": bins,
         "operating_points": points,
+    }
+
+
+def measure_point(
+    point: OperatingPoint,
+    score_B: Floats,
+    positive_B: npt.NDArray[np.bool_],
+    unit_B: Sequence[str] | None = None,
+) -> dict[str, Any]:
+    """Return recall and specificity at the threshold, their 95 % intervals, and review_fraction.
+
+    Null stands where there are no images to tell, and for intervals of more images than a bootstrap
+    could go through in half a minute.
+
+    Args:
+        point: Of the bundle.
+        score_B: Calibrated probability of its class, at least one.
+        positive_B: Which images are of this class.
+        unit_B: Groups of the images; by default each image is its own.
+    """
+    recall, specificity = _achieved(score_B, positive_B, point.threshold)
+    in_band = np.array(decide(score_B, point)) == "review"
+    called_B = score_B >= point.threshold
+    intervals: list[list[float] | None] = [None, None]
+    if _NUM_RESAMPLES * len(score_B) <= _MAX_RESAMPLING_WORK:
+        cells_B4 = np.stack(
+            [called_B & positive_B, positive_B, ~called_B & ~positive_B, ~positive_B], axis=1
+        ).astype(np.float64)
+        units = number_units(len(score_B), unit_B)
+        drawn_R4 = np.array([w @ cells_B4 for w in draw_weights(units, _NUM_RESAMPLES, 0)])
+        with np.errstate(invalid="ignore"):
+            intervals = [interval(drawn_R4[:, i] / drawn_R4[:, i + 1]) for i in (0, 2)]
+    return {
+        "recall": recall if positive_B.any() else None,
+        "recall_interval": intervals[0],
+        "specificity": specificity if not positive_B.all() else None,
+        "specificity_interval": intervals[1],
+        "review_fraction": float(in_band.mean()),
     }
 
 
@@ -243,28 +284,39 @@ def _num_needed(value: float, count: int) -> int:
     return max(1, int(np.ceil(value * count - 1e-9)))
 
 
-def _operating_point(
-    probs_BK: Doubles,
-    label_B: Ints,
-    class_names: ClassNames,
+def operating_point(
+    score_B: Floats,
+    positive_B: npt.NDArray[np.bool_],
     name: str,
     target: Target,
     value: float,
     unit_B: Sequence[str] | None,
     seed: int,
 ) -> OperatingPoint:
+    """Fit the threshold of one class.
+
+    Args:
+        score_B: Its calibrated probability.
+        positive_B: Which images show it.
+        name: The class.
+        target: What to reach, see `threshold_for`.
+        value: How much of it, in (0, 1].
+        unit_B: Groups of the images, for the intervals; by default each image is its own.
+        seed: Of the bootstrap.
+
+    Raises:
+        ConfigError: the value is out of range, or there are images of one kind only.
+    """
     if not 0 < value <= 1:
         raise ConfigError(f"target {target} of {name!r} is {value}: it must be above 0, at most 1")
-    label = class_names.label_of(name)
-    score_B, positive_B = probs_BK[:, label], label_B == label
     if positive_B.all() or not positive_B.any():
         raise ConfigError(
             f"no operating point for {name!r}: validation needs images of it and of another class"
         )
     threshold = threshold_for(score_B, positive_B, target, value)
     drawn = {"threshold": list[float](), "recall": list[float](), "specificity": list[float]()}
-    for weight_B in draw_weights(number_units(len(label_B), unit_B), _NUM_RESAMPLES, seed):
-        again = np.repeat(np.arange(len(label_B)), weight_B.astype(np.int64))
+    for weight_B in draw_weights(number_units(len(score_B), unit_B), _NUM_RESAMPLES, seed):
+        again = np.repeat(np.arange(len(score_B)), weight_B.astype(np.int64))
         score, positive = score_B[again], positive_B[again]
         if positive.all() or not positive.any():
             continue
@@ -314,8 +366,11 @@ def _log_loss(probs_BK: Doubles, label_B: Ints) -> float:
 
 
 def _ece(probs_BK: Doubles, label_B: Ints) -> float:
-    correct_B = probs_BK.argmax(axis=1) == label_B
-    return expected_calibration_error(reliability_bins(probs_BK.max(axis=1), correct_B))
+    return expected_calibration_error(_bins(probs_BK, label_B))
+
+
+def _bins(probs_BK: Doubles, label_B: Ints) -> list[dict[str, Any]]:
+    return reliability_bins(probs_BK.max(axis=1), probs_BK.argmax(axis=1) == label_B)
 
 
 def _check_keys(kind: type[Calibration] | type[OperatingPoint], values: object) -> None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 
 from imgcls.errors import ConfigError, SourceError
 from imgcls.model.labels import ClassNames, enumerate_names, from_labels
-from imgcls.model.manifest import LabelRow, is_manifest, read_manifest
+from imgcls.model.manifest import LabelRow, is_manifest, read_manifest, write_manifest
 from imgcls.model.split import assign_splits, check_fractions
 from imgcls.model.tree import SPLITS, read_tree
 
@@ -59,11 +59,7 @@ class Dataset:
 
     def counts(self) -> dict[str, dict[str, int]]:
         """Return the number of images per split and class name (multi-label: of each label)."""
-        tally = Counter((s.split, label) for s in self.samples for label in s.labels)
-        return {
-            split: {name: tally[split, label] for label, name in enumerate(self.class_names.names)}
-            for split in SPLITS
-        }
+        return count_images(self.samples, self.class_names)
 
 
 def read_dataset(
@@ -105,8 +101,10 @@ def read_dataset(
         rows, num_skipped = tree.rows, tree.num_skipped
     unique = _unique_rows(rows)
     # One set per distinct label: a data set has millions of images and few labels.
-    names_of = {label: _class_names(label, multi_label) for label in {row.label for row in unique}}
+    names_of = {label: split_label(label, multi_label) for label in {row.label for row in unique}}
     names_by_uri = {row.uri: names_of[row.label] for row in unique}
+    if is_manifest(data) and not multi_label:
+        refuse_joined(sorted(names_of), class_names, data)
     class_names = class_names or from_labels(n for names in names_of.values() for n in names)
     _refuse_unknown(frozenset[str]().union(*names_of.values()), class_names, data)
     unique = _with_splits(unique, names_by_uri, val_fraction, test_fraction, seed, data)
@@ -132,6 +130,24 @@ def read_dataset(
     )
 
 
+def count_images(samples: Iterable[Sample], class_names: ClassNames) -> dict[str, dict[str, int]]:
+    """Return the number of images per split and class name (multi-label: of each label)."""
+    tally = Counter((s.split, label) for s in samples for label in s.labels)
+    return {
+        split: {name: tally[split, label] for label, name in enumerate(class_names.names)}
+        for split in SPLITS
+    }
+
+
+def freeze_split(samples: Iterable[Sample], *, slice_by: str = "") -> bytes:
+    """Return a CSV manifest that gives these samples these splits again, with the same digest."""
+    rows = (
+        LabelRow(s.uri, s.key, s.class_name, s.split, s.group, s.weight, s.slice_name)
+        for s in sorted(samples, key=lambda sample: sample.key)
+    )
+    return write_manifest(rows, slice_by=slice_by)
+
+
 def split_digest(samples: Iterable[Sample]) -> str:
     """Return the sha256 (hex) of every (key, class name, split), sorted: the frozen split."""
     lines = sorted(json.dumps([s.key, s.class_name, s.split]) for s in samples)
@@ -153,10 +169,29 @@ def _unique_rows(rows: list[LabelRow]) -> list[LabelRow]:
     return list(by_uri.values())
 
 
-def _class_names(label: str, multi_label: bool) -> frozenset[str]:
+def split_label(label: str, multi_label: bool) -> frozenset[str]:
+    """Return the class names that a manifest's label holds: itself, or those joined by "|"."""
     if not multi_label:
         return frozenset([label])
     return frozenset(label.split(MULTI_LABEL_SEPARATOR)) if label else frozenset()
+
+
+def refuse_joined(labels: list[str], class_names: ClassNames | None, data: str) -> None:
+    """Refuse labels that join several of the other ones, or of the model's classes.
+
+    Raises:
+        ConfigError: names one, and says what such data need.
+    """
+    num_labels = Counter(part for label in labels for part in label.split(MULTI_LABEL_SEPARATOR))
+    known = class_names.names if class_names else [n for n, num in num_labels.items() if num > 1]
+    for label in labels:
+        parts = label.split(MULTI_LABEL_SEPARATOR)
+        is_one_class = class_names is not None and label in class_names.names
+        if len(parts) > 1 and not is_one_class and not set(parts).isdisjoint(known):
+            raise ConfigError(
+                f"{data} gives images several classes, such as {label!r}: that needs a model "
+                "trained with --multi-label"
+            )
 
 
 def _refuse_unknown(found: frozenset[str], class_names: ClassNames, data: str) -> None:

@@ -23,10 +23,11 @@ import torch
 from torch import Tensor, nn
 
 from imgcls.config.values import Precision
-from imgcls.errors import BundleError
+from imgcls.errors import BundleError, ConfigError
 from imgcls.image.preprocess import normalize
 from imgcls.image.spec import PreprocessSpec
-from imgcls.model.artifact import GOLDEN_TOLERANCE, Bundle
+from imgcls.model import int8
+from imgcls.model.artifact import GOLDEN_TOLERANCE, Bundle, to_probs
 
 # A golden image may keep its label and move by this much in any class's probability. ResNet-18 in
 # bf16 moves by 3e-4 to 3e-3; a confidence is read to two digits.
@@ -55,7 +56,7 @@ class Engine:
     forward: Callable[[Tensor], Tensor]
     module: nn.Module
     precision: str
-    kind: Literal["eager", "folded", "compiled"]
+    kind: Literal["eager", "folded", "compiled", "openvino"]
     device: torch.device
 
     @property
@@ -86,7 +87,10 @@ def choose_engine(
     precision: Precision,
     batch_size: int,
     num_images: int | None,
+    num_streams: int,
+    num_cores: int,
     embedding: bool,
+    int8_network: bytes | None = None,
 ) -> Engine:
     """Return the fastest engine that gives the bundle's golden probabilities on this device.
 
@@ -97,11 +101,15 @@ def choose_engine(
             other is taken or refused.
         batch_size: rows of every forward pass.
         num_images: how many will be predicted; None if unknown, which is taken for few.
+        num_streams: batches that run at a time.
+        num_cores: how many cores all of them share.
         embedding: the input of the last layer is wanted. It has no golden values, so that only the
             network as it was trained gives it.
+        int8_network: what `int8.quantize` made of this bundle, for that precision.
 
     Raises:
         BundleError: fp32 misses the golden probabilities, or the precision asked for does.
+        ConfigError: int8 cannot be had here.
     """
     plain = Engine(
         network := Network(bundle.to_model().to(device), bundle.preprocess_spec, "fp32").eval(),
@@ -111,8 +119,10 @@ def choose_engine(
         device,
     )
     gmacs = _check_canary(plain, bundle)
+    if precision == "int8":
+        return _int8_engine(plain, bundle, int8_network, num_streams, embedding)
     notes: list[str] = []
-    kinds = _kinds(gmacs, device, num_images, embedding, notes)
+    kinds = _kinds(gmacs, device, num_images, num_cores, embedding, notes)
     candidates = _precisions(precision, gmacs, device, embedding, notes)
     for candidate in candidates:
         for kind in kinds(candidate):
@@ -129,6 +139,28 @@ def choose_engine(
         f"--precision {precision}: this model does not keep its golden predictions with it: "
         f"{'; '.join(notes)}. Take --precision fp32, or auto."
     )
+
+
+def _int8_engine(
+    plain: Engine, bundle: Bundle, int8_network: bytes | None, num_streams: int, embedding: bool
+) -> Engine:
+    """Return the engine of a calibrated network, which was judged on more than golden images."""
+    if plain.device.type != "cpu":
+        raise ConfigError("--precision int8 runs on CPUs: add --device cpu, or take auto")
+    if embedding:
+        raise ConfigError("--precision int8 gives no embeddings: take --precision fp32")
+    if bundle.calibration and bundle.calibration["operating_points"]:
+        raise ConfigError(
+            "--precision int8 is proven by labels alone, and this model decides by a threshold: "
+            "take --precision auto"
+        )
+    if int8_network is None:
+        raise ConfigError("--precision int8 is calibrated on a run's own images: only score can")
+    forward = int8.load(int8_network, num_streams)
+    int8.check_agreement(
+        forward, plain.module, bundle.golden_x_BCHW, multi_label=bundle.multi_label
+    )
+    return _chosen(Engine(forward, plain.module, "int8", "openvino", plain.device), [])
 
 
 def _chosen(engine: Engine, notes: list[str]) -> Engine:
@@ -177,6 +209,7 @@ def _kinds(
     gmacs: float,
     device: torch.device,
     num_images: int | None,
+    num_cores: int,
     embedding: bool,
     notes: list[str],
 ) -> Callable[[str], tuple[_Kind, ...]]:
@@ -188,7 +221,7 @@ def _kinds(
         if device.type != "cpu" or precision not in _SAVED_CORE_S_PER_GMAC:
             return ("folded", "eager")
         saved_core_s = num_images * gmacs * _SAVED_CORE_S_PER_GMAC[precision]
-        saved_s = saved_core_s / torch.get_num_threads()
+        saved_s = saved_core_s / num_cores
         repaid = saved_s > _COMPILE_S
         notes.append(
             f"{precision}: compiling would save {saved_s:.0f} s over {num_images} images and "
@@ -288,7 +321,8 @@ def _miss(engine: Engine, bundle: Bundle, batch_size: int, notes: list[str]) -> 
         return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
     expected_BN = bundle.golden_probs_BK
     moved = float((probs_BN - expected_BN).abs().max())
-    changed = int((probs_BN.argmax(dim=1) != expected_BN.argmax(dim=1)).sum())
+    labels_BN, expected_labels_BN = (_labels(p, bundle) for p in (probs_BN, expected_BN))
+    changed = int((labels_BN != expected_labels_BN).any(dim=1).sum())
     allowed = GOLDEN_TOLERANCE if engine.precision == "fp32" else LOW_PRECISION_TOLERANCE
     if changed:
         return f"{changed} of {len(expected_BN)} golden images change their label"
@@ -302,6 +336,11 @@ def _miss(engine: Engine, bundle: Bundle, batch_size: int, notes: list[str]) -> 
     return None
 
 
+def _labels(probs_BN: Tensor, bundle: Bundle) -> Tensor:
+    """Return what the probabilities decide: int64 [B,1], or bool [B,N] if multi-label."""
+    return probs_BN >= 0.5 if bundle.multi_label else probs_BN.argmax(dim=1, keepdim=True)
+
+
 def golden_probs(engine: Engine, bundle: Bundle, batch_size: int) -> Tensor:
     """Return the engine's probabilities float32 [B,N] of the golden images, on the CPU."""
     parts = []
@@ -312,7 +351,8 @@ def golden_probs(engine: Engine, bundle: Bundle, batch_size: int) -> Tensor:
         x_BCHW = pad(golden_BCHW, batch_size).to(engine.device)
         with torch.inference_mode():
             logits_BN = engine.forward(x_BCHW)
-            parts.append(logits_BN[: len(golden_BCHW)].softmax(dim=1).cpu())
+            probs_BN = to_probs(logits_BN, multi_label=bundle.multi_label)
+            parts.append(probs_BN[: len(golden_BCHW)].cpu())
     return torch.cat(parts)
 
 

@@ -1,39 +1,86 @@
 """ONNX from a bundle, for runtimes without torch.
 
 In: a Bundle. Out: the bytes of one ONNX file: uint8 [B,C,P,P] preprocessed pixels -> float32 [B,K]
-probabilities. Invariant: normalisation and softmax are inside, so that nobody can forget them; the
-golden inputs of the bundle give its golden probabilities.
+probabilities. Invariant: normalisation and softmax (multi-label: sigmoid) are inside, so that
+nobody can forget them; the golden inputs of the bundle give its golden probabilities.
 
 Decoding, resizing and cropping stay outside: they are the spec that the file's metadata names.
 """
 
+import hashlib
 import importlib
+import importlib.util
 import io
 import json
+import logging
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from imgcls.config.models import ExportConfig
 from imgcls.errors import BundleError, ConfigError
 from imgcls.image.preprocess import normalize
-from imgcls.image.spec import PreprocessSpec, spec_digest
-from imgcls.model.artifact import GOLDEN_TOLERANCE, Bundle
+from imgcls.image.spec import spec_digest
+from imgcls.model.artifact import GOLDEN_TOLERANCE, Bundle, read_bundle, to_probs
+from imgcls.model.registry import resolve
+from imgcls.storage.objects import put
+from imgcls.storage.uri import is_local, split_uri
 
 INPUT, OUTPUT = "image", "probs"
 OPSET = 18
+
+_log = logging.getLogger(__name__)
 
 
 class _Scorer(nn.Module):
     """Pixels in, probabilities out."""
 
-    def __init__(self, model: nn.Module, spec: PreprocessSpec) -> None:
+    def __init__(self, bundle: Bundle) -> None:
         super().__init__()
-        self.model, self.spec = model, spec
+        self.model, self.spec = bundle.to_model(), bundle.preprocess_spec
+        self.multi_label = bundle.multi_label
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        probs_BK: Tensor = self.model(normalize(x_BCHW, self.spec)).softmax(dim=1)
-        return probs_BK
+        logits_BK: Tensor = self.model(normalize(x_BCHW, self.spec))
+        return to_probs(logits_BK, multi_label=self.multi_label)
+
+
+def export(config: ExportConfig) -> dict[str, Any]:
+    """Run `imgcls export`: write a bundle as ONNX, if it reproduces the golden probabilities.
+
+    Returns:
+        JSON-able: model, model_digest, output, size_bytes, sha256, opset; checked, and
+        largest_difference from the golden probabilities, null where ONNX Runtime is not installed.
+
+    Raises:
+        ConfigError: no such model, or the packages of the extra `export` are not installed.
+        BundleError: the architecture cannot be exported, or the export gives other numbers; nothing
+            was written.
+    """
+    split_uri(config.output)
+    if config.output.endswith("/") or (is_local(config.output) and Path(config.output).is_dir()):
+        raise ConfigError(f"--output {config.output} is a folder: name a file, such as model.onnx")
+    bundle = read_bundle(resolve(config.model))
+    data = to_onnx(bundle)
+    difference: float | None = None
+    if importlib.util.find_spec("onnxruntime") is not None:
+        difference = check_onnx(data, bundle)
+        _log.info("ONNX Runtime gives the golden probabilities within %.1g", difference)
+    else:
+        _log.warning("not checked: ONNX Runtime is not installed; pip install 'imgcls[export]'")
+    put(config.output, data)
+    return {
+        "model": config.model,
+        "model_digest": bundle.digest,
+        "output": config.output,
+        "size_bytes": len(data),
+        "sha256": hashlib.sha256(data).hexdigest(),
+        "opset": OPSET,
+        "checked": difference is not None,
+        "largest_difference": difference,
+    }
 
 
 def to_onnx(bundle: Bundle) -> bytes:
@@ -45,7 +92,7 @@ def to_onnx(bundle: Bundle) -> bytes:
     """
     onnx = _optional("onnx")
     _optional("onnxscript")  # torch.onnx needs it, and says so less clearly
-    scorer = _Scorer(bundle.to_model(), bundle.preprocess_spec).eval()
+    scorer = _Scorer(bundle).eval()
     # Two images: a batch of one would be taken for a constant.
     example = bundle.golden_x_BCHW[:1].repeat(2, 1, 1, 1)
     try:
@@ -108,6 +155,7 @@ def _metadata(bundle: Bundle) -> dict[str, str]:
     return {
         "imgcls.arch": bundle.arch,
         "imgcls.class_names": json.dumps(list(bundle.class_names.names)),
+        "imgcls.multi_label": json.dumps(bundle.multi_label),
         "imgcls.model_digest": bundle.digest,
         "imgcls.spec_digest": spec_digest(bundle.decode_spec, bundle.preprocess_spec),
         "imgcls.decode_spec": json.dumps(bundle.decode_spec.to_dict()),

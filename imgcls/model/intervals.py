@@ -10,7 +10,9 @@ interval holds the middle 95 % of what the metric becomes. A draw is a weight pe
 Shape legend: B image, K class.
 """
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -22,8 +24,11 @@ from imgcls.model.metrics import NUM_ECE_BINS, TOP_K, Floats, Ints, classificati
 NUM_RESAMPLES = 1000
 CONFIDENCE = 0.95
 # Resamples x classes x images beyond which AUROC and average precision, which have to go through
-# the images in order for every class, get no interval: some 20 s on one core.
-_MAX_RANKING_WORK = 2 * 10**9
+# the images in order for every class, get no interval: some 10 s on one core.
+MAX_RANKING_WORK = 2 * 10**9
+
+# Draws are measured some at a time: enough to be fast, few enough to fit into the caches.
+_CHUNK = 1 << 17
 
 Weights = npt.NDArray[np.float64]
 
@@ -53,18 +58,23 @@ def bootstrap_intervals(
         Metric name -> [low, high], null where hardly a draw defines it; `per_class` the same for
         recall and precision; `num_units`, `num_resamples` and `confidence`.
     """
-    numbers: list[dict[str, float]] = []
-    measures: list[Callable[[Weights], dict[str, float]]] = [
+    drawn: defaultdict[str, list[npt.NDArray[np.float64]]] = defaultdict(list)
+    measures: list[Callable[[Weights], dict[str, npt.NDArray[np.float64]]]] = [
         _ConfusionMeasure(label_B, pred_B, class_names)
     ]
     if probs_BK is not None:
         measures.append(_ScoreMeasure(label_B, probs_BK))
-        if num_resamples * probs_BK.size <= _MAX_RANKING_WORK:
+        if num_resamples * probs_BK.size <= MAX_RANKING_WORK:
             measures.append(_RankingMeasure(label_B, probs_BK))
     unit_of_B = number_units(len(label_B), unit_B)
-    for weight_B in draw_weights(unit_of_B, num_resamples, seed):
-        numbers.append({k: v for measure in measures for k, v in measure(weight_B).items()})
-    intervals = {name: interval([drawn[name] for drawn in numbers]) for name in numbers[0]}
+    weights = draw_weights(unit_of_B, num_resamples, seed)
+    num_rows = max(1, _CHUNK // max(len(label_B), len(class_names) ** 2))
+    while chunk := list(islice(weights, num_rows)):
+        weight_RB = np.stack(chunk)
+        for measure in measures:
+            for name, value_R in measure(weight_RB).items():
+                drawn[name].append(value_R)
+    intervals = {name: interval(np.concatenate(values)) for name, values in drawn.items()}
     per_class = {
         class_name: {
             metric: intervals.pop(f"{metric} {class_name}") for metric in ("recall", "precision")
@@ -151,10 +161,11 @@ def draw_weights(
         yield drawn[unit_of_B].astype(np.float64)
 
 
-def interval(values: Sequence[float]) -> list[float] | None:
+def interval(values: Sequence[float] | npt.NDArray[np.float64]) -> list[float] | None:
     """Return the middle 95 % of what is defined; null where less than half of the draws are."""
-    defined = [value for value in values if np.isfinite(value)]
-    if 2 * len(defined) < len(values):
+    drawn = np.asarray(values, np.float64)
+    defined = drawn[np.isfinite(drawn)]
+    if 2 * len(defined) < len(drawn) or len(defined) == 0:
         return None
     tail = (1 - CONFIDENCE) / 2
     low, high = np.quantile(defined, [tail, 1 - tail])
@@ -167,26 +178,37 @@ def _ratio(part: Any, whole: Any) -> Any:  # noqa: ANN401  (numbers or arrays of
         return np.divide(part, whole)
 
 
+def _mean_defined(values_RK: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Average each row over what is defined; NaN where nothing is."""
+    is_defined_RK = np.isfinite(values_RK)
+    sum_R = np.where(is_defined_RK, values_RK, 0.0).sum(axis=1)
+    return np.asarray(_ratio(sum_R, is_defined_RK.sum(axis=1)))
+
+
 class _ConfusionMeasure:
-    """All that follows from the weighted confusion matrix."""
+    """All that follows from the weighted confusion matrix, for R draws at once."""
 
     def __init__(self, label_B: Ints, pred_B: Ints, class_names: ClassNames) -> None:
         self._names = class_names.names
         self._cell_B = label_B.astype(np.int64) * len(self._names) + pred_B
 
-    def __call__(self, weight_B: Weights) -> dict[str, float]:
-        size = len(self._names)
-        matrix = np.bincount(self._cell_B, weight_B, size * size).reshape(size, size)
-        hits_K, support_K, predicted_K = np.diag(matrix), matrix.sum(axis=1), matrix.sum(axis=0)
-        recall_K, precision_K = _ratio(hits_K, support_K), _ratio(hits_K, predicted_K)
-        f1_K = _ratio(2 * hits_K, support_K + predicted_K)
+    def __call__(self, weight_RB: Weights) -> dict[str, npt.NDArray[np.float64]]:
+        num_draws, size = len(weight_RB), len(self._names)
+        cell_RB = self._cell_B + np.arange(num_draws)[:, None] * size**2
+        flat = np.bincount(cell_RB.ravel(), weight_RB.ravel(), num_draws * size**2)
+        matrix_RKK = flat.reshape(num_draws, size, size)
+        hits_RK = np.diagonal(matrix_RKK, axis1=1, axis2=2)
+        support_RK, predicted_RK = matrix_RKK.sum(axis=2), matrix_RKK.sum(axis=1)
+        recall_RK, precision_RK = _ratio(hits_RK, support_RK), _ratio(hits_RK, predicted_RK)
+        f1_RK = _ratio(2 * hits_RK, support_RK + predicted_RK)
+        total_R = support_RK.sum(axis=1)
         return {
-            "accuracy": float(hits_K.sum() / matrix.sum()),
-            "balanced_accuracy": float(np.nanmean(recall_K)),
-            "macro_f1": float(np.nanmean(f1_K)),
-            "weighted_f1": float(np.average(np.nan_to_num(f1_K), weights=support_K)),
-            **{f"recall {name}": float(recall_K[k]) for k, name in enumerate(self._names)},
-            **{f"precision {name}": float(precision_K[k]) for k, name in enumerate(self._names)},
+            "accuracy": hits_RK.sum(axis=1) / total_R,
+            "balanced_accuracy": _mean_defined(recall_RK),
+            "macro_f1": _mean_defined(f1_RK),
+            "weighted_f1": (np.nan_to_num(f1_RK) * support_RK).sum(axis=1) / total_R,
+            **{f"recall {name}": recall_RK[:, k] for k, name in enumerate(self._names)},
+            **{f"precision {name}": precision_RK[:, k] for k, name in enumerate(self._names)},
         }
 
 
@@ -198,19 +220,24 @@ class _ScoreMeasure:
         num_classes = probs_BK.shape[1]
         own_B = probs_BK[np.arange(len(label_B)), label_B]
         self._top_name = f"top{min(TOP_K, num_classes)}_accuracy"
-        self._is_top_B = (probs_BK > own_B[:, None]).sum(axis=1) < TOP_K
-        self._brier_B = ((probs_BK - np.eye(num_classes)[label_B]) ** 2).sum(axis=1)
+        is_top_B = (probs_BK > own_B[:, None]).sum(axis=1) < TOP_K
+        brier_B = ((probs_BK - np.eye(num_classes)[label_B]) ** 2).sum(axis=1)
+        loss_B = -np.log(np.maximum(own_B, np.finfo(np.float64).eps))
+        self._value_B3 = np.stack([is_top_B, brier_B, loss_B], axis=1)
         confidence_B = probs_BK.max(axis=1)
         # The gap of a bin is the sum over its images of correct minus confidence.
-        self._gap_B = (probs_BK.argmax(axis=1) == label_B) - confidence_B
-        self._bin_B = np.minimum((confidence_B * NUM_ECE_BINS).astype(np.int64), NUM_ECE_BINS - 1)
+        gap_B = (probs_BK.argmax(axis=1) == label_B) - confidence_B
+        bin_B = np.minimum((confidence_B * NUM_ECE_BINS).astype(np.int64), NUM_ECE_BINS - 1)
+        self._gap_BE = gap_B[:, None] * np.eye(NUM_ECE_BINS)[bin_B]
 
-    def __call__(self, weight_B: Weights) -> dict[str, float]:
-        gaps = np.bincount(self._bin_B, weight_B * self._gap_B, NUM_ECE_BINS)
+    def __call__(self, weight_RB: Weights) -> dict[str, npt.NDArray[np.float64]]:
+        total_R = weight_RB.sum(axis=1)
+        mean_R3 = weight_RB @ self._value_B3 / total_R[:, None]
         return {
-            self._top_name: float(np.average(self._is_top_B, weights=weight_B)),
-            "brier": float(np.average(self._brier_B, weights=weight_B)),
-            "ece": float(np.abs(gaps).sum() / weight_B.sum()),
+            self._top_name: mean_R3[:, 0],
+            "brier": mean_R3[:, 1],
+            "log_loss": mean_R3[:, 2],
+            "ece": np.abs(weight_RB @ self._gap_BE).sum(axis=1) / total_R,
         }
 
 
@@ -218,16 +245,18 @@ class _RankingMeasure:
     """AUROC and average precision, one class against the rest, averaged over the classes."""
 
     def __init__(self, label_B: Ints, probs_BK: Floats) -> None:
-        self._classes = [_Ranking(label_B == k, probs_BK[:, k]) for k in range(probs_BK.shape[1])]
+        self._classes = [Ranking(label_B == k, probs_BK[:, k]) for k in range(probs_BK.shape[1])]
 
-    def __call__(self, weight_B: Weights) -> dict[str, float]:
-        both = np.array([ranking(weight_B) for ranking in self._classes])
-        defined = both[np.isfinite(both).all(axis=1)]
-        auroc, ap = defined.mean(axis=0) if len(defined) else (np.nan, np.nan)
-        return {"auroc_macro": float(auroc), "average_precision_macro": float(ap)}
+    def __call__(self, weight_RB: Weights) -> dict[str, npt.NDArray[np.float64]]:
+        both_KR = [ranking(weight_RB) for ranking in self._classes]
+        auroc_RK, ap_RK = (np.stack(values, axis=1) for values in zip(*both_KR, strict=True))
+        return {
+            "auroc_macro": _mean_defined(auroc_RK),
+            "average_precision_macro": _mean_defined(ap_RK),
+        }
 
 
-class _Ranking:
+class Ranking:
     """The images in falling order of one class's probability; equal ones form a step."""
 
     def __init__(self, positive_B: npt.NDArray[np.bool_], score_B: Floats) -> None:
@@ -236,18 +265,24 @@ class _Ranking:
         sorted_score = score_B[self._order]
         self._step_starts = np.flatnonzero(np.r_[True, sorted_score[1:] != sorted_score[:-1]])
 
-    def __call__(self, weight_B: Weights) -> tuple[float, float]:
-        """Return AUROC and average precision of weighted images, NaN without both kinds."""
-        weight = weight_B[self._order]
-        positive = np.add.reduceat(weight * self._positive, self._step_starts)
-        total = np.add.reduceat(weight, self._step_starts)
-        seen_positive, seen = np.cumsum(positive), np.cumsum(total)
-        num_positive = seen_positive[-1]
-        num_negative = seen[-1] - num_positive
-        if num_positive <= 0 or num_negative <= 0:
-            return np.nan, np.nan
+    def __call__(
+        self, weight_B: Weights
+    ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+        """Return AUROC and average precision of weighted images, NaN without both kinds.
+
+        Args:
+            weight_B: One draw [B], or several [R,B]: then each number is an array [R].
+        """
+        weight = weight_B[..., self._order]
+        positive = np.add.reduceat(weight * self._positive, self._step_starts, axis=-1)
+        total = np.add.reduceat(weight, self._step_starts, axis=-1)
+        seen_positive, seen = np.cumsum(positive, axis=-1), np.cumsum(total, axis=-1)
+        num_positive = seen_positive[..., -1]
+        num_negative = seen[..., -1] - num_positive
         negative = total - positive
-        below = num_negative - np.cumsum(negative)
-        auroc = (positive * (below + negative / 2)).sum() / (num_positive * num_negative)
+        below = num_negative[..., None] - np.cumsum(negative, axis=-1)
+        auroc = (positive * (below + negative / 2)).sum(axis=-1)
         precision = np.divide(seen_positive, seen, out=np.zeros_like(seen), where=seen > 0)
-        return float(auroc), float((positive * precision).sum() / num_positive)
+        has_both = (num_positive > 0) & (num_negative > 0)
+        ap = np.where(has_both, (positive * precision).sum(axis=-1), np.nan)
+        return _ratio(auroc, num_positive * num_negative), _ratio(ap, num_positive)

@@ -24,7 +24,7 @@ from imgcls.storage.uri import is_local, join, split_uri
 
 SUFFIXES = (".csv", ".parquet", ".jsonl")
 _REQUIRED = ("uri", "label")
-_OPTIONAL = ("split", "group", "weight")
+_OPTIONAL = ("split", "group", "weight", "split_key")
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +64,22 @@ def read_manifest(manifest: str, *, slice_by: str = "") -> list[LabelRow]:
     if not rows:
         raise SourceError(f"{manifest} holds no rows: give one line per image")
     return rows
+
+
+def write_manifest(rows: Iterable[LabelRow], *, slice_by: str = "") -> bytes:
+    """Return a CSV that `read_manifest` reads as these very rows, wherever it lies.
+
+    Args:
+        rows: With absolute uris.
+        slice_by: Name of the column for `slice_name`; "" leaves it out.
+    """
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([*_REQUIRED, *_OPTIONAL, *([slice_by] if slice_by else [])])
+    for row in rows:
+        given = (row.uri, row.label, row.split, row.group, f"{row.weight!r}", row.key)
+        writer.writerow([*given, row.slice_name] if slice_by else given)
+    return text.getvalue().encode("utf-8", "surrogatepass")
 
 
 def read_uris(manifest: str) -> list[str]:
@@ -154,7 +170,8 @@ def _row(fields: Mapping[str, Any], folder: str, where: str, slice_by: str) -> L
         raise SourceError(f"{where} has no label: {uri}")
     return LabelRow(
         uri=uri,
-        key=uri.removeprefix(folder),
+        # Of a frozen split, see `write_manifest`: so the same images have the same digest.
+        key=_text(fields.get("split_key")) or uri.removeprefix(folder),
         label=_text(fields["label"]),
         split=_text(fields.get("split")),
         group=_text(fields.get("group")),

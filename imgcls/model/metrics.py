@@ -49,16 +49,16 @@ def classification_metrics(
     result: dict[str, Any] = {
         "num_images": len(label_B),
         "accuracy": float((label_B == pred_B).mean()),
-        "balanced_accuracy": _mean(recall_K),
-        "macro_precision": _mean(precision_K),
-        "macro_recall": _mean(recall_K),
-        "macro_f1": _mean(f1_K),
+        "balanced_accuracy": defined_mean(recall_K),
+        "macro_precision": defined_mean(precision_K),
+        "macro_recall": defined_mean(recall_K),
+        "macro_f1": defined_mean(f1_K),
         "weighted_f1": float(np.average(np.nan_to_num(f1_K), weights=support_K)),
         "per_class": {
             name: {
-                "precision": _number(precision_K[k]),
-                "recall": _number(recall_K[k]),
-                "f1": _number(f1_K[k]),
+                "precision": number_or_null(precision_K[k]),
+                "recall": number_or_null(recall_K[k]),
+                "f1": number_or_null(f1_K[k]),
                 "support": int(support_K[k]),
             }
             for k, name in enumerate(class_names.names)
@@ -92,10 +92,10 @@ def _probability_metrics(
     bins = reliability_bins(probs_BK.max(axis=1), probs_BK.argmax(axis=1) == label_B)
     return {
         f"top{min(TOP_K, num_classes)}_accuracy": float((rank_B < TOP_K).mean()),
-        "auroc_macro": _mean(auroc),
-        "auroc": {name: _number(auroc[k]) for k, name in enumerate(class_names.names)},
-        "average_precision_macro": _mean(ap),
-        "average_precision": {name: _number(ap[k]) for k, name in enumerate(class_names.names)},
+        "auroc_macro": defined_mean(auroc),
+        "auroc": _by_name(auroc, class_names),
+        "average_precision_macro": defined_mean(ap),
+        "average_precision": _by_name(ap, class_names),
         "log_loss": float(log_loss(label_B, probs_BK, labels=list(range(num_classes)))),
         "ece": expected_calibration_error(bins),
         # Summed over the classes, so 0..2, as Brier (1950) has it.
@@ -151,10 +151,16 @@ def _undefined(
     return reasons
 
 
-def _number(value: float) -> float | None:
+def _by_name(values_K: list[float], class_names: ClassNames) -> dict[str, float | None]:
+    return {name: number_or_null(values_K[k]) for k, name in enumerate(class_names.names)}
+
+
+def number_or_null(value: float) -> float | None:
+    """Return a number as JSON may hold it: null for NaN."""
     return float(value) if np.isfinite(value) else None
 
 
-def _mean(values: Any) -> float | None:  # noqa: ANN401  (list or array of floats)
+def defined_mean(values: Any) -> float | None:  # noqa: ANN401  (list or array of floats)
+    """Return the mean of the values that are not NaN; null where there is none."""
     finite = [float(value) for value in values if np.isfinite(value)]
     return float(np.mean(finite)) if finite else None

@@ -23,7 +23,8 @@ from imgcls.errors import (
     ObjectMissingError,
     StorageError,
 )
-from imgcls.model.artifact import SUMS, Bundle, read_digest, write_bundle
+from imgcls.model.artifact import Bundle, read_digest, write_bundle
+from imgcls.model.bundle_files import SUMS
 from imgcls.storage import objects
 from imgcls.storage.uri import canonical, is_local, join, split_uri
 

@@ -1,8 +1,9 @@
-"""Start from weights that somebody trained: torchvision's by name, or a file's.
+"""Start from weights that somebody trained: torchvision's by name, a bundle's, or a file's.
 
 In: a new model and where its weights come from. Out: the same model with all but its head loaded,
-and what was loaded. Invariant: every tensor outside the head comes from the file, or nothing does:
-a model that is half pretrained and half random is refused.
+and what was loaded. Invariants: every tensor outside the head comes from there, or nothing does: a
+model that is half pretrained and half random is refused; weights meet pixels normalised as they
+were when the weights were trained, where that is known (torchvision, bundles).
 """
 
 import io
@@ -20,8 +21,10 @@ from torch import Tensor, nn
 from torchvision.models.vision_transformer import VisionTransformer, interpolate_embeddings
 
 from imgcls.errors import ConfigError, ObjectMissingError
+from imgcls.model.artifact import Bundle, read_bundle
 from imgcls.model.build import SIMPLE_CNN, find_head, find_stem, sum_input_channels
 from imgcls.model.labels import enumerate_names
+from imgcls.model.registry import resolve
 from imgcls.storage import objects
 
 _FILE_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
@@ -66,15 +69,20 @@ def load_weights(
         model: Built by `build_model`.
         arch: Its name.
         weights: "DEFAULT" or another name of torchvision's weights for `arch` (downloaded at run
-            time), or the URI of a .safetensors, .pt, .pth or .bin file with a state dict.
+            time), a bundle as REGISTRY/NAME@v1 or by its URI, or the URI of a .safetensors, .pt,
+            .pth or .bin file with a state dict.
         keep_head: Load the last layer too, for the same classes in the same order.
 
     Raises:
         ConfigError: unknown weights, a file that is missing or holds no state dict, or tensors
             that do not fit.
     """
-    is_file = weights.lower().endswith(_FILE_SUFFIXES)
-    found = _read_file(weights) if is_file else _download(arch, weights)
+    if _is_bundle(weights):
+        found = dict(_read_bundle(arch, weights).state_dict)
+    elif _is_file(weights):
+        found = _read_file(weights)
+    else:
+        found = _download(arch, weights)
     own = model.state_dict()
     stem_name, stem = find_stem(model)
     stem_weight = f"{stem_name}.weight"
@@ -93,6 +101,50 @@ def load_weights(
         new_head=new_head,
         not_used=tuple(sorted(name for name in found if name not in wanted)),
     )
+
+
+def normalization_of(
+    arch: str, weights: str, num_channels: int
+) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    """Return the mean and std per channel that weights were trained with; None for a file's.
+
+    A one-channel model whose stem is the sum of three channels' has one mean and one std: theirs on
+    average.
+
+    Args:
+        arch: Of the model.
+        weights: As for `load_weights`.
+        num_channels: Of the model to train, 1 or 3.
+
+    Raises:
+        ConfigError: unknown weights.
+    """
+    if _is_bundle(weights):
+        spec = _read_bundle(arch, weights).preprocess_spec
+        mean, std = spec.mean, spec.std
+    elif _is_file(weights):
+        return None
+    else:
+        preset = _published(arch, weights).transforms()
+        mean, std = tuple(preset.mean), tuple(preset.std)
+    if num_channels == 1:
+        return (sum(mean) / len(mean),), (sum(std) / len(std),)
+    return (mean, std) if len(mean) == num_channels else None
+
+
+def _is_file(weights: str) -> bool:
+    return weights.lower().endswith(_FILE_SUFFIXES)
+
+
+def _is_bundle(weights: str) -> bool:
+    return not _is_file(weights) and "/" in weights
+
+
+def _read_bundle(arch: str, reference: str) -> Bundle:
+    bundle = read_bundle(resolve(reference))
+    if bundle.arch != arch:
+        raise ConfigError(f"--weights {reference} is a {bundle.arch}, --arch is {arch}")
+    return bundle
 
 
 def _refuse_misfits(
@@ -125,8 +177,8 @@ def _fit_positions(model: VisionTransformer, found: dict[str, Tensor]) -> dict[s
     return fitted
 
 
-def _download(arch: str, name: str) -> dict[str, Tensor]:
-    """Fetch torchvision's published weights into torch's cache folder."""
+def _published(arch: str, name: str) -> Any:  # noqa: ANN401  # torchvision has no types
+    """Return torchvision's description of published weights."""
     if arch == SIMPLE_CNN:
         raise ConfigError(f"{SIMPLE_CNN} has no published weights: give a file, not {name!r}")
     published = torchvision.models.get_model_weights(arch)
@@ -134,10 +186,16 @@ def _download(arch: str, name: str) -> dict[str, Tensor]:
         known = enumerate_names(published.__members__)
         raise ConfigError(
             f"{arch} has no weights {name!r}; it has {known}, "
-            f"or give a file ending in {', '.join(_FILE_SUFFIXES)}"
+            f"or give a bundle (REGISTRY/NAME@v1) or a file ending in {', '.join(_FILE_SUFFIXES)}"
         )
+    return published[name]
+
+
+def _download(arch: str, name: str) -> dict[str, Tensor]:
+    """Fetch torchvision's published weights into torch's cache folder."""
+    published = _published(arch, name)
     try:
-        model = torchvision.models.get_model(arch, weights=published[name], progress=False)
+        model = torchvision.models.get_model(arch, weights=published, progress=False)
     except (OSError, RuntimeError) as error:  # urllib's errors are OSErrors, a bad hash is not
         raise ConfigError(
             f"weights {name} of {arch} could not be downloaded: {error}; download them elsewhere "

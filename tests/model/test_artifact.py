@@ -13,9 +13,19 @@ import safetensors.torch
 import torch
 
 from imgcls.errors import BundleError, ObjectExistsError
-from imgcls.model.artifact import Bundle, read_bundle, read_digest, write_bundle
+from imgcls.image.preprocess import normalize
+from imgcls.model.artifact import (
+    Bundle,
+    BundleFacts,
+    make_golden,
+    read_bundle,
+    read_digest,
+    read_facts,
+    write_bundle,
+)
 from imgcls.model.calibration import fit_calibration
 from imgcls.model.labels import ClassNames
+from imgcls.model.predict import Predictor
 
 CLASS_NAMES = ClassNames(("bad", "good", "unsure"))
 MakeBundle = Callable[..., Bundle]
@@ -67,6 +77,52 @@ def test_bundle_comes_back_as_it_went_in(make_bundle: MakeBundle, tmp_path: Path
     assert all(again.state_dict[name].equal(t) for name, t in bundle.state_dict.items())
     assert again.golden_probs_BK.equal(bundle.golden_probs_BK)
     assert not again.to_model().training
+
+
+def test_multi_label_bundle_says_so_and_gives_sigmoids(
+    make_bundle: MakeBundle, tmp_path: Path
+) -> None:
+    single = make_bundle()
+    model, spec = single.to_model(), single.preprocess_spec
+    golden_BK = make_golden(model, single.golden_x_BCHW, spec, multi_label=True)
+    with torch.inference_mode():
+        expected_BK = model(normalize(single.golden_x_BCHW, spec)).sigmoid()
+    torch.testing.assert_close(golden_BK, expected_BK)
+    bundle = replace(single, multi_label=True, golden_probs_BK=golden_BK)
+    uri = str(tmp_path / "bundle")
+    write_bundle(bundle, uri)
+    assert read_bundle(uri).multi_label
+    assert read_facts(uri) == BundleFacts(CLASS_NAMES, True, None)
+    assert "any number of them per image" in (tmp_path / "bundle" / "MODEL_CARD.md").read_text()
+    predictor = Predictor(read_bundle(uri), device="cpu", batch_size=4)
+    found = predictor.predict(bundle.golden_x_BCHW)
+    np.testing.assert_allclose(found.probs_BN, golden_BK.numpy(), atol=1e-6)
+    np.testing.assert_array_equal(found.label_B, golden_BK.argmax(dim=1))
+    assert (np.diff(found.topk_prob_BK, axis=1) <= 0).all()
+    with pytest.raises(BundleError, match="does not reproduce its golden probabilities"):
+        write_bundle(replace(single, multi_label=True), str(tmp_path / "other"))
+
+
+def test_bundle_without_the_key_multi_label_has_one_label_per_image(stored: Path) -> None:
+    facts = json.loads((stored / "bundle.json").read_text())
+    assert facts.pop("multi_label") is False
+    (stored / "bundle.json").write_text(json.dumps(facts))
+    _reseal(stored)
+    assert not read_bundle(str(stored)).multi_label
+    _edit_facts(stored, multi_label="yes")
+    with pytest.raises(BundleError, match="multi_label is a str"):
+        read_bundle(str(stored))
+
+
+def test_operating_point_of_no_class_is_refused(make_bundle: MakeBundle, tmp_path: Path) -> None:
+    probs_BK = np.array([[0.8, 0.1, 0.1], [0.3, 0.6, 0.1], [0.5, 0.2, 0.3]])
+    other = ClassNames(("a", "b", "c"))
+    calibration = fit_calibration(
+        probs_BK, np.array([0, 1, 2]), other, targets=[("b", "recall", 0.9)]
+    )
+    bundle = replace(make_bundle(), calibration=calibration.to_dict())
+    with pytest.raises(BundleError, match=r"'b:recall>=0\.9' is of no class"):
+        write_bundle(bundle, str(tmp_path / "bundle"))
 
 
 def test_sha256sum_checks_the_folder(stored: Path) -> None:
@@ -236,7 +292,8 @@ def test_card_shows_classes_counts_and_metrics(stored: Path) -> None:
     card = (stored / "MODEL_CARD.md").read_text()
     for text in (
         "| 0 | bad |",
-        "| train | bad | 2 |",
+        "| class | train |",
+        "| bad | 2 |",
         "| test | accuracy | 0.5000 | 0.2500 to 0.7500 |",
         "image_px",
     ):

@@ -12,9 +12,11 @@ from imgcls.model.calibration import (
     decide,
     fit_calibration,
     fit_temperature,
+    measure_calibration,
     threshold_for,
 )
 from imgcls.model.labels import ClassNames
+from imgcls.model.metrics import classification_metrics
 
 _ABC = ClassNames(("a", "b", "c"))
 
@@ -183,3 +185,38 @@ def test_damaged_calibration_is_refused_by_name() -> None:
     values["operating_points"][0].pop("threshold")
     with pytest.raises(BundleError, match="threshold"):
         Calibration.from_dict(values)
+
+
+@pytest.mark.parametrize("overconfidence", [0.4, 3.0])
+def test_calibration_helps_on_images_that_it_has_not_seen(overconfidence: float) -> None:
+    fitted = fit_calibration(*_sample(2000, overconfidence), _ABC)
+    probs_BK, label_B = _sample(2000, overconfidence, seed=1)
+    before = classification_metrics(label_B, probs_BK.argmax(axis=1), _ABC, probs_BK)
+    after = measure_calibration(fitted, probs_BK, label_B, _ABC)
+    assert after["ece"] < 0.5 * before["ece"]
+    assert after["log_loss"] < before["log_loss"]
+
+
+def test_points_on_other_images_have_intervals_over_groups() -> None:
+    fitted = fit_calibration(*_sample(600, 2.0), _ABC, targets=[("a", "recall", 0.9)])
+    probs_BK, label_B = _sample(60, 2.0, seed=1)
+    probs_BK, label_B = np.repeat(probs_BK, 10, axis=0), np.repeat(label_B, 10)
+    groups = [f"p{i // 10}" for i in range(600)]
+    width = {}
+    for name, units in (("alone", None), ("grouped", groups)):
+        measured = measure_calibration(fitted, probs_BK, label_B, _ABC, units)
+        point = measured["operating_points"]["a:recall>=0.9"]
+        low, high = point["specificity_interval"]
+        assert low <= point["specificity"] <= high
+        width[name] = high - low
+    assert width["grouped"] > 2 * width["alone"]
+
+
+def test_images_of_one_kind_leave_the_other_number_open() -> None:
+    fitted = fit_calibration(*_sample(100, 1.0), _ABC, targets=[("a", "recall", 0.9)])
+    probs_BK, _ = _sample(10, 1.0)
+    measured = measure_calibration(fitted, probs_BK, np.ones(10, np.int64), _ABC)
+    point = measured["operating_points"]["a:recall>=0.9"]
+    assert (point["recall"], point["recall_interval"]) == (None, None)
+    assert point["specificity"] is not None
+    json.dumps(measured, allow_nan=False)

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from imgcls.errors import ConfigError, SourceError
-from imgcls.model.dataset import Dataset, read_dataset
+from imgcls.model.dataset import Dataset, freeze_split, read_dataset
 from imgcls.model.labels import ClassNames
 from imgcls.storage import objects
 
@@ -188,3 +188,44 @@ def test_multi_label_manifest(tmp_path: Path) -> None:
         "val",
         "test",
     }
+
+
+def test_several_labels_per_image_need_a_multi_label_model(tmp_path: Path) -> None:
+    message = r"several classes, such as 'x\|y'.*--multi-label"
+    lines = [f"{i}.png,{('x', 'y', 'x|y')[i % 3]}" for i in range(30)]
+    path = _write(tmp_path / "m.csv", "uri,label", *lines)
+    with pytest.raises(ConfigError, match=message):
+        _read(path)
+    with pytest.raises(ConfigError, match=message):
+        _read(path, class_names=ClassNames(("x", "y")))
+    # A name may hold the sign where no other label is a part of it.
+    lines = [f"{i}.png,{('on|off', 'broken')[i % 2]}" for i in range(30)]
+    path = _write(tmp_path / "other.csv", "uri,label", *lines)
+    assert _read(path).class_names.names == ("broken", "on|off")
+
+
+def test_frozen_split_gives_the_same_samples_from_anywhere(tmp_path: Path) -> None:
+    lines = [f'"{i}, a\n.png",{"ab"[i % 2]},p{i // 4},{1 + i % 3},{"xy"[i % 2]}' for i in range(80)]
+    path = _write(tmp_path / "m.csv", "uri,label,group,weight,scanner", *lines)
+    dataset = _read(path, slice_by="scanner")
+    elsewhere = tmp_path / "elsewhere" / "split.csv"
+    elsewhere.parent.mkdir()
+    elsewhere.write_bytes(freeze_split(dataset.samples, slice_by="scanner"))
+    again = _read(str(elsewhere), slice_by="scanner", seed=5, val_fraction=0.5)
+    assert again.samples == dataset.samples
+    assert again.split_digest == dataset.split_digest
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (["a.png,Cat", "b.png,cat", "c.png,dog"], "only in case.*'Cat', 'cat'"),
+        (["a.png,cat", "b.png,cat ", "c.png,dog"], "surrounding blanks: 'cat', 'cat '"),
+        (["a.png,cat", "b.png,", "c.png,dog"], "class name is empty"),
+    ],
+)
+def test_labels_that_hardly_differ_are_refused(
+    tmp_path: Path, lines: list[str], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        _read(_write(tmp_path / "m.csv", "uri,label", *lines))

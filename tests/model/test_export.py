@@ -1,18 +1,24 @@
+import hashlib
+import importlib.util
 import json
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
 
+from imgcls.config.models import ExportConfig
 from imgcls.errors import BundleError, ConfigError
 from imgcls.image.spec import DecodeSpec, PreprocessSpec
 from imgcls.model.artifact import Bundle, make_golden
 from imgcls.model.build import build_model
-from imgcls.model.export import check_onnx, to_onnx
+from imgcls.model.export import check_onnx, export, to_onnx
+from imgcls.model.registry import register
+from imgcls.storage.objects import read
 
 MakeBundle = Callable[..., Bundle]
 
@@ -62,6 +68,16 @@ def test_export_gives_the_golden_probabilities_at_any_batch_size(
         assert probs_BK.shape == (batch_size, 3)
 
 
+@pytest.mark.usefixtures("onnx")
+def test_multi_label_export_gives_a_probability_of_each_class(make_bundle: MakeBundle) -> None:
+    single = make_bundle()
+    golden_BK = make_golden(
+        single.to_model(), single.golden_x_BCHW, single.preprocess_spec, multi_label=True
+    )
+    bundle = replace(single, multi_label=True, golden_probs_BK=golden_BK)
+    assert check_onnx(to_onnx(bundle), bundle) < 1e-5
+
+
 def test_file_says_how_to_feed_it(make_bundle: MakeBundle, onnx: Any) -> None:
     bundle = make_bundle()
     props = {p.key: p.value for p in onnx.load_from_string(to_onnx(bundle)).metadata_props}
@@ -87,3 +103,43 @@ def test_missing_package_is_named_with_the_extra(
         monkeypatch.setitem(sys.modules, name, None if name == package else ModuleType(name))
     with pytest.raises(ConfigError, match=rf"package {package}: pip install 'imgcls\[export\]'"):
         to_onnx(make_bundle())
+
+
+@pytest.mark.s3
+@pytest.mark.usefixtures("onnx")
+def test_command_writes_a_checked_file_to_a_bucket(make_bundle: MakeBundle, s3_bucket: str) -> None:
+    bundle = make_bundle()
+    version = register(f"{s3_bucket}/reg", "m", bundle)
+    output = f"{s3_bucket}/out/model.onnx"
+    result = export(ExportConfig(model=f"{s3_bucket}/reg/m@v1", output=output))
+    data = read(output)
+    assert result["sha256"] == hashlib.sha256(data).hexdigest()
+    assert (result["size_bytes"], result["model_digest"]) == (len(data), version.digest)
+    assert result["checked"]
+    assert result["largest_difference"] < 1e-5
+    assert check_onnx(data, bundle) == result["largest_difference"]
+
+
+@pytest.mark.usefixtures("onnx")
+def test_without_onnx_runtime_the_result_says_that_nothing_was_checked(
+    make_bundle: MakeBundle,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    register(str(tmp_path / "reg"), "m", make_bundle())
+    found = importlib.util.find_spec
+    monkeypatch.setattr(
+        "importlib.util.find_spec", lambda n, *a: None if n == "onnxruntime" else found(n, *a)
+    )
+    config = ExportConfig(model=f"{tmp_path}/reg/m@v1", output=str(tmp_path / "m.onnx"))
+    result = export(config)
+    assert (result["checked"], result["largest_difference"]) == (False, None)
+    assert "not checked" in caplog.text
+    assert (tmp_path / "m.onnx").stat().st_size == result["size_bytes"]
+
+
+def test_a_folder_is_no_place_for_a_file(tmp_path: Path) -> None:
+    for output in (str(tmp_path), "s3://bucket/folder/"):
+        with pytest.raises(ConfigError, match=r"is a folder: name a file"):
+            export(ExportConfig(model=str(tmp_path / "m"), output=output))

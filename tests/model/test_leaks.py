@@ -9,9 +9,12 @@ from imgcls.errors import SourceError
 from imgcls.model.dataset import Sample
 from imgcls.model.leaks import (
     Fingerprints,
+    count_leaks,
     find_near_duplicates,
     find_shared,
     fingerprint,
+    leaks_from_csv,
+    leaks_to_csv,
     refuse_leaks,
 )
 
@@ -82,13 +85,13 @@ def test_empty_pictures_tell_nothing() -> None:
     assert find_near_duplicates(_samples(["train", "test"]), fingerprint(x_BCHW)) == []
 
 
-def test_every_pair_within_three_bits_is_found_wherever_they_differ() -> None:
+def test_every_pair_within_four_bits_is_found_wherever_they_differ() -> None:
     rng = np.random.default_rng(0)
     thumb = rng.integers(0, 256, (1, 256)).astype(np.uint8)
     base = rng.integers(0, 2**63, dtype=np.uint64)
     for _ in range(50):
         flipped = base
-        for bit in rng.choice(64, size=3, replace=False):
+        for bit in rng.choice(64, size=4, replace=False):
             flipped ^= np.uint64(1) << np.uint64(bit)
         both = Fingerprints(np.array([base, flipped]), np.repeat(thumb, 2, axis=0))
         assert len(find_near_duplicates(_samples(["train", "val"]), both)) == 1
@@ -100,3 +103,32 @@ def test_refusal_names_the_images_and_the_way_out() -> None:
     leaks = find_shared(samples, ["x", "x"], "bytes")
     with pytest.raises(SourceError, match=r"1 by bytes: s3://b/0\.png \(train\).*--allow-leaks"):
         refuse_leaks(leaks)
+
+
+def test_a_pair_is_named_once_although_it_agrees_in_every_band() -> None:
+    thumb = np.random.default_rng(0).integers(0, 256, (1, 256)).astype(np.uint8)
+    same = Fingerprints(np.zeros(4, np.uint64), np.repeat(thumb, 4, axis=0))
+    leaks = find_near_duplicates(_samples(["train", "train", "val", "test"]), same)
+    assert count_leaks(leaks) == {"near-duplicate": 5}
+    assert len({(leak.uri, leak.other_uri) for leak in leaks}) == 5
+
+
+def test_pictures_that_all_look_alike_end_at_a_thousand_pairs() -> None:
+    thumb = np.random.default_rng(0).integers(0, 256, (1, 256)).astype(np.uint8)
+    alike = Fingerprints(np.zeros(4000, np.uint64), np.repeat(thumb, 4000, axis=0))
+    assert len(find_near_duplicates(_samples(["train", "val"] * 2000), alike)) == 1000
+
+
+def test_the_list_of_leaks_survives_its_file() -> None:
+    samples = _samples(["train", "val"], ['p"1",\n', 'p"1",\n'])
+    leaks = find_shared(samples, [sample.group for sample in samples], "group")
+    assert leaks_from_csv(leaks_to_csv(leaks)) == leaks
+    assert leaks_from_csv(leaks_to_csv([])) == []
+
+
+def test_refusal_of_look_alikes_tells_those_with_a_fixed_camera_what_to_do() -> None:
+    thumb = np.random.default_rng(0).integers(0, 256, (1, 256)).astype(np.uint8)
+    same = Fingerprints(np.zeros(2, np.uint64), np.repeat(thumb, 2, axis=0))
+    leaks = find_near_duplicates(_samples(["train", "val"]), same)
+    with pytest.raises(SourceError, match=r"all in run/leaks\.csv\..*fixed camera.*look at some"):
+        refuse_leaks(leaks, "run/leaks.csv")

@@ -5,19 +5,20 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from imgcls.errors import BundleError
+from imgcls.errors import BundleError, ConfigError
 from imgcls.image.spec import DecodeSpec, PreprocessSpec
 from imgcls.model import engine
 from imgcls.model.artifact import Bundle, make_golden
 from imgcls.model.build import build_model
 from imgcls.model.labels import ClassNames
-from imgcls.model.predict import Predictor
+from imgcls.model.predict import Predictor, choose_batch_size, choose_num_streams
 
 IMAGE_PX = 64
 MANY_IMAGES = 10_000_000
@@ -54,8 +55,8 @@ def make_resnet(sure_by: float = 10.0) -> Bundle:
     )
 
 
-def images(count: int) -> np.ndarray:
-    rng = np.random.default_rng(0)
+def images(count: int, seed: int = 0) -> np.ndarray:
+    rng = np.random.default_rng(seed)
     return rng.integers(0, 256, (count, 3, IMAGE_PX, IMAGE_PX), dtype=np.uint8)
 
 
@@ -217,3 +218,83 @@ def test_compiled_network_agrees_is_compiled_once_and_cached_on_disk(
             np.testing.assert_allclose(found.probs_BN, expected.probs_BN, atol=0.01)
     assert counters["stats"]["unique_graphs"] == num_graphs, "compiled at the start, not again"
     assert list((tmp_path / "imgcls" / "inductor").rglob("*.so"))
+
+
+def test_batches_at_a_time_give_what_one_at_a_time_gives() -> None:
+    bundle = make_resnet(1.0)
+    alone = Predictor(bundle, batch_size=4, device="cpu")
+    several = Predictor(bundle, batch_size=4, device="cpu", num_streams=3)
+    batches = [images(4, seed) for seed in range(9)]
+    before_s = several.busy_s()
+    futures = [several.submit(x_BCHW) for x_BCHW in batches]
+    for future, x_BCHW in zip(futures, batches, strict=True):
+        expected = alone.predict(x_BCHW)
+        np.testing.assert_allclose(future.result().probs_BN, expected.probs_BN, atol=1e-6)
+    assert several.busy_s() > before_s
+
+
+def test_streams_share_out_the_cores_and_leave_the_caller_its_own() -> None:
+    num_threads = torch.get_num_threads()
+    found: list[int] = []
+    try:
+        torch.set_num_threads(4)
+        predictor = Predictor(make_resnet(1.0), batch_size=4, device="cpu", num_streams=2)
+        real = predictor._model
+
+        def model(x_BCHW: torch.Tensor) -> torch.Tensor:
+            found.append(torch.get_num_threads())
+            return real(x_BCHW)
+
+        predictor._model = model
+        predictor.predict(images(4))
+        assert found == [2]
+        assert torch.get_num_threads() == 4
+    finally:
+        torch.set_num_threads(num_threads)
+
+
+@pytest.mark.parametrize(
+    ("num_cpus", "num_batches", "expected"), [(2, 100, 2), (2, 1, 1), (64, 1000, 8), (4, 0, 1)]
+)
+def test_no_more_batches_at_a_time_than_cores_or_batches(
+    num_cpus: int, num_batches: int, expected: int
+) -> None:
+    assert choose_num_streams(torch.device("cpu"), num_cpus, num_batches) == expected
+    assert choose_num_streams(torch.device("cuda"), num_cpus, num_batches) == min(2, expected)
+
+
+def test_batch_size_suits_the_device_unless_one_is_asked_for() -> None:
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    assert choose_batch_size(cpu, 0, "auto") < choose_batch_size(cuda, 0, "auto")
+    assert choose_batch_size(cpu, 7, "auto") == choose_batch_size(cuda, 7, "auto") == 7
+    # The shape is part of the calibrated network.
+    assert choose_batch_size(cpu, 7, "int8") == choose_batch_size(cpu, 9, "int8")
+
+
+def test_int8_without_a_calibrated_network_is_refused() -> None:
+    with pytest.raises(ConfigError, match="calibrated on a run's own images"):
+        Predictor(make_resnet(1.0), precision="int8", device="cpu")
+
+
+def test_a_multi_label_engine_must_keep_every_class_on_its_side_of_one_half(
+    log_of_imgcls: pytest.LogCaptureFixture, fast_bf16: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The class on top stays, another one crosses 0.5 by less than the tolerance: refused."""
+    bundle = make_resnet()
+    golden_BK = make_golden(
+        bundle.to_model(), bundle.golden_x_BCHW, bundle.preprocess_spec, multi_label=True
+    )
+    multi_label = replace(bundle, multi_label=True, golden_probs_BK=golden_BK)
+    real = engine.golden_probs
+
+    def moved(tried: engine.Engine, *args: Any) -> torch.Tensor:
+        probs_BK = real(tried, *args)
+        if tried.precision == "bf16":
+            probs_BK[0, 2] = golden_BK[0, 2] = 0.5
+            probs_BK[0, 2] -= 1e-3
+        return probs_BK
+
+    monkeypatch.setattr(engine, "golden_probs", moved)
+    predictor = Predictor(multi_label, batch_size=4, precision="auto", device="cpu")
+    assert predictor.engine == "eager fp32 on cpu"
+    assert "1 of 3 golden images change their label" in log_of_imgcls.text

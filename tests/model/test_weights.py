@@ -8,8 +8,10 @@ import safetensors.torch
 import torch
 
 from imgcls.errors import ConfigError
+from imgcls.model.artifact import Bundle
 from imgcls.model.build import build_model
-from imgcls.model.weights import load_weights
+from imgcls.model.registry import register
+from imgcls.model.weights import load_weights, normalization_of
 
 
 def _model(num_classes: int = 3, arch: str = "simple_cnn", in_channels: int = 3) -> Any:
@@ -146,3 +148,29 @@ def test_unreachable_download_is_told_with_the_way_out(
     monkeypatch.delenv("NO_PROXY", raising=False)
     with pytest.raises(ConfigError, match=r"could not be downloaded.*give the file"):
         load_weights(_model(arch="squeezenet1_1"), "squeezenet1_1", "DEFAULT")
+
+
+def test_published_weights_bring_their_own_normalization() -> None:
+    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    assert normalization_of("resnet18", "DEFAULT", 3) == (mean, std)
+    grey = normalization_of("resnet18", "DEFAULT", 1)
+    assert grey == (pytest.approx((0.449,), abs=1e-4), pytest.approx((0.226,), abs=1e-4))
+    assert normalization_of("resnet18", "s3://somewhere/weights.pt", 3) is None
+
+
+def test_a_bundle_brings_its_weights_and_its_normalization(
+    tmp_path: Path, make_bundle: Callable[..., Bundle]
+) -> None:
+    bundle = make_bundle()
+    register(str(tmp_path), "chest", bundle)
+    reference = f"{tmp_path}/chest@v1"
+    spec = bundle.preprocess_spec
+    assert normalization_of(bundle.arch, reference, 3) == (spec.mean, spec.std)
+    new = build_model(bundle.arch, 7)
+    load_weights(new, bundle.arch, reference)
+    stem = "features.0.weight"
+    assert new.state_dict()[stem].equal(bundle.state_dict[stem])
+    with pytest.raises(ConfigError, match="is a simple_cnn, --arch is resnet18"):
+        load_weights(_model(arch="resnet18"), "resnet18", reference)
+    with pytest.raises(ConfigError, match="v9"):
+        normalization_of(bundle.arch, f"{tmp_path}/chest@v9", 3)

@@ -1,0 +1,136 @@
+"""The files of a stored bundle: their names, their sums, and the facts in bundle.json.
+
+In: the URI of a bundle's folder. Out: bytes and facts. Invariant: no byte is returned before its
+sha256 was compared with SHA256SUMS.
+"""
+
+import hashlib
+import json
+import re
+from typing import Any
+
+from imgcls.errors import BundleError, ObjectMissingError
+from imgcls.model.labels import enumerate_names
+from imgcls.storage import objects
+from imgcls.storage.uri import join
+
+FORMAT_VERSION = 1
+SUMS = "SHA256SUMS"
+FACTS, WEIGHTS, GOLDEN, CARD = (
+    "bundle.json",
+    "model.safetensors",
+    "golden.safetensors",
+    "MODEL_CARD.md",
+)
+REQUIRED_FILES = (FACTS, WEIGHTS, GOLDEN, CARD)
+
+ATTACHMENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*\.(png|json|jsonl|csv|onnx)")
+_SUMS_LINE = re.compile(r"([0-9a-f]{64})  (.+)")
+_PICKLE_SUFFIXES = (".pt", ".pth", ".pkl", ".pickle", ".bin", ".ckpt", ".joblib")
+_FACT_TYPES: dict[str, type | tuple[type, ...]] = {
+    "format_version": int,
+    "bundle_id": str,
+    "created_at": str,
+    "arch": str,
+    "class_names": list,
+    "decode_spec": dict,
+    "preprocess_spec": dict,
+    "metrics": dict,
+    "split_digest": str,
+    "training": dict,
+    "calibration": (dict, type(None)),
+    "multi_label": bool,
+}
+
+
+def read_sums(uri: str) -> bytes:
+    """Return SHA256SUMS of a stored bundle.
+
+    Raises:
+        BundleError: there is no complete bundle; says what there is instead.
+    """
+    try:
+        return objects.read(join(uri, SUMS))
+    except ObjectMissingError as error:
+        found = [entry.uri.rpartition("/")[2] for entry in objects.list_objects(uri)]
+        if not found:
+            raise BundleError(f"there is no model bundle at {uri}: nothing is there") from error
+        pickles = [name for name in found if name.endswith(_PICKLE_SUFFIXES)]
+        hint = (
+            f"it holds {enumerate_names(pickles)}, and imgcls loads no pickles"
+            if pickles
+            else f"it has no {SUMS}, so it was never finished or is none; "
+            f"it holds {enumerate_names(found)}"
+        )
+        raise BundleError(f"{uri} is no model bundle: {hint}") from error
+
+
+def parse_sums(sums: bytes, uri: str) -> dict[str, str]:
+    """Return file name -> sha256.
+
+    Raises:
+        BundleError: a line that is none, or a file that no bundle holds, or one too few.
+    """
+    by_name = {}
+    for line in sums.decode("ascii", "replace").splitlines():
+        match = _SUMS_LINE.fullmatch(line)
+        if match is None:
+            raise BundleError(
+                f"{join(uri, SUMS)} has a line that is none of its own: {line[:80]!r}"
+            )
+        sha256, name = match.groups()
+        if name not in REQUIRED_FILES and not ATTACHMENT.fullmatch(name):
+            raise BundleError(f"{join(uri, SUMS)} names {name!r}, which no bundle holds")
+        by_name[name] = sha256
+    absent = [name for name in REQUIRED_FILES if name not in by_name]
+    if absent:
+        raise BundleError(f"{join(uri, SUMS)} does not list {enumerate_names(absent)}")
+    return by_name
+
+
+def read_file(uri: str, name: str, sha256: str) -> bytes:
+    """Return a file of the folder `uri`.
+
+    Raises:
+        BundleError: it is missing, or its sha256 is another.
+    """
+    try:
+        data = objects.read(join(uri, name))
+    except ObjectMissingError as error:
+        raise BundleError(f"{join(uri, name)} is missing, although {SUMS} lists it") from error
+    found = hashlib.sha256(data).hexdigest()
+    if found != sha256:
+        raise BundleError(
+            f"{join(uri, name)} was changed: its sha256 is {found}, {SUMS} has {sha256}"
+        )
+    return data
+
+
+def parse_facts(data: bytes, uri: str) -> dict[str, Any]:
+    """Return what bundle.json holds: every key, each of its type.
+
+    Raises:
+        BundleError: no JSON, a newer format, or keys that are unknown, missing or of another type.
+    """
+    try:
+        facts = json.loads(data)
+    except ValueError as error:
+        raise BundleError(f"{uri} is no JSON: {error}") from error
+    if not isinstance(facts, dict):
+        raise BundleError(f"{uri} is no JSON object")
+    version = facts.get("format_version")
+    if isinstance(version, int) and version > FORMAT_VERSION:
+        raise BundleError(
+            f"{uri} has format_version {version}, this imgcls reads up to {FORMAT_VERSION}: "
+            "upgrade imgcls"
+        )
+    # Bundles of before there were multi-label ones do not say so.
+    facts.setdefault("multi_label", False)
+    if unknown := sorted(set(facts) - set(_FACT_TYPES)):
+        raise BundleError(f"{uri} has unknown keys {enumerate_names(unknown)}")
+    for key, kind in _FACT_TYPES.items():
+        if key not in facts:
+            raise BundleError(f"{uri} lacks the key {key!r}")
+        if not isinstance(facts[key], kind):
+            raise BundleError(f"{uri}: {key} is a {type(facts[key]).__name__}, expected {kind}")
+    return facts
