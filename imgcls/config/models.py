@@ -33,6 +33,18 @@ class EvaluateConfig:
 
 
 @dataclass(frozen=True)
+class ExportConfig:
+    """Write a model as one ONNX file, checked against its golden outputs."""
+
+    model: str
+    """Bundle URI or registry reference."""
+    output: str
+    """The file to write, such as model.onnx; local or s3:// gs:// az://. One that is there is
+    replaced.
+    """
+
+
+@dataclass(frozen=True)
 class PromoteConfig:
     """Point an alias at a registered version."""
 

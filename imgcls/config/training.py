@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from imgcls.config.values import Device
+from imgcls.config.values import Device, WorkerRange
 
 
 @dataclass(frozen=True)
@@ -24,22 +24,26 @@ class TrainConfig:
     """Passes over the training split."""
     batch_size: int = 32
     """Images per forward pass and worker; the global batch, that of one optimizer step, is this
-    times max(1, num_workers) times accumulate.
+    times the most workers (at least 1) times accumulate.
     """
     accumulate: int = 1
     """Forward passes whose gradients are added up for one optimizer step."""
-    num_workers: int = 0
-    """0 trains in this process, N > 0 starts N Ray Train workers."""
+    num_workers: str = "0"
+    """0 trains in this process; 4 starts four Ray Train workers; 1:4 is elastic: it goes on with
+    one to four as nodes come and go, with the same global batch.
+    """
     checkpoint_every: str = "10m"
     """How often to write a checkpoint: 500 for every 500 steps, 10m for every 10 minutes, or never.
     The same command goes on from the last one.
     """
-    min_workers: int = 0
-    """Elastic: go on with at least so many workers where nodes are lost or not there yet, with the
-    same global batch; 0 always waits for all.
+    keep_checkpoints: int = 2
+    """Checkpoints that stay, the last ones, until the model is registered; each holds the best
+    weights so far, too. One that is damaged is passed over for the one before.
     """
     max_failures: int = 3
-    """How often the Ray Train workers are started again after one of them died."""
+    """How often the Ray Train workers are started again after one of them died. Nodes that were
+    taken away after a notice (preemption) are not counted.
+    """
     image_px: int = 224
     """Side of the square the model sees, in pixels."""
     color: Literal["rgb", "gray"] = "rgb"
@@ -72,8 +76,9 @@ class TrainConfig:
     freeze_stages: int = 0
     """Stages of the network, from the image on, whose weights and batch statistics stay."""
     weights: str = ""
-    """Weights to start from: a name of torchvision's, such as DEFAULT, or a .safetensors or .pt
-    file; the last layer is always new.
+    """Weights to start from: a name of torchvision's, such as DEFAULT; a bundle, as
+    REGISTRY/NAME@v1; or a .safetensors or .pt file. The last layer is always new. The first two
+    bring the mean and spread they were trained with; else those of DATA are measured.
     """
     max_grad_norm: float = 0.0
     """Longest gradient vector of a step; longer ones are scaled down. 0 for no limit."""
@@ -93,6 +98,22 @@ class TrainConfig:
     """Share of each class held out for testing, where DATA names no split."""
     max_bad_fraction: float = 0.01
     """Share of a split's images that may give no pixels; each is named, none is replaced."""
+    allow_leaks: bool = False
+    """Train although splits share a group, an image, or nearly the same image; they are counted in
+    the model card and listed in leaks.csv of the run.
+    """
+    slice_by: str = ""
+    """Column of the manifest to report the metrics by, such as scanner."""
+    positive_class: str = ""
+    """Class to find: the model gets thresholds for it, chosen on validation, and scoring writes
+    positive, negative or review. Needs --target-recall or --target-specificity, or both.
+    """
+    target_recall: float = 0.0
+    """Share of the positive images that a threshold must find, such as 0.95; 0 for no such
+    threshold.
+    """
+    target_specificity: float = 0.0
+    """Share of the other images that a threshold must call negative; 0 for no such threshold."""
     augment: Literal["none", "light", "standard", "strong"] = "light"
     """Random changes of training images: light (small turns, shifts, zoom, exposure) to strong. No
     preset flips: left and right differ in an X-ray; see --flip.
@@ -107,22 +128,35 @@ class TrainConfig:
     """Mix pairs of images and their labels, by shares from Beta(mixup, mixup); 0 for none."""
     cutmix: float = 0.0
     """Paste a part of one image into another, by areas from Beta(cutmix, cutmix); 0 for none."""
+    multi_label: bool = False
+    """An image may show any number of classes, none included: the manifest's label joins their
+    names by "|". Each class is trained by binary cross-entropy and gets a probability of its own.
+    """
     loss: Literal["cross_entropy", "focal"] = "cross_entropy"
     """focal lets images that are right already weigh less."""
     balance: Literal["none", "weights", "sampling"] = "none"
     """For classes of unlike size: weigh images by class in the loss, or show each class equally
-    often.
+    often. Multi-label: presence and absence of a class weigh the same; or an image counts as its
+    rarest class, and those without any as a class of their own.
     """
     label_smoothing: float = 0.0
-    """Share of each target spread evenly over all classes."""
+    """Share of each target spread evenly over all classes; multi-label, over yes and no."""
     best_by: Literal["loss", "accuracy"] = "loss"
-    """Which validation number decides the epoch whose weights are kept."""
+    """Which validation number decides the epoch whose weights are kept; of a multi-label model
+    accuracy stands for the AUROC, averaged over the classes.
+    """
     patience_epochs: int = 0
     """Stop after so many epochs without a better validation; 0 trains all epochs."""
     seed: int = 0
     """Seed of initial weights, order of samples and augmentation."""
     work_dir: str = ""
     """Where checkpoints and logs go; default REGISTRY/_training/NAME."""
+    tensorboard: bool = False
+    """Also write TensorBoard event files, to tensorboard/ in the run's folder."""
+    mlflow_uri: str = ""
+    """Also log to MLflow: the URI of its tracking server; pip install 'imgcls[mlflow]'."""
+    mlflow_experiment: str = ""
+    """MLflow experiment; default NAME."""
     device: Device = "auto"
     """Where the model runs; auto takes a CUDA device where there is one."""
     cache: Literal["auto", "none", "ram", "disk"] = "auto"
@@ -131,3 +165,8 @@ class TrainConfig:
     """
     num_decoders: int = 0
     """Decoder processes per worker; 0 takes the cores this worker owns."""
+
+    @property
+    def workers(self) -> WorkerRange:
+        """The parsed --num-workers."""
+        return WorkerRange.parse(self.num_workers)

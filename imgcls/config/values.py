@@ -1,15 +1,51 @@
 """Values that several commands take."""
 
 import re
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 from imgcls.errors import ConfigError
 
 Executor = Literal["auto", "local", "ray"]
 Device = Literal["auto", "cpu", "cuda"]
-Precision = Literal["auto", "fp32", "bf16", "fp16"]
+Precision = Literal["auto", "fp32", "bf16", "fp16", "int8"]
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_WORKERS = re.compile(r"(?:(?P<fewest>[0-9]{1,6}):)?(?P<most>[0-9]{1,6})")
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerRange:
+    """How many Ray Train workers: `most` where there is room, never below `fewest`.
+
+    0 and 0 stand for no Ray at all.
+    """
+
+    fewest: int
+    most: int
+
+    @staticmethod
+    def parse(text: str) -> "WorkerRange":
+        """Read "2" (always two), "1:4" (elastic) or "0" (in this process).
+
+        Raises:
+            ConfigError: anything else.
+        """
+        match = _WORKERS.fullmatch(text.strip())
+        most = int(match["most"]) if match else -1
+        fewest = int(match["fewest"] or most) if match else -1
+        if not (fewest == most == 0 or 1 <= fewest <= most):
+            raise ConfigError(
+                f"--num-workers {text}: write a number such as 4, 0 to train in this process, or "
+                "MIN:MAX such as 1:4, with MIN at least 1 and at most MAX"
+            )
+        return WorkerRange(fewest, most)
+
+    @property
+    def is_elastic(self) -> bool:
+        """Whether the number may change while the run goes on."""
+        return self.fewest < self.most
 
 
 def check_name(name: str, flag: str) -> None:
@@ -19,3 +55,13 @@ def check_name(name: str, flag: str) -> None:
             f"{flag} {name!r}: use 1 to 100 letters, digits, dots, dashes or underscores, "
             "beginning with a letter or digit"
         )
+
+
+def value_of(flag: str, arguments: Sequence[str]) -> str:
+    """Return the value of a flag among the flags of a job, "" where it is not given."""
+    for number, word in enumerate(arguments):
+        if word == flag:
+            return arguments[number + 1] if number + 1 < len(arguments) else ""
+        if word.startswith(f"{flag}="):
+            return word.partition("=")[2]
+    return ""

@@ -2,8 +2,8 @@
 
 In: a Snapshot and the run's prefix. Out: RUN/checkpoints/<step>-<random>/ with state.safetensors,
 state.json and SHA256SUMS. Invariants: a checkpoint is a folder of its own, complete when its
-SHA256SUMS is there, which is written last; the one before is removed only after that. No pickle,
-the optimizer's state included.
+SHA256SUMS is there, which is written last; an older one is removed only after that. Each holds the
+best weights so far beside the latest. No pickle, the optimizer's state included.
 
 The same on one machine and under Ray Train: rank 0 writes here, through our storage, and a
 restarted worker group reads here. Ray's own checkpoint registry is not used: its snapshot on a
@@ -17,7 +17,7 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import Iterable
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import Self
@@ -74,15 +74,18 @@ class CheckpointSchedule:
 
 
 class CheckpointWriter:
-    """Writes snapshots in a thread, one at a time, and removes each once the next is complete.
+    """Writes snapshots in a thread, one at a time, and removes old ones once a new one is complete.
 
     Args:
         run_uri: prefix of the run.
-        superseded: checkpoints of earlier attempts at this run; the first write removes them.
+        earlier: checkpoints of earlier attempts at this run, as `list_checkpoints` has them.
+        keep: how many of the last complete ones stay, 1 or more.
     """
 
-    def __init__(self, run_uri: str, superseded: Iterable[str]) -> None:
-        self._run_uri, self._superseded = run_uri, list(superseded)
+    def __init__(self, run_uri: str, earlier: Mapping[str, bool], keep: int = 1) -> None:
+        self._run_uri, self._keep = run_uri, keep
+        self._incomplete = [folder for folder, is_complete in earlier.items() if not is_complete]
+        self._complete = [folder for folder, is_complete in earlier.items() if is_complete]
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="imgcls-checkpoint")
         self._pending: Future[None] | None = None
 
@@ -107,16 +110,17 @@ class CheckpointWriter:
     def remove_all(self) -> None:
         """Remove the checkpoints of a run that is done."""
         self.wait()
-        self._remove_superseded()
+        self._remove_but(0)
 
     def _write(self, snapshot: Snapshot) -> None:
-        folder = write_checkpoint(self._run_uri, snapshot)
-        self._remove_superseded()
-        self._superseded.append(folder)
+        self._complete.append(write_checkpoint(self._run_uri, snapshot))
+        self._remove_but(self._keep)
 
-    def _remove_superseded(self) -> None:
-        while self._superseded:
-            remove_checkpoint(self._superseded.pop())
+    def _remove_but(self, num_kept: int) -> None:
+        while self._incomplete:
+            remove_checkpoint(self._incomplete.pop())
+        while len(self._complete) > num_kept:
+            remove_checkpoint(self._complete.pop(0))
 
     def __exit__(
         self,

@@ -1,4 +1,4 @@
-"""The training flow, top to bottom: data -> loader -> loop -> checkpoint -> bundle -> registry.
+"""The training flow, top to bottom: data -> audit -> loop -> checkpoint -> bundle -> registry.
 
 In: a TrainConfig. Out: the result as plain values. Invariants: this file alone knows all stages,
 and workers.py alone knows Ray: `--num-workers 0` never imports it. A training that was killed goes
@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,10 +22,12 @@ import torch
 from imgcls.config.training import TrainConfig
 from imgcls.image.pool import DecoderPool
 from imgcls.logs import Progress
+from imgcls.model.dataset import freeze_split
 from imgcls.model.predict import pick_device
 from imgcls.model.registry import register
 from imgcls.storage.objects import put
 from imgcls.storage.uri import join
+from imgcls.training.audit import check_groups, check_images
 from imgcls.training.checkpoint import CheckpointWriter, list_checkpoints, read_latest
 from imgcls.training.finish import describe, find_registered, make_bundle
 from imgcls.training.loop import fit, is_finished
@@ -33,6 +36,8 @@ from imgcls.training.plan import TrainPlan, make_plan
 from imgcls.training.prepare import make_loaders, make_state
 from imgcls.training.recorder import Recorder, Show
 from imgcls.training.state import TrainState
+from imgcls.training.stop import StopRequest
+from imgcls.training.tracking import MlflowTracker, TensorBoardTracker, Tracker
 
 log = logging.getLogger(__name__)
 
@@ -42,8 +47,10 @@ def train(config: TrainConfig) -> dict[str, Any]:
 
     Returns:
         JSON-able: model (REGISTRY/NAME@v<N>), uri, version, digest, num_train, num_val, num_test,
-        num_bad, accuracy (on test, or on val where there is no test), test_accuracy, val_accuracy,
-        val_loss, epochs, best_epoch, stopped_early, images_per_s, train_s, total_s.
+        num_bad, num_preemptions (moves to other nodes after a notice), accuracy (on test, or on val
+        where there is no test), test_accuracy, test_accuracy_interval, leaks (pairs that splits
+        share, by kind), val_accuracy, val_loss, epochs, best_epoch,
+        stopped_early, images_per_s, train_s, total_s.
 
     Raises:
         ConfigError: a flag, the data or the loss is wrong; no version was registered.
@@ -55,8 +62,12 @@ def train(config: TrainConfig) -> dict[str, Any]:
     # The first thing written: a registry that may not be written to is found now, not after the
     # training.
     put(join(plan.run_uri, "run.json"), json.dumps(asdict(config), indent=1).encode())
-    if config.num_workers == 0:
-        result = train_rank(plan, Place(pick_device(config.device)))
+    check_groups(plan)
+    write_split(plan)
+    if config.workers.most == 0:
+        place = Place(pick_device(config.device))
+        with make_progress(plan) as progress:
+            result = train_rank(plan, place, progress.advance, StopRequest())
     else:
         from imgcls.training.workers import run_on_workers
 
@@ -64,22 +75,25 @@ def train(config: TrainConfig) -> dict[str, Any]:
             train_rank,
             plan,
             name=f"imgcls-{plan.fingerprint}",
-            num_workers=config.num_workers,
-            min_workers=config.min_workers,
+            workers=config.workers,
             device=config.device,
             max_failures=config.max_failures,
             progress=make_progress(plan),
         )
-    return result | {"total_s": round(time.monotonic() - start_s, 3)}
+    return {"num_preemptions": 0} | result | {"total_s": round(time.monotonic() - start_s, 3)}
 
 
-def train_rank(plan: TrainPlan, place: Place, show: Show | None = None) -> dict[str, Any]:
+def train_rank(plan: TrainPlan, place: Place, show: Show, stop: StopRequest) -> dict[str, Any]:
     """Train as one of the ranks; return the result on rank 0, {} on the others.
 
     Args:
         plan: what to train.
         place: this rank.
-        show: takes (images, note) after each step; a progress line on stderr by default.
+        show: takes (images, note) after each step.
+        stop: asks this rank, and so all of them, to stop after a step.
+
+    Raises:
+        RunStoppedError: a rank was asked to stop; a checkpoint is written.
     """
     with ExitStack() as stack:
         num_decoders = plan.config.num_decoders or torch.get_num_threads()
@@ -89,37 +103,63 @@ def train_rank(plan: TrainPlan, place: Place, show: Show | None = None) -> dict[
         loaders = make_loaders(plan, pool, place)
         state = make_state(plan, place)
         writer = stack.enter_context(resume(plan, state, place))
+        leaks = check_images(plan, loaders, place, resumed=state.total_steps > 0)
         was_finished = is_finished(state, plan.recipe)
         hooks: dict[str, Callable[[Any], None]] = {"after_step": _ignore, "after_epoch": _ignore}
         if place.rank == 0:
-            show = show or stack.enter_context(make_progress(plan)).advance
             every = plan.config.checkpoint_every
-            recorder = Recorder(plan.run_uri, state, writer, every, show)
+            trackers = [] if was_finished else list_trackers(plan, state)
+            recorder = Recorder(plan.run_uri, state, writer, every, show, trackers)
             stack.enter_context(recorder)
             hooks = {"after_step": recorder.after_step, "after_epoch": recorder.after_epoch}
-        fit(
-            state,
-            loaders["train"],
-            loaders.get("val"),
-            plan.recipe,
-            place,
-            compile_model=plan.config.compile,
-            **hooks,
-        )
+        with stop:
+            fit(
+                state,
+                loaders["train"],
+                loaders.get("val"),
+                plan.recipe,
+                place,
+                compile_model=plan.config.compile,
+                stop=stop,
+                **hooks,
+            )
         if place.rank > 0:
             return {}
         if not was_finished:
             recorder.after_training()
-        bundle = make_bundle(plan, state, loaders, place.device)
+        bundle = make_bundle(plan, state, loaders, place, leaks)
         earlier = find_registered(plan, state) if was_finished else None
         model = earlier or register(plan.config.registry, plan.config.name, bundle)
         writer.remove_all()
     return describe(plan, state, loaders, bundle, model)
 
 
+def write_split(plan: TrainPlan) -> None:
+    """Freeze the splits: RUN/split.csv as --data gives every image the same side again."""
+    samples = [sample for samples in plan.splits.values() for sample in samples]
+    put(join(plan.run_uri, "split.csv"), freeze_split(samples, slice_by=plan.config.slice_by))
+
+
 def make_progress(plan: TrainPlan) -> Progress:
     """Return the progress line of a training, in images."""
     return Progress("training", plan.recipe.epochs * len(plan.splits["train"]), "images")
+
+
+def list_trackers(plan: TrainPlan, state: TrainState) -> list[Callable[[], Tracker]]:
+    """Return what makes the trackers that the flags ask for."""
+    config = plan.config
+    trackers: list[Callable[[], Tracker]] = []
+    if config.tensorboard:
+        trackers.append(partial(TensorBoardTracker, plan.run_uri, state.run_id))
+    if config.mlflow_uri:
+        experiment = config.mlflow_experiment or config.name
+        run_name = f"{config.name} {plan.fingerprint}"
+        trackers.append(
+            partial(
+                MlflowTracker, config.mlflow_uri, experiment, run_name, state.run_id, asdict(config)
+            )
+        )
+    return trackers
 
 
 def resume(plan: TrainPlan, state: TrainState, place: Place) -> CheckpointWriter:
@@ -129,7 +169,7 @@ def resume(plan: TrainPlan, state: TrainState, place: Place) -> CheckpointWriter
     if snapshot is not None:
         state.restore(snapshot)
         log.info("going on from epoch %d, step %d", state.epoch + 1, state.step)
-    return CheckpointWriter(plan.run_uri, earlier)
+    return CheckpointWriter(plan.run_uri, earlier, plan.config.keep_checkpoints)
 
 
 def _ignore(_: object) -> None:

@@ -1,4 +1,4 @@
-"""From the best weights to a registered model: measure, bundle, register.
+"""From the best weights to a registered model: measure, draw, bundle, register.
 
 In: a plan, the state after training, loaders of val and test. Out: the ModelVersion and its
 metrics. Invariant: the numbers in the bundle are those of the very weights in it, run by the code
@@ -7,8 +7,10 @@ that will score with them, on images no gradient has seen; the test split decide
 
 import logging
 import platform
+import time
 from dataclasses import asdict, replace
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,21 +19,28 @@ import torch
 from imgcls.config.training import TrainConfig
 from imgcls.model.artifact import Bundle, make_golden, read_bundle
 from imgcls.model.build import build_model
-from imgcls.model.metrics import classification_metrics
+from imgcls.model.dataset import count_images
 from imgcls.model.predict import Predictor
 from imgcls.model.registry import ModelVersion, list_versions
 from imgcls.training.loader import SplitLoader
+from imgcls.training.measure import measure_splits
+from imgcls.training.place import Place
 from imgcls.training.plan import TrainPlan
+from imgcls.training.plots import draw_plots
 from imgcls.training.state import TrainState
 
 NUM_GOLDEN = 16
-_VERSIONS_OF = ("torch", "torchvision", "pillow", "numpy")
+_VERSIONS_OF = ("imgcls", "torch", "torchvision", "pillow", "numpy", "scikit-learn")
 
 log = logging.getLogger(__name__)
 
 
 def make_bundle(
-    plan: TrainPlan, state: TrainState, loaders: dict[str, SplitLoader], device: torch.device
+    plan: TrainPlan,
+    state: TrainState,
+    loaders: dict[str, SplitLoader],
+    place: Place,
+    leaks: dict[str, int],
 ) -> Bundle:
     """Measure the best weights on val and test and put everything that predicts into a bundle.
 
@@ -39,8 +48,10 @@ def make_bundle(
         plan: the training's plan.
         state: after training.
         loaders: by split; a split without samples has none.
-        device: where to measure.
+        place: where to measure, and among how many it was trained.
+        leaks: number of pairs that the splits share, by kind.
     """
+    start_s = time.monotonic()
     golden_x_BCHW = _golden_images(loaders)
     bundle = Bundle(
         arch=plan.config.arch,
@@ -53,15 +64,22 @@ def make_bundle(
         training={},
         golden_x_BCHW=golden_x_BCHW,
         golden_probs_BK=_golden_probs(plan, state, golden_x_BCHW),
+        multi_label=plan.config.multi_label,
     )
-    predictor = Predictor(bundle, device=device.type, batch_size=plan.config.batch_size)
-    metrics: dict[str, Any] = {
-        split: measure(predictor, loaders[split], plan)
-        for split in ("val", "test")
-        if split in loaders
-    }
+    predictor = Predictor(bundle, device=place.device.type, batch_size=plan.config.batch_size)
+    metrics, calibration = measure_splits(predictor, loaders, plan)
+    attachments = draw_plots(state.history, state.best_metrics.get("epoch", 0), metrics)
+    measure_s = round(time.monotonic() - start_s, 3)
+    log.info("measured %s in %.1f s", " and ".join(metrics) or "nothing", measure_s)
     # Only now is every bad image of these splits known.
-    return replace(bundle, metrics=metrics, training=_describe_training(plan, state, loaders))
+    facts = _describe_training(plan, state, loaders, place, leaks) | {"measure_s": measure_s}
+    return replace(
+        bundle,
+        metrics=metrics,
+        calibration=calibration.to_dict() if calibration is not None else None,
+        training=facts,
+        attachments=attachments,
+    )
 
 
 def find_registered(plan: TrainPlan, state: TrainState) -> ModelVersion | None:
@@ -70,24 +88,6 @@ def find_registered(plan: TrainPlan, state: TrainState) -> ModelVersion | None:
         if read_bundle(model.uri).training.get("run_id") == state.run_id:
             return model
     return None
-
-
-def measure(predictor: Predictor, loader: SplitLoader, plan: TrainPlan) -> dict[str, Any]:
-    """Return the classification metrics of every image of a split that gives pixels."""
-    size = predictor.batch_size
-    index_N = np.arange(len(loader.samples))
-    labels, predicted, probs = [], [], []
-    for batch in loader.batches(index_N[i : i + size] for i in range(0, len(index_N), size)):
-        rows = batch.weight_B > 0
-        if not rows.any():
-            continue
-        predictions = predictor.predict(batch.x_BCHW[rows])
-        labels.append(batch.label_B[rows].numpy())
-        predicted.append(predictions.label_B)
-        probs.append(predictions.probs_BN)
-    return classification_metrics(
-        np.concatenate(labels), np.concatenate(predicted), plan.class_names, np.concatenate(probs)
-    )
 
 
 def describe(
@@ -99,6 +99,7 @@ def describe(
 ) -> dict[str, Any]:
     """Return the result of a training as plain values."""
     accuracy = {split: metrics["accuracy"] for split, metrics in bundle.metrics.items()}
+    test = bundle.metrics.get("test", {})
     num_images = len(state.history) * len(loaders["train"].samples)
     return {
         "model": f"{model.uri.removesuffix(f'/v{model.version}')}@v{model.version}",
@@ -109,8 +110,10 @@ def describe(
         **{f"num_{split}": len(samples) for split, samples in plan.splits.items()},
         "num_bad": sum(len(loader.bad) for loader in loaders.values()),
         "num_classes": len(plan.class_names),
+        "leaks": bundle.training["leaks"],
         "accuracy": accuracy.get("test", accuracy.get("val")),
         "test_accuracy": accuracy.get("test"),
+        "test_accuracy_interval": test.get("intervals", {}).get("accuracy"),
         "val_accuracy": accuracy.get("val"),
         "val_loss": state.best_metrics.get("val_loss"),
         "epochs": len(state.history),
@@ -124,9 +127,9 @@ def describe(
 def _golden_images(loaders: dict[str, SplitLoader]) -> torch.Tensor:
     """Return uint8 [n,C,P,P]: a few preprocessed images, spread over the validation split."""
     loader = loaders.get("val") or loaders.get("test") or loaders["train"]
-    num_samples = len(loader.samples)
-    index_B = np.unique(np.linspace(0, num_samples - 1, min(NUM_GOLDEN, num_samples)).astype(int))
-    [batch] = loader.batches([index_B])
+    good = [i for i, sample in enumerate(loader.samples) if sample.uri not in loader.bad]
+    chosen = np.unique(np.linspace(0, len(good) - 1, min(NUM_GOLDEN, len(good))).astype(int))
+    [batch] = loader.batches([np.array(good)[chosen]])
     return batch.x_BCHW[batch.weight_B > 0]
 
 
@@ -139,12 +142,19 @@ def _golden_probs(plan: TrainPlan, state: TrainState, golden_x_BCHW: torch.Tenso
         image_px=plan.config.image_px,
     )
     model.load_state_dict(state.best)
-    return make_golden(model.eval(), golden_x_BCHW, plan.preprocess_spec)
+    return make_golden(
+        model.eval(), golden_x_BCHW, plan.preprocess_spec, multi_label=plan.config.multi_label
+    )
 
 
 def _describe_training(
-    plan: TrainPlan, state: TrainState, loaders: dict[str, SplitLoader]
+    plan: TrainPlan,
+    state: TrainState,
+    loaders: dict[str, SplitLoader],
+    place: Place,
+    leaks: dict[str, int],
 ) -> dict[str, Any]:
+    samples = (sample for samples in plan.splits.values() for sample in samples)
     return {
         "config": _without_places(plan.config),
         "run": plan.fingerprint,
@@ -152,8 +162,10 @@ def _describe_training(
         "seed": plan.config.seed,
         "versions": {name: version(name) for name in _VERSIONS_OF},
         "python": platform.python_version(),
-        "hardware": _hardware(),
+        "hardware": _hardware(place),
         "num_images": {split: len(samples) for split, samples in plan.splits.items()},
+        "counts": count_images(samples, plan.class_names),
+        "leaks": leaks,
         "bad_images": {split: loader.bad for split, loader in loaders.items() if loader.bad},
         "best_epoch": state.best_metrics.get("epoch", 0),
         "history": state.history,
@@ -169,7 +181,17 @@ def _without_places(config: TrainConfig) -> dict[str, Any]:
     return values
 
 
-def _hardware() -> str:
-    if torch.cuda.is_available():
-        return str(torch.cuda.get_device_name())
-    return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
+def _hardware(place: Place) -> str:
+    workers = f"{place.world_size} x " if place.world_size > 1 else ""
+    if place.device.type == "cuda":
+        return f"{workers}{torch.cuda.get_device_name()}"
+    return f"{workers}{_cpu_name()}, {torch.get_num_threads()} threads"
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, f"{platform.machine()} CPU")

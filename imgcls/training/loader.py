@@ -7,13 +7,13 @@ sample is counted and named, weighs nothing, and no neighbour takes its place.
     positions -> get_many (GETs in flight) -> DecoderPool (processes) -> cache -> batch -> queue
 
 All of it runs in a thread of its own, PREFETCH_BATCHES ahead. Shape legend: B batch, C channel, P
-image_px.
+image_px, K classes.
 """
 
 import logging
 import queue
 import threading
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from itertools import chain
@@ -24,7 +24,7 @@ import torch
 
 from imgcls.errors import BudgetExceededError
 from imgcls.image.pool import Decoded, DecoderPool
-from imgcls.storage.transfer import GetRequest, get_many
+from imgcls.storage.transfer import GetRequest, Result, get_many
 from imgcls.training.cache import ImageCache
 
 PREFETCH_BATCHES = 4
@@ -41,24 +41,29 @@ class LabelledImage(Protocol):
         """Where it is."""
 
     @property
-    def label(self) -> int:
-        """What it shows."""
+    def labels(self) -> tuple[int, ...]:
+        """What it shows: one class, or any number of them in multi-label data."""
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
     """The images of one step, of one rank.
 
-    x_BCHW uint8, label_B int64, index_B int64 (place in the split), weight_B float32. Where fewer
-    than two images are left (a bad one took the rest), rows of weight 0 are added, because batch
-    normalisation needs two, and a rank without a row would leave the others waiting for its
-    gradient. They count as no image.
+    x_BCHW uint8, target_BK float32 (1 for each class that the image shows, else 0), weight_B
+    float32, index_B int64 (place in the split). Where fewer than two images are left (a bad one
+    took the rest), rows of weight 0 are added, because batch normalisation needs two, and a rank
+    without a row would leave the others waiting for its gradient. They count as no image.
     """
 
     x_BCHW: torch.Tensor
-    label_B: torch.Tensor
+    target_BK: torch.Tensor
     weight_B: torch.Tensor
     index_B: torch.Tensor
+
+    @property
+    def label_B(self) -> torch.Tensor:
+        """The only class of each image, int64; of no use in multi-label data."""
+        return self.target_BK.argmax(dim=1)
 
 
 class SplitLoader:
@@ -67,6 +72,7 @@ class SplitLoader:
     Args:
         name: of the split, for messages.
         samples: the split, in the order that indices refer to.
+        num_classes: classes of the data set.
         shape_CHW: shape of a preprocessed image.
         pool: decodes and preprocesses.
         cache: keeps what was decoded, or None to read it again each epoch.
@@ -80,6 +86,7 @@ class SplitLoader:
         name: str,
         samples: Sequence[LabelledImage],
         *,
+        num_classes: int,
         shape_CHW: tuple[int, int, int],
         pool: DecoderPool,
         cache: ImageCache | None,
@@ -89,21 +96,28 @@ class SplitLoader:
     ) -> None:
         self.name, self.samples = name, samples
         self.bad: dict[str, str] = {}  # uri -> reason
-        self._label_N = np.fromiter((s.label for s in samples), np.int64, len(samples))
+        self._num_classes = num_classes
         self._weight_N = np.ones(len(samples), np.float32) if weight_N is None else weight_N
         self._shape_CHW = shape_CHW
         self._pool, self._cache = pool, cache
         self._max_bad = int(max_bad_fraction * len(samples))
         self._pin_memory = pin_memory
 
-    def batches(self, steps: Iterable[np.ndarray]) -> Iterator[Batch]:
+    def batches(
+        self, steps: Iterable[np.ndarray], watch: Callable[[int, bytes], None] | None = None
+    ) -> Iterator[Batch]:
         """Yield one Batch per array of sample indices, prefetched.
+
+        Args:
+            steps: which samples each batch holds.
+            watch: takes (sample index, encoded bytes) of each image that is read, in another
+                thread.
 
         Raises:
             BudgetExceededError: more images than allowed gave no pixels; names some of them.
             StorageError: the store failed.
         """
-        return _ahead(self._read(list(steps)), PREFETCH_BATCHES)
+        return _ahead(self._read(list(steps), watch), PREFETCH_BATCHES)
 
     def add_bad(self, found: dict[str, str]) -> None:
         """Take over what another rank found bad, uri -> reason.
@@ -114,7 +128,9 @@ class SplitLoader:
         self.bad |= found
         self._check_bad()
 
-    def _read(self, steps: list[np.ndarray]) -> Generator[Batch]:
+    def _read(
+        self, steps: list[np.ndarray], watch: Callable[[int, bytes], None] | None
+    ) -> Generator[Batch]:
         index_P = np.concatenate(steps) if steps else np.zeros(0, np.int64)
         wanted_P = self._positions_to_read(index_P)
         requests = (
@@ -122,7 +138,12 @@ class SplitLoader:
             for position in np.flatnonzero(wanted_P)
         )
         arrived: dict[int, np.ndarray | None] = {}
-        with closing(self._decode(requests)) as decoded:
+
+        def on_bytes(position: int, data: bytes) -> None:
+            if watch is not None:
+                watch(int(index_P[position]), data)
+
+        with closing(self._decode(requests, on_bytes)) as decoded:
             start = 0
             for index_B in steps:
                 positions = range(start, start + len(index_B))
@@ -142,12 +163,15 @@ class SplitLoader:
         first_P[np.unique(index_P, return_index=True)[1]] = True
         return np.asarray(first_P & self._cache.unknown(index_P))
 
-    def _decode(self, requests: Iterator[GetRequest]) -> Generator[Decoded]:
+    def _decode(
+        self, requests: Iterator[GetRequest], on_bytes: Callable[[int, bytes], None]
+    ) -> Generator[Decoded]:
         first = next(requests, None)
         if (
             first is not None
         ):  # else everything is cached, and no GET and no decoder has to be woken
-            yield from self._pool.decode_many(get_many(chain([first], requests)))
+            results = get_many(chain([first], requests))
+            yield from self._pool.decode_many(_watched(results, on_bytes))
 
     def _accept(self, index: int, image: Decoded) -> np.ndarray | None:
         """Keep an image that arrived; where it is bad, count it and return None."""
@@ -193,11 +217,26 @@ class SplitLoader:
             padding = x_BCHW[:1] if len(x_BCHW) else np.zeros((1, *self._shape_CHW), np.uint8)
             x_BCHW = np.concatenate([x_BCHW, padding])
             weight_B = np.append(weight_B, np.float32(0.0))
-        batch = [x_BCHW, self._label_N[index_B], weight_B, index_B]
+        batch = [x_BCHW, self._targets(index_B), weight_B, index_B]
         tensors = [torch.from_numpy(array) for array in batch]
         if self._pin_memory:
             tensors = [tensor.pin_memory() for tensor in tensors]
         return Batch(*tensors)
+
+    def _targets(self, index_B: np.ndarray) -> np.ndarray:
+        target_BK = np.zeros((len(index_B), self._num_classes), np.float32)
+        for row, index in enumerate(index_B):
+            target_BK[row, list(self.samples[index].labels)] = 1.0
+        return target_BK
+
+
+def _watched(
+    results: Iterator[Result], on_bytes: Callable[[int, bytes], None]
+) -> Generator[Result]:
+    for position, result in results:
+        if isinstance(result, bytes):
+            on_bytes(position, result)
+        yield position, result
 
 
 def _ahead(batches: Generator[Batch], depth: int) -> Iterator[Batch]:

@@ -15,25 +15,32 @@ from typing import Any, cast
 import numpy as np
 import torch
 from torch import nn
-from torch.nn.functional import cross_entropy
 
+from imgcls.errors import RunStoppedError
+from imgcls.model.multi_label import macro_auroc
 from imgcls.training.loader import Batch, SplitLoader
+from imgcls.training.losses import loss_per_image
 from imgcls.training.optimizer import lr_at
 from imgcls.training.place import Place
 from imgcls.training.recipe import BestBy, Recipe
-from imgcls.training.sampler import Sampler, divide
+from imgcls.training.sampler import Sampler, divide, rarest_labels
 from imgcls.training.stages import to_train_mode
 from imgcls.training.state import TrainState
 from imgcls.training.step import autocast, to_model_input, train_step
+from imgcls.training.stop import StopRequest
 
 
 @dataclass(frozen=True, slots=True)
 class StepReport:
-    """One optimizer step: images on all ranks, mean loss over this rank's, learning rate."""
+    """One optimizer step: images on all ranks, mean loss over this rank's, learning rate.
+
+    After the one that `is_last` the run stops, because a rank was asked to.
+    """
 
     num_images: int
     loss: float
     lr: float
+    is_last: bool = False
 
 
 def fit(
@@ -46,6 +53,7 @@ def fit(
     after_step: Callable[[StepReport], None],
     after_epoch: Callable[[dict[str, Any]], None],
     compile_model: bool = False,
+    stop: StopRequest | None = None,
 ) -> None:
     """Train `state` from where it is to the last epoch.
 
@@ -59,15 +67,18 @@ def fit(
         after_step: called after each optimizer step; may take a snapshot.
         after_epoch: called with each epoch's numbers, after validation; may take a snapshot.
         compile_model: run the steps through torch.compile.
+        stop: asks this rank to stop; then all ranks do, after the same step.
 
     Raises:
         ConfigError: the loss became nan or infinite.
         BudgetExceededError: too many images give no pixels.
+        RunStoppedError: a rank was asked to stop; `after_step` was called for the last step.
     """
+    stop = stop or StopRequest()
     stepped = cast(nn.Module, torch.compile(state.model)) if compile_model else state.model
     wrapped = place.wrap(stepped)
     while not is_finished(state, recipe):
-        numbers = _train_epoch(state, wrapped, train, recipe, place, after_step)
+        numbers = _train_epoch(state, wrapped, train, recipe, place, after_step, stop)
         place.average_buffers(state.model)
         if state.ema is not None:
             place.average_buffers(state.ema)
@@ -96,13 +107,14 @@ def _train_epoch(
     recipe: Recipe,
     place: Place,
     after_step: Callable[[StepReport], None],
+    stop: StopRequest,
 ) -> dict[str, Any]:
     """Take the steps that are left of the epoch; return its numbers."""
     sampler = Sampler(
         len(train.samples),
         recipe.global_batch_size,
         recipe.seed,
-        tuple(sample.label for sample in train.samples) if recipe.balance == "sampling" else (),
+        rarest_labels(s.labels for s in train.samples) if recipe.balance == "sampling" else (),
     )
     steps = [
         sampler.step_indices(state.epoch, step, rank=place.rank, world_size=place.world_size)
@@ -118,14 +130,29 @@ def _train_epoch(
             warmup_fraction=recipe.warmup_fraction,
             schedule=recipe.schedule,
         )
-        result = train_step(state, wrapped, batch, lr, recipe, place, train.samples)
+        result = train_step(
+            state,
+            wrapped,
+            batch,
+            lr,
+            recipe,
+            place,
+            train.samples,
+            stop_wanted=stop.requested,
+        )
         state.loss_sum += result.loss_sum
         state.weight_sum += result.weight_sum
         state.step += 1
         state.total_steps += 1
         waited_s += wait_s
         num_images += result.num_images
-        after_step(StepReport(result.num_images, _ratio(result.loss_sum, result.weight_sum), lr))
+        loss = _ratio(result.loss_sum, result.weight_sum)
+        after_step(StepReport(result.num_images, loss, lr, result.stop_wanted))
+        if result.stop_wanted:
+            raise RunStoppedError(
+                f"stopped when asked to, in epoch {state.epoch + 1} after step {state.step}; the "
+                "same command goes on there"
+            )
     epoch_s = time.monotonic() - start_s
     state.train_s += epoch_s
     return {
@@ -139,40 +166,68 @@ def _train_epoch(
 
 @torch.inference_mode()
 def validate(model: nn.Module, val: SplitLoader, recipe: Recipe, place: Place) -> dict[str, Any]:
-    """Measure mean cross-entropy and accuracy over every image of `val` exactly once.
+    """Measure the mean of the unweighted loss and accuracy over every image of `val` exactly once.
 
     Each rank takes its part of the split; sums and counts are added up, so that no rank needs a
     filled-up batch.
 
     Returns:
-        val_loss, val_accuracy, and num_val: the images measured (those that decode).
+        val_loss, val_accuracy, and num_val: the images measured (those that decode). Multi-label,
+        val_accuracy is the share of images with every class right, and val_auroc is there as well,
+        the mean over the classes; null where no class has images with and without it.
     """
     model.eval()
     index_N = divide(np.arange(len(val.samples)), place.rank, place.world_size)
     loss_sum, num_correct, num_images = 0.0, 0.0, 0.0
+    scored: list[tuple[np.ndarray, np.ndarray]] = []
     steps = [index_N[i : i + recipe.batch_size] for i in range(0, len(index_N), recipe.batch_size)]
     for batch in val.batches(steps):
         x_BCHW = to_model_input(batch.x_BCHW.to(place.device), recipe)
-        label_B, weight_B = batch.label_B.to(place.device), batch.weight_B.to(place.device)
+        target_BK, weight_B = batch.target_BK.to(place.device), batch.weight_B.to(place.device)
         with autocast(recipe, place.device):
             logits_BK = model(x_BCHW).float()
-        loss_sum += float((cross_entropy(logits_BK, label_B, reduction="none") * weight_B).sum())
-        num_correct += float(((logits_BK.argmax(dim=1) == label_B) * weight_B).sum())
+        loss_B = loss_per_image(
+            logits_BK, target_BK, "cross_entropy", multi_label=recipe.multi_label
+        )
+        loss_sum += float((loss_B * weight_B).sum())
+        num_correct += float((_is_right(logits_BK, target_BK, recipe) * weight_B).sum())
         num_images += float(weight_B.sum())
+        if recipe.multi_label:
+            rows_B = weight_B > 0
+            pair = (target_BK[rows_B], logits_BK[rows_B].sigmoid())
+            scored.append((pair[0].cpu().numpy(), pair[1].cpu().numpy()))
     loss_sum, num_correct, num_images = place.sum(loss_sum, num_correct, num_images)
-    return {
+    numbers: dict[str, Any] = {
         "val_loss": _ratio(loss_sum, num_images),
         "val_accuracy": _ratio(num_correct, num_images),
         "num_val": round(num_images),
     }
+    if recipe.multi_label:
+        pairs = [pair for of_rank in place.gather(scored) for pair in of_rank]
+        target_NK, probs_NK = (np.concatenate(arrays) for arrays in zip(*pairs, strict=True))
+        numbers["val_auroc"] = macro_auroc(target_NK, probs_NK)
+    return numbers
+
+
+def _is_right(logits_BK: torch.Tensor, target_BK: torch.Tensor, recipe: Recipe) -> torch.Tensor:
+    """Return bool [B]: the only class is on top; multi-label, each is on its side of 0.5."""
+    if recipe.multi_label:
+        return ((logits_BK >= 0) == (target_BK > 0)).all(dim=1)
+    return logits_BK.argmax(dim=1) == target_BK.argmax(dim=1)
 
 
 def is_better(numbers: dict[str, Any], best: dict[str, Any], best_by: BestBy) -> bool:
-    """Say whether an epoch beats the best so far; without validation the later one does."""
+    """Say whether an epoch beats the best so far; without validation the later one does.
+
+    Of multi-label models "accuracy" is the mean AUROC: the share of images with every class right
+    stays near zero for long where there are many classes.
+    """
     if not best or "val_loss" not in numbers:
         return True
-    if best_by == "accuracy" and numbers["val_accuracy"] != best["val_accuracy"]:
-        return bool(numbers["val_accuracy"] > best["val_accuracy"])
+    has_auroc = all(each.get("val_auroc") is not None for each in (numbers, best))
+    name = "val_auroc" if has_auroc else "val_accuracy"
+    if best_by == "accuracy" and numbers[name] != best[name]:
+        return bool(numbers[name] > best[name])
     return bool(numbers["val_loss"] < best["val_loss"])
 
 

@@ -35,10 +35,19 @@ class Post:
 
 
 class Mailbox:
-    """An actor's class: collects until `take`."""
+    """An actor's class: collects until `take`; tells the worker when to stop."""
 
     def __init__(self) -> None:
         self._post = Post()
+        self._is_stopping = False
+
+    def stop(self) -> None:
+        """Ask the worker to stop."""
+        self._is_stopping = True
+
+    def is_stopping(self) -> bool:
+        """Whether the worker has been asked to stop."""
+        return self._is_stopping
 
     def count(self, num_images: int, note: str) -> None:
         """Add images done."""

@@ -10,7 +10,7 @@ import hashlib
 import json
 import logging
 import math
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 
 from torch import nn
 
@@ -21,14 +21,18 @@ from imgcls.image.augment import build_recipe
 from imgcls.image.spec import DecodeSpec, PreprocessSpec
 from imgcls.model.build import check_input_size
 from imgcls.model.dataset import Dataset, Sample, read_dataset
-from imgcls.model.labels import ClassNames
+from imgcls.model.labels import ClassNames, enumerate_names
 from imgcls.model.predict import pick_device
+from imgcls.model.weights import normalization_of
 from imgcls.storage.uri import join, split_uri
 from imgcls.training.checkpoint import CheckpointSchedule
 from imgcls.training.initial import initial_model
+from imgcls.training.losses import balanced_pos_weights
+from imgcls.training.points import check_operating_points, operating_targets
 from imgcls.training.recipe import Recipe
 from imgcls.training.sampler import Sampler
 from imgcls.training.statistics import measure_channels
+from imgcls.training.tracking import check_tracking
 
 log = logging.getLogger(__name__)
 
@@ -74,22 +78,24 @@ def make_plan(config: TrainConfig) -> TrainPlan:
         val_fraction=config.val_fraction,
         test_fraction=config.test_fraction,
         seed=config.seed,
+        multi_label=config.multi_label,
+        slice_by=config.slice_by,
     )
     splits = {split: dataset.of_split(split) for split in ("train", "val", "test")}
     log.info("%s", _describe(dataset, splits))
+    check_operating_points(config, dataset.class_names, splits["val"])
+    _warn_of_gaps(dataset)
     decode_spec = build_decode_spec(config)
     channels = decode_spec.num_channels
     model = initial_model(config, len(dataset.class_names), channels)
     _check_batches(config, model, len(splits["train"]))
-    mean, std = measure_channels(
-        [sample.uri for sample in splits["train"]],
-        decode_spec,
-        PreprocessSpec.for_image_px(config.image_px, mean=(0.0,) * channels, std=(1.0,) * channels),
-        seed=config.seed,
-        num_decoders=config.num_decoders,
-    )
+    mean, std = _choose_normalization(config, decode_spec, splits["train"])
     preprocess_spec = PreprocessSpec.for_image_px(config.image_px, mean=mean, std=std)
     recipe = build_train_recipe(config, preprocess_spec)
+    if config.multi_label and config.balance == "weights":
+        labels_N = [sample.labels for sample in splits["train"]]
+        pos_weights = balanced_pos_weights(labels_N, len(dataset.class_names))
+        recipe = replace(recipe, pos_weight=tuple(pos_weights))
     return TrainPlan(
         config=config,
         recipe=recipe,
@@ -99,6 +105,24 @@ def make_plan(config: TrainConfig) -> TrainPlan:
         splits=splits,
         split_digest=dataset.split_digest,
         fingerprint=_fingerprint(config, recipe, decode_spec, dataset),
+    )
+
+
+def _choose_normalization(
+    config: TrainConfig, decode_spec: DecodeSpec, samples: list[Sample]
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return mean and std per channel: those that the weights know, or else those of the images."""
+    channels = decode_spec.num_channels
+    if config.weights:
+        known = normalization_of(config.arch, config.weights, channels)
+        if known is not None:
+            return known
+    return measure_channels(
+        [sample.uri for sample in samples],
+        decode_spec,
+        PreprocessSpec.for_image_px(config.image_px, mean=(0.0,) * channels, std=(1.0,) * channels),
+        seed=config.seed,
+        num_decoders=config.num_decoders,
     )
 
 
@@ -128,9 +152,9 @@ def check_flags(config: TrainConfig) -> None:
     if config.work_dir:
         split_uri(config.work_dir)
     check_input_size(config.arch, config.image_px)
-    for flag in ("epochs", "batch_size", "image_px", "accumulate"):
+    for flag in ("epochs", "batch_size", "image_px", "accumulate", "keep_checkpoints"):
         _refuse_unless(getattr(config, flag) >= 1, config, flag, "at least 1")
-    for flag in ("num_workers", "num_decoders", "max_failures", "freeze_stages", "patience_epochs"):
+    for flag in ("num_decoders", "max_failures", "freeze_stages", "patience_epochs"):
         _refuse_unless(getattr(config, flag) >= 0, config, flag, "0 or more")
     _refuse_unless(0 < config.lr < math.inf, config, "lr", "more than 0")
     for flag in ("weight_decay", "max_grad_norm", "mixup", "cutmix"):
@@ -140,13 +164,11 @@ def check_flags(config: TrainConfig) -> None:
     for flag in ("label_smoothing", "ema_decay"):
         _refuse_unless(0 <= getattr(config, flag) < 1, config, flag, "at least 0 and below 1")
     _refuse_unless(0 < config.layer_decay <= 1, config, "layer_decay", "more than 0, at most 1")
-    most = max(1, config.num_workers)
-    _refuse_unless(
-        0 <= config.min_workers <= most, config, "min_workers", f"0 to --num-workers, {most}"
-    )
     CheckpointSchedule(config.checkpoint_every)
+    check_tracking(config.mlflow_uri)
+    operating_targets(config)
     build_decode_spec(config)
-    if config.num_workers == 0:
+    if config.workers.most == 0:
         pick_device(config.device)
 
 
@@ -163,11 +185,11 @@ def build_train_recipe(config: TrainConfig, preprocess_spec: PreprocessSpec) -> 
 
 def global_batch_size(config: TrainConfig) -> int:
     """Return the images of one optimizer step; fewer workers than asked for do not change it."""
-    return config.batch_size * max(1, config.num_workers) * config.accumulate
+    return config.batch_size * max(1, config.workers.most) * config.accumulate
 
 
 def _check_batches(config: TrainConfig, model: nn.Module, num_train: int) -> None:
-    num_ranks = max(1, config.num_workers)
+    num_ranks = max(1, config.workers.most)
     wanted = global_batch_size(config)
     if num_train < wanted:
         raise ConfigError(
@@ -203,6 +225,14 @@ def _fingerprint(
 def _describe(dataset: Dataset, splits: dict[str, list[Sample]]) -> str:
     counts = ", ".join(f"{len(samples)} {split}" for split, samples in splits.items())
     return f"{len(dataset.samples)} images of {len(dataset.class_names)} classes: {counts}"
+
+
+def _warn_of_gaps(dataset: Dataset) -> None:
+    """Name the classes that a split given by DATA cannot measure."""
+    for split, counts in dataset.counts().items():
+        missing = [name for name, count in counts.items() if count == 0]
+        if split != "train" and 0 < len(missing) < len(counts):
+            log.warning("%s has no image of %s", split, enumerate_names(missing))
 
 
 def _refuse_unless(is_right: bool, config: TrainConfig, field: str, wanted: str) -> None:

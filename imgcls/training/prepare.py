@@ -36,6 +36,7 @@ def make_loaders(plan: TrainPlan, pool: DecoderPool, place: Place) -> dict[str, 
         split: SplitLoader(
             split,
             samples,
+            num_classes=len(plan.class_names),
             shape_CHW=plan.shape_CHW,
             pool=pool,
             cache=caches.get(split),
@@ -74,7 +75,8 @@ def weigh_samples(plan: TrainPlan) -> np.ndarray:
     """Return float32 [N]: the weights that DATA gives, times those of the classes."""
     samples = plan.splits["train"]
     weight_N = np.array([sample.weight for sample in samples], np.float32)
-    if plan.recipe.balance == "weights":
+    # Of several labels the classes are weighed in the loss, see Recipe.pos_weight.
+    if plan.recipe.balance == "weights" and not plan.recipe.multi_label:
         label_N = np.array([sample.label for sample in samples])
         weight_N *= balanced_class_weights(label_N, len(plan.class_names))[label_N]
     return weight_N

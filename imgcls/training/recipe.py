@@ -22,7 +22,8 @@ class Recipe:
     """The values that decide the weights; units and meaning are those of the flags.
 
     `global_batch_size` images make one optimizer step, over all ranks; a rank passes at most
-    `batch_size` of its share through the model at a time and adds up the gradients.
+    `batch_size` of its share through the model at a time and adds up the gradients. `pos_weight`
+    has an entry per class where multi-label classes are weighed, else none.
     """
 
     preprocess: PreprocessSpec
@@ -50,3 +51,5 @@ class Recipe:
     channels_last: bool = False
     best_by: BestBy = "loss"
     patience_epochs: int = 0
+    multi_label: bool = False
+    pos_weight: tuple[float, ...] = ()

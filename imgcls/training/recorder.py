@@ -5,17 +5,16 @@ of a checkpoint's epoch is on its way before the checkpoint is, so a resumed run
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from types import TracebackType
 from typing import Any, Self
 
-from imgcls.errors import RunStoppedError
 from imgcls.training.checkpoint import CheckpointSchedule, CheckpointWriter
 from imgcls.training.loop import StepReport
 from imgcls.training.runlog import RunLog
 from imgcls.training.state import TrainState
-from imgcls.training.stop import StopRequest
+from imgcls.training.tracking import Tracker
 
 Show = Callable[[int, str], None]
 
@@ -31,38 +30,49 @@ class Recorder:
         writer: writes the checkpoints.
         every: how often, as --checkpoint-every has it.
         show: takes (images, note) for the progress.
+        make_trackers: those who are told each epoch, too.
     """
 
     def __init__(
-        self, run_uri: str, state: TrainState, writer: CheckpointWriter, every: str, show: Show
+        self,
+        run_uri: str,
+        state: TrainState,
+        writer: CheckpointWriter,
+        every: str,
+        show: Show,
+        make_trackers: Sequence[Callable[[], Tracker]] = (),
     ) -> None:
         self._state, self._writer, self._show = state, writer, show
         self._schedule = CheckpointSchedule(every)
-        self._log = RunLog(run_uri, state.run_id, epoch=state.epoch, step=state.step)
-        self._stop = StopRequest()
+        self._log = RunLog(
+            run_uri,
+            state.run_id,
+            epoch=state.epoch,
+            step=state.step,
+            make_trackers=make_trackers,
+        )
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
         self._stack.enter_context(self._log)
-        self._stack.enter_context(self._stop)
         return self
 
     def after_step(self, report: StepReport) -> None:
-        """Record a step.
-
-        Raises:
-            RunStoppedError: SIGTERM came; a checkpoint of this step is written.
-        """
+        """Record a step; after the last one before a stop, return when a checkpoint is written."""
         epoch, step = self._state.epoch + 1, self._state.step
         self._show(report.num_images, f"loss {report.loss:.4f}")
-        self._log.add_step(epoch=epoch, step=step, loss=report.loss, lr=report.lr)
-        if self._schedule.is_due(self._state.total_steps) or self._stop.requested:
+        self._log.add_step(
+            epoch=epoch,
+            step=step,
+            total_steps=self._state.total_steps,
+            loss=report.loss,
+            lr=report.lr,
+            num_images=report.num_images,
+        )
+        if self._schedule.is_due(self._state.total_steps) or report.is_last:
             self._checkpoint()
-        if self._stop.requested:
+        if report.is_last:
             self._writer.wait()
-            raise RunStoppedError(
-                f"stopped by SIGTERM in epoch {epoch}, step {step}; the same command goes on there"
-            )
 
     def after_epoch(self, numbers: dict[str, Any]) -> None:
         """Record an epoch."""
@@ -91,6 +101,8 @@ def _describe(numbers: dict[str, Any]) -> str:
     measured = ""
     if "val_loss" in numbers:
         measured = f", val loss {numbers['val_loss']:.4f}, accuracy {numbers['val_accuracy']:.4f}"
+    if numbers.get("val_auroc") is not None:
+        measured += f", AUROC {numbers['val_auroc']:.4f}"
     return (
         f"epoch {numbers['epoch']}: train loss {numbers['train_loss']:.4f}{measured}; "
         f"{numbers['images_per_s']:.0f} images/s, {numbers['waited_fraction']:.0%} of the time "

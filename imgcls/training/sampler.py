@@ -10,6 +10,8 @@ sample. So there is no small last batch, whose gradient would be noise and whose
 would be worse: global_batch_size is an upper limit.
 """
 
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -26,8 +28,9 @@ class Sampler:
         num_samples: samples of the training split.
         global_batch_size: most samples per optimizer step, over all ranks.
         seed: seed of the order.
-        balanced_labels: labels of the samples, to see every class equally often: those of a rare
-            class several times per epoch, not all of a frequent one. Empty: each sample once.
+        balanced_labels: label of each sample (`rarest_labels`), to see every class equally often:
+            those of a rare class several times per epoch, not all of a frequent one. Empty: each
+            sample once.
     """
 
     num_samples: int
@@ -55,6 +58,21 @@ class Sampler:
             order = _permutation(self.num_samples, self.seed, epoch)
         start, stop = _share(self.num_samples, self.num_steps, step)
         return divide(order[start:stop], rank, world_size)
+
+
+def rarest_labels(labels_N: Iterable[tuple[int, ...]]) -> tuple[int, ...]:
+    """Return the label that each sample is counted under when classes are balanced.
+
+    That is its only one; of several the rarest, or an image of two classes would always be drawn as
+    one of the frequent. Images without any label are a class of their own, -1.
+    """
+    labels_N = list(labels_N)
+    counts = Counter(label for labels in labels_N for label in labels)
+
+    def rarity(label: int) -> tuple[int, int]:
+        return counts[label], label
+
+    return tuple(min(labels, key=rarity, default=-1) for labels in labels_N)
 
 
 def divide(index_B: np.ndarray, rank: int, world_size: int) -> np.ndarray:

@@ -33,11 +33,12 @@ NAMED_URIS = 8
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """This rank's sums of loss and weight, and the images of all ranks."""
+    """This rank's sums of loss and weight; the images of all ranks, and whether one is to stop."""
 
     loss_sum: float
     weight_sum: float
     num_images: int
+    stop_wanted: bool
 
 
 def train_step(
@@ -48,6 +49,8 @@ def train_step(
     recipe: Recipe,
     place: Place,
     samples: Sequence[LabelledImage],
+    *,
+    stop_wanted: bool = False,
 ) -> StepResult:
     """Take one optimizer step.
 
@@ -59,6 +62,7 @@ def train_step(
         recipe: how.
         place: this rank.
         samples: what batch.index_B refers to, for messages.
+        stop_wanted: whether this rank has been asked to stop; all of them hear of it at this step.
 
     Raises:
         ConfigError: the loss is nan or infinite; names the images.
@@ -67,7 +71,9 @@ def train_step(
     # have drawn.
     torch.manual_seed(step_seed(recipe.seed, state.total_steps, place.rank))
     weight_sum = float(batch.weight_B.sum())
-    weight_sum_all, num_images = place.sum(weight_sum, float((batch.weight_B > 0).sum()))
+    weight_sum_all, num_images, num_stops = place.sum(
+        weight_sum, float((batch.weight_B > 0).sum()), float(stop_wanted)
+    )
     # torch averages gradients over ranks; we want the mean over images.
     scale = place.world_size / weight_sum_all if weight_sum_all > 0 else 0.0
     state.optimizer.zero_grad(set_to_none=True)
@@ -87,7 +93,7 @@ def train_step(
     state.optimizer.step()
     if state.ema is not None:
         follow(state.ema, state.model, recipe.ema_decay, state.total_steps + 1)
-    return StepResult(loss_sum, weight_sum, round(num_images))
+    return StepResult(loss_sum, weight_sum, round(num_images), num_stops > 0)
 
 
 def to_model_input(x_BCHW: torch.Tensor, recipe: Recipe) -> torch.Tensor:
@@ -107,7 +113,7 @@ def _weighted_loss(
     """Return the sum of the images' losses times their weights, one float32."""
     device = place.device
     x_BCHW = batch.x_BCHW.to(device, non_blocking=True)
-    label_B = batch.label_B.to(device, non_blocking=True)
+    target_BK = batch.target_BK.to(device, non_blocking=True)
     weight_B = batch.weight_B.to(device, non_blocking=True)
     index_B = batch.index_B.numpy()
     draws = uniform(recipe.seed, state.epoch, index_B, NUM_DRAWS)
@@ -115,7 +121,7 @@ def _weighted_loss(
     if recipe.policy != "none":
         seeds = image_seeds(recipe.seed, state.epoch, index_B)
         x_BCHW = apply_policy(x_BCHW, seeds, recipe.policy)
-    target_BK = smooth_targets(label_B, state.num_classes, recipe.label_smoothing)
+    target_BK = smooth_targets(target_BK, recipe.label_smoothing, multi_label=recipe.multi_label)
     x_BCHW, target_BK = mix(
         to_model_input(x_BCHW, recipe),
         target_BK,
@@ -126,17 +132,24 @@ def _weighted_loss(
     )
     with autocast(recipe, device):
         logits_BK = wrapped(x_BCHW)
-    return (loss_per_image(logits_BK.float(), target_BK, recipe.loss) * weight_B).sum()
+    loss_B = loss_per_image(
+        logits_BK.float(),
+        target_BK,
+        recipe.loss,
+        multi_label=recipe.multi_label,
+        pos_weight_K=torch.tensor(recipe.pos_weight, device=device) if recipe.pos_weight else None,
+    )
+    return (loss_B * weight_B).sum()
 
 
 def _split(batch: Batch, size: int) -> Iterator[Batch]:
     """Cut a batch into parts of at most `size` rows, sizes differing by one at most."""
-    num_rows = len(batch.label_B)
+    num_rows = len(batch.x_BCHW)
     num_parts = -(-num_rows // size)
     for part in range(num_parts):
         rows = slice(num_rows * part // num_parts, num_rows * (part + 1) // num_parts)
         yield Batch(
-            batch.x_BCHW[rows], batch.label_B[rows], batch.weight_B[rows], batch.index_B[rows]
+            batch.x_BCHW[rows], batch.target_BK[rows], batch.weight_B[rows], batch.index_B[rows]
         )
 
 

@@ -1,7 +1,8 @@
-"""Stop between two steps when the machine asks for it.
+"""Stop between two steps when somebody asks for it.
 
-In: SIGTERM, as a scheduler sends it before it takes the machine away. Out: `requested`. Invariant:
-the handler that was there before comes back; outside the main thread nothing is installed.
+In: SIGTERM, as a scheduler sends it before it takes the machine away; or a notice that came another
+way (workers.py). Out: `requested`. Invariant: the handler that was there before comes back, and a
+second SIGTERM goes to it at once; outside the main thread nothing is installed.
 """
 
 import signal
@@ -11,7 +12,7 @@ from typing import Self
 
 
 class StopRequest:
-    """Watches for SIGTERM while it is entered."""
+    """Watches for SIGTERM while it is entered; anybody may set `requested`."""
 
     def __init__(self) -> None:
         self.requested = False
@@ -26,6 +27,12 @@ class StopRequest:
     def _note(self, number: int, frame: FrameType | None) -> None:
         del number, frame
         self.requested = True
+        self._restore()
+
+    def _restore(self) -> None:
+        if self._is_installed:
+            self._is_installed = False
+            signal.signal(signal.SIGTERM, self._before)
 
     def __exit__(
         self,
@@ -33,5 +40,4 @@ class StopRequest:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._is_installed:
-            signal.signal(signal.SIGTERM, self._before)
+        self._restore()

@@ -14,17 +14,19 @@ import torch
 from safetensors.torch import save_file
 from torch import distributed, nn
 
+from imgcls.errors import RunStoppedError
 from imgcls.image.augment import build_recipe
 from imgcls.image.pool import DecoderPool
 from imgcls.image.spec import DecodeSpec, PreprocessSpec
 from imgcls.model.build import build_model
 from imgcls.model.dataset import read_dataset
 from imgcls.training.loader import SplitLoader
-from imgcls.training.loop import fit
+from imgcls.training.loop import StepReport, fit
 from imgcls.training.optimizer import build_optimizer
 from imgcls.training.place import Place
 from imgcls.training.recipe import Recipe
 from imgcls.training.state import TrainState
+from imgcls.training.stop import StopRequest
 
 SIDE_PX = 12
 GLOBAL_BATCH_SIZE = 16
@@ -64,19 +66,30 @@ def run_rank(data: str, model_name: str, place: Place, **changes: Any) -> TrainS
 
 
 def run_and_list_bad(
-    data: str, model_name: str, place: Place, **changes: Any
+    data: str, model_name: str, place: Place, *, stop_rank: int = -1, **changes: Any
 ) -> tuple[TrainState, list[str]]:
-    """Train; return the state, and the bad images that this rank knows of."""
-    dataset = read_dataset(data, val_fraction=0.25, test_fraction=0, seed=0)
+    """Train; return the state, and the bad images that this rank knows of.
+
+    `stop_rank` is asked to stop after its second step.
+    """
     recipe = make_recipe(place.world_size, **changes)
+    dataset = read_dataset(
+        data, val_fraction=0.25, test_fraction=0, seed=0, multi_label=recipe.multi_label
+    )
     model = make_model(model_name, len(dataset.class_names))
     optimizer = build_optimizer(model, recipe.optimizer, lr=recipe.lr, weight_decay=0.01)
     state = TrainState(model, optimizer, len(dataset.class_names))
+    stop = StopRequest()
+
+    def after_step(_: StepReport) -> None:
+        stop.requested = place.rank == stop_rank and state.total_steps == 2
+
     with DecoderPool(DecodeSpec(), recipe.preprocess, 1) as pool:
         train, val = (
             SplitLoader(
                 split,
                 dataset.of_split(split),
+                num_classes=len(dataset.class_names),
                 shape_CHW=(3, SIDE_PX, SIDE_PX),
                 pool=pool,
                 cache=None,
@@ -90,8 +103,9 @@ def run_and_list_bad(
             val,
             recipe,
             place,
-            after_step=lambda report: None,
+            after_step=after_step,
             after_epoch=lambda numbers: None,
+            stop=stop,
         )
     return state, sorted(train.bad)
 
@@ -104,8 +118,12 @@ def main(args: dict[str, Any]) -> None:
         "gloo", store=store, rank=args["rank"], world_size=args["world_size"]
     )
     place = Place.of_process_group(torch.device("cpu"))
-    state, bad = run_and_list_bad(args["data"], args["model"], place)
     out = Path(args["out"])
+    try:
+        state, bad = run_and_list_bad(args["data"], args["model"], place, **args["changes"])
+    except RunStoppedError as error:
+        (out / f"history-{place.rank}.json").write_text(json.dumps([str(error)]))
+        return
     (out / f"bad-{place.rank}.json").write_text(json.dumps(bad))
     (out / f"history-{place.rank}.json").write_text(json.dumps(state.history))
     if place.rank == 0:

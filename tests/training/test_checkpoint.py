@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from imgcls.errors import ConfigError
+from imgcls.storage.objects import put
 from imgcls.training.checkpoint import (
     SUMS,
     TENSORS,
@@ -77,17 +78,19 @@ def test_a_snapshot_does_not_change_while_training_goes_on() -> None:
     assert all(torch.equal(snapshot.tensors[name], tensor) for name, tensor in before.items())
 
 
-def test_the_writer_keeps_only_the_last_and_removes_what_came_before(run_uri: str) -> None:
+def test_the_writer_keeps_the_last_and_removes_what_came_before(run_uri: str) -> None:
     state = make_state()
-    train(state, 1)
-    earlier = write_checkpoint(run_uri, state.snapshot())
-    with CheckpointWriter(run_uri, [earlier]) as writer:
-        for _ in range(3):
+    for _ in range(2):
+        train(state, 1)
+        write_checkpoint(run_uri, state.snapshot())
+    put(f"{run_uri}/checkpoints/000000000009-unfinished/{TENSORS}", b"killed while it was written")
+    with CheckpointWriter(run_uri, list_checkpoints(run_uri), keep=2) as writer:
+        for total_steps in (3, 4, 5):
             train(state, 1)
             writer.write(state.snapshot())
-        writer.wait()
-        [folder] = list_checkpoints(run_uri)
-        assert read_checkpoint(folder).values["total_steps"] == 4
+            writer.wait()
+            kept = [read_checkpoint(f).values["total_steps"] for f in list_checkpoints(run_uri)]
+            assert kept == [total_steps - 1, total_steps]
         writer.remove_all()
         assert list_checkpoints(run_uri) == {}
 
@@ -119,7 +122,7 @@ def test_nothing_to_resume_is_no_checkpoint(run_uri: str) -> None:
 def test_a_failed_write_is_raised_by_the_next(tmp_path: Path) -> None:
     in_the_way = tmp_path / "checkpoints"
     in_the_way.write_text("a file where the folder should be")
-    with CheckpointWriter(str(tmp_path), []) as writer:
+    with CheckpointWriter(str(tmp_path), {}) as writer:
         writer.write(make_state().snapshot())
         with pytest.raises(Exception, match="checkpoints"):
             writer.write(make_state().snapshot())

@@ -1,21 +1,29 @@
+"""Nodes that vanish and nodes that are drained, in a real cluster of two."""
+
+import json
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import ray
 from ray.cluster_utils import Cluster
+from ray.core.generated import autoscaler_pb2
 
 from imgcls.config.training import TrainConfig
 from imgcls.model.artifact import read_bundle
 from imgcls.training.driver import train
 
 ROOT = Path(__file__).parents[2]
+CHECKPOINTS = "_training/bars/run-*/checkpoints/*/SHA256SUMS"
+MakeTree = Callable[..., Path]
 
 
 @pytest.fixture
-def two_nodes() -> Iterator[tuple[Cluster, object]]:
+def two_nodes() -> Iterator[tuple[Cluster, Any]]:
     """A cluster of two nodes with one CPU each, and the node that may be lost."""
     cluster = Cluster(
         initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False}
@@ -31,30 +39,58 @@ def two_nodes() -> Iterator[tuple[Cluster, object]]:
     cluster.shutdown()
 
 
+def make_config(folder: Path, **changes: Any) -> TrainConfig:
+    values: dict[str, Any] = {
+        "data": str(folder),
+        "registry": str(folder.parent / "registry"),
+        "name": "bars",
+        "arch": "simple_cnn",
+        "image_px": 12,
+        "batch_size": 8,
+        "epochs": 60,
+        "lr": 5e-3,
+        "num_workers": "1:2",
+        "checkpoint_every": "5",
+    }
+    return TrainConfig(**values | changes)
+
+
+def logged_steps(result: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the lines of all steps in the run's log, in order."""
+    log = Path(result["run"]) / "log" / read_bundle(result["uri"]).training["run_id"]
+    lines = [
+        json.loads(line)
+        for path in sorted(log.glob("epoch-*.jsonl"))
+        for line in path.read_text().splitlines()
+    ]
+    return [line for line in lines if line["kind"] == "step"]
+
+
+def check_each_epoch_saw_each_image_once(result: dict[str, Any], num_epochs: int) -> None:
+    """Each (epoch, step) counts once, and the images of an epoch's steps are the split's.
+
+    Which images they are is the sampler's: tests/training/test_sampler.py.
+    """
+    steps = logged_steps(result)
+    num_steps = max(line["step"] for line in steps)
+    expected = [(e, s) for e in range(1, num_epochs + 1) for s in range(1, num_steps + 1)]
+    assert [(line["epoch"], line["step"]) for line in steps] == expected
+    for epoch in range(1, num_epochs + 1):
+        seen = [line["num_images"] for line in steps if line["epoch"] == epoch]
+        assert sum(seen) == result["num_train"]
+
+
 @pytest.mark.slow
 @pytest.mark.ray
 def test_a_run_that_loses_a_node_goes_on_with_fewer_workers_and_skips_no_image(
-    two_nodes: tuple[Cluster, object], make_tree: Callable[..., Path]
+    two_nodes: tuple[Cluster, Any], make_tree: MakeTree
 ) -> None:
     cluster, other = two_nodes
     data = make_tree(40)
-    config = TrainConfig(
-        data=str(data),
-        registry=str(data.parent / "registry"),
-        name="bars",
-        arch="simple_cnn",
-        image_px=12,
-        batch_size=8,
-        epochs=60,
-        lr=5e-3,
-        num_workers=2,
-        min_workers=1,
-        checkpoint_every="5",
-    )
+    config = make_config(data)
 
     def lose_the_node() -> None:
-        pattern = "_training/bars/run-*/checkpoints/*/SHA256SUMS"
-        while not list(Path(config.registry).glob(pattern)):
+        while not list(Path(config.registry).glob(CHECKPOINTS)):
             time.sleep(0.05)
         cluster.remove_node(other, allow_graceful=False)
 
@@ -64,20 +100,43 @@ def test_a_run_that_loses_a_node_goes_on_with_fewer_workers_and_skips_no_image(
     thread.join()
     assert sum(node["Alive"] for node in ray.nodes()) == 1
     alone = train(
-        TrainConfig(
-            **{
-                **config.__dict__,
-                "num_workers": 0,
-                "min_workers": 0,
-                "batch_size": 16,
-                "registry": str(data.parent / "alone"),
-            }
+        make_config(
+            data, num_workers="0", batch_size=16, registry=str(data.parent / "alone"), epochs=60
         )
     )
     assert result["epochs"] == 60
     assert result["val_loss"] == pytest.approx(alone["val_loss"], abs=0.1)
-    # Each step of each epoch trained on the images that it would have had on two workers.
-    log = Path(result["run"]) / "log" / read_bundle(result["uri"]).training["run_id"]
-    num_steps = {path.read_text().count('"kind": "step"') for path in log.glob("epoch-*.jsonl")}
-    assert len(num_steps) == 1
-    assert len(list(log.glob("epoch-*.jsonl"))) == 60
+    check_each_epoch_saw_each_image_once(result, 60)
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_a_drained_node_is_left_with_a_checkpoint_and_counts_as_no_failure(
+    two_nodes: tuple[Cluster, Any], make_tree: MakeTree, caplog: pytest.LogCaptureFixture
+) -> None:
+    cluster, other = two_nodes
+    # No checkpoint but the one that the notice asks for, and not one failure is allowed.
+    config = make_config(make_tree(40), epochs=300, checkpoint_every="1000000", max_failures=0)
+    log = Path(config.registry) / "_training/bars"
+
+    def give_notice() -> None:
+        while not list(log.glob("run-*/log/*/epoch-00002.jsonl")):
+            time.sleep(0.05)
+        client = ray._raylet.GcsClient(address=cluster.address)
+        accepted, reason = client.drain_node(
+            other.node_id,
+            autoscaler_pb2.DRAIN_NODE_REASON_PREEMPTION,
+            "the machine will be taken away",
+            int((time.time() + 60) * 1000),
+        )
+        assert accepted, reason
+
+    thread = threading.Thread(target=give_notice)
+    thread.start()
+    with caplog.at_level(logging.INFO, "imgcls"):
+        result = train(config)
+    thread.join()
+    assert result["num_preemptions"] == 1
+    [line] = [r.getMessage() for r in caplog.records if "going on from epoch" in r.getMessage()]
+    assert int(line.split("epoch ")[1].split(",")[0]) > 1
+    check_each_epoch_saw_each_image_once(result, 300)

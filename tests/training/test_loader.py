@@ -19,14 +19,14 @@ SHAPE = (3, SIDE_PX, SIDE_PX)
 @dataclass(frozen=True)
 class Sample:
     uri: str
-    label: int
+    labels: tuple[int, ...]
 
 
 def numbered_samples(folder: Path, num: int) -> list[Sample]:
     """Image i is all grey level i; its label is i modulo 3."""
     for i in range(num):
         Image.new("RGB", (SIDE_PX, SIDE_PX), (i, i, i)).save(folder / f"{i:03d}.png")
-    return [Sample(str(folder / f"{i:03d}.png"), i % 3) for i in range(num)]
+    return [Sample(str(folder / f"{i:03d}.png"), (i % 3,)) for i in range(num)]
 
 
 def make_loader(
@@ -42,6 +42,7 @@ def make_loader(
     return SplitLoader(
         "train",
         samples,
+        num_classes=3,
         shape_CHW=SHAPE,
         pool=pool,
         cache=cache,
@@ -127,7 +128,7 @@ def test_too_many_bad_images_stop_with_their_names(tmp_path: Path, pool: Decoder
 
 
 def test_a_store_that_cannot_be_read_is_no_bad_image(pool: DecoderPool) -> None:
-    loader = make_loader([Sample("nosuch://bucket/key", 0)] * 3, pool)
+    loader = make_loader([Sample("nosuch://bucket/key", (0,))] * 3, pool)
     with pytest.raises(ConfigError, match="nosuch"):
         list(loader.batches([np.arange(3)]))
     assert not loader.bad

@@ -19,7 +19,9 @@ from tests.training.rank_main import make_model, run_and_list_bad, run_rank
 ROOT = Path(__file__).parents[2]
 
 
-def run_ranks(data: Path, model: str, out: Path, world_size: int = 2) -> list[list[dict]]:
+def run_ranks(
+    data: Path, model: str, out: Path, world_size: int = 2, **changes: Any
+) -> list[list[dict]]:
     """Train with real processes over gloo; return each rank's history."""
     out.mkdir()
     processes = []
@@ -30,6 +32,7 @@ def run_ranks(data: Path, model: str, out: Path, world_size: int = 2) -> list[li
             "rank": rank,
             "world_size": world_size,
             "out": str(out),
+            "changes": changes,
         }
         (out / f"args-{rank}.json").write_text(json.dumps(args))
         command = [sys.executable, "-m", "tests.training.rank_main", str(out / f"args-{rank}.json")]
@@ -73,6 +76,14 @@ def test_two_ranks_with_batch_norm_and_dropout_end_close_to_one(
     assert histories[0][-1]["val_loss"] == pytest.approx(alone.history[-1]["val_loss"], abs=0.15)
     # Every rank validated with the same running statistics, and added up the same numbers.
     assert histories[0][-1]["val_loss"] == histories[1][-1]["val_loss"]
+
+
+def test_when_one_rank_is_asked_to_stop_all_stop_after_the_same_step(
+    make_tree: Callable[..., Path], tmp_path: Path
+) -> None:
+    messages = run_ranks(make_tree(41), "plain", tmp_path / "out", stop_rank=1)
+    assert messages[0] == messages[1]
+    assert "in epoch 1 after step 3" in str(messages[0])
 
 
 def test_training_learns_and_keeps_the_best_weights(make_tree: Callable[..., Path]) -> None:

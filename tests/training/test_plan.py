@@ -6,8 +6,11 @@ from typing import Any
 import pytest
 
 from imgcls.config.training import TrainConfig
+from imgcls.config.values import WorkerRange
 from imgcls.errors import ConfigError, ImgclsError
+from imgcls.model.registry import register
 from imgcls.training.plan import make_plan
+from tests.scoring.tiny import make_bundle
 
 MakeTree = Callable[..., Path]
 
@@ -44,7 +47,11 @@ def make_config(folder: Path, **changes: Any) -> TrainConfig:
         ({"device": "cuda"}, "no CUDA device"),
         ({"name": "a/b"}, "--name 'a/b'"),
         ({"registry": "ftp://host/x"}, "ftp://"),
-        ({"num_workers": -1}, "--num-workers -1"),
+        ({"num_workers": "-1"}, "--num-workers -1: .*MIN:MAX"),
+        ({"num_workers": "0:2"}, "--num-workers 0:2: .*MIN at least 1"),
+        ({"num_workers": "3:2"}, "--num-workers 3:2"),
+        ({"num_workers": "two"}, "--num-workers two"),
+        ({"keep_checkpoints": 0}, "--keep-checkpoints 0"),
         ({"checkpoint_every": "often"}, "--checkpoint-every often"),
         ({"data": "/nonexistent/images"}, "/nonexistent/images"),
     ],
@@ -81,7 +88,7 @@ def test_plan_measures_the_colours_and_counts_the_splits(make_tree: MakeTree) ->
 @pytest.mark.parametrize(
     "changes",
     [
-        {"num_workers": 2, "batch_size": 4},
+        {"num_workers": "2", "batch_size": 4},
         {"device": "cpu"},
         {"cache": "none"},
         {"num_decoders": 2},
@@ -112,3 +119,25 @@ def test_more_images_are_another_run(make_tree: MakeTree) -> None:
     first = next(Path(config.data).rglob("*.png"))
     (first.parent / "another.png").write_bytes(first.read_bytes())
     assert make_plan(config).run_uri != before
+
+
+@pytest.mark.parametrize(
+    ("text", "fewest", "most", "is_elastic"),
+    [("0", 0, 0, False), ("2", 2, 2, False), ("1:4", 1, 4, True), (" 3:3 ", 3, 3, False)],
+)
+def test_workers_are_a_number_or_a_range(
+    text: str, fewest: int, most: int, is_elastic: bool
+) -> None:
+    workers = WorkerRange.parse(text)
+    assert (workers.fewest, workers.most, workers.is_elastic) == (fewest, most, is_elastic)
+
+
+def test_weights_of_a_bundle_are_met_with_their_own_normalization(make_tree: MakeTree) -> None:
+    data = make_tree(20)
+    bundle = make_bundle()
+    register(str(data.parent / "models"), "teacher", bundle)
+    tuned = make_plan(make_config(data, weights=f"{data.parent}/models/teacher@v1"))
+    new = make_plan(make_config(data))
+    assert tuned.preprocess_spec.mean == bundle.preprocess_spec.mean != new.preprocess_spec.mean
+    assert tuned.preprocess_spec.std == bundle.preprocess_spec.std
+    assert tuned.fingerprint != new.fingerprint

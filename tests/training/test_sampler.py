@@ -3,7 +3,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from imgcls.training.sampler import Sampler, divide
+from imgcls.training.sampler import Sampler, divide, rarest_labels
 
 
 @pytest.mark.parametrize(
@@ -64,3 +64,9 @@ def test_balanced_classes_come_equally_often_and_steps_stay_world_size_free() ->
         assert max(of_class) - min(of_class) <= 1
     ranks = [sampler.step_indices(3, 4, rank=rank, world_size=2) for rank in range(2)]
     assert np.array_equal(np.concatenate(ranks), sampler.step_indices(3, 4))
+
+
+def test_an_image_of_several_classes_counts_as_its_rarest() -> None:
+    labels_N = [(0,), (0, 1), (0, 1, 2), (), (1,)]
+    assert rarest_labels(labels_N) == (0, 0, 2, -1, 1), "0 and 1 are equally frequent: the lower"
+    assert rarest_labels([(2,), (0,), (2,)]) == (2, 0, 2)

@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 import ray
 
-from imgcls.cluster import ClusterResources
 from imgcls.config.training import TrainConfig
+from imgcls.config.values import WorkerRange
 from imgcls.errors import ConfigError
 from imgcls.model.artifact import read_bundle
 from imgcls.training.driver import train
 from imgcls.training.workers import cpus_per_worker, use_gpus
+from tests.ray_nodes import RayCluster, nodes_of
 
 ROOT = Path(__file__).parents[2]
 MakeTree = Callable[..., Path]
@@ -44,7 +45,7 @@ def make_config(folder: Path, **changes: Any) -> TrainConfig:
         "batch_size": 8,
         "epochs": 3,
         "lr": 5e-3,
-        "num_workers": 2,
+        "num_workers": "2",
         "val_fraction": 0.2,
         "test_fraction": 0.2,
     }
@@ -83,7 +84,7 @@ def test_two_workers_of_which_one_is_killed_train_what_one_process_trains(
     killer.start()
     together = train(config)
     killer.join()
-    alone = train(make_config(data, epochs=20, num_workers=0, batch_size=16))
+    alone = train(make_config(data, epochs=20, num_workers="0", batch_size=16))
     assert together["accuracy"] > 0.9
     assert together["val_loss"] == pytest.approx(alone["val_loss"], abs=0.1)
     assert together["run"] == alone["run"]
@@ -96,29 +97,63 @@ def test_two_workers_of_which_one_is_killed_train_what_one_process_trains(
 @pytest.mark.parametrize(
     ("resources", "num_workers", "num_cpus"),
     [
-        ((1, 2, 0), 2, 1),
-        ((1, 2, 0), 1, 1),
-        ((1, 16, 1), 1, 15),
-        ((4, 32, 4), 4, 7),
-        ((2, 4, 0), 3, 1),
+        ([(2, 0)], 2, 1),
+        ([(2, 0)], 1, 1),
+        ([(16, 1)], 1, 15),
+        ([(8, 1)] * 4, 4, 7),
+        ([(2, 0)] * 2, 3, 1),
+        # A head without CPUs is no node that a worker could run on.
+        ([(0, 0), (8, 0), (8, 0)], 2, 7),
     ],
 )
 def test_workers_share_the_cpus_and_leave_one(
-    resources: tuple[int, int, int], num_workers: int, num_cpus: int
+    resources: list[tuple[int, int]], num_workers: int, num_cpus: int
 ) -> None:
-    assert cpus_per_worker(ClusterResources(*resources), num_workers) == num_cpus
+    assert cpus_per_worker(nodes_of(*resources), num_workers) == num_cpus
 
 
 def test_more_workers_than_cpus_or_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.delenv("RAY_JOB_ID", raising=False)
     with pytest.raises(ConfigError, match="--num-workers 4: this machine has 2 CPUs"):
-        cpus_per_worker(ClusterResources(1, 2, 0), 4)
+        cpus_per_worker(nodes_of((2, 0)), 4)
     with pytest.raises(ConfigError, match="sees 1 GPUs"):
-        use_gpus(ClusterResources(1, 8, 1), 2, "cuda")
+        use_gpus(nodes_of((8, 1)), WorkerRange.parse("2"), "cuda")
 
 
 def test_auto_takes_gpus_only_where_each_worker_gets_one() -> None:
-    assert use_gpus(ClusterResources(1, 8, 2), 2, "auto")
-    assert not use_gpus(ClusterResources(1, 8, 1), 2, "auto")
-    assert not use_gpus(ClusterResources(1, 8, 2), 2, "cpu")
+    assert use_gpus(nodes_of((8, 2)), WorkerRange.parse("2"), "auto")
+    assert not use_gpus(nodes_of((8, 1)), WorkerRange.parse("2"), "auto")
+    assert not use_gpus(nodes_of((8, 2)), WorkerRange.parse("2"), "cpu")
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_two_and_three_workers_on_three_nodes_train_what_one_process_trains(
+    make_tree: MakeTree, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The nodes are a cluster that is there already, with a head that takes no work."""
+    ray.shutdown()
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    nodes = RayCluster(3)
+    monkeypatch.setenv("RAY_ADDRESS", nodes.address)
+    try:
+        data = make_tree(40)
+        results = {}
+        for num_workers, batch_size in ((0, 12), (2, 6), (3, 4)):
+            results[num_workers] = train(
+                make_config(
+                    data,
+                    epochs=12,
+                    num_workers=str(num_workers),
+                    batch_size=batch_size,
+                    registry=str(tmp_path / f"registry-{num_workers}"),
+                )
+            )
+    finally:
+        ray.shutdown()
+        nodes.close()
+    # The tolerance is that of batch norm over a half or a third of a batch.
+    for num_workers in (2, 3):
+        assert results[num_workers]["val_loss"] == pytest.approx(results[0]["val_loss"], abs=0.15)
+        assert results[num_workers]["num_val"] == results[0]["num_val"]

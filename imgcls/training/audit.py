@@ -1,0 +1,188 @@
+"""Look at every image once before the first step: do the splits share any?
+
+In: a plan, its loaders, this rank. Out: the leaks, listed in RUN/leaks.csv. Invariants: nothing is
+trained, measured or registered on splits that share images, unless --allow-leaks; each image is
+read by one rank, and what it decoded stays in the cache, so with a cache the first epoch has
+nothing left to read.
+
+Memory, on each rank: 300 bytes per image of the data set, so 300 MB for a million.
+
+Shape legend: B batch, C channel, N image, T pixels of a thumbnail, P image_px.
+"""
+
+import hashlib
+import logging
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from imgcls.errors import ObjectMissingError
+from imgcls.model.dataset import Sample
+from imgcls.model.leaks import (
+    THUMB_BYTES,
+    Fingerprints,
+    Leak,
+    count_leaks,
+    describe_leaks,
+    find_near_duplicates,
+    find_shared,
+    fingerprint,
+    leaks_from_csv,
+    leaks_to_csv,
+    refuse_leaks,
+)
+from imgcls.storage.objects import put, read
+from imgcls.storage.uri import join
+from imgcls.training.loader import SplitLoader
+from imgcls.training.place import Place
+from imgcls.training.plan import TrainPlan
+from imgcls.training.sampler import divide
+
+LEAKS = "leaks.csv"
+# Of a sha256: half of it tells any number of images apart.
+_DIGEST_BYTES = 16
+_NO_DIGEST = bytes(_DIGEST_BYTES)
+_BATCH = 64
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What one rank knows of its images: their numbers, sha256 of the bytes, looks."""
+
+    index_N: npt.NDArray[np.int64]
+    digest_ND: npt.NDArray[np.uint8]
+    looks: Fingerprints
+
+
+def check_groups(plan: TrainPlan) -> None:
+    """Refuse groups that lie on two sides; reads no image.
+
+    Raises:
+        SourceError: there are such groups, and no --allow-leaks.
+    """
+    leaks = _shared_groups(_all_samples(plan))
+    if leaks and not plan.config.allow_leaks:
+        put(join(plan.run_uri, LEAKS), leaks_to_csv(leaks))
+        refuse_leaks(leaks, join(plan.run_uri, LEAKS))
+
+
+def check_images(
+    plan: TrainPlan, loaders: dict[str, SplitLoader], place: Place, *, resumed: bool
+) -> dict[str, int]:
+    """Compare the images of all splits; return the number of leaks by kind.
+
+    Args:
+        plan: the training's plan.
+        loaders: by split.
+        place: this rank; each reads its share.
+        resumed: an earlier attempt has trained already, and so has checked.
+
+    Raises:
+        SourceError: there are leaks, and no --allow-leaks; on every rank.
+        BudgetExceededError: too many images give no pixels.
+    """
+    if len(loaders) < 2:
+        return {}
+    known = _read_earlier(plan) if resumed and place.rank == 0 else None
+    leaks: list[Leak] | None = place.from_first(known)
+    if leaks is None:
+        leaks = _compare(plan, loaders, place)
+    if not plan.config.allow_leaks:
+        refuse_leaks(leaks, join(plan.run_uri, LEAKS))
+    elif leaks and place.rank == 0:
+        log.warning("%s; trained all the same: --allow-leaks", describe_leaks(leaks))
+    return count_leaks(leaks)
+
+
+def _compare(plan: TrainPlan, loaders: dict[str, SplitLoader], place: Place) -> list[Leak]:
+    """Return the same leaks on every rank, and let every rank know every bad image."""
+    start_s = time.monotonic()
+    samples = _all_samples(plan)
+    first, seen = 0, []
+    for loader in loaders.values():
+        seen.append(_look(loader, first, place))
+        first += len(loader.samples)
+    gathered = [part for parts in place.gather(seen) for part in parts]
+    for loader in loaders.values():
+        for found in place.gather(loader.bad):
+            loader.add_bad(found)
+    leaks = _find(samples, gathered) if place.rank == 0 else []
+    if place.rank == 0:
+        put(join(plan.run_uri, LEAKS), leaks_to_csv(leaks))
+        took_s = time.monotonic() - start_s
+        log.info("compared %d images across the splits in %.1f s", len(samples), took_s)
+    return list(place.from_first(leaks))
+
+
+def _look(loader: SplitLoader, first: int, place: Place) -> _Seen:
+    """Read this rank's share of a split; its images are numbered from `first`."""
+    index_N = divide(np.arange(len(loader.samples)), place.rank, place.world_size)
+    digests: dict[int, bytes] = {}
+
+    def watch(index: int, data: bytes) -> None:
+        digests[index] = hashlib.sha256(data).digest()[:_DIGEST_BYTES]
+
+    known, looks = [np.zeros(0, np.int64)], list[Fingerprints]()
+    steps = [index_N[i : i + _BATCH] for i in range(0, len(index_N), _BATCH)]
+    for batch in loader.batches(steps, watch):
+        rows = batch.weight_B > 0
+        if rows.any():
+            known.append(batch.index_B[rows].numpy())
+            looks.append(fingerprint(batch.x_BCHW[rows]))
+    index_N = np.concatenate(known)
+    # An image that was in the cache already has no digest; its looks alone are compared.
+    data = b"".join(digests.get(index, _NO_DIGEST) for index in index_N.tolist())
+    return _Seen(
+        index_N + first,
+        np.frombuffer(data, np.uint8).reshape(len(index_N), _DIGEST_BYTES),
+        _concatenate(looks),
+    )
+
+
+def _find(samples: Sequence[Sample], seen: Sequence[_Seen]) -> list[Leak]:
+    """Compare what all ranks saw; a pair of equal bytes is not named again for its looks."""
+    index_N = np.concatenate([part.index_N for part in seen])
+    order = np.argsort(index_N)
+    digest_ND = np.concatenate([part.digest_ND for part in seen])[order]
+    looks = _concatenate([part.looks for part in seen])
+    readable = [samples[index] for index in index_N[order].tolist()]
+    digests = (digest.tobytes() for digest in digest_ND)
+    shown = ["" if digest == _NO_DIGEST else digest.hex() for digest in digests]
+    by_bytes = find_shared(readable, shown, "bytes")
+    by_looks = find_near_duplicates(
+        readable, Fingerprints(looks.hash_B[order], looks.thumb_BT[order])
+    )
+    named = {(leak.uri, leak.other_uri) for leak in by_bytes}
+    return [
+        *_shared_groups(samples),
+        *by_bytes,
+        *(leak for leak in by_looks if (leak.uri, leak.other_uri) not in named),
+    ]
+
+
+def _shared_groups(samples: Sequence[Sample]) -> list[Leak]:
+    return find_shared(samples, [sample.group for sample in samples], "group")
+
+
+def _all_samples(plan: TrainPlan) -> list[Sample]:
+    return [sample for samples in plan.splits.values() for sample in samples]
+
+
+def _read_earlier(plan: TrainPlan) -> list[Leak] | None:
+    """Return what the attempt before this one found, if it came to write it."""
+    try:
+        return leaks_from_csv(read(join(plan.run_uri, LEAKS)))
+    except ObjectMissingError:
+        return None
+
+
+def _concatenate(looks: Iterable[Fingerprints]) -> Fingerprints:
+    parts = list(looks)
+    hashes = [np.zeros(0, np.uint64), *(part.hash_B for part in parts)]
+    thumbs = [np.zeros((0, THUMB_BYTES), np.uint8), *(part.thumb_BT for part in parts)]
+    return Fingerprints(np.concatenate(hashes), np.concatenate(thumbs))

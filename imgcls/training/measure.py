@@ -1,0 +1,131 @@
+"""What the best weights are worth, measured by the code that will score with them.
+
+In: a Predictor, loaders of val and test, a plan. Out: metrics per split, and the calibration.
+Invariants: no image measured here has given a gradient; the calibration comes from val alone, and
+the test split decided nothing.
+
+Shape legend: B image, K class.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from imgcls.model.calibration import Calibration, fit_calibration, measure_calibration
+from imgcls.model.metrics import Floats
+from imgcls.model.multi_label_calibration import (
+    fit_multi_label_calibration,
+    measure_multi_label_calibration,
+    reached,
+)
+from imgcls.model.predict import Predictor
+from imgcls.model.tally import Tally
+from imgcls.schema import Status
+from imgcls.training.loader import SplitLoader
+from imgcls.training.plan import TrainPlan
+from imgcls.training.points import operating_targets
+
+
+@dataclass(frozen=True)
+class _Predicted:
+    """The images of a split that have a prediction, and the uris of those that have none."""
+
+    index_B: np.ndarray
+    probs_BK: np.ndarray
+    not_finite: list[str]
+    bad: dict[str, str]  # uri -> why there are no pixels
+
+
+def measure_splits(
+    predictor: Predictor, loaders: dict[str, SplitLoader], plan: TrainPlan
+) -> tuple[dict[str, Any], Calibration | None]:
+    """Measure val and test, as far as there are any.
+
+    Returns:
+        metrics by split, with 95 % intervals, with `slices` where --slice-by names a column, and
+        with what the calibration achieves under `calibrated`; and the calibration, None without
+        val.
+    """
+    predicted = {
+        split: _predict(predictor, loaders[split]) for split in ("val", "test") if split in loaders
+    }
+    calibration = _fit(plan, predicted["val"]) if "val" in predicted else None
+    metrics: dict[str, Any] = {
+        split: _measure(plan, split, p, calibration) for split, p in predicted.items()
+    }
+    return metrics, calibration
+
+
+def _predict(predictor: Predictor, loader: SplitLoader) -> _Predicted:
+    size = predictor.batch_size
+    index_N = np.arange(len(loader.samples))
+    index, probs, not_finite = [index_N[:0]], [np.zeros((0, predictor.num_classes), "f4")], []
+    for batch in loader.batches(index_N[i : i + size] for i in range(0, len(index_N), size)):
+        rows = batch.weight_B > 0
+        if not rows.any():
+            continue
+        predictions = predictor.predict(batch.x_BCHW[rows])
+        index_B, finite_B = batch.index_B[rows].numpy(), predictions.finite_B
+        index.append(index_B[finite_B])
+        probs.append(predictions.probs_BN[finite_B])
+        not_finite += [loader.samples[i].uri for i in index_B[~finite_B].tolist()]
+    return _Predicted(np.concatenate(index), np.concatenate(probs), not_finite, loader.bad)
+
+
+def _fit(plan: TrainPlan, predicted: _Predicted) -> Calibration | None:
+    if not len(predicted.index_B):
+        return None
+    tally = _tally(plan, "val", predicted, None)
+    targets = operating_targets(plan.config)
+    if plan.config.multi_label:
+        return fit_multi_label_calibration(
+            predicted.probs_BK,
+            tally.target_BK(len(plan.class_names)),
+            plan.class_names,
+            unit_B=tally.units,
+            targets=targets,
+        )
+    return fit_calibration(
+        predicted.probs_BK, tally.label_B(), plan.class_names, unit_B=tally.units, targets=targets
+    )
+
+
+def _measure(
+    plan: TrainPlan, split: str, predicted: _Predicted, calibration: Calibration | None
+) -> dict[str, Any]:
+    tally = _tally(plan, split, predicted, calibration)
+    metrics = tally.result(plan.class_names, predicted.probs_BK)
+    if calibration is None:
+        return metrics
+    args = (calibration, predicted.probs_BK)
+    if plan.config.multi_label:
+        target_BK = tally.target_BK(len(plan.class_names))
+        after = measure_multi_label_calibration(*args, target_BK, plan.class_names, tally.units)
+    else:
+        after = measure_calibration(*args, tally.label_B(), plan.class_names, tally.units)
+    return metrics | {"calibrated": after}
+
+
+def _tally(
+    plan: TrainPlan, split: str, predicted: _Predicted, calibration: Calibration | None
+) -> Tally:
+    tally = Tally(multi_label=plan.config.multi_label)
+    labels_B = _predicted_labels(plan, predicted.probs_BK, calibration)
+    for index, labels in zip(predicted.index_B.tolist(), labels_B, strict=True):
+        sample = plan.splits[split][index]
+        tally.add_ok(sample.labels, labels, sample.group or sample.uri, sample.slice_name)
+    for uri in predicted.not_finite:
+        tally.add_failure(uri, Status.MODEL_ERROR, "not finite")
+    for uri, reason in predicted.bad.items():
+        tally.add_failure(uri, "no_pixels", reason)
+    return tally
+
+
+def _predicted_labels(
+    plan: TrainPlan, probs_BK: Floats, calibration: Calibration | None
+) -> list[tuple[int, ...]]:
+    if plan.config.multi_label:
+        reached_BK = reached(probs_BK, plan.class_names.names, calibration)
+        return [tuple(np.flatnonzero(row).tolist()) for row in reached_BK]
+    return [(label,) for label in probs_BK.argmax(axis=1).tolist()]
