@@ -10,9 +10,11 @@ import shutil
 import signal
 import tempfile
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 # Ray Data and Ray Train print their own progress to stdout, which belongs to our one JSON line.
@@ -25,15 +27,65 @@ _QUIET_ENVIRONMENT = {
 
 
 MAX_TEMP_DIR_CHARS = 24
+# `ray up` leaves the settled cluster.yaml there for the autoscaler. Ray has no public way to ask.
+BOOTSTRAP_CONFIG = "ray_bootstrap_config.yaml"
+
+
+@dataclass(frozen=True)
+class NodeResources:
+    """One living node: its id for Ray, its address, and all that it has, used or not."""
+
+    node_id: str
+    address: str
+    num_cpus: int
+    num_gpus: int
+
+
+@dataclass(frozen=True)
+class NodeType:
+    """A kind of node that the cluster's autoscaler may start; as many as `max_count` in all."""
+
+    name: str
+    num_cpus: int
+    num_gpus: int
+    max_count: int
 
 
 @dataclass(frozen=True)
 class ClusterResources:
-    """What is there to schedule on, over all living nodes."""
+    """What is there to schedule on, node by node, and what an autoscaler may add."""
 
-    num_nodes: int
-    num_cpus: int
-    num_gpus: int
+    nodes: tuple[NodeResources, ...]
+    node_types: tuple[NodeType, ...] = ()
+
+    @property
+    def num_nodes(self) -> int:
+        """Nodes that can work; a head without CPUs cannot."""
+        return sum(1 for node in self.nodes if node.num_cpus or node.num_gpus)
+
+    @property
+    def num_cpus(self) -> int:
+        """CPUs of all nodes."""
+        return sum(node.num_cpus for node in self.nodes)
+
+    @property
+    def num_gpus(self) -> int:
+        """GPUs of all nodes."""
+        return sum(node.num_gpus for node in self.nodes)
+
+    def describe(self) -> str:
+        """Return the nodes in words, equal ones together: "2 nodes of 8 CPUs, 1 GPUs"."""
+        sizes = Counter((node.num_cpus, node.num_gpus) for node in self.nodes)
+        words = [
+            f"{count} {'node' if count == 1 else 'nodes'} of {num_cpus} CPUs, {num_gpus} GPUs"
+            for (num_cpus, num_gpus), count in sorted(sizes.items(), reverse=True)
+        ]
+        words += [
+            f"at most {kind.max_count} of type {kind.name} to be started, of {kind.num_cpus} CPUs, "
+            f"{kind.num_gpus} GPUs"
+            for kind in self.node_types
+        ]
+        return "; ".join(words) or "no node"
 
 
 def in_cluster() -> bool:
@@ -49,7 +101,7 @@ def connected() -> Iterator[ClusterResources]:
     import ray
 
     if ray.is_initialized():
-        yield _resources()
+        yield current_resources()
         return
     temp_dir = None
     # ray.init takes SIGTERM for itself and exits 15 without a word; ours ends resumable.
@@ -70,20 +122,52 @@ def connected() -> Iterator[ClusterResources]:
     try:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, on_sigterm)
-        yield _resources()
+        yield current_resources()
     finally:
         ray.shutdown()
         if temp_dir:
             shutil.rmtree(temp_dir, ignore_errors=True)
 
 
-def _resources() -> ClusterResources:
+def current_resources() -> ClusterResources:
+    """Return what the connected cluster has at this moment."""
     import ray
 
-    total = ray.cluster_resources()  # type: ignore[no-untyped-call]  # Ray has no types here
-    nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]  # nor here
+    nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]  # Ray has no types here
     return ClusterResources(
-        num_nodes=len([node for node in nodes if node["Alive"]]),
-        num_cpus=int(total.get("CPU", 0)),
-        num_gpus=int(total.get("GPU", 0)),
+        tuple(
+            NodeResources(
+                node_id=node["NodeID"],
+                address=node["NodeManagerAddress"],
+                num_cpus=int(node["Resources"].get("CPU", 0)),
+                num_gpus=int(node["Resources"].get("GPU", 0)),
+            )
+            for node in sorted(nodes, key=lambda node: str(node["NodeID"]))
+            if node["Alive"]
+        ),
+        node_types(),
+    )
+
+
+def node_types() -> tuple[NodeType, ...]:
+    """Return what the autoscaler may start, as `ray up` wrote it down on the head.
+
+    Nothing where there is no autoscaler, or (KubeRay) none that tells: such a cluster counts as
+    what it has at the moment.
+    """
+    path = Path.home() / BOOTSTRAP_CONFIG
+    if not in_cluster() or not path.exists():
+        return ()
+    import yaml  # Ray brings it along
+
+    config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    return tuple(
+        NodeType(
+            name=name,
+            num_cpus=int(kind.get("resources", {}).get("CPU", 0)),
+            num_gpus=int(kind.get("resources", {}).get("GPU", 0)),
+            max_count=min(kind.get("max_workers", 0), config.get("max_workers", 0)),
+        )
+        for name, kind in config["available_node_types"].items()
+        if name != config["head_node_type"] and kind.get("max_workers", 0)
     )

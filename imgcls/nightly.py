@@ -30,12 +30,14 @@ from imgcls.scoring.listing import list_source
 from imgcls.scoring.plan import (
     Plan,
     Staging,
-    derive_shard_size,
     is_rolled_back,
     read_plan,
     stage,
 )
+from imgcls.scoring.runlog import RunLog
+from imgcls.scoring.sizes import derive_shard_size, shard_sizes
 from imgcls.scoring.verify import verify
+from imgcls.scoring.workers import Workers
 from imgcls.storage.uri import canonical
 
 log = logging.getLogger(__name__)
@@ -53,7 +55,8 @@ def nightly(config: NightlyConfig) -> dict[str, Any]:
     start_s = time.monotonic()
     check_config(config)
     config = replace(config, source=canonical(config.source), output=canonical(config.output))
-    with Lease(config.output, config.run_id or "nightly") as lease:
+    name = config.run_id or "nightly"
+    with RunLog() as run_log, Lease(config.output, name) as lease, Workers(config) as workers:
         model = resolve_model(config.model)
         plan, run_id = _unfinished_or_next(config, model)
         if plan is None:
@@ -61,8 +64,8 @@ def nightly(config: NightlyConfig) -> dict[str, Any]:
                 if staging.count() == 0:
                     log.info("nothing new: %s", counts)
                     return _nothing_new(config, counts, time.monotonic() - start_s)
-                plan = write_run_plan(config, run_id, model, staging, counts)
-        result = finish_run(config, plan, before_manifest=lease.renew)
+                plan = write_run_plan(config, run_id, model, staging, counts, workers.count())
+        result = finish_run(config, plan, workers, run_log, before_manifest=lease.renew)
         verify(VerifyConfig(config.output, plan.run_id))
     difference = {name: plan.counts[name] for name in DIFFERENCE}
     elapsed_s = round(time.monotonic() - start_s, 3)
@@ -112,7 +115,7 @@ def _may_go_on(config: NightlyConfig, plan: Plan, model: PlannedModel) -> bool:
     same_model = (plan.model_digest, plan.spec_digest) == (model.digest, model.spec_digest)
     same_work = plan.source == config.source and all(
         plan.config.get(name) == getattr(config, name)
-        for name in ("top_k", "write_probs", "write_embedding", "retry_failed")
+        for name in ("precision", "top_k", "write_probs", "write_embedding", "retry_failed")
     )
     # What was published meanwhile may be in this plan too, and would be there twice.
     overtaken = any(
@@ -145,7 +148,6 @@ def show_plan(config: PlanConfig) -> dict[str, Any]:
     model = resolve_model(config.model)
     with _difference(config, model) as (staging, counts):
         num_images = staging.count()
-        size = derive_shard_size(num_images, config.shard_size)
         return {
             "source": config.source,
             "output": config.output,
@@ -153,6 +155,6 @@ def show_plan(config: PlanConfig) -> dict[str, Any]:
             "to_score": num_images,
             "skipped": staging.num_skipped,
             "size_bytes": staging.size_bytes(),
-            "shards": -(-num_images // size),
-            "shard_size": size,
+            "shards": sum(1 for _ in shard_sizes(num_images, config.shard_size)),
+            "shard_size": derive_shard_size(num_images, config.shard_size),
         }

@@ -63,15 +63,35 @@ PREDICTION_SCHEMA = pa.schema(
     ]
 )
 
+LABELS_FIELD = pa.field("labels", pa.list_(pa.string()))
+CALIBRATED_FIELD = pa.field("calibrated_prob", pa.float32())
+DECISION_FIELDS = (pa.field("decision", _REPEATED), pa.field("threshold_id", _REPEATED))
 PROBS_FIELD = pa.field("probs", pa.list_(pa.float32()))
 EMBEDDING_FIELD = pa.field("embedding", pa.list_(pa.float32()))
 
 
-def prediction_schema(*, write_probs: bool = False, write_embedding: bool = False) -> pa.Schema:
-    """Return the schema of prediction rows, with the optional wide columns where asked for."""
-    schema = PREDICTION_SCHEMA
-    position = schema.get_field_index("topk_prob") + 1
+def prediction_schema(
+    *,
+    multi_label: bool = False,
+    is_calibrated: bool = False,
+    has_operating_point: bool = False,
+    write_probs: bool = False,
+    write_embedding: bool = False,
+) -> pa.Schema:
+    """Return the schema of prediction rows.
+
+    Args:
+        multi_label: the bundle is: adds labels.
+        is_calibrated: the bundle is: adds calibrated_prob.
+        has_operating_point: the bundle has one: adds decision and threshold_id.
+        write_probs: asked for: adds probs.
+        write_embedding: asked for: adds embedding.
+    """
+    decided = [LABELS_FIELD] * multi_label + [CALIBRATED_FIELD] * is_calibrated
+    decided += [*DECISION_FIELDS] * has_operating_point
     wide = [PROBS_FIELD] * write_probs + [EMBEDDING_FIELD] * write_embedding
-    for field in reversed(wide):
-        schema = schema.insert(position, field)
-    return schema
+    fields = []
+    for field in PREDICTION_SCHEMA:
+        fields.append(field)
+        fields += {"confidence": decided, "topk_prob": wide}.get(field.name, [])
+    return pa.schema(fields)

@@ -1,3 +1,4 @@
+import itertools
 import json
 import time
 from datetime import UTC, datetime, timedelta
@@ -365,7 +366,11 @@ def test_ledger_differences_in_duckdb_match_a_plain_set_difference(tmp_path: Pat
     )
     with stage(iter(listed)) as staging:
         counts = staging.exclude(iter([table]), retry_failed=False)
-        left = [uri for part in staging.sorted_tables(7) for uri in part["uri"].to_pylist()]
+        left = [
+            uri
+            for part in staging.sorted_tables(itertools.repeat(7))
+            for uri in part["uri"].to_pylist()
+        ]
     known = {(uri, etag): status for uri, etag, status in published}
     uris = {uri for uri, _ in known}
     keys = [(info.uri, info.etag) for info in listed]

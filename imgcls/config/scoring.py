@@ -27,22 +27,30 @@ class ScoreConfig:
     """
     top_k: int = 5
     """Classes per row in topk_label and topk_prob; at most the number of classes."""
-    batch_size: int = 32
-    """Images per forward pass."""
+    batch_size: int = 0
+    """Images per forward pass; 0 takes 16 on a CPU and 128 on a GPU."""
     shard_size: int = 0
     """Images per shard (64 to 8192), the unit of retry, resume and commit; 0 derives it from the
     number of images.
     """
     num_actors: int = 0
-    """Ray actors; 0 derives one per GPU, or from the cluster's CPUs."""
+    """Ray actors; 0 takes one per GPU, or where there are none, one per node. Of a cluster that
+    starts nodes by itself (ray up), also one per 10,000 images, as far as it may grow; more than
+    are there now are waited for.
+    """
     cpus_per_actor: int = 0
-    """CPUs of one actor; 0 derives it from the cluster."""
+    """CPUs of one actor; 0 shares those of its node out, all but one where it has several."""
+    gpus_per_actor: float = 0.0
+    """GPUs of one actor, such as 0.5 for two actors on one; 0 takes one where the cluster has GPUs
+    and --device is not cpu.
+    """
     device: Device = "auto"
     """Where the model runs; auto takes a CUDA device where there is one."""
     precision: Precision = "auto"
     """Arithmetic of the model; auto takes less than fp32 where that is faster and the bundle's
     golden images keep their label and, within 0.01, their probabilities; others are refused
-    without that.
+    without that. int8 (CPU, needs "imgcls[int8]") is calibrated on images of the run and refused
+    unless 0.99 of others keep their label.
     """
     num_decoders: int = 0
     """Decoder processes per actor; 0 takes the cores it owns."""

@@ -24,7 +24,7 @@ import numpy.typing as npt
 from imgcls.errors import DecodeError
 from imgcls.image.crops import decode_one
 from imgcls.image.spec import DecodeSpec, PreprocessSpec
-from imgcls.image.wire import IMAGE_HEADER, LENGTH, SLOTS_OFFSET, pack
+from imgcls.image.wire import IMAGE_HEADER, LENGTH, NUM_PROGRESS, SLOTS_OFFSET, pack
 
 _PR_SET_PDEATHSIG: Final = 1  # linux/prctl.h
 _RECEIVE_BYTES: Final = 1 << 18
@@ -98,6 +98,7 @@ def _serve(sock: socket.socket, memory_fd: int) -> None:
         progress[1] = time.monotonic_ns()
         progress[0] += 1
         answers.append(_answer(data, decode_spec, preprocess_spec, slots, slot))
+        progress[2] += time.monotonic_ns() - progress[1]
         # Several at once, for each message wakes the parent; but never while it may wait for them.
         is_late = time.monotonic() - sent_s > _MAX_ANSWER_DELAY_S
         if is_late or len(answers) == _MAX_ANSWERS or not requests.has_more():
@@ -125,11 +126,11 @@ def _answer(
 def _map_memory(
     memory_fd: int, shape: tuple[int, ...]
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint8]]:
-    """Return the two numbers that tell what this process is at, and the slots for crops."""
+    """Return the numbers that tell what this process is at, and the slots for crops."""
     memory = mmap.mmap(memory_fd, SLOTS_OFFSET + math.prod(shape))
     os.close(memory_fd)
     slots = np.frombuffer(memory, np.uint8, offset=SLOTS_OFFSET).reshape(shape)
-    return np.frombuffer(memory, np.int64, count=2), slots
+    return np.frombuffer(memory, np.int64, count=NUM_PROGRESS), slots
 
 
 def _limit(max_pixels: int, shared_bytes: int) -> None:

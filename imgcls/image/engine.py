@@ -71,6 +71,7 @@ class Engine:
         self._selector.register(self._wake_fd, selectors.EVENT_READ)
         self._processes: list[DecoderProcess[Task]] = []
         self._unsent: set[DecoderProcess[Task]] = set()
+        self._busy_s_of_replaced = 0.0
         self._num_processes = num_processes
         self._next_check_s = 0.0
         self._is_started = threading.Event()
@@ -98,6 +99,10 @@ class Engine:
         """Return the process ids of the children."""
         self._is_started.wait()
         return [process.pid for process in self._processes]
+
+    def busy_s(self) -> float:
+        """Return the seconds that all children together were at work so far, for statistics."""
+        return self._busy_s_of_replaced + sum(p.busy_s for p in list(self._processes))
 
     def _wake(self) -> None:
         with self._lock:
@@ -203,6 +208,7 @@ class Engine:
         self._selector.unregister(process.socket)
         self._processes.remove(process)
         how = process.kill()
+        self._busy_s_of_replaced += process.busy_s
         if not process.is_ready:
             self._failed_starts += 1
             if self._failed_starts >= _MAX_FAILED_STARTS:

@@ -60,6 +60,7 @@ class DecoderPool:
                 f"the decode spec gives {decode_spec.num_channels} channels, "
                 f"the preprocess spec normalises {len(preprocess_spec.mean)}"
             )
+        self._num_processes = num_processes
         self._engine = Engine(decode_spec, preprocess_spec, num_processes, wall_limit_s)
         self._max_in_flight = max(_MIN_IN_FLIGHT, _IN_FLIGHT_PER_PROCESS * num_processes)
         self._finalize = weakref.finalize(self, self._engine.close)
@@ -79,6 +80,15 @@ class DecoderPool:
             yield from stream.results()
         finally:
             stream.cancel()
+
+    @property
+    def num_processes(self) -> int:
+        """How many children there are."""
+        return self._num_processes
+
+    def busy_s(self) -> float:
+        """Return the seconds that all children together were at work so far, for statistics."""
+        return self._engine.busy_s()
 
     def pids(self) -> list[int]:
         """Return the process ids of the children, for statistics."""

@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 import imgcls
 from imgcls.image.spec import DecodeSpec, PreprocessSpec
-from imgcls.image.wire import IMAGE_HEADER, SLOTS_OFFSET, pack, take_messages
+from imgcls.image.wire import IMAGE_HEADER, NUM_PROGRESS, SLOTS_OFFSET, pack, take_messages
 
 # Small images in one child at a time: it never waits for the parent, who serves it several at once.
 NUM_SLOTS: Final = 8
@@ -64,7 +64,7 @@ class DecoderProcess(Generic[Task]):
             num_bytes = SLOTS_OFFSET + math.prod(shape)
             os.ftruncate(memory_fd, num_bytes)
             self._memory = mmap.mmap(memory_fd, num_bytes)
-            self._progress = np.frombuffer(self._memory, np.int64, count=2)
+            self._progress = np.frombuffer(self._memory, np.int64, count=NUM_PROGRESS)
             self._slots: npt.NDArray[np.uint8] = np.frombuffer(
                 self._memory, np.uint8, offset=SLOTS_OFFSET
             ).reshape(shape)
@@ -85,6 +85,11 @@ class DecoderProcess(Generic[Task]):
     def pid(self) -> int:
         """Process id of the child."""
         return self._process.pid
+
+    @property
+    def busy_s(self) -> float:
+        """Seconds that the child was at work on images it has finished."""
+        return float(self._progress[2]) / 1e9
 
     @property
     def has_room(self) -> bool:

@@ -10,8 +10,8 @@ over can only send numbers and text.
                       {"answers": [...]}, one to each image, in order:
                       {"slot": s, "crops": [[width_px, height_px, frame], ...]}, pixels in slot s
                       {"slot": s, "status": "corrupt", "reason": "..."}
-    shared memory     a page with two int64: images begun, and when the last (monotonic ns);
-                      then the slots
+    shared memory     a page with three int64: images begun, when the last (monotonic ns), and how
+                      long the child was at work in all (ns); then the slots
 """
 
 import json
@@ -25,6 +25,7 @@ from imgcls.errors import (
     UnsupportedImageError,
 )
 
+NUM_PROGRESS: Final = 3
 SLOTS_OFFSET: Final = 4096
 IMAGE_HEADER: Final = struct.Struct("<IQ")
 LENGTH: Final = struct.Struct("<I")

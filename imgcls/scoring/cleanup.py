@@ -30,8 +30,17 @@ from imgcls.storage.uri import canonical, join, split_uri
 log = logging.getLogger(__name__)
 _AGE = re.compile(r"(\d+)([smhd])")
 _UNIT = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
-# Of a published run the plan and the commits stay: they are small, and `verify` reads them.
-_NEEDED_WHEN_PUBLISHED = ("plan.json", "plan/", "commits/", "rolled_back.json")
+# Of a published run the plan and the commits stay: they are small, and `verify` reads them. So does
+# what people read: how the run went, and its log.
+_NEEDED_WHEN_PUBLISHED = (
+    "plan.json",
+    "plan/",
+    "commits/",
+    "rolled_back.json",
+    "progress.json",
+    "report.json",
+    "logs/",
+)
 
 
 def rollback(config: RollbackConfig) -> dict[str, Any]:
@@ -137,7 +146,7 @@ def _garbage(
     if not abandoned or is_rolled_back(output, run_id):
         return []
     # Commits go before the plan: a plan of the same run id must never find another plan's commits.
-    order = {"commits": 0, "attempts": 1, "plan.json": 2}
+    order = {"commits": 0, "attempts": 1, "precision.json": 1, "plan.json": 2}
     ordered = sorted(infos, key=lambda info: order.get(info.uri.removeprefix(run).split("/")[0], 3))
     if plan is None:
         return ordered

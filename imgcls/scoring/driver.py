@@ -7,20 +7,22 @@ stopped anywhere.
 
 import json
 import logging
-import os
 import secrets
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import closing
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, date, datetime
 from typing import Any
 
-from imgcls import cluster
 from imgcls.config.scoring import ScoreConfig
 from imgcls.config.values import check_name
-from imgcls.errors import ConfigError, ImgclsError, ShardFailedError, StorageError
+from imgcls.errors import (
+    ConfigError,
+    ImgclsError,
+    RunStoppedError,
+    ShardFailedError,
+    StorageError,
+)
 from imgcls.image.spec import spec_digest
 from imgcls.logs import Progress
 from imgcls.model.artifact import read_bundle
@@ -31,31 +33,21 @@ from imgcls.scoring.budget import Budget
 from imgcls.scoring.cleanup import refuse_rolled_back
 from imgcls.scoring.commit import read_commits
 from imgcls.scoring.listing import covers, list_source
-from imgcls.scoring.plan import (
-    MAX_SHARD_SIZE,
-    MIN_SHARD_SIZE,
-    Plan,
-    Shard,
-    Staging,
-    derive_shard_size,
-    read_plan,
-    run_uri,
-    stage,
-    write_plan,
-)
+from imgcls.scoring.plan import Plan, Shard, Staging, read_plan, run_uri, stage, write_plan
+from imgcls.scoring.progress import RunProgress
 from imgcls.scoring.publish import publish
-from imgcls.scoring.worker import ShardSummary, ShardWorker, WorkerOptions
+from imgcls.scoring.report import NodeReport
+from imgcls.scoring.runlog import COPY_OF_STOPPED_WITHIN_S, COPY_WITHIN_S, RunLog, put_within
+from imgcls.scoring.sizes import MAX_SHARD_SIZE, MIN_SHARD_SIZE, shard_sizes
+from imgcls.scoring.stages import StageDicts, add_stages, describe_bottleneck
+from imgcls.scoring.worker import ShardSummary
+from imgcls.scoring.workers import Workers
 from imgcls.storage.uri import canonical, join
 
 log = logging.getLogger(__name__)
 
-# Two shards overlap in a worker: the next one's first reads start before the last one's last batch
-# ends.
-SHARDS_IN_FLIGHT = 2
 # So many shards that the store failed, one after the other: it is down, not slow.
 MAX_FAILED_IN_A_ROW = 8
-# A crashing actor is replaced and its shard tried again this often, then the run ends, resumable.
-MAX_ACTOR_RESTARTS = 3
 _SAME_ON_RESUME = ("source", "model", "precision", "top_k", "write_probs", "write_embedding")
 
 
@@ -72,26 +64,35 @@ def score(config: ScoreConfig) -> dict[str, Any]:
     config = replace(config, source=canonical(config.source), output=canonical(config.output))
     run_id = config.run_id or new_run_id()
     refuse_rolled_back(config.output, run_id)
-    plan = read_plan(config.output, run_id) or make_plan(config, run_id)
-    check_same_run(config, plan)
-    return finish_run(config, plan) | {"elapsed_s": round(time.monotonic() - start_s, 3)}
+    with RunLog() as run_log, Workers(config) as workers:
+        plan = read_plan(config.output, run_id) or make_plan(config, run_id, workers.count())
+        check_same_run(config, plan)
+        result = finish_run(config, plan, workers, run_log)
+    return result | {"elapsed_s": round(time.monotonic() - start_s, 3)}
 
 
 def finish_run(
-    config: ScoreConfig, plan: Plan, before_manifest: Callable[[], None] = lambda: None
+    config: ScoreConfig,
+    plan: Plan,
+    workers: Workers,
+    run_log: RunLog,
+    before_manifest: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
     """Do what is left of a planned run: uncommitted shards, then parts, then the manifest."""
     log.info(
         "run %s: %d images in %d shards", plan.run_id, plan.counts["planned"], len(plan.shard_rows)
     )
-    num_scored, engines = 0, list[str]()
+    scored = Scored()
     manifest = read_manifest(published_uri(config.output, plan.date, plan.run_id))
     if manifest is None:
-        num_scored, engines = score_plan(config, plan)
         run = run_uri(config.output, plan.run_id)
-        commits = {commit.shard_id: commit for commit in read_commits(run)}
-        manifest = publish(config.output, plan, commits, before_manifest)
-    return describe_run(config.output, plan, manifest, num_scored) | {"engines": engines}
+        run_log.belongs_to(run)
+        with RunProgress(config.output, plan) as progress:
+            scored = score_plan(config, plan, workers, progress)
+            progress.publishing()
+            commits = {commit.shard_id: commit for commit in read_commits(run)}
+            manifest = publish(config.output, plan, commits, before_manifest)
+    return describe_run(config.output, plan, manifest) | scored.to_dict()
 
 
 def check_config(config: ScoreConfig) -> None:
@@ -109,11 +110,10 @@ def check_config(config: ScoreConfig) -> None:
         raise ConfigError(
             f"--shard-size {config.shard_size}: must be {MIN_SHARD_SIZE} to {MAX_SHARD_SIZE}"
         )
-    for name in ("top_k", "batch_size"):
-        if getattr(config, name) < 1:
-            raise ConfigError(
-                f"--{name.replace('_', '-')} {getattr(config, name)}: must be at least 1"
-            )
+    if config.top_k < 1:
+        raise ConfigError(f"--top-k {config.top_k}: must be at least 1")
+    if config.batch_size < 0:
+        raise ConfigError(f"--batch-size {config.batch_size}: must be 1 or more, or 0 to derive it")
     if not 0 <= config.max_failed_fraction <= 1:
         raise ConfigError(f"--max-failed-fraction {config.max_failed_fraction}: must be 0 to 1")
     if covers(config.source, join(config.output, "part-00000.parquet")):
@@ -146,11 +146,11 @@ def resolve_model(reference: str) -> PlannedModel:
     return PlannedModel(reference, uri, bundle.digest, digest)
 
 
-def make_plan(config: ScoreConfig, run_id: str) -> Plan:
+def make_plan(config: ScoreConfig, run_id: str, num_workers: int) -> Plan:
     """Resolve the model, list the source and write the plan."""
     model = resolve_model(config.model)
     with stage(list_source(config.source)) as staging:
-        return write_run_plan(config, run_id, model, staging, {})
+        return write_run_plan(config, run_id, model, staging, {}, num_workers)
 
 
 def write_run_plan(
@@ -159,8 +159,9 @@ def write_run_plan(
     model: PlannedModel,
     staging: Staging,
     difference: dict[str, int],
+    num_workers: int,
 ) -> Plan:
-    """Write the plan of the staged objects for this model."""
+    """Write the plan of the staged objects for this model, in shards for so many workers."""
     return write_plan(
         config.output,
         staging,
@@ -172,7 +173,7 @@ def write_run_plan(
         model_digest=model.digest,
         spec_digest=model.spec_digest,
         config=asdict(config),
-        shard_size=derive_shard_size(staging.count(), config.shard_size),
+        shard_sizes=shard_sizes(staging.count(), config.shard_size, num_workers),
         difference=difference,
     )
 
@@ -193,32 +194,78 @@ def check_same_run(config: ScoreConfig, plan: Plan) -> None:
             )
 
 
-def score_plan(config: ScoreConfig, plan: Plan) -> tuple[int, list[str]]:
-    """Score and commit every shard that has no commit yet.
+@dataclass
+class Scored:
+    """What one start of a run scored: the sum of its summaries."""
 
-    Returns:
-        The rows committed now, and the engines that predicted them: one, unless workers differ.
-    """
-    budget = Budget(config.max_failed_fraction)
+    num_rows: int = 0
+    engines: set[str] = field(default_factory=set)
+    stages: StageDicts = field(default_factory=dict)
+    report: NodeReport = field(default_factory=NodeReport)
+
+    def add(self, summary: ShardSummary) -> None:
+        """Count a shard that was committed now."""
+        self.num_rows += summary.num_rows
+        self.engines.add(summary.engine)
+        self.stages = add_stages(self.stages, summary.stages)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as the run's result tells it."""
+        return {
+            "rows_scored_now": self.num_rows,
+            "engines": sorted(self.engines),
+            "stages": self.stages,
+            "bottleneck": describe_bottleneck(self.stages) if self.stages else "",
+            "nodes": self.report.to_dict(),
+            "stragglers": self.report.stragglers(),
+        }
+
+
+def score_plan(config: ScoreConfig, plan: Plan, workers: Workers, progress: RunProgress) -> Scored:
+    """Score and commit every shard that has no commit yet."""
+    budget, scored = Budget(config.max_failed_fraction), Scored()
     committed = set()
     for commit in read_commits(run_uri(config.output, plan.run_id)):
         committed.add(commit.shard_id)
         budget.add(commit.status_counts)
+        progress.start_from(commit.shard_id, commit.num_rows, commit.status_counts)
     todo = [shard for shard in plan.shards() if shard.shard_id not in committed]
     if committed:
         log.info("%d shards are committed already, %d to do", len(committed), len(todo))
     budget.check()
     if not todo:
-        return 0, []
-    run_shards = run_on_ray if use_ray(config.executor) else run_locally
-    num_rows = 0
-    engines: set[str] = set()
+        return scored
+    run = run_uri(config.output, plan.run_id)
+    try:
+        _score_shards(plan, todo, workers, progress, budget, scored)
+    except (RunStoppedError, KeyboardInterrupt):
+        _report(run, scored, COPY_OF_STOPPED_WITHIN_S)
+        raise
+    except ImgclsError:
+        _report(run, scored, COPY_WITHIN_S)
+        raise
+    _report(run, scored, COPY_WITHIN_S)
+    return scored
+
+
+def _score_shards(
+    plan: Plan,
+    todo: list[Shard],
+    workers: Workers,
+    progress: RunProgress,
+    budget: Budget,
+    scored: Scored,
+) -> None:
     failed: list[ShardSummary] = []
     failed_in_a_row = 0
-    summaries = run_shards(config, plan, todo)
+    summaries = workers.run(plan, todo)
     try:
-        with Progress("scoring", sum(shard.num_images for shard in todo), "images") as progress:
+        with Progress("scoring", sum(shard.num_images for shard in todo), "images") as shown:
             for summary in summaries:
+                for line in summary.log_lines:
+                    log.warning("%s actor %s: %s", summary.node, summary.actor, line)
+                num_images = plan.shard_rows[int(summary.shard_id)]
+                scored.report.add(num_images, summary, time.monotonic())
                 if summary.error_kind:
                     failed.append(_only_if_transient(summary))
                     failed_in_a_row += 1
@@ -226,10 +273,10 @@ def score_plan(config: ScoreConfig, plan: Plan) -> tuple[int, list[str]]:
                         break
                     continue
                 failed_in_a_row = 0
-                num_rows += summary.num_rows
-                engines.add(summary.engine)
+                scored.add(summary)
+                progress.add(summary)
                 budget.add(summary.status_counts)
-                progress.advance(summary.num_rows, budget.note())
+                shown.advance(summary.num_rows, budget.note())
                 budget.check()
     finally:
         summaries.close()
@@ -239,7 +286,18 @@ def score_plan(config: ScoreConfig, plan: Plan) -> tuple[int, list[str]]:
             f"({failed[0].shard_id}) because: {failed[0].error_message}. Start the same command "
             f"with --run-id {plan.run_id} to do only those."
         )
-    return num_rows, sorted(engines)
+
+
+def _report(run: str, scored: Scored, within_s: float) -> None:
+    """Tell who did what in the log, and beside the run if its store takes it."""
+    if not scored.report.to_dict():
+        return
+    for line in scored.report.lines():
+        log.info("%s", line)
+    if scored.stages:
+        log.info("%s", describe_bottleneck(scored.stages))
+    report = json.dumps(scored.to_dict(), indent=1).encode()
+    put_within(join(run, "report.json"), report, within_s)
 
 
 def _only_if_transient(summary: ShardSummary) -> ShardSummary:
@@ -252,184 +310,8 @@ def _only_if_transient(summary: ShardSummary) -> ShardSummary:
     raise error
 
 
-def use_ray(executor: str) -> bool:
-    """Resolve --executor: auto takes Ray inside a Ray job or when RAY_ADDRESS is set."""
-    return executor == "ray" or (executor == "auto" and cluster.in_cluster())
-
-
-def worker_options(config: ScoreConfig, num_cpus: int) -> WorkerOptions:
-    """Pick the values of a config that a worker needs."""
-    return WorkerOptions(
-        num_cpus=num_cpus,
-        device=config.device,
-        precision=config.precision,
-        batch_size=config.batch_size,
-        num_decoders=config.num_decoders,
-        top_k=config.top_k,
-        write_probs=config.write_probs,
-        write_embedding=config.write_embedding,
-    )
-
-
-def run_locally(config: ScoreConfig, plan: Plan, todo: list[Shard]) -> Generator[ShardSummary]:
-    """Score shards in this process, SHARDS_IN_FLIGHT at a time."""
-    num_cpus = len(os.sched_getaffinity(0))
-    with ShardWorker(config.output, plan, worker_options(config, num_cpus)) as worker:
-        threads = ThreadPoolExecutor(SHARDS_IN_FLIGHT, thread_name_prefix="shard")
-        try:
-            yield from _as_completed(threads, worker, todo)
-        finally:
-            threads.shutdown(wait=False, cancel_futures=True)
-
-
-def _as_completed(
-    threads: ThreadPoolExecutor, worker: ShardWorker, todo: Iterable[Shard]
-) -> Iterator[ShardSummary]:
-    running: set[Future[ShardSummary]] = set()
-    for shard in todo:
-        running.add(threads.submit(worker.score, shard))
-        if len(running) > SHARDS_IN_FLIGHT:
-            done, running = wait(running, return_when=FIRST_COMPLETED)
-            yield from (future.result() for future in done)
-    for future in running:
-        yield future.result()
-
-
-@dataclass(frozen=True)
-class ActorLayout:
-    """How many actors, and what each of them owns."""
-
-    num_actors: int
-    cpus_per_actor: int
-    gpus_per_actor: int
-
-
-def lay_out_actors(
-    resources: cluster.ClusterResources, num_actors: int, cpus_per_actor: int
-) -> ActorLayout:
-    """Derive the actor pool: one actor per GPU or else per node, and a CPU left for Ray.
-
-    Raises:
-        ConfigError: the cluster cannot hold the actors asked for.
-    """
-    # Ray's own read and driver tasks need a CPU: an actor pool that takes every one hangs
-    # (ray#44687).
-    usable_cpus = max(1, resources.num_cpus - 1)
-    gpus_per_actor = 1 if resources.num_gpus else 0
-    num_actors = num_actors or resources.num_gpus or min(resources.num_nodes, usable_cpus)
-    cpus_per_actor = cpus_per_actor or max(1, usable_cpus // num_actors)
-    if (
-        num_actors * cpus_per_actor > usable_cpus
-        or num_actors * gpus_per_actor > resources.num_gpus
-    ):
-        raise ConfigError(
-            f"{num_actors} actors of {cpus_per_actor} CPUs and {gpus_per_actor} GPUs do not fit: "
-            f"the cluster has {resources.num_cpus} CPUs (one is kept for Ray) and "
-            f"{resources.num_gpus} GPUs on {resources.num_nodes} nodes. Lower --num-actors or "
-            "--cpus-per-actor."
-        )
-    return ActorLayout(num_actors, cpus_per_actor, gpus_per_actor)
-
-
-def run_on_ray(config: ScoreConfig, plan: Plan, todo: list[Shard]) -> Generator[ShardSummary]:
-    """Score shards on Ray; where a lost node ends the whole data set, the rest goes on anew."""
-    with cluster.connected() as resources:
-        import ray.exceptions
-
-        layout = lay_out_actors(resources, config.num_actors, config.cpus_per_actor)
-        log.info("Ray: %d actors of %d CPUs", layout.num_actors, layout.cpus_per_actor)
-        left = {shard.shard_id: shard for shard in todo}
-        num_tries = 0
-        while left:
-            num_tries += 1
-            # Closed before Ray is: an iteration that outlives it ends the process without a word.
-            try:
-                with closing(_schedule(config, plan, list(left.values()), layout)) as summaries:
-                    for summary in summaries:
-                        del left[summary.shard_id]
-                        yield summary
-            except ray.exceptions.RayError as error:
-                reason = str(error).strip().splitlines()[-1]
-                if num_tries > MAX_ACTOR_RESTARTS:
-                    raise ShardFailedError(
-                        f"Ray gave up on a worker: {reason}. Look at the cluster; --run-id "
-                        f"{plan.run_id} does what is left."
-                    ) from error
-                log.warning("Ray gave up, %d shards go on anew: %s", len(left), reason)
-            else:
-                return
-
-
-def _schedule(
-    config: ScoreConfig, plan: Plan, shards: list[Shard], layout: ActorLayout
-) -> Generator[ShardSummary]:
-    """Let Ray Data schedule the shards, one row each, over a fixed pool of actors."""
-    import ray.data
-
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    dataset = ray.data.from_items(
-        [asdict(shard) for shard in shards], override_num_blocks=len(shards)
-    ).map_batches(
-        ShardActor,
-        batch_size=1,
-        compute=ray.data.ActorPoolStrategy(
-            size=layout.num_actors,
-            max_tasks_in_flight_per_actor=SHARDS_IN_FLIGHT,
-            max_concurrent_calls_per_actor=SHARDS_IN_FLIGHT,
-            enable_true_multi_threading=True,
-        ),
-        fn_constructor_kwargs={
-            "output": config.output,
-            "run_id": plan.run_id,
-            "options": worker_options(config, layout.cpus_per_actor),
-        },
-        num_cpus=layout.cpus_per_actor,
-        num_gpus=layout.gpus_per_actor,
-        ray_remote_args_fn=finite_retries,
-    )
-    # type: it is a generator, and typed as an iterator.
-    with closing(iter(dataset.iter_rows())) as rows:  # type: ignore[type-var]
-        for row in rows:
-            yield ShardSummary(**json.loads(row["summary"]))
-
-
-def finite_retries() -> dict[str, int]:
-    """Return Ray's retry limits for an actor; the default is to retry a crash for ever."""
-    return {"max_restarts": MAX_ACTOR_RESTARTS, "max_task_retries": MAX_ACTOR_RESTARTS}
-
-
-class ShardActor:
-    """A ShardWorker as Ray Data wants it: one batch of one shard in, one summary out."""
-
-    def __init__(self, output: str, run_id: str, options: WorkerOptions) -> None:
-        plan = read_plan(output, run_id)
-        assert plan is not None, "the driver wrote the plan before it started actors"
-        # Ray would restart an actor whose constructor fails, and hide the reason: the shards tell.
-        self._error: ImgclsError | None = None
-        try:
-            self._worker = ShardWorker(output, plan, options).__enter__()
-        except ImgclsError as error:
-            self._error = error
-
-    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Score the one shard of this batch."""
-        shard = Shard(
-            shard_id=str(batch["shard_id"][0]),
-            path=str(batch["path"][0]),
-            row_group=int(batch["row_group"][0]),
-            num_images=int(batch["num_images"][0]),
-        )
-        if self._error is not None:
-            summary = ShardSummary.of_error(shard, self._error)
-        else:
-            summary = self._worker.score(shard)
-        return {"summary": [json.dumps(asdict(summary))]}
-
-
-def describe_run(output: str, plan: Plan, manifest: Manifest, num_scored: int) -> dict[str, Any]:
-    """Return the run's result as it is printed; its counts are the manifest's."""
+def describe_run(output: str, plan: Plan, manifest: Manifest) -> dict[str, Any]:
+    """Return the published run as its result tells it; its counts are the manifest's."""
     folder = published_uri(output, plan.date, plan.run_id)
     num_rows = manifest.counts["rows"]
     num_ok = manifest.status_counts.get(Status.OK, 0)
@@ -444,5 +326,4 @@ def describe_run(output: str, plan: Plan, manifest: Manifest, num_scored: int) -
         "rows_ok": num_ok,
         "rows_not_ok": num_rows - num_ok,
         "status_counts": manifest.status_counts,
-        "rows_scored_now": num_scored,
     }

@@ -33,10 +33,6 @@ from imgcls.storage.objects import ObjectInfo, Skipped, exists, put, put_new, re
 from imgcls.storage.uri import join
 
 FORMAT_VERSION = 1
-MIN_SHARD_SIZE, MAX_SHARD_SIZE = 64, 8192
-# Derived shards: small enough that a lost one costs seconds, many enough that the last ones finish
-# together.
-DERIVED_NUM_SHARDS, MAX_DERIVED_SHARD_SIZE = 64, 2048
 ROWS_PER_PLAN_FILE = 131_072
 _STAGE_ROWS = 16_384
 _SORT_MEMORY = "128MB"
@@ -121,14 +117,6 @@ def read_shard_rows(output: str, plan: Plan, shard: Shard) -> pa.Table:
 def _read_plan_file(uri: str) -> bytes:
     """Read a plan file; it never changes, and a worker's next shard is mostly in the same."""
     return read(uri)
-
-
-def derive_shard_size(num_images: int, shard_size: int) -> int:
-    """Return the images per shard: as asked, or about DERIVED_NUM_SHARDS shards within bounds."""
-    if shard_size:
-        return shard_size
-    derived = -(-num_images // DERIVED_NUM_SHARDS)
-    return max(MIN_SHARD_SIZE, min(derived, MAX_DERIVED_SHARD_SIZE))
 
 
 class Staging:
@@ -236,19 +224,24 @@ class Staging:
         sizes = self._database.sql("SELECT coalesce(sum(size_bytes), 0) FROM listing").fetchall()
         return int(sizes[0][0])
 
-    def sorted_tables(self, num_rows: int) -> Iterator[pa.Table]:
-        """Yield the objects sorted by uri, in tables of `num_rows` (the last one shorter)."""
-        batches = self._database.sql("SELECT * FROM listing ORDER BY uri").to_arrow_reader(num_rows)
+    def sorted_tables(self, sizes: Iterable[int]) -> Iterator[pa.Table]:
+        """Yield the objects sorted by uri, in tables of these sizes, as far as there are any."""
+        left = iter(sizes)
+        num_rows = next(left, 0)
+        batches = self._database.sql("SELECT * FROM listing ORDER BY uri").to_arrow_reader(
+            _STAGE_ROWS
+        )
         held: list[pa.RecordBatch] = []
         held_rows = 0
         for batch in batches:
             held.append(batch)
             held_rows += batch.num_rows
-            while held_rows >= num_rows:
+            while held_rows >= num_rows > 0:
                 table = pa.Table.from_batches(held)
                 yield table.slice(0, num_rows).cast(PLAN_SCHEMA)
                 held = table.slice(num_rows).to_batches()
                 held_rows -= num_rows
+                num_rows = next(left, 0)
         if held_rows:
             yield pa.Table.from_batches(held).cast(PLAN_SCHEMA)
 
@@ -281,7 +274,7 @@ def write_plan(
     model_digest: str,
     spec_digest: str,
     config: dict[str, Any],
-    shard_size: int,
+    shard_sizes: Iterable[int],
     difference: dict[str, int],
 ) -> Plan:
     """Write the plan files, then plan.json; return the plan that counts: the first one there."""
@@ -293,12 +286,11 @@ def write_plan(
     planner = uuid.uuid4().hex[:8]
     files: list[dict[str, Any]] = []
     shard_rows: list[int] = []
-    shards_per_file = max(1, ROWS_PER_PLAN_FILE // shard_size)
     writer = _PlanFileWriter()
-    for table in staging.sorted_tables(shard_size):
+    for table in staging.sorted_tables(shard_sizes):
         writer.add(table)
         shard_rows.append(table.num_rows)
-        if writer.num_shards == shards_per_file:
+        if writer.num_rows >= ROWS_PER_PLAN_FILE:
             files.append(writer.finish(run, f"plan/{len(files):05d}-{planner}.parquet"))
             writer = _PlanFileWriter()
     if writer.num_shards:
@@ -339,13 +331,14 @@ class _PlanFileWriter:
     """One plan file in memory: a row group per shard."""
 
     def __init__(self) -> None:
-        self.num_shards = 0
+        self.num_shards = self.num_rows = 0
         self._buffer = io.BytesIO()
         self._parquet = pq.ParquetWriter(self._buffer, PLAN_SCHEMA, compression="zstd")
 
     def add(self, table: pa.Table) -> None:
         self._parquet.write_table(table, row_group_size=max(1, table.num_rows))
         self.num_shards += 1
+        self.num_rows += table.num_rows
 
     def finish(self, run: str, path: str) -> dict[str, Any]:
         self._parquet.close()

@@ -1,10 +1,11 @@
 """Collect a shard's predictions and failures, and turn them into rows.
 
-In: predictions and failures in order of completion. Out: one table of PREDICTION_SCHEMA, in plan
+In: predictions and failures in order of completion. Out: one table of `prediction_schema`, in plan
 order. Invariant: every planned row comes out as exactly one row (one per frame of a multi-frame
-file), with its planned columns untouched; else nothing comes out.
+file), with its planned columns untouched; else nothing comes out. Which columns there are depends
+on the bundle and the flags alone, so that all workers of a run agree.
 
-Legend: B batch.
+Legend: B batch, N classes.
 """
 
 from dataclasses import dataclass
@@ -16,19 +17,28 @@ import pyarrow as pa
 
 from imgcls.errors import DecodeError, ObjectChangedError, ObjectMissingError
 from imgcls.image.pool import Crop, Decoded
+from imgcls.model.calibration import Calibration, OperatingPoint, calibrated, decide
+from imgcls.model.multi_label_calibration import calibrated_each, reached
 from imgcls.model.predict import Predictions
 from imgcls.schema import Status, prediction_schema
 
 
 @dataclass(frozen=True)
 class Provenance:
-    """What every row says about how it came to be."""
+    """What every row says about how it came to be, and how its bundle reads probabilities."""
 
     model: str
     model_digest: str
     spec_digest: str
     run_id: str
     class_names: tuple[str, ...]
+    multi_label: bool = False
+    calibration: Calibration | None = None
+
+    @property
+    def operating_points(self) -> tuple[OperatingPoint, ...]:
+        """Those of the bundle; the first one decides."""
+        return self.calibration.operating_points if self.calibration is not None else ()
 
 
 class ShardRows:
@@ -39,7 +49,13 @@ class ShardRows:
     ) -> None:
         self._plan_rows = plan_rows
         self._provenance = provenance
-        self._schema = prediction_schema(write_probs=write_probs, write_embedding=write_embedding)
+        self._schema = prediction_schema(
+            multi_label=provenance.multi_label,
+            is_calibrated=provenance.calibration is not None,
+            has_operating_point=bool(provenance.operating_points),
+            write_probs=write_probs,
+            write_embedding=write_embedding,
+        )
         self._rows: list[tuple[int, dict[str, Any]]] = []
         self._scored_at = datetime.now(UTC)
 
@@ -56,6 +72,7 @@ class ShardRows:
             "topk_label": predictions.topk_label_BK.tolist(),
             "topk_prob": predictions.topk_prob_BK.tolist(),
         }
+        columns |= decide_columns(predictions, self._provenance)
         if "probs" in self._schema.names:
             columns["probs"] = predictions.probs_BN.tolist()
         if "embedding" in self._schema.names:
@@ -102,6 +119,35 @@ class ShardRows:
             else:
                 arrays.append(_column([row.get(field.name) for _, row in self._rows], field.type))
         return pa.Table.from_arrays(arrays, schema=self._schema)
+
+
+def decide_columns(predictions: Predictions, provenance: Provenance) -> dict[str, list[Any]]:
+    """Return what a bundle's calibration and thresholds make of the probabilities.
+
+    `calibrated_prob` is that of the first operating point's class, and `decision` and
+    `threshold_id` are of that point; without a point it is that of the class on top. `labels` are
+    the classes of a multi-label model that reach their thresholds.
+    """
+    columns: dict[str, list[Any]] = {}
+    probs_BN, names = predictions.probs_BN, provenance.class_names
+    calibration, points = provenance.calibration, provenance.operating_points
+    if calibration is not None:
+        calibrate = calibrated_each if provenance.multi_label else calibrated
+        label_B = predictions.label_B
+        if points:
+            label_B = np.full_like(label_B, names.index(points[0].positive_class))
+        after_BN = calibrate(probs_BN, calibration.temperature)
+        after_B = after_BN[np.arange(len(label_B)), label_B]
+        columns["calibrated_prob"] = after_B.tolist()
+        if points:
+            columns["decision"] = decide(after_B, points[0])
+            columns["threshold_id"] = [points[0].threshold_id] * len(after_B)
+    if provenance.multi_label:
+        columns["labels"] = [
+            [name for name, is_there in zip(names, row, strict=True) if is_there]
+            for row in reached(probs_BN, names, calibration)
+        ]
+    return columns
 
 
 def _column(values: list[Any], kind: pa.DataType) -> pa.Array:

@@ -6,20 +6,23 @@ multi-frame file), as it was planned; what goes wrong with one image is its row'
 wrong with the store is an exception.
 
 Reads, decoding and the model overlap because the stages pull from each other: `get_many` keeps GETs
-in flight behind `decode_many`, which keeps its children busy while the batch before runs through
-the model.
+in flight behind `decode_many`, which keeps its children busy while the batches before run through
+the model; rows are made while the next ones do.
 
 Shape legend: B batch, C channel, P image_px, K top-k, N classes, E embedding.
 """
 
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import Future
 
 import numpy as np
 import pyarrow as pa
 
 from imgcls.image.pool import Crop, DecoderPool
-from imgcls.model.predict import Predictor
+from imgcls.model.predict import Predictions, Predictor
 from imgcls.scoring.rows import Provenance, ShardRows
+from imgcls.scoring.stages import StageClock
 from imgcls.storage.transfer import GetRequest, get_many
 
 
@@ -31,6 +34,7 @@ def score_shard(
     provenance: Provenance,
     write_probs: bool = False,
     write_embedding: bool = False,
+    clock: StageClock | None = None,
 ) -> pa.Table:
     """Score the planned rows.
 
@@ -41,31 +45,88 @@ def score_shard(
         provenance: constant columns, and the class names in order of label.
         write_probs: add the column probs.
         write_embedding: add the column embedding (the predictor must have been made with it).
+        clock: counts what the stages do, if that is wanted.
 
     Raises:
         StorageError: the store failed after all retries. No row is made of that.
     """
+    clock = clock or make_clock(predictor, pool)
     rows = ShardRows(plan_rows, provenance, write_probs, write_embedding)
-    batch: list[tuple[int, Crop]] = []
-    for decoded in pool.decode_many(get_many(_requests(plan_rows))):
-        if decoded.error is not None:
-            rows.add_failure(decoded)
-        for crop in decoded.crops:
-            batch.append((decoded.index, crop))
-            if len(batch) == predictor.batch_size:
-                rows.add_batch(batch, predictor.predict(_stack(batch)))
-                batch = []
-    if batch:
-        rows.add_batch(batch, predictor.predict(_stack(batch)))
-    return rows.to_table()
+    batches = _Batches(predictor, rows, clock)
+    num_decoded = 0
+    try:
+        for decoded in pool.decode_many(clock.reads(get_many(get_requests(plan_rows)))):
+            num_decoded += 1
+            if decoded.error is not None:
+                rows.add_failure(decoded)
+            for crop in decoded.crops:
+                batches.add(decoded.index, crop)
+        batches.finish()
+    finally:
+        clock.add("decode", items=num_decoded)
+        batches.cancel()
+    with clock.busy("rows", plan_rows.num_rows):
+        return rows.to_table()
 
 
-def _requests(plan_rows: pa.Table) -> Iterator[GetRequest]:
+class _Batches:
+    """Batches of one shard on their way: filling, running through the model, becoming rows."""
+
+    def __init__(self, predictor: Predictor, rows: ShardRows, clock: StageClock) -> None:
+        self._predictor, self._rows, self._clock = predictor, rows, clock
+        self._filling: list[tuple[int, Crop]] = []
+        self._running: deque[tuple[list[tuple[int, Crop]], Future[Predictions]]] = deque()
+
+    def add(self, index: int, crop: Crop) -> None:
+        """Add one crop; a full batch goes to the model, and waits when it has enough to do."""
+        self._filling.append((index, crop))
+        if len(self._filling) < self._predictor.batch_size:
+            return
+        self._submit()
+        while len(self._running) > self._predictor.num_streams or self._is_first_done():
+            self._take_first()
+
+    def finish(self) -> None:
+        """Predict what is left, and wait for all of it."""
+        if self._filling:
+            self._submit()
+        while self._running:
+            self._take_first()
+
+    def cancel(self) -> None:
+        """Let go of what is not predicted yet."""
+        for _, predictions in self._running:
+            predictions.cancel()
+
+    def _submit(self) -> None:
+        x_BCHW = np.stack([crop.x_CHW for _, crop in self._filling])
+        self._running.append((self._filling, self._predictor.submit(x_BCHW)))
+        self._filling = []
+
+    def _is_first_done(self) -> bool:
+        return bool(self._running) and self._running[0][1].done()
+
+    def _take_first(self) -> None:
+        batch, running = self._running.popleft()
+        predictions = running.result()
+        self._clock.add("predict", items=len(batch))
+        with self._clock.busy("rows"):
+            self._rows.add_batch(batch, predictions)
+
+
+def make_clock(predictor: Predictor, pool: DecoderPool) -> StageClock:
+    """Return a clock for the stages of a worker that scores with these two."""
+    return StageClock(
+        pool.busy_s,
+        predictor.busy_s,
+        num_decoders=pool.num_processes,
+        num_streams=predictor.num_streams,
+    )
+
+
+def get_requests(plan_rows: pa.Table) -> Iterator[GetRequest]:
+    """Yield what to read for each planned row; its index is the row's."""
     columns = (plan_rows[name].to_pylist() for name in ("uri", "etag", "version_id"))
     for index, (uri, etag, version_id) in enumerate(zip(*columns, strict=True)):
         # No etag: a manifest named an object that was not there when the run was planned.
         yield GetRequest(index, uri, etag or None, version_id)
-
-
-def _stack(batch: list[tuple[int, Crop]]) -> np.ndarray:
-    return np.stack([crop.x_CHW for _, crop in batch])

@@ -5,21 +5,37 @@ to the store. Invariant: the same worker runs in the local loop and inside a Ray
 of neither.
 """
 
+import json
 import time
 from dataclasses import dataclass, field
+from functools import partial
 from types import TracebackType
-from typing import Self
+from typing import Self, cast
 
 from imgcls import errors
 from imgcls.config.values import Precision
-from imgcls.errors import BundleError, ImgclsError
+from imgcls.errors import BundleError, ImgclsError, ObjectExistsError
 from imgcls.image.pool import DecoderPool
 from imgcls.model.artifact import read_bundle
-from imgcls.model.predict import Predictor, set_num_threads
-from imgcls.scoring.commit import commit_shard
+from imgcls.model.calibration import Calibration
+from imgcls.model.predict import (
+    Predictor,
+    choose_batch_size,
+    choose_num_streams,
+    pick_device,
+    set_num_threads,
+)
+from imgcls.scoring.commit import Commit, commit_shard
+from imgcls.scoring.int8_run import read_or_make_int8
 from imgcls.scoring.plan import Plan, Shard, read_shard_rows, run_uri
 from imgcls.scoring.rows import Provenance
-from imgcls.scoring.shard import score_shard
+from imgcls.scoring.shard import make_clock, score_shard
+from imgcls.storage.objects import put_new, read
+from imgcls.storage.uri import join
+
+# Two shards overlap in a worker: the next one's first reads start before the last one's last batch
+# ends.
+SHARDS_IN_FLIGHT = 2
 
 
 @dataclass(frozen=True)
@@ -29,7 +45,7 @@ class WorkerOptions:
     num_cpus: int
     device: str = "auto"
     precision: Precision = "auto"
-    batch_size: int = 32
+    batch_size: int = 0
     num_decoders: int = 0
     top_k: int = 5
     write_probs: bool = False
@@ -47,6 +63,12 @@ class ShardSummary:
     status_counts: dict[str, int] = field(default_factory=dict)
     error_kind: str = ""
     error_message: str = ""
+    num_bytes: int = 0
+    stages: dict[str, dict[str, float]] = field(default_factory=dict)
+    # Who did it, and what it logged meanwhile: whoever runs the worker fills these in.
+    node: str = ""
+    actor: str = ""
+    log_lines: tuple[str, ...] = ()
 
     @classmethod
     def of_error(cls, shard: Shard, error: ImgclsError) -> Self:
@@ -81,38 +103,48 @@ class ShardWorker:
         self._pool = DecoderPool(
             bundle.decode_spec, bundle.preprocess_spec, options.num_decoders or options.num_cpus
         )
-        self._predictor = Predictor(
+        num_images = plan.counts["planned"]
+        device = pick_device(options.device)
+        batch_size = choose_batch_size(device, options.batch_size, options.precision)
+        int8_network = None
+        if options.precision == "int8":
+            int8_network = read_or_make_int8(output, plan, bundle, self._pool)
+        else:
+            # A forward pass has a fixed number of rows: of few images, no more than there are.
+            batch_size = max(1, min(batch_size, num_images))
+        make_predictor = partial(
+            Predictor,
             bundle,
             device=options.device,
-            # A forward pass has a fixed number of rows: of few images, no more than there are.
-            batch_size=max(1, min(options.batch_size, plan.counts["planned"])),
+            batch_size=batch_size,
             top_k=options.top_k,
             embedding=options.write_embedding,
-            precision=options.precision,
-            # Of the plan, not of this worker: every worker and every resume takes the same engine.
-            num_images=plan.counts["planned"],
+            num_images=num_images,
+            num_streams=choose_num_streams(device, options.num_cpus, -(-num_images // batch_size)),
+            int8_network=int8_network,
         )
+        self._predictor = make_predictor(precision=options.precision)
+        agreed = agree_on_precision(run_uri(output, plan.run_id), self._predictor.precision)
+        if agreed != self._predictor.precision:
+            self._predictor = make_predictor(precision=agreed)
+        self._clock = make_clock(self._predictor, self._pool)
         self._provenance = Provenance(
             model=plan.model,
             model_digest=plan.model_digest,
             spec_digest=plan.spec_digest,
             run_id=plan.run_id,
             class_names=bundle.class_names.names,
+            multi_label=bundle.multi_label,
+            calibration=Calibration.from_dict(bundle.calibration) if bundle.calibration else None,
         )
 
     def score(self, shard: Shard) -> ShardSummary:
         """Score and commit one shard; an expected error goes into the summary, others go on."""
         start_s = time.monotonic()
         try:
-            table = score_shard(
-                read_shard_rows(self._output, self._plan, shard),
-                predictor=self._predictor,
-                pool=self._pool,
-                provenance=self._provenance,
-                write_probs=self._options.write_probs,
-                write_embedding=self._options.write_embedding,
-            )
-            commit = commit_shard(run_uri(self._output, self._plan.run_id), shard.shard_id, table)
+            with self._clock.shard():
+                commit = self._score(shard)
+                stages, num_bytes = self._clock.take()
         except ImgclsError as error:
             return ShardSummary.of_error(shard, error)
         return ShardSummary(
@@ -121,7 +153,22 @@ class ShardWorker:
             time.monotonic() - start_s,
             self._predictor.engine,
             commit.status_counts,
+            num_bytes=num_bytes,
+            stages=stages,
         )
+
+    def _score(self, shard: Shard) -> Commit:
+        table = score_shard(
+            read_shard_rows(self._output, self._plan, shard),
+            predictor=self._predictor,
+            pool=self._pool,
+            provenance=self._provenance,
+            write_probs=self._options.write_probs,
+            write_embedding=self._options.write_embedding,
+            clock=self._clock,
+        )
+        with self._clock.busy("write", table.num_rows):
+            return commit_shard(run_uri(self._output, self._plan.run_id), shard.shard_id, table)
 
     def __enter__(self) -> Self:
         self._pool.__enter__()
@@ -134,3 +181,16 @@ class ShardWorker:
         trace: TracebackType | None,
     ) -> None:
         self._pool.__exit__(kind, error, trace)
+
+
+def agree_on_precision(run: str, mine: str) -> Precision:
+    """Return the precision of the run: that of the worker that came first, wherever it ran.
+
+    Machines may differ, and so may the next start: the rows of one run must not.
+    """
+    uri = join(run, "precision.json")
+    try:
+        put_new(uri, json.dumps({"precision": mine}).encode())
+    except ObjectExistsError:
+        mine = json.loads(read(uri))["precision"]
+    return cast(Precision, mine)

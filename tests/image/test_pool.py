@@ -52,6 +52,20 @@ def test_every_item_gives_one_result_equal_to_decode_one(pool: DecoderPool) -> N
         assert (crop.width_px, crop.height_px, crop.frame) == (60, 45, None)
 
 
+def test_time_at_work_is_that_of_the_children_and_outlives_them() -> None:
+    files = [picture(i, "JPEG", (600, 400)) for i in range(16)]
+    with DecoderPool(DECODE, PREPROCESS, 2) as own:
+        assert own.busy_s() == 0.0
+        start_s = time.perf_counter()
+        list(own.decode_many(enumerate(files)))
+        wall_s = time.perf_counter() - start_s
+        busy_s = own.busy_s()
+        assert 0 < busy_s <= own.num_processes * wall_s
+        os.kill(own.pids()[0], signal.SIGKILL)
+        list(own.decode_many(enumerate(files)))
+        assert own.busy_s() > busy_s
+
+
 def test_number_of_children_does_not_change_a_pixel() -> None:
     files = [picture(i, "JPEG", (300, 200)) for i in range(12)]
     by_count = []

@@ -4,6 +4,7 @@
 scored: the rows of each shard are made up, so that only the driver's own work is measured.
 """
 
+import itertools
 import json
 import resource
 import sys
@@ -66,7 +67,7 @@ def main(folder: str, num_keys: str) -> None:
                     model_digest=MODEL_DIGEST,
                     spec_digest=SPEC_DIGEST,
                     config={},
-                    shard_size=2048,
+                    shard_sizes=itertools.repeat(2048),
                     difference={},
                 )
             )

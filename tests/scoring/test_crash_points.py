@@ -12,8 +12,9 @@ from imgcls.scoring.verify import verify
 from tests.scoring.tiny import comparable, published_rows, write_images
 
 NUM_IMAGES = 96
-# Lease, plan file, plan.json, 12 attempts, 12 commits, lease renewed, part, manifest, lease let go.
-NUM_WRITES = 31
+# Lease, plan file, plan.json, 12 attempts, 12 commits, lease renewed, part, manifest, lease let go;
+# precision.json; progress.json at the start and at the end, report.json, the log.
+NUM_WRITES = 36
 
 
 def test_killed_before_and_after_every_write_the_same_command_finishes(

@@ -239,8 +239,10 @@ def test_wrong_flags_and_inputs_are_refused_before_anything_is_written(
         ({"date": "22.11.2026"}, ConfigError, "22.11.2026"),
         ({"shard_size": 3}, ConfigError, "--shard-size 3"),
         ({"top_k": 0}, ConfigError, "--top-k 0"),
-        ({"batch_size": 0}, ConfigError, "--batch-size 0"),
+        ({"batch_size": -1}, ConfigError, "--batch-size -1"),
         ({"max_failed_fraction": 2.0}, ConfigError, "--max-failed-fraction 2"),
+        ({"num_actors": -1}, ConfigError, "--num-actors -1"),
+        ({"gpus_per_actor": 1.5}, ConfigError, "--gpus-per-actor 1.5"),
         ({"source": f"{source}/nowhere"}, SourceError, "nowhere"),
         ({"model": str(tmp_path / "no-bundle")}, ConfigError, "no-bundle"),
         ({"output": f"{source}/out"}, ConfigError, "inside --source"),
@@ -273,3 +275,16 @@ def test_bundle_changed_since_the_plan_stops_the_run(
     with pytest.raises(BundleError, match=r"model\.safetensors"):
         score(config_of(source, reference, tmp_path / "out"))
     assert not (tmp_path / "out" / "date=2026-11-22").exists()
+
+
+def test_a_resumed_run_takes_the_precision_of_its_first_worker(
+    model_ref: str, tmp_path: Path
+) -> None:
+    write_images(str(tmp_path / "images"), 8)
+    config = ScoreConfig(
+        str(tmp_path / "images"), model_ref, str(tmp_path / "out"), run_id="night", executor="local"
+    )
+    # As a worker on a machine with fast bf16 would have left it.
+    (tmp_path / "out" / "_runs" / "night").mkdir(parents=True)
+    (tmp_path / "out" / "_runs" / "night" / "precision.json").write_text('{"precision": "bf16"}')
+    assert score(config)["engines"] == ["eager bf16 on cpu"]

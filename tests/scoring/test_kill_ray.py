@@ -13,58 +13,12 @@ import pytest
 
 from imgcls.config.scoring import ScoreConfig
 from imgcls.scoring.driver import score
+from tests.ray_nodes import RayCluster
 from tests.scoring.tiny import comparable, published_rows, write_images
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(280)]
 
 NUM_IMAGES = 1500
-
-
-class RayCluster:
-    """A head without CPUs and three 1-CPU nodes, each a raylet of its own on this machine."""
-
-    def __init__(self) -> None:
-        from ray.cluster_utils import Cluster
-
-        self._cluster = Cluster(
-            initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False}
-        )
-        self.nodes = [self._cluster.add_node(num_cpus=1) for _ in range(3)]
-        self.address = self._cluster.address
-
-    def actor_pids(self) -> list[int]:
-        """Return the processes of our raylets that run a ShardActor."""
-        raylets = {
-            info.process.pid
-            for node in self.nodes
-            for infos in node.all_processes.values()
-            for info in infos
-        }
-        return [pid for pid, parent, title in processes() if parent in raylets and "Shard" in title]
-
-    def kill_node(self) -> None:
-        """Kill the raylet of one node, and with it all its workers, without goodbye."""
-        self._cluster.remove_node(self.nodes.pop(), allow_graceful=False)
-
-    def kill_everything(self) -> None:
-        """Kill the head and all nodes, without goodbye."""
-        self._cluster.shutdown()
-
-    def close(self) -> None:
-        self._cluster.shutdown()
-
-
-def processes() -> Iterator[tuple[int, int, str]]:
-    """Yield (pid, parent, command line) of every process that is still there when read."""
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            title = (
-                (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode("utf-8", "replace")
-            )
-            parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-        yield int(folder.name), parent, title
 
 
 @pytest.fixture
@@ -116,8 +70,8 @@ class Job:
         assert self.process.poll() is None, self.process.communicate()[1]
 
     def finish(self) -> dict[str, object]:
-        stdout, stderr = self.process.communicate(timeout=200)
-        assert self.process.returncode == 0, stderr
+        stdout, self.stderr = self.process.communicate(timeout=250)
+        assert self.process.returncode == 0, self.stderr
         result: dict[str, object] = json.loads(stdout.splitlines()[-1])
         return result
 
@@ -146,11 +100,35 @@ def test_killed_node_loses_nothing(
     undisturbed: list[dict[str, object]],
     tmp_path: Path,
 ) -> None:
+    """Every node has an actor, so no other has room for that of the lost one."""
     job = Job(source, model_ref, tmp_path)
     job.wait_for_commits(2)
     cluster.kill_node()
     assert job.finish()["rows"] == NUM_IMAGES
+    assert "3 actors on 3 nodes" in job.stderr
+    assert "2 actors on 2 nodes" in job.stderr
     assert comparable(published_rows(str(tmp_path))) == undisturbed
+
+
+@pytest.mark.slow
+def test_a_node_added_while_scoring_is_used(
+    model_ref: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # So many that what is left when the node comes is worth going on anew.
+    uris = write_images(str(tmp_path / "bucket"), 8000)
+    nodes = RayCluster(1)
+    monkeypatch.setenv("RAY_ADDRESS", nodes.address)
+    try:
+        job = Job(str(tmp_path / "bucket"), model_ref, tmp_path / "out")
+        job.wait_for_commits(1)
+        nodes.add_node()
+        result = job.finish()
+    finally:
+        nodes.close()
+    assert result["rows"] == len(uris)
+    assert "room for 2 actors instead of 1" in job.stderr
+    assert len(result["nodes"]) == 2  # type: ignore[arg-type]
+    assert published_rows(str(tmp_path / "out"))["uri"].to_pylist() == uris
 
 
 @pytest.mark.slow

@@ -9,13 +9,13 @@ from imgcls.errors import ConfigError
 from imgcls.schema import PLAN_SCHEMA
 from imgcls.scoring.plan import (
     Plan,
-    derive_shard_size,
     read_plan,
     read_shard_rows,
     run_uri,
     stage,
     write_plan,
 )
+from imgcls.scoring.sizes import shard_sizes
 from imgcls.storage.objects import ObjectInfo, Skipped, put, read
 from imgcls.storage.uri import join
 
@@ -39,7 +39,7 @@ def plan_of(output: str, entries: Iterator[ObjectInfo | Skipped], shard_size: in
             model_digest="d" * 64,
             spec_digest="s" * 64,
             config={"top_k": 5},
-            shard_size=derive_shard_size(staging.count(), shard_size),
+            shard_sizes=shard_sizes(staging.count(), shard_size),
             difference={},
         )
 
@@ -107,11 +107,3 @@ def test_plan_of_another_format_is_refused_by_number(tmp_path: Path) -> None:
 
 def test_no_plan_is_none(tmp_path: Path) -> None:
     assert read_plan(str(tmp_path), "night") is None
-
-
-@pytest.mark.parametrize(
-    ("num_images", "asked", "derived"),
-    [(600, 0, 64), (64_000, 0, 1000), (10**8, 0, 2048), (10**8, 8192, 8192)],
-)
-def test_derived_shard_size_is_bounded(num_images: int, asked: int, derived: int) -> None:
-    assert derive_shard_size(num_images, asked) == derived

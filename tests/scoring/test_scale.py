@@ -39,7 +39,7 @@ def test_a_million_keys_grow_the_driver_by_less_than_300_mib(tmp_path: Path) -> 
 def peak_mib_of_scoring(source: str, model_ref: str, output: str) -> float:
     """Score in a process of its own; return the highest memory that it and its decoders had."""
     code = (
-        "import resource, sys; from imgcls.config import ScoreConfig;"
+        "import resource, sys; from imgcls.config.scoring import ScoreConfig;"
         "from imgcls.scoring.driver import score;"
         "score(ScoreConfig(*sys.argv[1:], executor='local'));"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,"

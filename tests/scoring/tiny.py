@@ -2,6 +2,7 @@
 
 import io
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import numpy as np
@@ -13,7 +14,8 @@ from PIL import Image
 from imgcls.image.encode import encode_png
 from imgcls.image.spec import DecodeSpec, PreprocessSpec
 from imgcls.model.artifact import Bundle, make_golden
-from imgcls.model.build import build_model
+from imgcls.model.build import build_model, find_head
+from imgcls.model.calibration import Calibration
 from imgcls.model.labels import ClassNames
 from imgcls.published import read_manifest
 from imgcls.schema import PREDICTION_SCHEMA
@@ -23,7 +25,14 @@ from imgcls.storage.uri import join
 IMAGE_PX = 32
 
 
-def make_bundle(seed: int = 0, num_classes: int = 7) -> Bundle:
+def make_bundle(
+    seed: int = 0,
+    num_classes: int = 7,
+    *,
+    calibration: Calibration | None = None,
+    multi_label: bool = False,
+    decode_spec: DecodeSpec | None = None,
+) -> Bundle:
     """A simple_cnn with random weights: what it says is arbitrary, and always the same."""
     torch.manual_seed(seed)
     spec = PreprocessSpec.for_image_px(IMAGE_PX)
@@ -39,15 +48,28 @@ def make_bundle(seed: int = 0, num_classes: int = 7) -> Bundle:
     return Bundle(
         arch="simple_cnn",
         class_names=ClassNames(tuple(f"class-{label}" for label in range(num_classes))),
-        decode_spec=DecodeSpec(),
+        decode_spec=decode_spec or DecodeSpec(),
         preprocess_spec=spec,
         state_dict=model.state_dict(),
         metrics={},
         split_digest="",
         training={},
         golden_x_BCHW=golden_x_BCHW,
-        golden_probs_BK=make_golden(model, golden_x_BCHW, spec),
+        golden_probs_BK=make_golden(model, golden_x_BCHW, spec, multi_label=multi_label),
+        calibration=calibration.to_dict() if calibration is not None else None,
+        multi_label=multi_label,
     )
+
+
+def make_sure_bundle() -> Bundle:
+    """The same, but sure of class 0: no rounding makes it change its mind."""
+    bundle = make_bundle()
+    model = bundle.to_model()
+    _, head = find_head(model)
+    with torch.no_grad():
+        head.bias[0] += 1e4
+    golden_probs_BK = make_golden(model, bundle.golden_x_BCHW, bundle.preprocess_spec)
+    return replace(bundle, state_dict=model.state_dict(), golden_probs_BK=golden_probs_BK)
 
 
 def image_bytes(number: int) -> bytes:

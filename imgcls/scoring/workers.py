@@ -1,0 +1,114 @@
+"""Who scores the shards of a run: this process, or actors on a Ray cluster.
+
+In: a ScoreConfig. Out: how many workers there are, and a summary per shard from any of them.
+Invariant: Ray is neither imported nor connected to before it is needed, and what was connected is
+let go when the `with` block ends.
+"""
+
+import os
+import socket
+from collections.abc import Generator, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import ExitStack
+from dataclasses import replace
+from types import TracebackType
+from typing import Self
+
+from imgcls import cluster
+from imgcls.config.scoring import ScoreConfig
+from imgcls.scoring.layout import ActorRequest, lay_out_actors
+from imgcls.scoring.plan import Plan, Shard
+from imgcls.scoring.worker import SHARDS_IN_FLIGHT, ShardSummary, ShardWorker, WorkerOptions
+
+
+class Workers:
+    """The workers of a config, inside a `with` block; connected at the first use."""
+
+    def __init__(self, config: ScoreConfig) -> None:
+        self._config = config
+        self._request = ActorRequest(
+            config.num_actors, config.cpus_per_actor, config.gpus_per_actor, config.device
+        )
+        self._request.check()
+        self._num_workers = 0
+        self._opened = ExitStack()
+
+    def count(self) -> int:
+        """Return how many workers will share the shards, as far as can be told now.
+
+        Raises:
+            ConfigError: the cluster cannot hold the actors asked for.
+        """
+        if not self._num_workers:
+            self._num_workers = 1
+            if use_ray(self._config.executor):
+                resources = self._opened.enter_context(cluster.connected())
+                self._num_workers = len(lay_out_actors(resources, self._request))
+        return self._num_workers
+
+    def run(self, plan: Plan, todo: list[Shard]) -> Generator[ShardSummary]:
+        """Score shards; yield a summary of each, in any order. Close it before the block ends."""
+        self.count()
+        options = worker_options(self._config)
+        if not use_ray(self._config.executor):
+            return run_locally(self._config.output, plan, options, todo)
+        from imgcls.scoring.on_ray import run_on_ray
+
+        return run_on_ray(self._request, self._config.output, plan, options, todo)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._opened.close()
+
+
+def use_ray(executor: str) -> bool:
+    """Resolve --executor: auto takes Ray inside a Ray job or when RAY_ADDRESS is set."""
+    return executor == "ray" or (executor == "auto" and cluster.in_cluster())
+
+
+def worker_options(config: ScoreConfig) -> WorkerOptions:
+    """Pick the values of a config that a worker needs, with the CPUs of this process."""
+    return WorkerOptions(
+        num_cpus=len(os.sched_getaffinity(0)),
+        device=config.device,
+        precision=config.precision,
+        batch_size=config.batch_size,
+        num_decoders=config.num_decoders,
+        top_k=config.top_k,
+        write_probs=config.write_probs,
+        write_embedding=config.write_embedding,
+    )
+
+
+def run_locally(
+    output: str, plan: Plan, options: WorkerOptions, todo: list[Shard]
+) -> Generator[ShardSummary]:
+    """Score shards in this process, SHARDS_IN_FLIGHT at a time."""
+    here = {"node": socket.gethostname(), "actor": str(os.getpid())}
+    with ShardWorker(output, plan, options) as worker:
+        threads = ThreadPoolExecutor(SHARDS_IN_FLIGHT, thread_name_prefix="shard")
+        try:
+            for summary in _as_completed(threads, worker, todo):
+                yield replace(summary, node=here["node"], actor=here["actor"])
+        finally:
+            threads.shutdown(wait=False, cancel_futures=True)
+
+
+def _as_completed(
+    threads: ThreadPoolExecutor, worker: ShardWorker, todo: Iterable[Shard]
+) -> Iterator[ShardSummary]:
+    running: set[Future[ShardSummary]] = set()
+    for shard in todo:
+        running.add(threads.submit(worker.score, shard))
+        if len(running) > SHARDS_IN_FLIGHT:
+            done, running = wait(running, return_when=FIRST_COMPLETED)
+            yield from (future.result() for future in done)
+    for future in running:
+        yield future.result()
