@@ -1,6 +1,8 @@
 """The command line: one subcommand per job, its flags the fields of the job's config class.
 
-In: argv. Out: an exit code; one JSON object as the last line of stdout, also when the job failed.
+In: argv. Out: an exit code; one JSON object as the last line of stdout, also when the job failed
+(`manifest` prints its YAML instead). A field with the metadata "positional" is an argument without
+a flag; of type tuple, it takes all that follows.
 Invariant: nothing heavy is imported before a command is chosen, so `imgcls --help` answers at once.
 """
 
@@ -12,7 +14,8 @@ import logging
 import os
 import signal
 import sys
-from dataclasses import MISSING, dataclass, fields
+from collections.abc import Sequence
+from dataclasses import MISSING, Field, dataclass, fields
 from pathlib import Path
 from types import FrameType
 from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
@@ -38,13 +41,16 @@ COMMANDS = {
     "nightly": Command(scoring.NightlyConfig, "imgcls.nightly:nightly"),
     "plan": Command(scoring.PlanConfig, "imgcls.nightly:show_plan"),
     "evaluate": Command(models.EvaluateConfig, "imgcls.evaluation:evaluate"),
+    "export": Command(models.ExportConfig, "imgcls.model.export:export"),
     "promote": Command(models.PromoteConfig, "imgcls.model.registry:promote_version"),
     "verify": Command(scoring.VerifyConfig, "imgcls.scoring.verify:verify"),
     "rollback": Command(scoring.RollbackConfig, "imgcls.scoring.cleanup:rollback"),
     "gc": Command(scoring.GcConfig, "imgcls.scoring.cleanup:gc"),
-    "bench": Command(operations.BenchConfig, "imgcls.bench:bench"),
-    "doctor": Command(operations.DoctorConfig, "imgcls.doctor:doctor"),
+    "bench": Command(operations.BenchConfig, "imgcls.bench.driver:bench"),
+    "doctor": Command(operations.DoctorConfig, "imgcls.operations.doctor:doctor"),
     "demo": Command(operations.DemoConfig, "imgcls.demo:demo"),
+    "submit": Command(operations.SubmitConfig, "imgcls.operations.submit:submit"),
+    "manifest": Command(operations.ManifestConfig, "imgcls.operations.kubernetes:manifest"),
 }
 
 
@@ -65,18 +71,27 @@ def main(argv: list[str] | None = None) -> int:
     arguments, unknown = parser.parse_known_args(argv)
     values = vars(arguments)
     name = values.pop("command")
-    return _run(name, parsers[name].checked(values, unknown))
+    parsers[name].checked(values, unknown)
+    if "job" in values:
+        # What another machine would refuse in some minutes is refused here, at once.
+        values["arguments"] = tuple(values["arguments"])
+        parse_job(values["job"], values["arguments"])
+    return _run(name, values)
+
+
+def parse_job(name: str, argv: Sequence[str] | None) -> dict[str, Any]:
+    """Return the flags of one job as values, or exit 2 for what `python -m jobs.NAME` refuses."""
+    parser = _Parser(
+        prog=f"python -m jobs.{name}", description=_first_line(COMMANDS[name]), allow_abbrev=False
+    )
+    _add_flags(parser, COMMANDS[name], _read_docs())
+    arguments, unknown = parser.parse_known_args(argv)
+    return parser.checked(vars(arguments), unknown)
 
 
 def run_job(name: str, argv: list[str] | None = None) -> int:
     """Run one job as `python -m jobs.NAME ...` and return its exit code."""
-    command = COMMANDS[name]
-    parser = _Parser(
-        prog=f"python -m jobs.{name}", description=_first_line(command), allow_abbrev=False
-    )
-    _add_flags(parser, command, _read_docs())
-    arguments, unknown = parser.parse_known_args(argv)
-    return _run(name, parser.checked(vars(arguments), unknown))
+    return _run(name, parse_job(name, argv))
 
 
 class _Parser(argparse.ArgumentParser):
@@ -126,8 +141,11 @@ def _add_flags(
         text = next(filter(None, docs_of)).replace("%", "%%")
         if field.default is MISSING:
             text = f"{text} (required)"
-        elif field.default not in ("", False):
+        elif field.default not in ("", False, ()):
             text = f"{text} (default: {field.default})"
+        if field.metadata.get("positional"):
+            parser.add_argument(field.name, help=text, **_positional(field, hints[field.name]))
+            continue
         parser.add_argument(
             f"--{field.name.replace('_', '-')}",
             dest=field.name,
@@ -143,6 +161,17 @@ def _kind(hint: Any) -> dict[str, Any]:  # noqa: ANN401 - a type annotation has 
     if get_origin(hint) is Literal:
         return {"choices": get_args(hint)}
     return {"type": hint, "metavar": {str: "TEXT", int: "N", float: "X"}[hint]}
+
+
+def _positional(field: Field[Any], hint: Any) -> dict[str, Any]:  # noqa: ANN401 - as above
+    """Return how argparse takes an argument without a flag: one, one or none, or all the rest."""
+    shown = {"metavar": field.name.upper().replace("_", " ")}
+    if get_origin(hint) is tuple:
+        return shown | {"nargs": argparse.REMAINDER}
+    if field.default is not MISSING:
+        choices = {"choices": get_args(hint)} if get_origin(hint) is Literal else shown
+        return choices | {"nargs": "?", "default": field.default}
+    return {"choices": get_args(hint)}
 
 
 def _run(name: str, arguments: dict[str, Any]) -> int:
@@ -165,8 +194,10 @@ def _run(name: str, arguments: dict[str, Any]) -> int:
     except Exception as error:  # the top of a job: what nobody expected is told whole
         log.exception("unexpected error")
         return _fail(error, 1)
+    if result is None:  # the command has written its output itself
+        return 0
     logs.print_result(result)
-    return 0
+    return int(result.get("exit_code", 0))
 
 
 def _stop(_signal: int, _frame: FrameType | None) -> NoReturn:

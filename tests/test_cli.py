@@ -1,5 +1,7 @@
 import json
 import os
+import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -7,10 +9,12 @@ import time
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
-from imgcls.cli import COMMANDS, main
+from imgcls.cli import COMMANDS, main, parse_job
+from imgcls.config.operations import Job
 from imgcls.storage import resolver
 from imgcls.storage.objects import put
 from tests.scoring.tiny import write_images
@@ -51,7 +55,8 @@ def test_every_flag_has_its_help(name: str, capsys: pytest.CaptureFixture[str]) 
     assert ended.value.code == 0
     text = capsys.readouterr().out
     for field in fields(COMMANDS[name].config):
-        assert f"--{field.name.replace('_', '-')}" in text
+        is_flag = not field.metadata.get("positional")
+        assert not is_flag or f"--{field.name.replace('_', '-')}" in text
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "jobs").glob("[a-z]*.py")))
@@ -64,12 +69,46 @@ def test_every_job_takes_the_flags_of_its_command(name: str) -> None:
         check=True,
     )
     for field in fields(COMMANDS[name].config):
-        assert f"--{field.name.replace('_', '-')}" in job.stdout
+        is_flag = not field.metadata.get("positional")
+        assert not is_flag or f"--{field.name.replace('_', '-')}" in job.stdout
+
+
+def test_jobs_that_can_be_submitted_are_those_there_are() -> None:
+    names = {path.stem for path in (ROOT / "jobs").glob("[a-z]*.py")}
+    assert set(get_args(Job)) == names
+
+
+def test_all_behind_the_job_is_the_jobs_own(capsys: pytest.CaptureFixture[str]) -> None:
+    night = ["nightly", "--source", "a", "--model", "b", "--output", "s3://c/d", "--top-k", "3"]
+    flags = ["--name", "n", "--image", "i:1", "--service-account", "s"]
+    for arguments in (["rayjob", *flags, *night], [*flags, "rayjob", *night],
+                      ["rayjob", *flags, "--", *night]):  # fmt: skip
+        assert main(["manifest", *arguments]) == 0
+        assert f"python -m jobs.{' '.join(night)}" in capsys.readouterr().out.replace("\n   ", "")
+
+
+def test_submit_and_manifest_lines_of_readme_work_as_typed(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    text = (ROOT / "README.md").read_text().replace("\\\n", " ")
+    submits = re.findall(r"^    (?:[0-9* ]+ )?imgcls submit ([a-z].*)$", text, re.MULTILINE)
+    assert len(submits) == 3
+    for line in submits:
+        name, *flags = shlex.split(line)
+        parse_job(name, flags)
+    [line] = re.findall(r"^    imgcls (manifest .*?)\|", text, re.MULTILINE)
+    assert main(shlex.split(line)) == 0
+    assert "kind: CronJob" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
+        (["submit"], "the following arguments are required: job"),
+        (["submit", "nigthly"], "invalid choice: 'nigthly'"),
+        (["submit", "--adress", "x", "nightly"], "invalid choice: 'x'"),
+        (["submit", "nightly", "--sorce", "x"], "unknown --sorce, did you mean --source?"),
+        (["manifest", "rayjob", "train"], "missing --name, --image, --service-account"),
         (["score", "--sorce", "x"], "unknown --sorce, did you mean --source?"),
         (["score", "--source", "x"], "missing --model, --output"),
         (["score", "--top-k", "many"], "invalid int value: 'many'"),

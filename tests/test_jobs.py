@@ -1,17 +1,9 @@
 """The jobs as they are used: `ray job submit --working-dir . -- python -m jobs.X`."""
 
-import contextlib
 import json
-import os
 import re
-import signal
-import socket
-import subprocess
-import sys
 import tempfile
-import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,70 +11,10 @@ import pytest
 from imgcls.image.encode import encode_png
 from imgcls.storage.objects import put
 from imgcls.storage.uri import join
+from tests.ray_head import Head
 from tests.scoring.tiny import published_rows
 
 pytestmark = [pytest.mark.ray, pytest.mark.s3, pytest.mark.timeout(290)]
-
-ROOT = Path(__file__).parent.parent
-RAY = str(Path(sys.executable).parent / "ray")
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-class Head:
-    """`ray start --head` on loopback with token auth, in a folder of its own."""
-
-    def __init__(self, folder: str) -> None:
-        self.dashboard_port = free_port()
-        token = Path(folder) / "token"
-        token.write_text("a-token-of-this-test-alone-0123456789")
-        token.chmod(0o600)
-        # Credentials are the node's, as an instance role would be: a job's own variables can be
-        # read by every client of the job API.
-        self.environment = os.environ | {
-            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-            "RAY_AUTH_MODE": "token",
-            "RAY_AUTH_TOKEN_PATH": str(token),
-            "RAY_USAGE_STATS_ENABLED": "0",
-        }
-        command = [RAY, "start", "--head", "--block", "--node-ip-address=127.0.0.1", "--port=0"]
-        command += ["--dashboard-host=127.0.0.1", f"--dashboard-port={self.dashboard_port}"]
-        command += [f"--temp-dir={folder}/ray", "--num-cpus=4"]
-        self.log = Path(folder) / "head.log"
-        with self.log.open("wb") as log:
-            self.process = subprocess.Popen(
-                command, env=self.environment, stdout=log, stderr=log, start_new_session=True
-            )
-
-    def submit(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """Run `ray job submit` to its end."""
-        command = [RAY, "job", "submit", "--address", f"http://127.0.0.1:{self.dashboard_port}"]
-        return subprocess.run(
-            [*command, "--working-dir", str(ROOT), "--", *arguments],
-            env=self.environment,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-
-    def wait_until_ready(self) -> None:
-        deadline_s = time.monotonic() + 60
-        while time.monotonic() < deadline_s:
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", self.dashboard_port)) == 0:
-                    return
-            time.sleep(0.2)
-        raise AssertionError(self.log.read_text())
-
-    def close(self) -> None:
-        """End the head and what it started: all of it is in the session that we made for it."""
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
 
 
 @pytest.fixture

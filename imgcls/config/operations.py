@@ -1,14 +1,95 @@
 """The flags of the commands about a machine or a cluster."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from imgcls.config.values import Device, Executor, Precision
 
+Job = Literal["train", "score", "nightly", "evaluate", "promote", "bench"]
+
 
 @dataclass(frozen=True)
 class DoctorConfig:
-    """Show what this machine can decode, on what it computes, and the versions behind each."""
+    """Show what this machine can do; or check a cluster.yaml before `ray up`."""
+
+    cluster_file: str = field(default="", metadata={"positional": True})
+    """A cluster.yaml to check instead of this machine: by Ray's own schema, and for what an
+    operator would regret. Nothing is started.
+    """
+
+
+@dataclass(frozen=True)
+class SubmitConfig:
+    """Run a job on a Ray cluster, follow its log to the end, and return its own exit code."""
+
+    job: Job = field(metadata={"positional": True})
+    """The job to run; flags of submit itself go before it."""
+    arguments: tuple[str, ...] = field(default=(), metadata={"positional": True})
+    """The job's flags, checked here before anything is uploaded."""
+    address: str = ""
+    """Dashboard of the cluster; default RAY_API_SERVER_ADDRESS, RAY_ADDRESS, or
+    http://127.0.0.1:8265, where `ray dashboard cluster.yaml` puts it.
+    """
+    submission_id: str = ""
+    """Name of the job on the cluster; default nightly-DATE for nightly, else JOB-DATE-TIME, both
+    in UTC.
+    """
+    working_dir: str = ""
+    """Folder to upload, with packages imgcls and jobs in it; default only these two, as they are
+    installed here.
+    """
+    wait: bool = True
+    """Follow the job to its end; --no-wait returns as soon as the cluster took it."""
+
+
+@dataclass(frozen=True)
+class ManifestConfig:
+    """Print a Kubernetes manifest for a job: a CronJob, or KubeRay's RayJob or RayCronJob."""
+
+    kind: Literal["rayjob", "cronjob", "raycronjob"] = field(metadata={"positional": True})
+    """rayjob: once, on a Ray cluster of its own; raycronjob: that by schedule; cronjob: by schedule
+    in one pod, or submitted from it to the cluster at --address.
+    """
+    job: Job = field(metadata={"positional": True})
+    """The job to run; flags of manifest itself go before it."""
+    name: str
+    """Name of the object in Kubernetes."""
+    image: str
+    """Container image with imgcls in it, by a fixed tag or digest."""
+    service_account: str
+    """Service account whose role may read the input and write the output."""
+    arguments: tuple[str, ...] = field(default=(), metadata={"positional": True})
+    """The job's flags, checked here."""
+    namespace: str = ""
+    """Namespace; default that of kubectl."""
+    schedule: str = ""
+    """When to start: five cron fields, as in "0 2 * * *"; for cronjob and raycronjob."""
+    time_zone: str = "Etc/UTC"
+    """Time zone of the schedule, by its IANA name."""
+    deadline: str = "12h"
+    """How long the job may take: a number and s, m, h or d. What is not done by then, the next
+    start does.
+    """
+    retries: int = 2
+    """How often a failed job is started again; it goes on where it stopped."""
+    keep: str = "1h"
+    """How long a finished job stays for its log: a number and s, m, h or d."""
+    cpus: int = 8
+    """CPUs of a worker (of the one pod, for cronjob)."""
+    gpus: int = 0
+    """GPUs of a worker (of the one pod, for cronjob)."""
+    memory: str = "16Gi"
+    """Memory of a worker (of the one pod, for cronjob), as Kubernetes writes it."""
+    max_workers: int = 4
+    """Most worker pods at a time; they come and go with the work."""
+    address: str = ""
+    """For cronjob: dashboard of a standing Ray cluster, to submit to instead of working in the
+    pod.
+    """
+    token_secret: str = ""
+    """For cronjob with --address: Secret that holds Ray's token under auth_token. Its name goes
+    into the manifest, never the token.
+    """
 
 
 @dataclass(frozen=True)
@@ -27,10 +108,14 @@ class DemoConfig:
 
 @dataclass(frozen=True)
 class BenchConfig:
-    """Measure decoding, the model and both together on this machine, beside their own limits."""
+    """Measure decoding, the model, both together or training, beside this machine's limits."""
 
-    what: Literal["score", "decode", "predict"] = "score"
-    """decode: decoder processes alone; predict: the model alone; score: both, and a whole run."""
+    what: Literal["score", "decode", "predict", "train"] = field(
+        default="score", metadata={"positional": True}
+    )
+    """decode: decoder processes alone; predict: the model alone; score: both, and a whole run;
+    train: the training loop beside the bare step, two ranks beside one, and a worker's memory.
+    """
     source: str = ""
     """Folder or prefix of images to take; default makes photograph-like JPEGs of its own."""
     model: str = ""
@@ -43,8 +128,8 @@ class BenchConfig:
     """Images per measurement; those of the source are repeated until there are so many."""
     repeats: int = 3
     """Measurements of each side, taken in turn; the table shows medians."""
-    batch_size: int = 32
-    """Images per forward pass."""
+    batch_size: int = 0
+    """Images per forward pass; 0 takes what score takes, and 32 to train."""
     device: Device = "auto"
     """Where the model runs, as for score."""
     precision: Precision = "auto"

@@ -1,5 +1,5 @@
 from imgcls.config.operations import DoctorConfig
-from imgcls.doctor import doctor
+from imgcls.operations.doctor import doctor
 
 
 def test_doctor_names_formats_syntaxes_devices_and_versions() -> None:
