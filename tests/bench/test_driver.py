@@ -4,12 +4,16 @@ from itertools import count
 from pathlib import Path
 
 import pytest
+import torch
 
-from imgcls import bench
+from imgcls.bench import driver as bench
+from imgcls.bench.agreement import label_agreement
 from imgcls.config.operations import BenchConfig
 from imgcls.errors import ConfigError
 from imgcls.image.pool import decode_one
 from imgcls.image.spec import DecodeSpec, PreprocessSpec
+from imgcls.model.predict import Predictor
+from tests.scoring.tiny import make_bundle
 
 STAGES = {
     "decode": ["decoding in one process", "decoding alone"],
@@ -46,6 +50,38 @@ def test_each_stage_has_a_row_with_its_limit(what: str, capsys: pytest.CaptureFi
         assert (row["ratio"] is None) == (row["limit"] is None)
         assert row["stage"] in printed
     assert result["engine"] == (None if what == "decode" else "eager fp32 on cpu")
+    assert f"peak memory of all processes: {result['peak_memory_bytes'] / 2**30:.2f} GiB" in printed
+    assert result["peak_memory_bytes"] > 2**26
+    if what == "decode":
+        assert result["label_agreement"] is None
+    else:
+        agreement = result["label_agreement"]
+        assert (agreement["num_equal_labels"], agreement["fraction"]) == (64, 1.0)
+    if what == "score":
+        assert "steady, bottleneck: " in printed
+        # The round that is thrown away, and two more.
+        assert {
+            times["items"] for stage, times in result["pipeline"].items() if stage != "write"
+        } == {3 * 70}
+
+
+def test_labels_that_differ_from_plain_fp32_are_counted() -> None:
+    bundle = make_bundle()
+    predictor = Predictor(bundle, batch_size=8)
+    real = predictor._model
+
+    def contrary(x_BCHW: torch.Tensor) -> torch.Tensor:
+        logits_BN = real(x_BCHW).clone()
+        logits_BN[0] *= -1
+        return logits_BN
+
+    generator = torch.Generator().manual_seed(0)
+    x_BCHW = torch.randint(0, 256, (20, 3, 32, 32), generator=generator).to(torch.uint8)
+    assert label_agreement(bundle, predictor, x_BCHW)["num_equal_labels"] == 20
+    predictor._model = contrary
+    found = label_agreement(bundle, predictor, x_BCHW)
+    assert (found["num_equal_labels"], found["fraction"]) == (17, 0.85)
+    assert found["largest_difference"] > 0.1
 
 
 def test_ratio_is_taken_to_the_tightest_limit() -> None:

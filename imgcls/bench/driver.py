@@ -12,11 +12,9 @@ import os
 import statistics
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import replace
 from itertools import cycle, islice
 from typing import Any, Final
 
@@ -25,22 +23,33 @@ import pyarrow as pa
 import simplejpeg
 import torch
 
+from imgcls.bench.agreement import PeakMemory, label_agreement
+from imgcls.bench.table import Side, as_text, measure, tabulate
+from imgcls.bench.training import bench_train
 from imgcls.config.operations import BenchConfig
 from imgcls.config.scoring import ScoreConfig
 from imgcls.errors import ConfigError, DecodeError
 from imgcls.image.pool import DecoderPool, decode_one
 from imgcls.image.resample import resample
 from imgcls.image.spec import DecodeSpec, PreprocessSpec
-from imgcls.logs import Progress
 from imgcls.model.artifact import Bundle, make_golden, read_bundle
 from imgcls.model.build import build_model, find_head
+from imgcls.model.engine import Network
+from imgcls.model.int8 import NUM_CALIBRATION, quantize
 from imgcls.model.labels import ClassNames
-from imgcls.model.predict import Predictor, set_num_threads
+from imgcls.model.predict import (
+    Predictor,
+    choose_batch_size,
+    choose_num_streams,
+    pick_device,
+    set_num_threads,
+)
 from imgcls.model.registry import register, resolve
 from imgcls.schema import PLAN_SCHEMA
 from imgcls.scoring.driver import score
 from imgcls.scoring.rows import Provenance
-from imgcls.scoring.shard import score_shard
+from imgcls.scoring.shard import make_clock, score_shard
+from imgcls.scoring.stages import StageDicts, add_stages, describe_bottleneck
 from imgcls.storage.objects import ObjectInfo, list_objects, put, read
 from imgcls.storage.uri import join
 
@@ -54,16 +63,7 @@ _MADE_QUALITY: Final = 85
 _NOISE_CELLS: Final = (4, 8, 16, 32, 64, 128, 256)
 _NOISE_FALL: Final = 0.75
 _PUTS_IN_FLIGHT: Final = 16
-
-
-@dataclass(frozen=True)
-class Side:
-    """One thing to measure: a function that works through `num_images`, and its limit's name."""
-
-    name: str
-    num_images: int
-    run: Callable[[], object]
-    limits: tuple[str, ...] = ()
+TRAIN_BATCH_SIZE: Final = 32
 
 
 def bench(config: BenchConfig) -> dict[str, Any]:
@@ -72,32 +72,65 @@ def bench(config: BenchConfig) -> dict[str, Any]:
     Raises:
         ConfigError: a flag is wrong, or the source holds no image that can be decoded.
     """
-    for name in ("num_images", "repeats", "batch_size"):
+    for name in ("num_images", "repeats"):
         if getattr(config, name) < 1:
             raise ConfigError(
                 f"--{name.replace('_', '-')} {getattr(config, name)}: must be at least 1"
             )
+    if config.batch_size < 0:
+        raise ConfigError(
+            f"--batch-size {config.batch_size}: must be at least 1, or 0 to derive it"
+        )
     num_cpus = len(os.sched_getaffinity(0))
     set_num_threads(num_cpus)
+    if config.what == "train":
+        config = replace(config, batch_size=config.batch_size or TRAIN_BATCH_SIZE)
+        return bench_train(config, num_cpus, lambda: take_images(config.source, config.num_images))
+    memory = PeakMemory()
     with ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="imgcls-bench-"))
         images = take_images(config.source, config.num_images)
         bundle, reference = _find_model(config, images, folder)
-        sides, engine = _make_sides(config, bundle, reference, images, folder, num_cpus, stack)
-        rates = measure(sides, config.repeats)
+        stages = _Stages()
+        sides, predictor = _make_sides(
+            config, bundle, reference, images, folder, num_cpus, stack, stages
+        )
+        with memory.watched():
+            rates = measure(sides, config.repeats)
+        agreement = predictor and label_agreement(bundle, predictor, _crops(bundle, images))
     table = tabulate(sides, rates, num_cpus)
-    sys.stdout.write(_as_text(table))
+    notes = [f"peak memory of all processes: {memory.peak_bytes / 2**30:.2f} GiB"]
+    if stages.total:
+        notes.append(f"steady, {describe_bottleneck(stages.total)}")
+    if agreement:
+        notes.append(
+            f"{agreement['num_equal_labels']} of {agreement['num_images']} labels equal those of a "
+            "plain eager fp32 loop"
+        )
+    sys.stdout.write(as_text(table) + "".join(f"{note}\n" for note in notes))
     return {
         "what": config.what,
         "arch": bundle.arch,
-        "engine": engine,
+        "engine": predictor and predictor.engine,
+        "batch_size": predictor and predictor.batch_size,
+        "num_streams": predictor and predictor.num_streams,
         "num_cpus": num_cpus,
         "load_1m": round(os.getloadavg()[0], 2),
         "num_images": config.num_images,
         "mean_image_bytes": round(statistics.mean(map(len, images))),
         "versions": {"torch": torch.__version__, "python": sys.version.split()[0]},
         "stages": table,
+        "pipeline": stages.total,
+        "label_agreement": agreement,
+        "peak_memory_bytes": memory.peak_bytes,
     }
+
+
+class _Stages:
+    """What the stages did, over all measurements of the steady rate."""
+
+    def __init__(self) -> None:
+        self.total: StageDicts = {}
 
 
 def take_images(source: str, num_images: int) -> list[bytes]:
@@ -185,8 +218,9 @@ def _make_sides(
     folder: str,
     num_cpus: int,
     stack: ExitStack,
-) -> tuple[list[Side], str | None]:
-    """Return what to measure, and the name of the engine that predicts."""
+    stages: _Stages,
+) -> tuple[list[Side], Predictor | None]:
+    """Return what to measure, and what predicts."""
     sides: list[Side] = []
     if config.what != "predict":
         pool = stack.enter_context(
@@ -195,26 +229,22 @@ def _make_sides(
         sides += _decode_sides(bundle, images, pool)
     if config.what == "decode":
         return sides, None
-    predictor = Predictor(
-        bundle,
-        device=config.device,
-        batch_size=config.batch_size,
-        precision=config.precision,
-        num_images=config.num_images,
-    )
+    predictor = _make_predictor(config, bundle, images, num_cpus)
     sides += _predict_sides(bundle, images, predictor)
     if config.what == "score":
         rows = _write_images(images, join(folder, "images"))
         provenance = Provenance("bench", "", "", "bench", bundle.class_names.names)
         limits = ("decoding alone", "network alone")
-        sides.append(
-            Side(
-                "steady: get, decode, predict",
-                len(images),
-                lambda: score_shard(rows, predictor=predictor, pool=pool, provenance=provenance),
-                limits,
-            )
-        )
+
+        def steady() -> None:
+            clock = make_clock(predictor, pool)
+            with clock.shard():
+                score_shard(
+                    rows, predictor=predictor, pool=pool, provenance=provenance, clock=clock
+                )
+                stages.total = add_stages(stages.total, clock.take()[0])
+
+        sides.append(Side("steady: get, decode, predict", len(images), steady, limits))
         outputs = (join(folder, f"out-{number}") for number in range(sys.maxsize))
         sides.append(
             Side(
@@ -224,7 +254,36 @@ def _make_sides(
                 limits,
             )
         )
-    return sides, predictor.engine
+    return sides, predictor
+
+
+def _make_predictor(
+    config: BenchConfig, bundle: Bundle, images: list[bytes], num_cpus: int
+) -> Predictor:
+    """Return the predictor that a worker of a run of `num_images` would have."""
+    device = pick_device(config.device)
+    batch_size = choose_batch_size(device, config.batch_size, config.precision)
+    int8_network = None
+    if config.precision == "int8":
+        network = Network(bundle.to_model(), bundle.preprocess_spec, "fp32").eval()
+        sample_BCHW = _crops(bundle, images)[: 2 * NUM_CALIBRATION]
+        int8_network = quantize(network, sample_BCHW, multi_label=bundle.multi_label)
+    return Predictor(
+        bundle,
+        device=config.device,
+        batch_size=batch_size,
+        precision=config.precision,
+        num_images=config.num_images,
+        num_streams=choose_num_streams(device, num_cpus, -(-config.num_images // batch_size)),
+        int8_network=int8_network,
+    )
+
+
+def _crops(bundle: Bundle, images: list[bytes]) -> torch.Tensor:
+    """Return uint8 [n,C,P,P], one crop of each distinct image."""
+    distinct = dict.fromkeys(images)
+    crops = [decode_one(data, bundle.decode_spec, bundle.preprocess_spec)[0] for data in distinct]
+    return torch.from_numpy(np.stack([crop.x_CHW for crop in crops]))
 
 
 def _score_config(config: BenchConfig, reference: str, folder: str, output: str) -> ScoreConfig:
@@ -252,27 +311,24 @@ def _decode_sides(bundle: Bundle, images: list[bytes], pool: DecoderPool) -> lis
             assert decoded.error is None, "only images that decode are taken"
 
     return [
-        Side("decoding in one process", len(few), in_this_process),
+        Side("decoding in one process", len(few), in_this_process, num_cores=1),
         Side("decoding alone", len(images), in_the_pool, ("decoding in one process",)),
     ]
 
 
 def _predict_sides(bundle: Bundle, images: list[bytes], predictor: Predictor) -> list[Side]:
-    distinct = list(dict.fromkeys(images))
-    crops = [
-        decode_one(data, bundle.decode_spec, bundle.preprocess_spec)[0].x_CHW
-        for data in islice(cycle(distinct), predictor.batch_size)
-    ]
-    x_BCHW = np.stack(crops)
+    x_BCHW = _crops(bundle, list(islice(cycle(dict.fromkeys(images)), predictor.batch_size)))
+    num_rows = predictor.batch_size
+    x_BCHW = x_BCHW.repeat(-(-num_rows // len(x_BCHW)), 1, 1, 1)[:num_rows]
     num_batches = max(1, len(images) // predictor.batch_size)
     num_images = num_batches * predictor.batch_size
 
     def network() -> None:
-        predictor.run_network(torch.from_numpy(x_BCHW), num_batches)
+        predictor.run_network(x_BCHW, num_batches)
 
     def whole() -> None:
-        for _ in range(num_batches):
-            predictor.predict(x_BCHW)
+        for done in [predictor.submit(x_BCHW) for _ in range(num_batches)]:
+            done.result()
 
     return [
         Side("network alone", num_images, network),
@@ -288,73 +344,3 @@ def _write_images(images: list[bytes], folder: str) -> pa.Table:
     infos = [entry for entry in list_objects(folder) if isinstance(entry, ObjectInfo)]
     columns = {name: [getattr(info, name) for info in infos] for name in PLAN_SCHEMA.names}
     return pa.table(columns, schema=PLAN_SCHEMA)
-
-
-def measure(sides: list[Side], repeats: int) -> dict[str, list[float]]:
-    """Return images/s of every side, `repeats` times each, measured in turn.
-
-    A round before them is thrown away: it starts processes and fills caches.
-    """
-    rates: dict[str, list[float]] = {side.name: [] for side in sides}
-    with Progress("measuring", (repeats + 1) * len(sides), "measurements") as progress:
-        for number in range(repeats + 1):
-            # Back and forth, so that no side always comes behind the same one.
-            for side in _in_turn(sides, number):
-                start_s = time.perf_counter()
-                side.run()
-                seconds = time.perf_counter() - start_s
-                if number:
-                    rates[side.name].append(side.num_images / seconds)
-                progress.advance(1, side.name)
-    return rates
-
-
-def _in_turn(sides: list[Side], number: int) -> Iterator[Side]:
-    return iter(sides) if number % 2 else reversed(sides)
-
-
-def tabulate(
-    sides: list[Side], rates: dict[str, list[float]], num_cpus: int
-) -> list[dict[str, Any]]:
-    """Return a row per side: median images/s, per core, the tightest limit and the ratio to it."""
-    medians = {name: statistics.median(values) for name, values in rates.items()}
-    rows = []
-    for side in sides:
-        rate = medians[side.name]
-        one_process = side.name == "decoding in one process"
-        row: dict[str, Any] = {
-            "stage": side.name,
-            "images_per_s": round(rate, 1),
-            "images_per_s_per_core": round(rate if one_process else rate / num_cpus, 1),
-            "limit": None,
-            "limit_images_per_s": None,
-            "ratio": None,
-            "measured_images_per_s": [round(value, 1) for value in rates[side.name]],
-        }
-        limits = {
-            # One process takes one core: all of them together could do so many times more.
-            name: medians[name] * (num_cpus if name == "decoding in one process" else 1)
-            for name in side.limits
-        }
-        if limits:
-            tightest = min(limits, key=lambda name: limits[name])
-            row["limit"] = tightest
-            row["limit_images_per_s"] = round(limits[tightest], 1)
-            row["ratio"] = round(rate / limits[tightest], 3)
-        rows.append(row)
-    return rows
-
-
-def _as_text(rows: list[dict[str, Any]]) -> str:
-    line = "{:<34} {:>9} {:>9} {:>9} {:>6}  {}\n"
-    text = line.format("stage", "images/s", "per core", "limit", "ratio", "limited by")
-    for row in rows:
-        text += line.format(
-            row["stage"],
-            row["images_per_s"],
-            row["images_per_s_per_core"],
-            row["limit_images_per_s"] or "-",
-            "-" if row["ratio"] is None else row["ratio"],
-            row["limit"] or "-",
-        )
-    return text

@@ -1,0 +1,1 @@
+"""Measure the stages beside the limits of the machine."""
