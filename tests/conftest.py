@@ -4,7 +4,9 @@
 Clients find the server through the environment alone, as a user's would; so do child processes.
 """
 
+import logging
 import os
+import signal
 import uuid
 from collections.abc import Iterator
 
@@ -13,6 +15,20 @@ import pytest
 from imgcls.storage import resolver
 from imgcls.storage.embedded import EmbeddedS3, embedded_s3
 from tests.fault_proxy import FaultProxy, running_fault_proxy
+
+# A shell that starts us in the background has us ignore SIGINT, and all processes that we start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True)
+def log_as_found() -> Iterator[None]:
+    """The log as a test finds it: one that runs a whole command sends it to stderr alone."""
+    logger = logging.getLogger("imgcls")
+    handlers, level, propagate = list(logger.handlers), logger.level, logger.propagate
+    yield
+    logger.handlers[:] = handlers
+    logger.setLevel(level)
+    logger.propagate = propagate
 
 
 @pytest.fixture(scope="session")
