@@ -21,14 +21,12 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
-def log_as_found() -> Iterator[None]:
-    """The log as a test finds it: one that runs a whole command sends it to stderr alone."""
+def plain_log() -> None:
+    """The log as a library has it: a fixture or test that ran a command sent it to stderr alone."""
     logger = logging.getLogger("imgcls")
-    handlers, level, propagate = list(logger.handlers), logger.level, logger.propagate
-    yield
-    logger.handlers[:] = handlers
-    logger.setLevel(level)
-    logger.propagate = propagate
+    logger.handlers[:] = []
+    logger.setLevel(logging.INFO)
+    logger.propagate = True
 
 
 @pytest.fixture(scope="session")

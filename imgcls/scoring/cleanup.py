@@ -37,6 +37,7 @@ _NEEDED_WHEN_PUBLISHED = (
     "plan/",
     "commits/",
     "rolled_back.json",
+    "precision.json",
     "progress.json",
     "report.json",
     "logs/",

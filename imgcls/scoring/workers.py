@@ -16,6 +16,7 @@ from typing import Self
 
 from imgcls import cluster
 from imgcls.config.scoring import ScoreConfig
+from imgcls.errors import StorageError
 from imgcls.scoring.layout import ActorRequest, lay_out_actors
 from imgcls.scoring.plan import Plan, Shard
 from imgcls.scoring.worker import SHARDS_IN_FLIGHT, ShardSummary, ShardWorker, WorkerOptions
@@ -92,7 +93,13 @@ def run_locally(
 ) -> Generator[ShardSummary]:
     """Score shards in this process, SHARDS_IN_FLIGHT at a time."""
     here = {"node": socket.gethostname(), "actor": str(os.getpid())}
-    with ShardWorker(output, plan, options) as worker:
+    try:
+        made = ShardWorker(output, plan, options)
+    except StorageError as error:
+        # As an actor tells it: by its shards, which wait for the next start.
+        yield from (ShardSummary.of_error(shard, error) for shard in todo)
+        return
+    with made as worker:
         threads = ThreadPoolExecutor(SHARDS_IN_FLIGHT, thread_name_prefix="shard")
         try:
             for summary in _as_completed(threads, worker, todo):
