@@ -27,13 +27,6 @@ def plain_log() -> None:
     logger.handlers[:] = []
     logger.setLevel(logging.INFO)
     logger.propagate = True
-    # Libraries that configure logging anew switch off what they do not know.
-    logging.disable(logging.NOTSET)
-    for name, known in logging.root.manager.loggerDict.items():
-        if name.startswith("imgcls") and isinstance(known, logging.Logger):
-            known.disabled = False
-            known.propagate = True
-            known.setLevel(logging.INFO if name == "imgcls" else logging.NOTSET)
 
 
 @pytest.fixture(scope="session")

@@ -190,7 +190,9 @@ def _schedule(
 def _quiet() -> None:
     """Keep Ray Data's remarks in its own log file; a pool that fills its nodes alarms it."""
     for handler in logging.getLogger("ray.data").handlers:
-        if isinstance(handler, logging.StreamHandler):
+        # Others' handlers may hang there too, and serve all of their process.
+        is_rays = type(handler).__module__.startswith("ray.")
+        if is_rays and isinstance(handler, logging.StreamHandler):
             handler.setLevel(logging.ERROR)
 
 

@@ -1,3 +1,5 @@
+import io
+import logging
 import subprocess
 import sys
 from pathlib import Path
@@ -28,6 +30,22 @@ def test_ray_and_local_write_identical_rows(model_ref: str, s3_bucket: str) -> N
     local = comparable(published_rows(f"{s3_bucket}/local"))
     assert len(local) == NUM_IMAGES
     assert comparable(published_rows(f"{s3_bucket}/ray")) == local
+
+
+@pytest.mark.ray
+def test_log_handlers_of_others_keep_their_level(
+    model_ref: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_images(str(tmp_path / "bucket"), 3)
+    of_others = logging.StreamHandler(io.StringIO())
+    logging.getLogger("ray.data").addHandler(of_others)
+    try:
+        score(ScoreConfig(str(tmp_path / "bucket"), model_ref, str(tmp_path / "o"), executor="ray"))
+    finally:
+        logging.getLogger("ray.data").removeHandler(of_others)
+    assert (of_others.level, caplog.handler.level) == (logging.NOTSET, logging.NOTSET)
+    logging.getLogger("imgcls.any").warning("still heard")
+    assert "still heard" in caplog.text
 
 
 def test_local_executor_never_imports_ray(model_ref: str, tmp_path: Path) -> None:
