@@ -13,7 +13,6 @@ Shape legend: B batch, C channel, P image_px, N classes.
 
 import copy
 import logging
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,10 +23,12 @@ from torch import Tensor, nn
 
 from imgcls.config.values import Precision
 from imgcls.errors import BundleError, ConfigError
-from imgcls.image.preprocess import normalize
 from imgcls.image.spec import PreprocessSpec
-from imgcls.model import int8
+from imgcls.model import int8, openvino_network
 from imgcls.model.artifact import GOLDEN_TOLERANCE, Bundle, to_probs
+from imgcls.model.calibration import Calibration, calibrated, decide
+from imgcls.model.multi_label_calibration import calibrated_each, reached
+from imgcls.model.network import Network, compile_network, fold_batchnorm
 
 # A golden image may keep its label and move by this much in any class's probability. ResNet-18 in
 # bf16 moves by 3e-4 to 3e-3; a confidence is read to two digits.
@@ -37,16 +38,23 @@ LOW_PRECISION_TOLERANCE: Final = 0.01
 _MIN_GMACS_FOR_LOW_PRECISION: Final = 0.03
 # Images that repay importing torch.fx, tracing and folding (0.5 s; 1 to 3 ms saved per image).
 _MIN_IMAGES_TO_FOLD: Final = 200
-# What compiling costs on 2 cores with an empty cache; with a full one 2 to 5 s.
-_COMPILE_S: Final = 20.0
-# Core seconds per 1e9 multiply-adds that compiled code saves on a CPU against a folded network:
-# resnet18 in the same run on 2 cores, 50 -> 55 images/s in fp32, 91 -> 105 in bf16.
-_SAVED_CORE_S_PER_GMAC: Final = {"fp32": 0.002, "bf16": 0.0016}
-_DTYPES: Final = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+# What OpenVINO costs once it has converted the network for this user: converting takes 2 to 10 s
+# more, the first night. And what compiling costs with an empty cache; with a full one 2 to 5 s.
+_COST_S: Final = {"openvino": 2.0, "compiled": 20.0}
+# Core seconds per 1e9 multiply-adds that they save on a CPU against a folded network: resnet18 on 2
+# cores, OpenVINO 52 -> 57 images/s in fp32 and 105 -> 120 in bf16 in one run, compiled 50 -> 55 and
+# 91 -> 105 in another.
+_SAVED_CORE_S_PER_GMAC: Final = {
+    "openvino": {"fp32": 0.0019, "bf16": 0.0014},
+    "compiled": {"fp32": 0.002, "bf16": 0.0016},
+}
 # Other CPUs emulate bf16, several times slower than fp32. The last one is how Arm calls it.
 _BF16_CPU_FLAGS: Final = {"avx512_bf16", "amx_bf16", "bf16"}
 
 _log = logging.getLogger(__name__)
+
+
+_Kind = Literal["eager", "folded", "compiled", "openvino"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,28 +64,13 @@ class Engine:
     forward: Callable[[Tensor], Tensor]
     module: nn.Module
     precision: str
-    kind: Literal["eager", "folded", "compiled", "openvino"]
+    kind: _Kind
     device: torch.device
 
     @property
     def name(self) -> str:
         """What ran, for logs and results: `compiled bf16 on cpu`."""
         return f"{self.kind} {self.precision} on {self.device.type}"
-
-
-class Network(nn.Module):
-    """The classifier with its normalisation before it and its precision inside it."""
-
-    def __init__(self, classifier: nn.Module, spec: PreprocessSpec, precision: str) -> None:
-        super().__init__()
-        self.classifier = classifier.to(_DTYPES[precision]).to(memory_format=torch.channels_last)
-        self._spec, self._dtype = spec, _DTYPES[precision]
-
-    def forward(self, x_BCHW: Tensor) -> Tensor:
-        """Return logits float32 [B,N] of uint8 [B,C,P,P]."""
-        x_BCHW = normalize(x_BCHW, self._spec).to(self._dtype)
-        logits_BN: Tensor = self.classifier(x_BCHW.contiguous(memory_format=torch.channels_last))
-        return logits_BN.float()
 
 
 def choose_engine(
@@ -128,7 +121,10 @@ def choose_engine(
         for kind in kinds(candidate):
             if (candidate, kind) == ("fp32", "eager"):
                 return _chosen(plain, notes)
-            engine = _build(network, bundle.preprocess_spec, device, candidate, kind, notes)
+            if kind == "openvino":
+                engine = _build_openvino(network, bundle, candidate, batch_size, num_streams, notes)
+            else:
+                engine = _build(network, bundle.preprocess_spec, device, candidate, kind, notes)
             if engine is None:
                 continue
             miss = _miss(engine, bundle, batch_size, notes)
@@ -156,7 +152,7 @@ def _int8_engine(
         )
     if int8_network is None:
         raise ConfigError("--precision int8 is calibrated on a run's own images: only score can")
-    forward = int8.load(int8_network, num_streams)
+    forward = openvino_network.load(int8_network, num_streams, "int8")
     int8.check_agreement(
         forward, plain.module, bundle.golden_x_BCHW, multi_label=bundle.multi_label
     )
@@ -202,9 +198,6 @@ def has_fast_bf16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
     return False
 
 
-_Kind = Literal["eager", "folded", "compiled"]
-
-
 def _kinds(
     gmacs: float,
     device: torch.device,
@@ -213,23 +206,47 @@ def _kinds(
     embedding: bool,
     notes: list[str],
 ) -> Callable[[str], tuple[_Kind, ...]]:
-    """Return, per precision, the ways to run that repay themselves, the fastest first."""
+    """Return, per precision, the ways to run that repay themselves, the best first."""
 
     def kinds(precision: str) -> tuple[_Kind, ...]:
         if embedding or num_images is None or num_images < _MIN_IMAGES_TO_FOLD:
             return ("eager",)
-        if device.type != "cpu" or precision not in _SAVED_CORE_S_PER_GMAC:
-            return ("folded", "eager")
-        saved_core_s = num_images * gmacs * _SAVED_CORE_S_PER_GMAC[precision]
-        saved_s = saved_core_s / num_cores
-        repaid = saved_s > _COMPILE_S
-        notes.append(
-            f"{precision}: compiling would save {saved_s:.0f} s over {num_images} images and "
-            f"costs up to {_COMPILE_S:.0f} s"
-        )
-        return ("compiled", "folded", "eager") if repaid else ("folded", "eager")
+        repaid: list[_Kind] = []
+        for kind in ("openvino", "compiled"):
+            saved_core_s_per_gmac = _SAVED_CORE_S_PER_GMAC[kind].get(precision)
+            if device.type != "cpu" or saved_core_s_per_gmac is None:
+                continue
+            if kind == "openvino" and not openvino_network.is_installed():
+                continue
+            saved_s = num_images * gmacs * saved_core_s_per_gmac / num_cores
+            notes.append(
+                f"{kind} {precision} would save {saved_s:.0f} s over {num_images} images and costs "
+                f"{_COST_S[kind]:.0f} s"
+            )
+            if saved_s > _COST_S[kind]:
+                repaid.append(kind)
+        return (*repaid, "folded", "eager")
 
     return kinds
+
+
+def _build_openvino(
+    trained: Network,
+    bundle: Bundle,
+    precision: str,
+    batch_size: int,
+    num_streams: int,
+    notes: list[str],
+) -> Engine | None:
+    """Build an engine of OpenVINO, or note why it cannot be."""
+    x_BCHW = pad(bundle.golden_x_BCHW[:batch_size], batch_size)
+    try:
+        data = openvino_network.convert_once(trained, x_BCHW, bundle.digest)
+        forward = openvino_network.load(data, num_streams, precision)
+    except Exception as error:  # noqa: BLE001 - any network, any failure: another engine runs
+        notes.append(f"not converted to OpenVINO: {type(error).__name__}")
+        return None
+    return Engine(forward, trained, precision, "openvino", torch.device("cpu"))
 
 
 def _build(
@@ -237,10 +254,10 @@ def _build(
     spec: PreprocessSpec,
     device: torch.device,
     precision: str,
-    kind: _Kind,
+    kind: Literal["eager", "folded", "compiled"],
     notes: list[str],
 ) -> Engine | None:
-    """Build one engine, or note why it cannot be."""
+    """Build an engine of torch, or note why it cannot be."""
     # Building it anew from the bundle would draw random weights first.
     classifier = copy.deepcopy(trained.classifier)
     if kind == "folded":
@@ -252,30 +269,6 @@ def _build(
     network = Network(classifier, spec, precision).eval()
     forward = compile_network(network) if kind == "compiled" else network
     return Engine(forward, network, precision, kind, device)
-
-
-def fold_batchnorm(classifier: nn.Module) -> nn.Module:
-    """Return a network with every batch norm folded into the convolution before it.
-
-    Raises:
-        Exception: whatever torch.fx raises for a network that it cannot trace.
-    """
-    # Takes half a second to import, and short runs do not fold.
-    from torch.fx.experimental.optimization import fuse
-
-    folded: nn.Module = fuse(classifier)
-    return folded.eval()
-
-
-def compile_network(network: nn.Module) -> Callable[[Tensor], Tensor]:
-    """Compile for one batch shape, with the weights frozen into the code, at the first call."""
-    # torch's own default is a folder below /tmp whose name anybody can guess and take first.
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "imgcls" / "inductor"
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache))
-    compiled: Callable[[Tensor], Tensor] = torch.compile(
-        network, fullgraph=True, dynamic=False, options={"freezing": True}
-    )
-    return compiled
 
 
 def _check_canary(plain: Engine, bundle: Bundle) -> float:
@@ -321,11 +314,11 @@ def _miss(engine: Engine, bundle: Bundle, batch_size: int, notes: list[str]) -> 
         return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
     expected_BN = bundle.golden_probs_BK
     moved = float((probs_BN - expected_BN).abs().max())
-    labels_BN, expected_labels_BN = (_labels(p, bundle) for p in (probs_BN, expected_BN))
-    changed = int((labels_BN != expected_labels_BN).any(dim=1).sum())
+    decided, expected = _decided(probs_BN, bundle), _decided(expected_BN, bundle)
+    changed = sum(now != before for now, before in zip(decided, expected, strict=True))
     allowed = GOLDEN_TOLERANCE if engine.precision == "fp32" else LOW_PRECISION_TOLERANCE
     if changed:
-        return f"{changed} of {len(expected_BN)} golden images change their label"
+        return f"{changed} of {len(expected_BN)} golden images change their label or decision"
     # Written so that a NaN is refused too.
     if not moved <= allowed:
         return f"golden probabilities move by {moved:.2g}, allowed {allowed:g}"
@@ -336,9 +329,21 @@ def _miss(engine: Engine, bundle: Bundle, batch_size: int, notes: list[str]) -> 
     return None
 
 
-def _labels(probs_BN: Tensor, bundle: Bundle) -> Tensor:
-    """Return what the probabilities decide: int64 [B,1], or bool [B,N] if multi-label."""
-    return probs_BN >= 0.5 if bundle.multi_label else probs_BN.argmax(dim=1, keepdim=True)
+def _decided(probs_BN: Tensor, bundle: Bundle) -> list[object]:
+    """Return, per image, all that a row would tell as decided: labels, and by a threshold."""
+    names, probs = bundle.class_names.names, probs_BN.numpy()
+    calibration = Calibration.from_dict(bundle.calibration) if bundle.calibration else None
+    if bundle.multi_label:
+        decided: list[list[object]] = reached(probs, names, calibration).tolist()
+    else:
+        decided = [[label] for label in probs.argmax(axis=1).tolist()]
+    if calibration is not None and calibration.operating_points:
+        point = calibration.operating_points[0]
+        calibrate = calibrated_each if bundle.multi_label else calibrated
+        after_B = calibrate(probs, calibration.temperature)[:, names.index(point.positive_class)]
+        for of_image, decision in zip(decided, decide(after_B, point), strict=True):
+            of_image.append(decision)
+    return list(decided)
 
 
 def golden_probs(engine: Engine, bundle: Bundle, batch_size: int) -> Tensor:

@@ -14,24 +14,17 @@ and 92 in torch's.
 Legend: B batch, C channel, P image_px, N classes.
 """
 
-import importlib
 import io
 import logging
-import os
-import sys
-import threading
-import zipfile
-from collections.abc import Callable
 from contextlib import redirect_stdout
-from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any, Final
+from typing import Final
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from imgcls.errors import BundleError, ConfigError
+from imgcls.model import openvino_network
+from imgcls.model.openvino_network import Forward
 
 MIN_AGREEMENT: Final = 0.99
 # Images to calibrate with; as many again judge.
@@ -39,32 +32,17 @@ NUM_CALIBRATION: Final = 128
 MIN_CALIBRATION: Final = 32
 # Rows of a forward pass: one number, for its shape is part of the calibrated network.
 BATCH_SIZE: Final = 16
-_NAMES: Final = ("network.xml", "network.bin")
-# A fixed time: equal networks give equal bytes.
-_ZIP_TIME: Final = (1980, 1, 1, 0, 0, 0)
-
-Forward = Callable[[Tensor], Tensor]
 
 _log = logging.getLogger(__name__)
 
 
 def require_openvino() -> None:
     """Raise ConfigError where OpenVINO or its quantiser is not installed."""
-    # Both report their use to their makers unless told not to; here they cannot.
-    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # None: not there
-    os.environ.setdefault("NNCF_CI", "1")
-    try:
-        importlib.import_module("openvino")
-        importlib.import_module("nncf")
-    except ImportError as error:
-        raise ConfigError(
-            f'--precision int8 needs OpenVINO and NNCF ({error}): pip install "imgcls[int8]", or '
-            "take --precision auto"
-        ) from error
+    openvino_network.require("openvino", "nncf")
 
 
 def quantize(network: nn.Module, sample_BCHW: Tensor, *, multi_label: bool) -> bytes:
-    """Return the network in int8, as `load` takes it.
+    """Return the network in int8, as `openvino_network.load` takes it.
 
     Args:
         network: uint8 [B,C,P,P] -> logits float32 [B,N], on the CPU, in evaluation mode.
@@ -85,7 +63,8 @@ def quantize(network: nn.Module, sample_BCHW: Tensor, *, multi_label: bool) -> b
         )
     _log.info("int8: calibrating on %d images of the run, once", len(calibration_BCHW))
     data = _quantize(network, calibration_BCHW)
-    check_agreement(load(data, 1), network, held_out_BCHW, multi_label=multi_label)
+    forward = openvino_network.load(data, 1, "int8")
+    check_agreement(forward, network, held_out_BCHW, multi_label=multi_label)
     return data
 
 
@@ -120,7 +99,6 @@ def check_agreement(
 
 def _quantize(network: nn.Module, x_BCHW: Tensor) -> bytes:
     import nncf
-    import openvino
 
     nncf.set_log_level(logging.ERROR)
     batches = [
@@ -128,60 +106,15 @@ def _quantize(network: nn.Module, x_BCHW: Tensor) -> bytes:
         for images_BCHW in _batches(x_BCHW)
         if len(images_BCHW) == BATCH_SIZE
     ]
-    with redirect_stdout(io.StringIO()), TemporaryDirectory(prefix="imgcls-int8-") as folder:
-        exported = torch.export.export(network, (torch.from_numpy(batches[0]),))
-        float_network = openvino.convert_model(exported)
+    with redirect_stdout(io.StringIO()):
         int8_network = nncf.quantize(
-            float_network,
+            openvino_network.convert(network, torch.from_numpy(batches[0])),
             nncf.Dataset(batches),
             preset=nncf.QuantizationPreset.MIXED,
             subset_size=len(batches),
         )
-        openvino.save_model(int8_network, Path(folder, _NAMES[0]), compress_to_fp16=False)
-        packed = io.BytesIO()
-        with zipfile.ZipFile(packed, "w") as archive:
-            for name in _NAMES:
-                archive.writestr(zipfile.ZipInfo(name, _ZIP_TIME), Path(folder, name).read_bytes())
-    return packed.getvalue()
+    return openvino_network.pack(int8_network)
 
 
 def _batches(x_BCHW: Tensor) -> list[Tensor]:
     return [x_BCHW[start : start + BATCH_SIZE] for start in range(0, len(x_BCHW), BATCH_SIZE)]
-
-
-def load(data: bytes, num_streams: int) -> Forward:
-    """Return uint8 [BATCH_SIZE,C,P,P] -> logits float32 [BATCH_SIZE,N], for any thread to call.
-
-    Args:
-        data: what `quantize` returned.
-        num_streams: batches at a time, a share of torch's threads each.
-
-    Raises:
-        ConfigError: OpenVINO is not installed.
-    """
-    require_openvino()
-    import openvino
-
-    with zipfile.ZipFile(io.BytesIO(data)) as archive:
-        xml, weights = (archive.read(name) for name in _NAMES)
-    core = openvino.Core()
-    compiled: Any = core.compile_model(
-        core.read_model(xml, openvino.Tensor(np.frombuffer(weights, np.uint8))),
-        "CPU",
-        {
-            "INFERENCE_PRECISION_HINT": "f32",  # of the few layers that are not int8
-            "NUM_STREAMS": num_streams,
-            "INFERENCE_NUM_THREADS": num_streams * torch.get_num_threads(),
-            # Decoders share these cores: a thread must be free to move out of their way.
-            "ENABLE_CPU_PINNING": False,
-        },
-    )
-    of_thread = threading.local()
-
-    def forward(x_BCHW: Tensor) -> Tensor:
-        if not hasattr(of_thread, "request"):
-            of_thread.request = compiled.create_infer_request()
-        outputs = of_thread.request.infer([x_BCHW.contiguous().numpy()], share_inputs=True)
-        return torch.from_numpy(outputs[0].copy())
-
-    return forward

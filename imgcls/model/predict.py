@@ -134,6 +134,10 @@ class Predictor:
         padded_BCHW = pad(torch.as_tensor(x_BCHW), self.batch_size)
         return self._streams.submit(self._predict, padded_BCHW, num_rows)
 
+    def close(self) -> None:
+        """Let the threads go, without waiting for batches at work; those that wait are dropped."""
+        self._streams.shutdown(wait=False, cancel_futures=True)
+
     def busy_s(self) -> float:
         """Return the seconds that all streams together were at work so far, for statistics."""
         return self._busy_s
@@ -189,6 +193,52 @@ class Predictor:
 
         for done in [self._streams.submit(run) for _ in range(num_times)]:
             done.result()
+
+
+def predictor_for_run(
+    bundle: Bundle,
+    *,
+    device: str,
+    precision: Precision,
+    batch_size: int,
+    num_images: int,
+    num_cpus: int,
+    top_k: int = 5,
+    embedding: bool = False,
+    int8_network: bytes | None = None,
+) -> Predictor:
+    """Return the predictor of a worker: as its machine and the run suggest where nothing is asked.
+
+    Args:
+        bundle: the model.
+        device: as for `Predictor`; so are `precision`, `top_k`, `embedding` and `int8_network`.
+        precision: see `choose_engine`.
+        batch_size: images per forward pass; 0 for what suits the device.
+        num_images: how many the run has.
+        num_cpus: how many cores this worker may use.
+        top_k: how many classes to rank.
+        embedding: give embeddings too.
+        int8_network: the run's, for that precision.
+
+    Raises:
+        ConfigError, BundleError: as for `Predictor`.
+    """
+    place = pick_device(device)
+    batch_size = choose_batch_size(place, batch_size, precision)
+    if precision != "int8":
+        # A forward pass has a fixed number of rows: of few images, no more than there are.
+        batch_size = max(1, min(batch_size, num_images))
+    return Predictor(
+        bundle,
+        device=device,
+        batch_size=batch_size,
+        top_k=top_k,
+        embedding=embedding,
+        precision=precision,
+        num_images=num_images,
+        num_streams=choose_num_streams(place, num_cpus, -(-num_images // batch_size)),
+        int8_network=int8_network,
+    )
 
 
 def choose_batch_size(device: torch.device, batch_size: int, precision: Precision) -> int:

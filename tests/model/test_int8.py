@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from imgcls.errors import BundleError, ConfigError
-from imgcls.model import int8
+from imgcls.model import int8, openvino_network
 from imgcls.model.artifact import Bundle
-from imgcls.model.engine import Network
+from imgcls.model.network import Network
 from imgcls.model.predict import Predictor
 from tests.scoring.tiny import IMAGE_PX, make_bundle, make_sure_bundle
 
@@ -41,7 +41,7 @@ def quantized() -> tuple[Bundle, bytes]:
 def test_every_load_of_the_same_bytes_predicts_the_same(quantized: tuple[Bundle, bytes]) -> None:
     bundle, data = quantized
     x_BCHW = sample(int8.BATCH_SIZE)
-    one, other = (int8.load(data, num_streams)(x_BCHW) for num_streams in (1, 2))
+    one, other = (openvino_network.load(data, streams, "int8")(x_BCHW) for streams in (1, 2))
     assert torch.equal(one, other)
     assert one.shape == (int8.BATCH_SIZE, len(bundle.class_names))
     with torch.inference_mode():
@@ -65,7 +65,7 @@ def test_predictor_names_the_engine_and_several_threads_share_it(
     batches = list(sample(4 * int8.BATCH_SIZE).split(int8.BATCH_SIZE))
     with ThreadPoolExecutor(4) as threads:
         found = list(threads.map(predictor._model, batches))
-    alone = int8.load(data, 1)
+    alone = openvino_network.load(data, 1, "int8")
     for logits_BN, x_BCHW in zip(found, batches, strict=True):
         assert torch.equal(logits_BN, alone(x_BCHW))
 
@@ -107,5 +107,5 @@ def test_nothing_is_left_in_the_working_folder(
     quantized: tuple[Bundle, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    int8.load(quantized[1], 1)
+    openvino_network.load(quantized[1], 1, "int8")
     assert not list(tmp_path.iterdir())

@@ -1,6 +1,7 @@
 """What an engine must prove before it predicts, and what it does when it cannot."""
 
 import logging
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -14,11 +15,18 @@ from torch import nn
 
 from imgcls.errors import BundleError, ConfigError
 from imgcls.image.spec import DecodeSpec, PreprocessSpec
-from imgcls.model import engine
-from imgcls.model.artifact import Bundle, make_golden
+from imgcls.model import engine, openvino_network
+from imgcls.model.artifact import Bundle, make_golden, read_bundle, write_bundle
 from imgcls.model.build import build_model
+from imgcls.model.calibration import Calibration, OperatingPoint
 from imgcls.model.labels import ClassNames
-from imgcls.model.predict import Predictor, choose_batch_size, choose_num_streams
+from imgcls.model.network import Network
+from imgcls.model.predict import (
+    Predictor,
+    choose_batch_size,
+    choose_num_streams,
+    predictor_for_run,
+)
 
 IMAGE_PX = 64
 MANY_IMAGES = 10_000_000
@@ -168,10 +176,113 @@ def test_long_run_without_a_compiler_is_not_compiled_and_says_so(
 
         return forward
 
+    monkeypatch.setattr(openvino_network, "is_installed", lambda: False)
     monkeypatch.setattr(engine, "compile_network", without_compiler)
     predictor = Predictor(make_resnet(), batch_size=4, device="cpu", num_images=MANY_IMAGES)
     assert predictor.engine == "folded fp32 on cpu"
     assert "refused: RuntimeError: No working C++ compiler found" in log_of_imgcls.text
+
+
+needs_openvino = pytest.mark.skipif(
+    not openvino_network.is_installed(), reason="the extra openvino is not installed"
+)
+
+
+@needs_openvino
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_long_run_on_a_cpu_is_openvinos_converted_once_and_cached(
+    precision: engine.Precision, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    write_bundle(make_resnet(1.0), str(tmp_path / "bundle"))
+    bundle = read_bundle(str(tmp_path / "bundle"))
+    plain = Predictor(bundle, batch_size=4, precision="fp32", device="cpu")
+
+    def openvinos() -> Predictor:
+        return Predictor(
+            bundle,
+            batch_size=4,
+            precision=precision,
+            device="cpu",
+            num_images=MANY_IMAGES,
+            num_streams=2,
+        )
+
+    first = openvinos()
+    assert (first.engine, first.precision) == (f"openvino {precision} on cpu", precision)
+    x_BCHW = images(4)
+    expected = plain.predict(x_BCHW)
+    tolerance = 1e-5 if precision == "fp32" else engine.LOW_PRECISION_TOLERANCE
+    for found in [done.result() for done in [first.submit(x_BCHW) for _ in range(6)]]:
+        np.testing.assert_allclose(found.probs_BN, expected.probs_BN, atol=tolerance)
+        np.testing.assert_array_equal(found.label_B, expected.label_B)
+
+    def never(*_: object) -> None:
+        raise AssertionError("converted a second time")
+
+    (cached,) = (tmp_path / "cache").rglob("*.zip")
+    with monkeypatch.context() as patched:
+        patched.setattr(openvino_network, "convert", never)
+        again = openvinos()
+        np.testing.assert_array_equal(again.predict(x_BCHW).probs_BN, found.probs_BN)
+    damaged = bytearray(cached.read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    cached.write_bytes(damaged)
+    mended = openvinos()
+    np.testing.assert_array_equal(mended.predict(x_BCHW).probs_BN, found.probs_BN)
+
+
+@needs_openvino
+def test_openvino_must_keep_the_golden_predictions_too(
+    log_of_imgcls: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = make_resnet(1.0)
+    wrong = {name: tensor * 1.5 for name, tensor in other.state_dict.items() if "fc" in name}
+    wrong_network = Network(
+        replace(other, state_dict=other.state_dict | wrong).to_model(),
+        other.preprocess_spec,
+        "fp32",
+    ).eval()
+    real = openvino_network.convert_once
+    monkeypatch.setattr(
+        openvino_network, "convert_once", lambda _network, *args: real(wrong_network, *args)
+    )
+    predictor = Predictor(
+        other, batch_size=4, precision="fp32", device="cpu", num_images=MANY_IMAGES // 200
+    )
+    assert "openvino fp32 on cpu refused: " in log_of_imgcls.text
+    assert predictor.engine == "folded fp32 on cpu"
+
+
+def test_network_that_openvino_cannot_take_runs_without_it(
+    log_of_imgcls: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def cannot(*_: object) -> bytes:
+        raise NotImplementedError("no such operation")
+
+    monkeypatch.setattr(openvino_network, "is_installed", lambda: True)
+    monkeypatch.setattr(openvino_network, "convert_once", cannot)
+    predictor = Predictor(make_resnet(), batch_size=4, device="cpu", num_images=MANY_IMAGES // 200)
+    assert predictor.engine == "folded fp32 on cpu"
+    assert "not converted to OpenVINO: NotImplementedError" in log_of_imgcls.text
+
+
+def test_a_golden_image_on_the_other_side_of_a_threshold_refuses_the_precision(
+    log_of_imgcls: pytest.LogCaptureFixture, fast_bf16: None
+) -> None:
+    """bf16 moves a probability by less than the tolerance, and across a threshold."""
+    bundle = make_resnet(1.0)
+    in_bf16 = Predictor(bundle, batch_size=4, precision="bf16", device="cpu")
+    low_B = in_bf16.predict(bundle.golden_x_BCHW).probs_BN[:, 1]
+    exact_B = bundle.golden_probs_BK[:, 1].numpy()
+    image = int(np.abs(low_B - exact_B).argmax())
+    between = float(low_B[image] + exact_B[image]) / 2
+    facts = (0.0, 0.9, [0.8, 1.0], 0.9, [0.8, 1.0], 10, 10)
+    point = OperatingPoint("b:recall>=0.9", "b", "recall", 0.9, between, between, between, *facts)
+    calibration = Calibration(1.0, "", 20, 0.5, 0.5, 0.1, 0.1, (point,))
+    decided = replace(bundle, calibration=calibration.to_dict())
+    assert Predictor(decided, batch_size=4, precision="auto", device="cpu").precision == "fp32"
+    assert "1 of 3 golden images change their label or decision" in log_of_imgcls.text
 
 
 def test_fp32_mismatch_stops_whatever_precision_is_asked_for() -> None:
@@ -201,6 +312,7 @@ def test_compiled_network_agrees_is_compiled_once_and_cached_on_disk(
 ) -> None:
     from torch._dynamo.utils import counters
 
+    monkeypatch.setattr(openvino_network, "is_installed", lambda: False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
     bundle = make_resnet(1.0)
@@ -298,3 +410,27 @@ def test_a_multi_label_engine_must_keep_every_class_on_its_side_of_one_half(
     predictor = Predictor(multi_label, batch_size=4, precision="auto", device="cpu")
     assert predictor.engine == "eager fp32 on cpu"
     assert "1 of 3 golden images change their label" in log_of_imgcls.text
+
+
+def test_predictor_for_a_run_of_few_images_has_no_more_rows_and_streams_than_they_fill() -> None:
+    bundle = make_resnet()
+    asked = {"device": "cpu", "precision": "fp32", "num_cpus": 2}
+    few = predictor_for_run(bundle, **asked, batch_size=0, num_images=3)  # type: ignore[arg-type]  # of unlike values
+    assert (few.batch_size, few.num_streams) == (3, 1)
+    many = predictor_for_run(bundle, **asked, batch_size=4, num_images=9)  # type: ignore[arg-type]  # as above
+    assert (many.batch_size, many.num_streams) == (4, 2)
+
+
+def test_closed_predictor_takes_no_batch_and_its_threads_end() -> None:
+    before = set(threading.enumerate())
+    predictor = Predictor(make_resnet(), batch_size=4, device="cpu", num_streams=2)
+    for done in [predictor.submit(images(4)) for _ in range(4)]:
+        done.result()
+    threads = set(threading.enumerate()) - before
+    assert threads
+    predictor.close()
+    for thread in threads:
+        thread.join(60)
+    assert not any(thread.is_alive() for thread in threads)
+    with pytest.raises(RuntimeError, match="shutdown"):
+        predictor.predict(images(4))
