@@ -9,13 +9,15 @@ Legend: B batch, C channel, P image_px, N classes.
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from imgcls.evaluation import predicted_labels
 from imgcls.model.artifact import Bundle, to_probs
-from imgcls.model.engine import Network
+from imgcls.model.network import Network
 from imgcls.model.predict import Predictor
 
 _SAMPLE_EVERY_S = 0.25
@@ -24,6 +26,9 @@ _EAGER_BATCH_SIZE = 16
 
 def label_agreement(bundle: Bundle, predictor: Predictor, x_BCHW: torch.Tensor) -> dict[str, Any]:
     """Compare the predictor with a plain eager fp32 loop on the CPU over the same crops.
+
+    An image's label is the class on top; of a multi-label model it is all the classes that reach
+    their thresholds.
 
     Args:
         bundle: the model.
@@ -43,8 +48,10 @@ def label_agreement(bundle: Bundle, predictor: Predictor, x_BCHW: torch.Tensor) 
         for offset in range(0, len(batch_BCHW), predictor.batch_size):
             part = slice(offset, offset + predictor.batch_size)
             found = predictor.predict(batch_BCHW[part])
-            expected_label_B = expected_BN[part].argmax(dim=1)
-            num_equal += int((torch.from_numpy(found.label_B) == expected_label_B).sum())
+            probs_BN = expected_BN[part].numpy()
+            expected = replace(found, probs_BN=probs_BN, label_B=probs_BN.argmax(axis=1))
+            labels = (predicted_labels(each, bundle) for each in (found, expected))
+            num_equal += sum(one == other for one, other in zip(*labels, strict=True))
             difference = (torch.from_numpy(found.probs_BN) - expected_BN[part]).abs().max()
             largest = max(largest, float(difference))
     return {

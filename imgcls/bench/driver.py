@@ -15,6 +15,7 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import reduce
 from itertools import cycle, islice
 from typing import Any, Final
 
@@ -34,16 +35,11 @@ from imgcls.image.resample import resample
 from imgcls.image.spec import DecodeSpec, PreprocessSpec
 from imgcls.model.artifact import Bundle, make_golden, read_bundle
 from imgcls.model.build import build_model, find_head
-from imgcls.model.engine import Network
+from imgcls.model.calibration import Calibration
 from imgcls.model.int8 import NUM_CALIBRATION, quantize
 from imgcls.model.labels import ClassNames
-from imgcls.model.predict import (
-    Predictor,
-    choose_batch_size,
-    choose_num_streams,
-    pick_device,
-    set_num_threads,
-)
+from imgcls.model.network import Network
+from imgcls.model.predict import Predictor, predictor_for_run, set_num_threads
 from imgcls.model.registry import register, resolve
 from imgcls.schema import PLAN_SCHEMA
 from imgcls.scoring.driver import score
@@ -91,7 +87,7 @@ def bench(config: BenchConfig) -> dict[str, Any]:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="imgcls-bench-"))
         images = take_images(config.source, config.num_images)
         bundle, reference = _find_model(config, images, folder)
-        stages = _Stages()
+        stages: list[StageDicts] = []  # of each measurement of the steady rate
         sides, predictor = _make_sides(
             config, bundle, reference, images, folder, num_cpus, stack, stages
         )
@@ -100,8 +96,9 @@ def bench(config: BenchConfig) -> dict[str, Any]:
         agreement = predictor and label_agreement(bundle, predictor, _crops(bundle, images))
     table = tabulate(sides, rates, num_cpus)
     notes = [f"peak memory of all processes: {memory.peak_bytes / 2**30:.2f} GiB"]
-    if stages.total:
-        notes.append(f"steady, {describe_bottleneck(stages.total)}")
+    pipeline = reduce(add_stages, stages, StageDicts())
+    if pipeline:
+        notes.append(f"steady, {describe_bottleneck(pipeline)}")
     if agreement:
         notes.append(
             f"{agreement['num_equal_labels']} of {agreement['num_images']} labels equal those of a "
@@ -120,17 +117,10 @@ def bench(config: BenchConfig) -> dict[str, Any]:
         "mean_image_bytes": round(statistics.mean(map(len, images))),
         "versions": {"torch": torch.__version__, "python": sys.version.split()[0]},
         "stages": table,
-        "pipeline": stages.total,
+        "pipeline": pipeline,
         "label_agreement": agreement,
         "peak_memory_bytes": memory.peak_bytes,
     }
-
-
-class _Stages:
-    """What the stages did, over all measurements of the steady rate."""
-
-    def __init__(self) -> None:
-        self.total: StageDicts = {}
 
 
 def take_images(source: str, num_images: int) -> list[bytes]:
@@ -218,9 +208,9 @@ def _make_sides(
     folder: str,
     num_cpus: int,
     stack: ExitStack,
-    stages: _Stages,
+    stages: list[StageDicts],
 ) -> tuple[list[Side], Predictor | None]:
-    """Return what to measure, and what predicts."""
+    """Return what to measure, and what predicts; `stages` takes what the steady rate is made of."""
     sides: list[Side] = []
     if config.what != "predict":
         pool = stack.enter_context(
@@ -233,7 +223,15 @@ def _make_sides(
     sides += _predict_sides(bundle, images, predictor)
     if config.what == "score":
         rows = _write_images(images, join(folder, "images"))
-        provenance = Provenance("bench", "", "", "bench", bundle.class_names.names)
+        provenance = Provenance(
+            model="bench",
+            model_digest="",
+            spec_digest="",
+            run_id="bench",
+            class_names=bundle.class_names.names,
+            multi_label=bundle.multi_label,
+            calibration=Calibration.from_dict(bundle.calibration) if bundle.calibration else None,
+        )
         limits = ("decoding alone", "network alone")
 
         def steady() -> None:
@@ -242,7 +240,7 @@ def _make_sides(
                 score_shard(
                     rows, predictor=predictor, pool=pool, provenance=provenance, clock=clock
                 )
-                stages.total = add_stages(stages.total, clock.take()[0])
+                stages.append(clock.take()[0])
 
         sides.append(Side("steady: get, decode, predict", len(images), steady, limits))
         outputs = (join(folder, f"out-{number}") for number in range(sys.maxsize))
@@ -261,20 +259,18 @@ def _make_predictor(
     config: BenchConfig, bundle: Bundle, images: list[bytes], num_cpus: int
 ) -> Predictor:
     """Return the predictor that a worker of a run of `num_images` would have."""
-    device = pick_device(config.device)
-    batch_size = choose_batch_size(device, config.batch_size, config.precision)
     int8_network = None
     if config.precision == "int8":
         network = Network(bundle.to_model(), bundle.preprocess_spec, "fp32").eval()
         sample_BCHW = _crops(bundle, images)[: 2 * NUM_CALIBRATION]
         int8_network = quantize(network, sample_BCHW, multi_label=bundle.multi_label)
-    return Predictor(
+    return predictor_for_run(
         bundle,
         device=config.device,
-        batch_size=batch_size,
         precision=config.precision,
+        batch_size=config.batch_size,
         num_images=config.num_images,
-        num_streams=choose_num_streams(device, num_cpus, -(-config.num_images // batch_size)),
+        num_cpus=num_cpus,
         int8_network=int8_network,
     )
 

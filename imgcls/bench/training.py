@@ -257,7 +257,7 @@ def make_bench_state(job: Job, place: Place) -> TrainState:
     model = build_model(job.arch, NUM_CLASSES, image_px=job.image_px).to(place.device)
     model = model.to(memory_format=torch.channels_last)
     optimizer = build_optimizer(model, "adamw", lr=1e-5, weight_decay=0.01)
-    return TrainState(model, optimizer, NUM_CLASSES)
+    return TrainState(model, optimizer)
 
 
 def _noise_cache(num_images: int, shape_CHW: tuple[int, int, int]) -> ImageCache:

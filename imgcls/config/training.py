@@ -110,7 +110,7 @@ class TrainConfig:
     """
     target_recall: float = 0.0
     """Share of the positive images that a threshold must find, such as 0.95; 0 for no such
-    threshold.
+    threshold. Thresholds are chosen after the last epoch: a run that goes on may be given others.
     """
     target_specificity: float = 0.0
     """Share of the other images that a threshold must call negative; 0 for no such threshold."""

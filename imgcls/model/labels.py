@@ -43,11 +43,6 @@ class ClassNames:
             )
         return label
 
-    def name_of(self, label: int) -> str:
-        """Return the class name of a label in 0..len-1."""
-        assert 0 <= label < len(self.names), f"label {label} of {len(self.names)} classes"
-        return self.names[label]
-
 
 def from_labels(labels: Iterable[str]) -> ClassNames:
     """Collect the distinct names, in the order of their code points ("10" comes before "2").

@@ -1,8 +1,8 @@
 """Find what two splits share: a group, the same bytes, or nearly the same picture.
 
 In: samples with their splits; digests or pixels of their images. Out: `Leak`s, each a pair of
-images on two sides. Invariant: only pairs across splits are leaks; duplicates within a split only
-weigh more.
+images on two sides. Invariants: only pairs across splits are leaks; duplicates within a split only
+weigh more. A search that ends early says so, for the model card.
 
 A near-duplicate is a pair whose 64-bit DCT hashes differ in at most 4 bits and whose 16x16
 thumbnails correlate by 0.995 or more. Of the 1.6 million pairs of the 1,797 digits of scikit-learn
@@ -17,7 +17,7 @@ import csv
 import io
 import logging
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import astuple, dataclass
 
 import numpy as np
@@ -64,6 +64,19 @@ class Leak:
     other_split: str
 
 
+@dataclass(frozen=True, slots=True)
+class LeakCheck:
+    """What comparing the splits came to: pairs by kind, and why there may be more; () for none."""
+
+    counts: dict[str, int]
+    incomplete_because: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, object]:
+        """Return whether the check is complete, and if not why, as a bundle holds it."""
+        because = list(self.incomplete_because)
+        return {"complete": not because, "incomplete_because": because}
+
+
 @dataclass(frozen=True)
 class Fingerprints:
     """Of each image a hash, uint64 [B], and a thumbnail, uint8 [B,256]."""
@@ -104,15 +117,20 @@ def find_shared(samples: Sequence[Sample], values: Sequence[str], kind: str) -> 
     return leaks
 
 
-def find_near_duplicates(samples: Sequence[Sample], fingerprints: Fingerprints) -> list[Leak]:
+def find_near_duplicates(
+    samples: Sequence[Sample],
+    fingerprints: Fingerprints,
+    on_gap: Callable[[str], None] = _log.warning,
+) -> list[Leak]:
     """Return pairs that look the same across splits, at most the first thousand.
 
     Beside the fingerprints it needs 10 bytes per image and some 100 MB. Where so many images look
-    alike that this would take minutes, it stops and warns.
+    alike that this would take minutes, it stops and says so.
 
     Args:
         samples: The images, with their splits.
         fingerprints: Of the same images, in the same order.
+        on_gap: Told in words why not every pair was looked at.
     """
     side_B = np.unique([sample.split for sample in samples], return_inverse=True)[1].astype(np.int8)
     if side_B.max(initial=0) == 0:
@@ -121,16 +139,20 @@ def find_near_duplicates(samples: Sequence[Sample], fingerprints: Fingerprints) 
     usable = np.flatnonzero(contrast_B >= _MIN_CONTRAST)
     found: list[tuple[int, int]] = []
     num_compared = 0
-    for a_P, b_P in _alike(fingerprints.hash_B, side_B, usable):
+    for a_P, b_P in _alike(fingerprints.hash_B, side_B, usable, on_gap):
         num_compared += len(a_P)
         a_PT, b_PT = (fingerprints.thumb_BT[x].astype(np.float32) for x in (a_P, b_P))
         covariance_P = np.einsum("pt,pt->p", a_PT, b_PT) / a_PT.shape[1] - mean_B[a_P] * mean_B[b_P]
         is_same_P = covariance_P >= _MIN_CORRELATION * contrast_B[a_P] * contrast_B[b_P]
         found += zip(a_P[is_same_P].tolist(), b_P[is_same_P].tolist(), strict=True)
         if len(found) >= _MAX_LEAKS:
+            on_gap(f"the search for near-duplicates stopped at {_MAX_LEAKS} pairs found")
             break
         if num_compared > _MAX_COMPARED:
-            _log.warning("near-duplicates: stopped after %d pairs, most look alike", num_compared)
+            on_gap(
+                f"the search for near-duplicates stopped after {num_compared} pairs of pictures "
+                "compared: most look alike"
+            )
             break
     return [_leak("near-duplicate", samples[a], samples[b]) for a, b in sorted(found)[:_MAX_LEAKS]]
 
@@ -206,7 +228,10 @@ def _mean_and_contrast(
 
 
 def _alike(
-    hash_B: npt.NDArray[np.uint64], side_B: npt.NDArray[np.int8], usable: npt.NDArray[np.intp]
+    hash_B: npt.NDArray[np.uint64],
+    side_B: npt.NDArray[np.int8],
+    usable: npt.NDArray[np.intp],
+    on_gap: Callable[[str], None],
 ) -> Iterator[tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]]:
     """Yield arrays of pairs across sides whose hashes differ in few bits, each pair once."""
     num_tested = 0
@@ -223,7 +248,10 @@ def _alike(
                 num_tested += len(rows) * len(bucket)
                 yield from _pairs(hash_B, side_B, rows, bucket, band)
                 if num_tested > _MAX_TESTED:
-                    _log.warning("near-duplicates: stopped after %d pairs of hashes", num_tested)
+                    on_gap(
+                        f"the search for near-duplicates stopped after {num_tested} pairs of "
+                        "hashes compared: most look alike"
+                    )
                     return
 
 

@@ -7,7 +7,7 @@ alone.
 
 from collections.abc import Iterator
 
-from imgcls.errors import ObjectMissingError
+from imgcls.errors import ObjectExistsError, ObjectMissingError
 from imgcls.storage import local, remote
 from imgcls.storage.bucket import Folder
 from imgcls.storage.info import ObjectInfo, Skipped
@@ -23,6 +23,7 @@ __all__ = [
     "list_folder",
     "list_objects",
     "put",
+    "put_first",
     "put_if_match",
     "put_new",
     "read",
@@ -128,6 +129,19 @@ def put_new(uri: str, data: bytes) -> str:
         AccessDeniedError, ConfigError, StorageError: nothing was written.
     """
     return local.put_new(_path(uri), data) if is_local(uri) else remote.put_new(uri, data)
+
+
+def put_first(uri: str, data: bytes) -> bytes:
+    """Create an object unless there is one, and return the bytes of whoever was first.
+
+    Raises:
+        CommitStateUnknownError, AccessDeniedError, ConfigError, StorageError: as for `put_new`.
+    """
+    try:
+        put_new(uri, data)
+    except ObjectExistsError:
+        return read(uri)
+    return data
 
 
 def put_if_match(uri: str, data: bytes, etag: str) -> str:

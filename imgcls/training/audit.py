@@ -1,9 +1,10 @@
 """Look at every image once before the first step: do the splits share any?
 
-In: a plan, its loaders, this rank. Out: the leaks, listed in RUN/leaks.csv. Invariants: nothing is
-trained, measured or registered on splits that share images, unless --allow-leaks; each image is
-read by one rank, and what it decoded stays in the cache, so with a cache the first epoch has
-nothing left to read.
+In: a plan, its loaders, this rank. Out: the leaks, listed in RUN/leaks.csv, and in leak_check.json
+whether there may be more. Invariants: nothing is trained, measured or registered on splits that
+share images, unless --allow-leaks; a start that is refused changes no file of an earlier run; each
+image is read by one rank, and what it decoded stays in the cache, so with a cache the first epoch
+has nothing left to read.
 
 Memory, on each rank: 300 bytes per image of the data set, so 300 MB for a million.
 
@@ -11,6 +12,7 @@ Shape legend: B batch, C channel, N image, T pixels of a thumbnail, P image_px.
 """
 
 import hashlib
+import json
 import logging
 import time
 from collections.abc import Iterable, Sequence
@@ -25,6 +27,7 @@ from imgcls.model.leaks import (
     THUMB_BYTES,
     Fingerprints,
     Leak,
+    LeakCheck,
     count_leaks,
     describe_leaks,
     find_near_duplicates,
@@ -34,14 +37,15 @@ from imgcls.model.leaks import (
     leaks_to_csv,
     refuse_leaks,
 )
-from imgcls.storage.objects import put, read
+from imgcls.storage.objects import put, put_first, read
 from imgcls.storage.uri import join
 from imgcls.training.loader import SplitLoader
 from imgcls.training.place import Place
 from imgcls.training.plan import TrainPlan
+from imgcls.training.points import check_operating_points
 from imgcls.training.sampler import divide
 
-LEAKS = "leaks.csv"
+LEAKS, LEAK_CHECK = "leaks.csv", "leak_check.json"
 # Of a sha256: half of it tells any number of images apart.
 _DIGEST_BYTES = 16
 _NO_DIGEST = bytes(_DIGEST_BYTES)
@@ -59,22 +63,29 @@ class _Seen:
     looks: Fingerprints
 
 
+@dataclass(frozen=True)
+class _Found:
+    """Leaks, and in words why there may be more."""
+
+    leaks: list[Leak]
+    gaps: tuple[str, ...]
+
+
 def check_groups(plan: TrainPlan) -> None:
     """Refuse groups that lie on two sides; reads no image.
 
     Raises:
         SourceError: there are such groups, and no --allow-leaks.
     """
-    leaks = _shared_groups(_all_samples(plan))
+    leaks = _shared_groups(plan.samples)
     if leaks and not plan.config.allow_leaks:
-        put(join(plan.run_uri, LEAKS), leaks_to_csv(leaks))
-        refuse_leaks(leaks, join(plan.run_uri, LEAKS))
+        refuse_leaks(leaks, _list_refused(plan, leaks))
 
 
 def check_images(
     plan: TrainPlan, loaders: dict[str, SplitLoader], place: Place, *, resumed: bool
-) -> dict[str, int]:
-    """Compare the images of all splits; return the number of leaks by kind.
+) -> LeakCheck:
+    """Compare the images of all splits; return the number of leaks by kind, and what may be missed.
 
     Args:
         plan: the training's plan.
@@ -85,24 +96,49 @@ def check_images(
     Raises:
         SourceError: there are leaks, and no --allow-leaks; on every rank.
         BudgetExceededError: too many images give no pixels.
+        ConfigError: those without pixels leave nothing to choose an operating point on.
     """
     if len(loaders) < 2:
-        return {}
+        return LeakCheck({})
     known = _read_earlier(plan) if resumed and place.rank == 0 else None
-    leaks: list[Leak] | None = place.from_first(known)
-    if leaks is None:
-        leaks = _compare(plan, loaders, place)
-    if not plan.config.allow_leaks:
-        refuse_leaks(leaks, join(plan.run_uri, LEAKS))
-    elif leaks and place.rank == 0:
-        log.warning("%s; trained all the same: --allow-leaks", describe_leaks(leaks))
-    return count_leaks(leaks)
+    found: _Found | None = place.from_first(known)
+    if found is None:
+        found = _compare(plan, loaders, place)
+    check = LeakCheck(count_leaks(found.leaks), found.gaps)
+    if found.leaks and not plan.config.allow_leaks:
+        listed_in = _list_refused(plan, found.leaks) if place.rank == 0 else ""
+        refuse_leaks(found.leaks, place.from_first(listed_in))
+    if not resumed and "val" in loaders:
+        # Of a resumed run the weights are there: see measure.py.
+        bad = loaders["val"].bad
+        check_operating_points(plan.config, plan.class_names, plan.splits["val"], bad)
+    if place.rank == 0:
+        if known is None:
+            put(join(plan.run_uri, LEAKS), leaks_to_csv(found.leaks))
+            # Last, as it says that the list is there: an attempt that goes on looks for it.
+            put(join(plan.run_uri, LEAK_CHECK), json.dumps(check.to_dict(), indent=1).encode())
+        if found.leaks:
+            log.warning("%s; trained all the same: --allow-leaks", describe_leaks(found.leaks))
+        for gap in found.gaps:
+            log.warning("the leak check is incomplete: %s", gap)
+    return check
 
 
-def _compare(plan: TrainPlan, loaders: dict[str, SplitLoader], place: Place) -> list[Leak]:
+def _list_refused(plan: TrainPlan, leaks: Sequence[Leak]) -> str:
+    """Write what a start was refused for, and return where; the list of an earlier run stays."""
+    data = leaks_to_csv(leaks)
+    uri = join(plan.run_uri, LEAKS)
+    if put_first(uri, data) == data:
+        return uri
+    uri = join(plan.run_uri, f"leaks-{hashlib.sha256(data).hexdigest()[:8]}.csv")
+    put(uri, data)
+    return uri
+
+
+def _compare(plan: TrainPlan, loaders: dict[str, SplitLoader], place: Place) -> _Found:
     """Return the same leaks on every rank, and let every rank know every bad image."""
     start_s = time.monotonic()
-    samples = _all_samples(plan)
+    samples = plan.samples
     first, seen = 0, []
     for loader in loaders.values():
         seen.append(_look(loader, first, place))
@@ -111,12 +147,12 @@ def _compare(plan: TrainPlan, loaders: dict[str, SplitLoader], place: Place) -> 
     for loader in loaders.values():
         for found in place.gather(loader.bad):
             loader.add_bad(found)
-    leaks = _find(samples, gathered) if place.rank == 0 else []
+    found = _find(samples, gathered) if place.rank == 0 else _Found([], ())
     if place.rank == 0:
-        put(join(plan.run_uri, LEAKS), leaks_to_csv(leaks))
         took_s = time.monotonic() - start_s
         log.info("compared %d images across the splits in %.1f s", len(samples), took_s)
-    return list(place.from_first(leaks))
+    shared: _Found = place.from_first(found)
+    return shared
 
 
 def _look(loader: SplitLoader, first: int, place: Place) -> _Seen:
@@ -144,7 +180,7 @@ def _look(loader: SplitLoader, first: int, place: Place) -> _Seen:
     )
 
 
-def _find(samples: Sequence[Sample], seen: Sequence[_Seen]) -> list[Leak]:
+def _find(samples: Sequence[Sample], seen: Sequence[_Seen]) -> _Found:
     """Compare what all ranks saw; a pair of equal bytes is not named again for its looks."""
     index_N = np.concatenate([part.index_N for part in seen])
     order = np.argsort(index_N)
@@ -154,29 +190,31 @@ def _find(samples: Sequence[Sample], seen: Sequence[_Seen]) -> list[Leak]:
     digests = (digest.tobytes() for digest in digest_ND)
     shown = ["" if digest == _NO_DIGEST else digest.hex() for digest in digests]
     by_bytes = find_shared(readable, shown, "bytes")
+    gaps = list[str]()
+    if num_unread := shown.count(""):
+        gaps.append(f"{num_unread} images came from the cache: their bytes were not compared")
     by_looks = find_near_duplicates(
-        readable, Fingerprints(looks.hash_B[order], looks.thumb_BT[order])
+        readable, Fingerprints(looks.hash_B[order], looks.thumb_BT[order]), gaps.append
     )
     named = {(leak.uri, leak.other_uri) for leak in by_bytes}
-    return [
+    leaks = [
         *_shared_groups(samples),
         *by_bytes,
         *(leak for leak in by_looks if (leak.uri, leak.other_uri) not in named),
     ]
+    return _Found(leaks, tuple(gaps))
 
 
 def _shared_groups(samples: Sequence[Sample]) -> list[Leak]:
     return find_shared(samples, [sample.group for sample in samples], "group")
 
 
-def _all_samples(plan: TrainPlan) -> list[Sample]:
-    return [sample for samples in plan.splits.values() for sample in samples]
-
-
-def _read_earlier(plan: TrainPlan) -> list[Leak] | None:
+def _read_earlier(plan: TrainPlan) -> _Found | None:
     """Return what the attempt before this one found, if it came to write it."""
     try:
-        return leaks_from_csv(read(join(plan.run_uri, LEAKS)))
+        check = json.loads(read(join(plan.run_uri, LEAK_CHECK)))
+        leaks = leaks_from_csv(read(join(plan.run_uri, LEAKS)))
+        return _Found(leaks, tuple(check["incomplete_because"]))
     except ObjectMissingError:
         return None
 

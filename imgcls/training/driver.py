@@ -8,7 +8,6 @@ on from its last checkpoint when the same command is given again.
                        -> run_on_workers -> train_rank    in each Ray Train worker
 """
 
-import json
 import logging
 import time
 from collections.abc import Callable
@@ -22,11 +21,8 @@ import torch
 from imgcls.config.training import TrainConfig
 from imgcls.image.pool import DecoderPool
 from imgcls.logs import Progress
-from imgcls.model.dataset import freeze_split
 from imgcls.model.predict import pick_device
 from imgcls.model.registry import register
-from imgcls.storage.objects import put
-from imgcls.storage.uri import join
 from imgcls.training.audit import check_groups, check_images
 from imgcls.training.checkpoint import CheckpointWriter, list_checkpoints, read_latest
 from imgcls.training.finish import describe, find_registered, make_bundle
@@ -35,6 +31,7 @@ from imgcls.training.place import Place
 from imgcls.training.plan import TrainPlan, make_plan
 from imgcls.training.prepare import make_loaders, make_state
 from imgcls.training.recorder import Recorder, Show
+from imgcls.training.started import check_writable, write_start
 from imgcls.training.state import TrainState
 from imgcls.training.stop import StopRequest
 from imgcls.training.tracking import MlflowTracker, TensorBoardTracker, Tracker
@@ -49,7 +46,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
         JSON-able: model (REGISTRY/NAME@v<N>), uri, version, digest, num_train, num_val, num_test,
         num_bad, num_preemptions (moves to other nodes after a notice), accuracy (on test, or on val
         where there is no test), test_accuracy, test_accuracy_interval, leaks (pairs that splits
-        share, by kind), val_accuracy, val_loss, epochs, best_epoch,
+        share, by kind), leak_check_complete, val_accuracy, val_loss, epochs, best_epoch,
         stopped_early, images_per_s, train_s, total_s.
 
     Raises:
@@ -61,9 +58,8 @@ def train(config: TrainConfig) -> dict[str, Any]:
     plan = make_plan(config)
     # The first thing written: a registry that may not be written to is found now, not after the
     # training.
-    put(join(plan.run_uri, "run.json"), json.dumps(asdict(config), indent=1).encode())
+    check_writable(plan)
     check_groups(plan)
-    write_split(plan)
     if config.workers.most == 0:
         place = Place(pick_device(config.device))
         with make_progress(plan) as progress:
@@ -103,7 +99,10 @@ def train_rank(plan: TrainPlan, place: Place, show: Show, stop: StopRequest) -> 
         loaders = make_loaders(plan, pool, place)
         state = make_state(plan, place)
         writer = stack.enter_context(resume(plan, state, place))
-        leaks = check_images(plan, loaders, place, resumed=state.total_steps > 0)
+        resumed = state.total_steps > 0
+        leaks = check_images(plan, loaders, place, resumed=resumed)
+        if place.rank == 0:
+            write_start(plan, resumed=resumed)
         was_finished = is_finished(state, plan.recipe)
         hooks: dict[str, Callable[[Any], None]] = {"after_step": _ignore, "after_epoch": _ignore}
         if place.rank == 0:
@@ -132,12 +131,6 @@ def train_rank(plan: TrainPlan, place: Place, show: Show, stop: StopRequest) -> 
         model = earlier or register(plan.config.registry, plan.config.name, bundle)
         writer.remove_all()
     return describe(plan, state, loaders, bundle, model)
-
-
-def write_split(plan: TrainPlan) -> None:
-    """Freeze the splits: RUN/split.csv as --data gives every image the same side again."""
-    samples = [sample for samples in plan.splits.values() for sample in samples]
-    put(join(plan.run_uri, "split.csv"), freeze_split(samples, slice_by=plan.config.slice_by))
 
 
 def make_progress(plan: TrainPlan) -> Progress:

@@ -20,6 +20,7 @@ from imgcls.config.training import TrainConfig
 from imgcls.model.artifact import Bundle, make_golden, read_bundle
 from imgcls.model.build import build_model
 from imgcls.model.dataset import count_images
+from imgcls.model.leaks import LeakCheck
 from imgcls.model.predict import Predictor
 from imgcls.model.registry import ModelVersion, list_versions
 from imgcls.training.loader import SplitLoader
@@ -27,6 +28,7 @@ from imgcls.training.measure import measure_splits
 from imgcls.training.place import Place
 from imgcls.training.plan import TrainPlan
 from imgcls.training.plots import draw_plots
+from imgcls.training.started import changed_at_the_end
 from imgcls.training.state import TrainState
 
 NUM_GOLDEN = 16
@@ -40,7 +42,7 @@ def make_bundle(
     state: TrainState,
     loaders: dict[str, SplitLoader],
     place: Place,
-    leaks: dict[str, int],
+    leaks: LeakCheck,
 ) -> Bundle:
     """Measure the best weights on val and test and put everything that predicts into a bundle.
 
@@ -49,7 +51,7 @@ def make_bundle(
         state: after training.
         loaders: by split; a split without samples has none.
         place: where to measure, and among how many it was trained.
-        leaks: number of pairs that the splits share, by kind.
+        leaks: what the splits share.
     """
     start_s = time.monotonic()
     golden_x_BCHW = _golden_images(loaders)
@@ -67,12 +69,14 @@ def make_bundle(
         multi_label=plan.config.multi_label,
     )
     predictor = Predictor(bundle, device=place.device.type, batch_size=plan.config.batch_size)
-    metrics, calibration = measure_splits(predictor, loaders, plan)
+    metrics, calibration, missing = measure_splits(predictor, loaders, plan)
     attachments = draw_plots(state.history, state.best_metrics.get("epoch", 0), metrics)
     measure_s = round(time.monotonic() - start_s, 3)
     log.info("measured %s in %.1f s", " and ".join(metrics) or "nothing", measure_s)
     # Only now is every bad image of these splits known.
     facts = _describe_training(plan, state, loaders, place, leaks) | {"measure_s": measure_s}
+    if missing:
+        facts["no_operating_point"] = missing
     return replace(
         bundle,
         metrics=metrics,
@@ -83,9 +87,14 @@ def make_bundle(
 
 
 def find_registered(plan: TrainPlan, state: TrainState) -> ModelVersion | None:
-    """Return the version that an earlier attempt at this run registered before it was killed."""
+    """Return the version that an earlier attempt at this run registered before it was killed.
+
+    One with other thresholds or slices than are asked for now is not what this attempt gives.
+    """
     for model in reversed(list_versions(plan.config.registry, plan.config.name)):
-        if read_bundle(model.uri).training.get("run_id") == state.run_id:
+        facts = read_bundle(model.uri).training
+        is_same_run = facts.get("run_id") == state.run_id
+        if is_same_run and not changed_at_the_end(plan, facts["config"]):
             return model
     return None
 
@@ -111,6 +120,7 @@ def describe(
         "num_bad": sum(len(loader.bad) for loader in loaders.values()),
         "num_classes": len(plan.class_names),
         "leaks": bundle.training["leaks"],
+        "leak_check_complete": bundle.training["leak_check"]["complete"],
         "accuracy": accuracy.get("test", accuracy.get("val")),
         "test_accuracy": accuracy.get("test"),
         "test_accuracy_interval": test.get("intervals", {}).get("accuracy"),
@@ -152,9 +162,8 @@ def _describe_training(
     state: TrainState,
     loaders: dict[str, SplitLoader],
     place: Place,
-    leaks: dict[str, int],
+    leaks: LeakCheck,
 ) -> dict[str, Any]:
-    samples = (sample for samples in plan.splits.values() for sample in samples)
     return {
         "config": _without_places(plan.config),
         "run": plan.fingerprint,
@@ -164,8 +173,10 @@ def _describe_training(
         "python": platform.python_version(),
         "hardware": _hardware(place),
         "num_images": {split: len(samples) for split, samples in plan.splits.items()},
-        "counts": count_images(samples, plan.class_names),
-        "leaks": leaks,
+        "num_groups": len({sample.group for sample in plan.samples} - {""}),
+        "counts": count_images(plan.samples, plan.class_names),
+        "leaks": leaks.counts,
+        "leak_check": leaks.to_dict(),
         "bad_images": {split: loader.bad for split, loader in loaders.items() if loader.bad},
         "best_epoch": state.best_metrics.get("epoch", 0),
         "history": state.history,
@@ -176,7 +187,7 @@ def _describe_training(
 def _without_places(config: TrainConfig) -> dict[str, Any]:
     """Return the flags, less those that say where things lie: a bundle may travel."""
     values = asdict(config)
-    for name in ("data", "registry", "work_dir"):
+    for name in ("data", "registry", "work_dir", "mlflow_uri"):
         del values[name]
     return values
 
@@ -185,7 +196,8 @@ def _hardware(place: Place) -> str:
     workers = f"{place.world_size} x " if place.world_size > 1 else ""
     if place.device.type == "cuda":
         return f"{workers}{torch.cuda.get_device_name()}"
-    return f"{workers}{_cpu_name()}, {torch.get_num_threads()} threads"
+    num_threads = torch.get_num_threads()
+    return f"{workers}{_cpu_name()}, {num_threads} thread{'s' if num_threads > 1 else ''}"
 
 
 def _cpu_name() -> str:

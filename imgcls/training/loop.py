@@ -26,7 +26,7 @@ from imgcls.training.recipe import BestBy, Recipe
 from imgcls.training.sampler import Sampler, divide, rarest_labels
 from imgcls.training.stages import to_train_mode
 from imgcls.training.state import TrainState
-from imgcls.training.step import autocast, to_model_input, train_step
+from imgcls.training.step import autocast, is_right, to_model_input, train_step
 from imgcls.training.stop import StopRequest
 
 
@@ -90,7 +90,7 @@ def fit(
         else:
             state.epochs_since_best += 1
         state.history.append(numbers)
-        state.epoch, state.step, state.loss_sum, state.weight_sum = state.epoch + 1, 0, 0.0, 0.0
+        state.begin_next_epoch()
         after_epoch(numbers)
 
 
@@ -109,7 +109,11 @@ def _train_epoch(
     after_step: Callable[[StepReport], None],
     stop: StopRequest,
 ) -> dict[str, Any]:
-    """Take the steps that are left of the epoch; return its numbers."""
+    """Take the steps that are left of the epoch; return its numbers.
+
+    train_accuracy is that of the batches as they were trained on, each by the weights of its step:
+    augmented, mixed (see `is_right`) and with dropout, so it may lie below val_accuracy.
+    """
     sampler = Sampler(
         len(train.samples),
         recipe.global_batch_size,
@@ -142,6 +146,8 @@ def _train_epoch(
         )
         state.loss_sum += result.loss_sum
         state.weight_sum += result.weight_sum
+        state.num_right += result.num_right
+        state.num_seen += result.num_seen
         state.step += 1
         state.total_steps += 1
         waited_s += wait_s
@@ -155,9 +161,13 @@ def _train_epoch(
             )
     epoch_s = time.monotonic() - start_s
     state.train_s += epoch_s
+    loss_sum, weight_sum, num_right, num_seen = place.sum(
+        state.loss_sum, state.weight_sum, state.num_right, state.num_seen
+    )
     return {
         "epoch": state.epoch + 1,
-        "train_loss": _ratio(*place.sum(state.loss_sum, state.weight_sum)),
+        "train_loss": _ratio(loss_sum, weight_sum),
+        "train_accuracy": num_right / num_seen if num_seen else None,
         "lr": lr,
         "images_per_s": _ratio(num_images, epoch_s),
         "waited_fraction": _ratio(waited_s, epoch_s),
@@ -190,7 +200,8 @@ def validate(model: nn.Module, val: SplitLoader, recipe: Recipe, place: Place) -
             logits_BK, target_BK, "cross_entropy", multi_label=recipe.multi_label
         )
         loss_sum += float((loss_B * weight_B).sum())
-        num_correct += float((_is_right(logits_BK, target_BK, recipe) * weight_B).sum())
+        right_B = is_right(logits_BK, target_BK, multi_label=recipe.multi_label)
+        num_correct += float((right_B * weight_B).sum())
         num_images += float(weight_B.sum())
         if recipe.multi_label:
             rows_B = weight_B > 0
@@ -207,13 +218,6 @@ def validate(model: nn.Module, val: SplitLoader, recipe: Recipe, place: Place) -
         target_NK, probs_NK = (np.concatenate(arrays) for arrays in zip(*pairs, strict=True))
         numbers["val_auroc"] = macro_auroc(target_NK, probs_NK)
     return numbers
-
-
-def _is_right(logits_BK: torch.Tensor, target_BK: torch.Tensor, recipe: Recipe) -> torch.Tensor:
-    """Return bool [B]: the only class is on top; multi-label, each is on its side of 0.5."""
-    if recipe.multi_label:
-        return ((logits_BK >= 0) == (target_BK > 0)).all(dim=1)
-    return logits_BK.argmax(dim=1) == target_BK.argmax(dim=1)
 
 
 def is_better(numbers: dict[str, Any], best: dict[str, Any], best_by: BestBy) -> bool:

@@ -2,11 +2,12 @@
 
 In: a Predictor, loaders of val and test, a plan. Out: metrics per split, and the calibration.
 Invariants: no image measured here has given a gradient; the calibration comes from val alone, and
-the test split decided nothing.
+the test split decided nothing. An operating point that cannot be fitted costs no model.
 
 Shape legend: B image, K class.
 """
 
+import logging
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +27,8 @@ from imgcls.training.loader import SplitLoader
 from imgcls.training.plan import TrainPlan
 from imgcls.training.points import operating_targets
 
+log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class _Predicted:
@@ -39,22 +42,25 @@ class _Predicted:
 
 def measure_splits(
     predictor: Predictor, loaders: dict[str, SplitLoader], plan: TrainPlan
-) -> tuple[dict[str, Any], Calibration | None]:
+) -> tuple[dict[str, Any], Calibration | None, str]:
     """Measure val and test, as far as there are any.
 
     Returns:
         metrics by split, with 95 % intervals, with `slices` where --slice-by names a column, and
-        with what the calibration achieves under `calibrated`; and the calibration, None without
-        val.
+        with what the calibration achieves under `calibrated`; the calibration, None without val;
+        and in words why operating points that were asked for are not in it, "" if they are.
     """
     predicted = {
         split: _predict(predictor, loaders[split]) for split in ("val", "test") if split in loaders
     }
-    calibration = _fit(plan, predicted["val"]) if "val" in predicted else None
+    missing = _why_no_points(plan, predicted["val"]) if "val" in predicted else ""
+    if missing:
+        log.warning("%s", missing)
+    calibration = _fit(plan, predicted["val"], not missing) if "val" in predicted else None
     metrics: dict[str, Any] = {
         split: _measure(plan, split, p, calibration) for split, p in predicted.items()
     }
-    return metrics, calibration
+    return metrics, calibration, missing
 
 
 def _predict(predictor: Predictor, loader: SplitLoader) -> _Predicted:
@@ -73,11 +79,33 @@ def _predict(predictor: Predictor, loader: SplitLoader) -> _Predicted:
     return _Predicted(np.concatenate(index), np.concatenate(probs), not_finite, loader.bad)
 
 
-def _fit(plan: TrainPlan, predicted: _Predicted) -> Calibration | None:
+def _why_no_points(plan: TrainPlan, predicted: _Predicted) -> str:
+    """Return why no threshold can be chosen that the flags ask for; "" if it can be.
+
+    `check_operating_points` has looked at this before the training; since then images may have gone
+    bad, or the model may give no finite number for them.
+    """
+    if not operating_targets(plan.config):
+        return ""
+    name = plan.config.positive_class
+    label = plan.class_names.label_of(name)
+    samples = [plan.splits["val"][index] for index in predicted.index_B.tolist()]
+    num_positive = sum(label in sample.labels for sample in samples)
+    if 0 < num_positive < len(samples):
+        return ""
+    num_lost = len(plan.splits["val"]) - len(samples)
+    return (
+        f"no operating point for {name!r}: a threshold needs validation images of it and of "
+        f"others; of the {len(samples)} with a prediction, {num_positive} show it "
+        f"({num_lost} more gave no pixels or no finite number)"
+    )
+
+
+def _fit(plan: TrainPlan, predicted: _Predicted, has_points: bool) -> Calibration | None:
     if not len(predicted.index_B):
         return None
     tally = _tally(plan, "val", predicted, None)
-    targets = operating_targets(plan.config)
+    targets = operating_targets(plan.config) if has_points else []
     if plan.config.multi_label:
         return fit_multi_label_calibration(
             predicted.probs_BK,

@@ -60,6 +60,11 @@ class TrainPlan:
         return join(work_dir, f"run-{self.fingerprint}")
 
     @property
+    def samples(self) -> list[Sample]:
+        """Samples of all splits, one split after the other."""
+        return [sample for samples in self.splits.values() for sample in samples]
+
+    @property
     def shape_CHW(self) -> tuple[int, int, int]:
         """Shape of a preprocessed image."""
         side_px = self.preprocess_spec.image_px
@@ -217,6 +222,7 @@ def _fingerprint(
         "decode": decode_spec.to_dict(),
         "class_names": dataset.class_names.names,
         "split_digest": dataset.split_digest,
+        "sample_weights": {s.key: s.weight for s in dataset.samples if s.weight != 1.0},
     }
     canonical = json.dumps(values, sort_keys=True)
     return hashlib.sha256(canonical.encode()).hexdigest()[:_FINGERPRINT_DIGITS]

@@ -23,6 +23,10 @@ _MAX_NAMED = 120  # classes up to which each row has room for its name
 _MAX_NAME = 24  # characters of a class name
 _MAX_MARKED = 50  # epochs up to which each has a dot
 _COLORS = {"train": "tab:blue", "val": "tab:orange"}
+# Summed up while the weights still changed, so it may well be worse than validation.
+_LABELS = {"train": "train (augmented, as it went)", "val": "val"}
+_CURVE_COLORS = ("tab:blue", "tab:orange")  # as trained, calibrated
+_Z_95 = 1.96  # standard deviations
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +74,7 @@ def curves(history: Sequence[Mapping[str, Any]], best_epoch: int) -> bytes:
             if points:
                 epochs, values = zip(*points, strict=True)
                 marker = "." if len(points) < _MAX_MARKED else ""
-                ax.plot(epochs, values, marker=marker, label=split, color=_COLORS[split])
+                ax.plot(epochs, values, marker=marker, label=_LABELS[split], color=_COLORS[split])
         if best_epoch:
             ax.axvline(best_epoch, color="grey", linestyle=":", label=f"kept: {best_epoch}")
         ax.set(xlabel="epoch", ylabel=quantity, title=quantity)
@@ -127,20 +131,32 @@ def _draw_reliability(
     upper: "Axes", lower: "Axes", split: str, by_curve: Mapping[str, Sequence[Mapping[str, Any]]]
 ) -> None:
     upper.plot([0, 1], [0, 1], color="grey", linestyle=":")
-    for curve, points in by_curve.items():
+    for color, (curve, points) in zip(_CURVE_COLORS, by_curve.items(), strict=False):
         x, y = [p["confidence"] for p in points], [p["accuracy"] for p in points]
-        # A dot's area goes with its images: a bin of two says little.
-        area = [12 + 200 * p["count"] / sum(q["count"] for q in points) for p in points]
-        [line] = upper.plot(x, y, linewidth=0.8, alpha=0.6)
-        upper.scatter(x, y, s=area, color=line.get_color(), label=curve, clip_on=False)
+        # A line from dot to dot would show noise: a bin of two says little, as its bar tells.
+        bounds = [_wilson(p["accuracy"], p["count"]) for p in points]
+        below = [max(0.0, v - low) for v, (low, _) in zip(y, bounds, strict=True)]
+        above = [max(0.0, high - v) for v, (_, high) in zip(y, bounds, strict=True)]
+        upper.errorbar(x, y, yerr=[below, above], fmt="none", ecolor=color, alpha=0.4)
+        upper.scatter(x, y, s=25, color=color, label=curve, clip_on=False, zorder=3)
         centre = [(p["low"] + p["high"]) / 2 for p in points]
         width = points[0]["high"] - points[0]["low"] if points else 1.0
         counts = [p["count"] for p in points]
-        lower.bar(centre, counts, width=0.9 * width, alpha=0.5, color=line.get_color())
-    upper.set(xlim=(0, 1), ylim=(0, 1), ylabel="accuracy", title=split)
+        lower.bar(centre, counts, width=0.9 * width, alpha=0.5, color=color)
+    title = f"{split}; bars: 95 % interval of each bin"
+    upper.set(xlim=(0, 1), ylim=(0, 1), ylabel="accuracy", title=title)
     upper.grid(alpha=0.3)
-    upper.legend()
-    lower.set(xlabel="confidence", ylabel="images", yscale="log")
+    upper.legend(loc="upper left")
+    # From below 1: a bin of one image has a bar, too.
+    lower.set(xlabel="confidence", ylabel="images", yscale="log", ylim=(0.5, None))
+
+
+def _wilson(share: float, count: int) -> tuple[float, float]:
+    """Return the 95 % interval of a share of `count` images: Wilson 1927, score interval."""
+    z2 = _Z_95**2 / count
+    centre = (share + z2 / 2) / (1 + z2)
+    half = _Z_95 / (1 + z2) * float(np.sqrt(share * (1 - share) / count + z2 / (4 * count)))
+    return centre - half, centre + half
 
 
 def _bins_before_and_after(numbers: Mapping[str, Any]) -> dict[str, Any]:

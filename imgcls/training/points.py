@@ -1,8 +1,11 @@
 """The operating points that the flags ask for, checked before anything is trained.
 
 In: --positive-class, --target-recall, --target-specificity, the data set. Out: the targets that
-calibration fits. Invariant: a target that could not be fitted after the training stops it before.
+calibration fits. Invariant: a target that could not be fitted after the training stops it before,
+as far as that can be known; what comes to light after it costs no model.
 """
+
+from collections.abc import Collection
 
 from imgcls.config.training import TrainConfig
 from imgcls.errors import ConfigError
@@ -38,12 +41,20 @@ def operating_targets(config: TrainConfig) -> list[tuple[str, Target, float]]:
     return targets
 
 
-def check_operating_points(config: TrainConfig, class_names: ClassNames, val: list[Sample]) -> None:
+def check_operating_points(
+    config: TrainConfig, class_names: ClassNames, val: list[Sample], bad: Collection[str] = ()
+) -> None:
     """Refuse operating points that this data set cannot give.
+
+    Args:
+        config: the flags.
+        class_names: of the data set.
+        val: the validation split.
+        bad: the URIs of those that give no pixels, as far as they are known.
 
     Raises:
         ConfigError: as `operating_targets`; an unknown class; or a validation split that has not
-            both images of the class and others.
+            both images of the class and others, with pixels.
     """
     if not operating_targets(config):
         return
@@ -52,9 +63,13 @@ def check_operating_points(config: TrainConfig, class_names: ClassNames, val: li
         label = class_names.label_of(name)
     except ConfigError as error:
         raise ConfigError(f"--positive-class: {error}") from error
-    num_positive = sum(label in sample.labels for sample in val)
-    if not 0 < num_positive < len(val):
+    readable = [sample for sample in val if sample.uri not in bad]
+    num_positive = sum(label in sample.labels for sample in readable)
+    if not 0 < num_positive < len(readable):
+        num_bad = len(val) - len(readable)
+        left_out = f" ({num_bad} more give no pixels)" if num_bad else ""
         raise ConfigError(
             f"--positive-class {name!r}: thresholds are chosen on validation images of it and of "
-            f"others; of {len(val)} there, {num_positive} show it. Give more, or --val-fraction"
+            f"others; of {len(readable)} there{left_out}, {num_positive} show it. Give more, or "
+            "--val-fraction"
         )

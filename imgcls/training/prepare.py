@@ -99,4 +99,4 @@ def make_state(plan: TrainPlan, place: Place) -> TrainState:
         layer_decay=recipe.layer_decay,
     )
     ema = copy_for_average(model) if recipe.ema_decay > 0 else None
-    return TrainState(model, optimizer, len(plan.class_names), ema)
+    return TrainState(model, optimizer, ema)

@@ -98,13 +98,15 @@ class Recorder:
 
 
 def _describe(numbers: dict[str, Any]) -> str:
-    measured = ""
+    measured = f"train loss {numbers['train_loss']:.4f}"
+    if numbers["train_accuracy"] is not None:
+        measured += f", accuracy {numbers['train_accuracy']:.4f}"
     if "val_loss" in numbers:
-        measured = f", val loss {numbers['val_loss']:.4f}, accuracy {numbers['val_accuracy']:.4f}"
+        measured += f"; val loss {numbers['val_loss']:.4f}, accuracy {numbers['val_accuracy']:.4f}"
     if numbers.get("val_auroc") is not None:
         measured += f", AUROC {numbers['val_auroc']:.4f}"
     return (
-        f"epoch {numbers['epoch']}: train loss {numbers['train_loss']:.4f}{measured}; "
+        f"epoch {numbers['epoch']}: {measured}; "
         f"{numbers['images_per_s']:.0f} images/s, {numbers['waited_fraction']:.0%} of the time "
         "waiting for data"
     )

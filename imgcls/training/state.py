@@ -27,12 +27,12 @@ class TrainState:
     """The run so far; `run_id` stays the same however often the run is resumed.
 
     `epoch` and `step` (within the epoch) say what comes next. `best` holds the weights of the best
-    validation, on the CPU; `best_metrics` its numbers.
+    validation, on the CPU; `best_metrics` its numbers. Sums of the epoch so far are this rank's; a
+    checkpoint holds those of the first rank, which after a resume stand for every rank's.
     """
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
-    num_classes: int
     ema: nn.Module | None = None
     run_id: str = field(default_factory=lambda: uuid4().hex)
     epoch: int = 0
@@ -40,6 +40,8 @@ class TrainState:
     total_steps: int = 0
     loss_sum: float = 0.0  # of the epoch so far, on this rank
     weight_sum: float = 0.0
+    num_right: int = 0  # of num_seen training images, as they were trained on
+    num_seen: int = 0
     epochs_since_best: int = 0
     best: dict[str, torch.Tensor] = field(default_factory=dict)
     best_metrics: dict[str, Any] = field(default_factory=dict)
@@ -56,6 +58,11 @@ class TrainState:
         self.best = copy_to_cpu(self.evaluated.state_dict())
         self.best_metrics = metrics
         self.epochs_since_best = 0
+
+    def begin_next_epoch(self) -> None:
+        """Go on to the first step of the next epoch, with nothing summed up yet."""
+        self.epoch, self.step = self.epoch + 1, 0
+        self.loss_sum, self.weight_sum, self.num_right, self.num_seen = 0.0, 0.0, 0, 0
 
     def snapshot(self) -> Snapshot:
         """Copy the state; training may go on while the copy is written."""
@@ -81,8 +88,9 @@ class TrainState:
                 tensor = snapshot.tensors.get(f"optimizer.{key}.{name}")
                 if tensor is not None:
                     state[key] = _like(tensor, parameter)
+        values = _ABSENT_IN_OLDER | snapshot.values
         for name in _VALUES:
-            setattr(self, name, snapshot.values[name])
+            setattr(self, name, values[name])
 
 
 _VALUES = (
@@ -92,11 +100,15 @@ _VALUES = (
     "total_steps",
     "loss_sum",
     "weight_sum",
+    "num_right",
+    "num_seen",
     "epochs_since_best",
     "best_metrics",
     "history",
     "train_s",
 )
+# Checkpoints of before there was a training accuracy: that of their epoch counts what comes after.
+_ABSENT_IN_OLDER = {"num_right": 0, "num_seen": 0}
 
 
 def copy_to_cpu(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

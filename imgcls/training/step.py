@@ -7,6 +7,7 @@ workers step as one would; a loss that is not finite raises before any weight ch
 Shape legend: B batch, C channel, K classes.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -33,10 +34,15 @@ NAMED_URIS = 8
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """This rank's sums of loss and weight; the images of all ranks, and whether one is to stop."""
+    """This rank's sums of loss and weight, and how many of its images are right, as trained on.
+
+    Also the images of all ranks, and whether one is to stop.
+    """
 
     loss_sum: float
     weight_sum: float
+    num_right: int
+    num_seen: int
     num_images: int
     stop_wanted: bool
 
@@ -70,30 +76,32 @@ def train_step(
     # Dropout and stochastic depth: seeded by the step, so a resumed run draws what this one would
     # have drawn.
     torch.manual_seed(step_seed(recipe.seed, state.total_steps, place.rank))
-    weight_sum = float(batch.weight_B.sum())
-    weight_sum_all, num_images, num_stops = place.sum(
-        weight_sum, float((batch.weight_B > 0).sum()), float(stop_wanted)
-    )
+    weight_sum, num_seen = float(batch.weight_B.sum()), float((batch.weight_B > 0).sum())
+    weight_sum_all, num_images, num_stops = place.sum(weight_sum, num_seen, float(stop_wanted))
     # torch averages gradients over ranks; we want the mean over images.
     scale = place.world_size / weight_sum_all if weight_sum_all > 0 else 0.0
     state.optimizer.zero_grad(set_to_none=True)
-    loss_sum = 0.0
+    loss_sum, num_right = 0.0, 0.0
     parts = list(_split(batch, recipe.batch_size))
     for number, part in enumerate(parts, 1):
         with place.without_sync(wrapped) if number < len(parts) else nullcontext():
-            loss = _weighted_loss(state, wrapped, part, recipe, place)
-            part_sum = loss.item()
-            if not torch.isfinite(loss):
+            loss, right = _weighted_loss(state, wrapped, part, recipe, place)
+            # One read of the device for both: the loss has to be looked at before it is used.
+            part_sum, part_right = torch.stack([loss.detach(), right]).tolist()
+            if not math.isfinite(part_sum):
                 raise ConfigError(_diverged(state, part, lr, part_sum, samples))
             (loss * scale).backward()  # type: ignore[no-untyped-call]  # torch
             loss_sum += part_sum
+            num_right += part_right
     if recipe.max_grad_norm > 0:
         nn.utils.clip_grad_norm_(state.model.parameters(), recipe.max_grad_norm)
     set_lr(state.optimizer, lr)
     state.optimizer.step()
     if state.ema is not None:
         follow(state.ema, state.model, recipe.ema_decay, state.total_steps + 1)
-    return StepResult(loss_sum, weight_sum, round(num_images), num_stops > 0)
+    return StepResult(
+        loss_sum, weight_sum, round(num_right), round(num_seen), round(num_images), num_stops > 0
+    )
 
 
 def to_model_input(x_BCHW: torch.Tensor, recipe: Recipe) -> torch.Tensor:
@@ -107,10 +115,26 @@ def autocast(recipe: Recipe, device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bf16")
 
 
+def is_right(
+    logits_BK: torch.Tensor, target_BK: torch.Tensor, *, multi_label: bool
+) -> torch.Tensor:
+    """Return bool [B]: the class on top is the target's; multi-label, each is on its side of 0.5.
+
+    Of smoothed or mixed targets the class with the greatest share counts; multi-label, those with
+    more than half.
+    """
+    if multi_label:
+        return ((logits_BK >= 0) == (target_BK > 0.5)).all(dim=1)
+    return logits_BK.argmax(dim=1) == target_BK.argmax(dim=1)
+
+
 def _weighted_loss(
     state: TrainState, wrapped: nn.Module, batch: Batch, recipe: Recipe, place: Place
-) -> torch.Tensor:
-    """Return the sum of the images' losses times their weights, one float32."""
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the sum of the images' losses times their weights, and how many of them are right.
+
+    Each is one float32 on the device.
+    """
     device = place.device
     x_BCHW = batch.x_BCHW.to(device, non_blocking=True)
     target_BK = batch.target_BK.to(device, non_blocking=True)
@@ -131,15 +155,16 @@ def _weighted_loss(
         step=state.total_steps,
     )
     with autocast(recipe, device):
-        logits_BK = wrapped(x_BCHW)
+        logits_BK = wrapped(x_BCHW).float()
     loss_B = loss_per_image(
-        logits_BK.float(),
+        logits_BK,
         target_BK,
         recipe.loss,
         multi_label=recipe.multi_label,
         pos_weight_K=torch.tensor(recipe.pos_weight, device=device) if recipe.pos_weight else None,
     )
-    return (loss_B * weight_B).sum()
+    right_B = is_right(logits_BK.detach(), target_BK, multi_label=recipe.multi_label)
+    return (loss_B * weight_B).sum(), (right_B & (weight_B > 0)).sum().float()
 
 
 def _split(batch: Batch, size: int) -> Iterator[Batch]:

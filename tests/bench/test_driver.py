@@ -1,7 +1,9 @@
 """Every figure that `imgcls bench` promises, on few and small images; no figure is judged."""
 
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from imgcls.config.operations import BenchConfig
 from imgcls.errors import ConfigError
 from imgcls.image.pool import decode_one
 from imgcls.image.spec import DecodeSpec, PreprocessSpec
+from imgcls.model.calibration import Calibration, OperatingPoint
 from imgcls.model.predict import Predictor
 from tests.scoring.tiny import make_bundle
 
@@ -82,6 +85,42 @@ def test_labels_that_differ_from_plain_fp32_are_counted() -> None:
     found = label_agreement(bundle, predictor, x_BCHW)
     assert (found["num_equal_labels"], found["fraction"]) == (17, 0.85)
     assert found["largest_difference"] > 0.1
+
+
+def test_labels_of_a_multi_label_model_are_the_classes_that_reach_their_thresholds() -> None:
+    """An improbable class rises to 0.3 in the first row of each batch, and stays below the top."""
+    plain = make_bundle(multi_label=True)
+    generator = torch.Generator().manual_seed(0)
+    x_BCHW = torch.randint(0, 256, (20, 3, 32, 32), generator=generator).to(torch.uint8)
+    point = OperatingPoint(
+        threshold_id="class-5:recall>=0.9",
+        positive_class="class-5",
+        target="recall",
+        target_value=0.9,
+        threshold=0.25,
+        review_low=0.25,
+        review_high=0.25,
+        review_fraction=0.0,
+        recall=0.9,
+        recall_interval=None,
+        specificity=0.5,
+        specificity_interval=None,
+        num_positive=10,
+        num_negative=10,
+    )
+    fitted = Calibration(1.0, "by hand", 20, 1.0, 1.0, 0.1, 0.1, (point,))
+    for bundle, num_equal in ((plain, 20), (replace(plain, calibration=fitted.to_dict()), 17)):
+        predictor = Predictor(bundle, batch_size=8)
+        network = predictor._model
+
+        def probable(x_BCHW: torch.Tensor, real: Any = network) -> torch.Tensor:
+            logits_BN = real(x_BCHW).clone()
+            assert logits_BN[0, 5].sigmoid() < 0.25
+            logits_BN[0, 5] = torch.logit(torch.tensor(0.3))
+            return logits_BN
+
+        predictor._model = probable
+        assert label_agreement(bundle, predictor, x_BCHW)["num_equal_labels"] == num_equal
 
 
 def test_ratio_is_taken_to_the_tightest_limit() -> None:

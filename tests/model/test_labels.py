@@ -7,7 +7,7 @@ from imgcls.model.labels import ClassNames, from_labels
 def test_names_are_sorted_and_map_both_ways() -> None:
     names = from_labels(["b", "a", "10", "2", "a"])
     assert names.names == ("10", "2", "a", "b")
-    assert [names.label_of(names.name_of(label)) for label in range(4)] == [0, 1, 2, 3]
+    assert [names.label_of(names.names[label]) for label in range(4)] == [0, 1, 2, 3]
 
 
 def test_unknown_class_is_named_with_the_known_ones() -> None:

@@ -113,6 +113,25 @@ def test_a_pair_is_named_once_although_it_agrees_in_every_band() -> None:
     assert len({(leak.uri, leak.other_uri) for leak in leaks}) == 5
 
 
+def test_a_search_that_ends_early_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    thumb = np.random.default_rng(0).integers(0, 256, (1, 256)).astype(np.uint8)
+    alike = Fingerprints(np.zeros(40, np.uint64), np.repeat(thumb, 40, axis=0))
+    samples, told = _samples(["train", "val"] * 20), list[str]()
+    assert len(find_near_duplicates(samples, alike, told.append)) == 400
+    assert told == []
+    for limit, words in (
+        ("_MAX_LEAKS", "stopped at 7 pairs found"),
+        ("_MAX_COMPARED", "400 pairs of pictures"),
+        ("_MAX_TESTED", "1600 pairs of hashes"),
+    ):
+        told.clear()
+        with monkeypatch.context() as patch:
+            patch.setattr(f"imgcls.model.leaks.{limit}", 7)
+            find_near_duplicates(samples, alike, told.append)
+        assert len(told) == 1
+        assert words in told[0]
+
+
 def test_pictures_that_all_look_alike_end_at_a_thousand_pairs() -> None:
     thumb = np.random.default_rng(0).integers(0, 256, (1, 256)).astype(np.uint8)
     alike = Fingerprints(np.zeros(4000, np.uint64), np.repeat(thumb, 4000, axis=0))

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from imgcls.errors import ObjectChangedError, ObjectExistsError
-from imgcls.storage.objects import put_if_match, put_new, read, read_with_etag
+from imgcls.storage.objects import put_first, put_if_match, put_new, read, read_with_etag
 from imgcls.storage.uri import join
 
 NUM_RACES = 20
@@ -136,3 +136,19 @@ def test_put_new_has_exactly_one_winner_on_s3_among_processes(s3_bucket: str) ->
         process.join()
     for number in range(NUM_RACES):
         assert sorted(outcome[number] for outcome in outcomes.values()) == [False, True]
+
+
+def test_all_who_put_first_get_the_bytes_of_the_one_who_was(root: str) -> None:
+    barriers = [threading.Barrier(2) for _ in range(NUM_RACES)]
+
+    def take_part(number: int, writer: int) -> bytes:
+        barriers[number].wait()
+        return put_first(join(root, f"first-{number}"), f"writer {writer}".encode())
+
+    with ThreadPoolExecutor(2 * NUM_RACES) as pool:
+        outcomes = [
+            [pool.submit(take_part, number, writer) for writer in range(2)]
+            for number in range(NUM_RACES)
+        ]
+    for number, racers in enumerate(outcomes):
+        assert {racer.result() for racer in racers} == {read(join(root, f"first-{number}"))}

@@ -78,7 +78,7 @@ def run_and_list_bad(
     )
     model = make_model(model_name, len(dataset.class_names))
     optimizer = build_optimizer(model, recipe.optimizer, lr=recipe.lr, weight_decay=0.01)
-    state = TrainState(model, optimizer, len(dataset.class_names))
+    state = TrainState(model, optimizer)
     stop = StopRequest()
 
     def after_step(_: StepReport) -> None:

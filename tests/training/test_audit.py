@@ -17,7 +17,9 @@ from imgcls.config.training import TrainConfig
 from imgcls.errors import BudgetExceededError, SourceError
 from imgcls.image.pool import DecoderPool
 from imgcls.model.dataset import read_dataset
+from imgcls.model.leaks import LeakCheck
 from imgcls.training.audit import check_groups, check_images
+from imgcls.training.driver import train
 from imgcls.training.place import Place
 from imgcls.training.plan import TrainPlan, make_plan
 from imgcls.training.prepare import make_loaders
@@ -85,7 +87,7 @@ def run_cli(arguments: list[str]) -> int:
 def check(plan: TrainPlan, place: Place | None = None, *, resumed: bool = False) -> dict[str, int]:
     with DecoderPool(plan.decode_spec, plan.preprocess_spec, 1) as pool:
         place = place or Place()
-        return check_images(plan, make_loaders(plan, pool, place), place, resumed=resumed)
+        return check_images(plan, make_loaders(plan, pool, place), place, resumed=resumed).counts
 
 
 def test_a_patient_on_two_sides_stops_the_training_by_the_command_line(
@@ -160,7 +162,7 @@ def test_clean_splits_pass_and_the_first_epoch_finds_them_in_the_cache(
     with DecoderPool(plan.decode_spec, plan.preprocess_spec, 1) as pool:
         loaders = make_loaders(plan, pool, Place())
         with caplog.at_level(logging.INFO, "imgcls"):
-            assert check_images(plan, loaders, Place(), resumed=False) == {}
+            assert check_images(plan, loaders, Place(), resumed=False) == LeakCheck({})
         pool.close()  # nothing is left to decode
         for loader in loaders.values():
             [batch] = loader.batches([np.arange(len(loader.samples))])
@@ -185,6 +187,46 @@ def test_allowed_leaks_are_counted_and_a_resumed_run_does_not_look_again(
             dataclasses.replace(plan, config=dataclasses.replace(config, allow_leaks=False)),
             resumed=True,
         )
+
+
+@pytest.mark.parametrize("groups", [False, True])
+def test_a_refused_start_changes_no_file_of_an_earlier_run(
+    groups: bool, make_tree: MakeTree
+) -> None:
+    manifest = write_manifest(make_tree(12), copies=2, groups=groups)
+    config = make_config(manifest, allow_leaks=True)
+    plan = make_plan(config)
+    run = Path(train(config)["run"])
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    assert {"run.json", "split.csv", "leaks.csv", "leak_check.json"} < {p.name for p in before}
+    refused = dataclasses.replace(config, allow_leaks=False, slice_by="group")
+    with pytest.raises(SourceError, match="the splits share images") as raised:
+        train(refused)
+    assert {path: path.read_bytes() for path in before} == before
+    # What it was refused for is listed all the same: where that is another list, under its own name
+    assert str(raised.value).count(str(run)) == 1
+    [new] = (
+        [p for p in run.rglob("leaks*.csv") if p not in before] if groups else [run / "leaks.csv"]
+    )
+    assert f"all in {new}" in str(raised.value)
+    assert len(new.read_text().splitlines()) == (4 if groups else 3)
+    assert check(plan, resumed=True) == ({"bytes": 2, "group": 3} if groups else {"bytes": 2})
+
+
+def test_a_search_that_ended_early_is_told_by_a_resumed_run_too(
+    make_tree: MakeTree, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    plan = make_plan(make_config(write_manifest(make_tree(12), copies=3), allow_leaks=True))
+    monkeypatch.setattr("imgcls.model.leaks._MAX_LEAKS", 2)
+    for resumed in (False, True):
+        caplog.clear()
+        with DecoderPool(plan.decode_spec, plan.preprocess_spec, 1) as pool:
+            loaders = make_loaders(plan, pool, Place())
+            found = check_images(plan, loaders, Place(), resumed=resumed)
+        assert found.counts == {"bytes": 3}
+        because = "the search for near-duplicates stopped at 2 pairs found"
+        assert found.to_dict() == {"complete": False, "incomplete_because": [because]}
+        assert f"the leak check is incomplete: {because}" in caplog.text
 
 
 def test_images_that_give_no_pixels_are_known_before_the_first_step(make_tree: MakeTree) -> None:

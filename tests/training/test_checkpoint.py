@@ -29,7 +29,6 @@ def make_state(optimizer: str = "adamw", seed: int = 0) -> TrainState:
     return TrainState(
         model,
         build_optimizer(model, optimizer, lr=0.1, weight_decay=0.1),  # type: ignore[arg-type]  # parametrised
-        num_classes=2,
     )
 
 
@@ -67,6 +66,17 @@ def test_training_from_a_checkpoint_ends_bit_identical(optimizer: str, run_uri: 
     train(resumed, 4)
     for name, tensor in undisturbed.model.state_dict().items():
         assert torch.equal(resumed.model.state_dict()[name], tensor)
+
+
+def test_a_checkpoint_of_before_the_training_accuracy_can_be_read() -> None:
+    state = make_state()
+    state.num_right, state.num_seen = 3, 4
+    snapshot = state.snapshot()
+    assert (snapshot.values["num_right"], snapshot.values["num_seen"]) == (3, 4)
+    for name in ("num_right", "num_seen"):
+        del snapshot.values[name]
+    state.restore(snapshot)
+    assert (state.num_right, state.num_seen) == (0, 0)
 
 
 def test_a_snapshot_does_not_change_while_training_goes_on() -> None:

@@ -158,6 +158,12 @@ def check_resume_is_exact(data: Path, kill_after_steps: list[int], **changes: An
     first, second = (load_file(f"{r}/bars/v1/model.safetensors") for r in registries)
     assert all(torch.equal(second[name], tensor) for name, tensor in first.items())
     assert checkpoints(killed) == []
+    # The sums of an epoch came back in its middle, too.
+    histories = [read_bundle(f"{r}/bars/v1").training["history"] for r in registries]
+    same = ("epoch", "train_loss", "train_accuracy", "val_loss", "val_accuracy")
+    assert [[n[k] for k in same] for n in histories[0]] == [
+        [n[k] for k in same] for n in histories[1]
+    ]
     assert not Path(f"{registries[1]}/bars/v2").exists()
 
 

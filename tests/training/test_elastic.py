@@ -5,6 +5,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,14 @@ import ray
 from ray.cluster_utils import Cluster
 from ray.core.generated import autoscaler_pb2
 
-from imgcls.config.training import TrainConfig
 from imgcls.model.artifact import read_bundle
 from imgcls.training.driver import train
+from tests.training.bars import bars_config
 
 ROOT = Path(__file__).parents[2]
 CHECKPOINTS = "_training/bars/run-*/checkpoints/*/SHA256SUMS"
 MakeTree = Callable[..., Path]
+make_config = partial(bars_config, epochs=60, num_workers="1:2", checkpoint_every="5")
 
 
 @pytest.fixture
@@ -37,22 +39,6 @@ def two_nodes() -> Iterator[tuple[Cluster, Any]]:
     yield cluster, other
     ray.shutdown()
     cluster.shutdown()
-
-
-def make_config(folder: Path, **changes: Any) -> TrainConfig:
-    values: dict[str, Any] = {
-        "data": str(folder),
-        "registry": str(folder.parent / "registry"),
-        "name": "bars",
-        "arch": "simple_cnn",
-        "image_px": 12,
-        "batch_size": 8,
-        "epochs": 60,
-        "lr": 5e-3,
-        "num_workers": "1:2",
-        "checkpoint_every": "5",
-    }
-    return TrainConfig(**values | changes)
 
 
 def logged_steps(result: dict[str, Any]) -> list[dict[str, Any]]:

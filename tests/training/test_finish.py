@@ -175,6 +175,10 @@ def test_the_card_shows_what_the_bundle_knows(trained: Any) -> None:
         assert Image.open(Path(result["uri"]) / name).size[0] > 300
     assert json.loads(json.dumps(facts, allow_nan=False))["leaks"] == {} == result["leaks"]
     assert str(config.registry) not in card
+    assert "Leak check: complete. Groups: 30." in card
+    history = bundle.training["history"]
+    assert all(0.2 < numbers["train_accuracy"] <= 1 for numbers in history)
+    assert len({numbers["train_accuracy"] for numbers in history}) > 1
 
 
 def test_without_validation_there_is_no_calibration(make_tree: MakeTree) -> None:

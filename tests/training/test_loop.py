@@ -61,6 +61,7 @@ def test_two_ranks_train_what_one_trains(make_tree: Callable[..., Path], tmp_pat
             assert theirs["val_loss"] == pytest.approx(ours["val_loss"], rel=1e-4)
             assert theirs["train_loss"] == pytest.approx(ours["train_loss"], rel=1e-4)
             assert theirs["num_val"] == ours["num_val"]
+            assert theirs["train_accuracy"] == pytest.approx(ours["train_accuracy"], abs=0.02)
     weights = load_file(tmp_path / "out" / "weights")
     for name, tensor in alone.model.state_dict().items():
         torch.testing.assert_close(weights[name], tensor, rtol=1e-3, atol=1e-4)

@@ -121,6 +121,22 @@ def test_more_images_are_another_run(make_tree: MakeTree) -> None:
     assert make_plan(config).run_uri != before
 
 
+def test_other_weights_of_the_images_are_another_run(make_tree: MakeTree) -> None:
+    tree = make_tree(20)
+    manifest = tree.parent / "labels.csv"
+    config = make_config(manifest)
+
+    def run_uri_with(weight_of_first: float) -> str:
+        rows = [
+            f"{path},{path.parent.name},{1.0 if number else weight_of_first}"
+            for number, path in enumerate(sorted(tree.rglob("*.png")))
+        ]
+        manifest.write_text("\n".join(["uri,label,weight", *rows]))
+        return make_plan(config).run_uri
+
+    assert run_uri_with(1.0) == run_uri_with(1.0) != run_uri_with(2.0)
+
+
 @pytest.mark.parametrize(
     ("text", "fewest", "most", "is_elastic"),
     [("0", 0, 0, False), ("2", 2, 2, False), ("1:4", 1, 4, True), (" 3:3 ", 3, 3, False)],

@@ -7,7 +7,15 @@ from PIL import Image
 
 from imgcls.model.labels import ClassNames
 from imgcls.model.metrics import classification_metrics
-from imgcls.training.plots import CONFUSION, CURVES, RELIABILITY, confusion, curves, draw_plots
+from imgcls.training.plots import (
+    CONFUSION,
+    CURVES,
+    RELIABILITY,
+    _wilson,
+    confusion,
+    curves,
+    draw_plots,
+)
 
 
 def pixels(data: bytes) -> np.ndarray:
@@ -65,3 +73,21 @@ def test_a_confusion_shows_in_its_cell() -> None:
 def test_curves_follow_the_numbers() -> None:
     other = [{**numbers, "val_loss": 2.0} for numbers in HISTORY]
     assert (pixels(curves(HISTORY, 4)) != pixels(curves(other, 4))).any()
+
+
+def test_curves_show_the_training_accuracy_where_it_was_recorded() -> None:
+    with_it = [{**numbers, "train_accuracy": 0.5} for numbers in HISTORY]
+    assert (pixels(curves(HISTORY, 4)) != pixels(curves(with_it, 4))).any()
+    unknown = [{**numbers, "train_accuracy": None} for numbers in HISTORY]
+    assert (pixels(curves(HISTORY, 4)) == pixels(curves(unknown, 4))).all()
+
+
+def test_a_bin_of_few_images_has_a_long_bar() -> None:
+    """Against the table in Newcombe 1998, Statistics in Medicine 17: 81/263, 15/148, 0/20, 1/29."""
+    for part, count, low, high in (
+        (81, 263, 0.2553, 0.3662),
+        (15, 148, 0.0624, 0.1605),
+        (0, 20, 0.0, 0.1611),
+        (1, 29, 0.0061, 0.1718),
+    ):
+        assert _wilson(part / count, count) == pytest.approx((low, high), abs=1e-4)

@@ -3,7 +3,10 @@
 import importlib
 import importlib.util
 import json
+import socket
 import struct
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +26,7 @@ from imgcls.training.tracking import (
 )
 
 NUM_STEPS = 3
+ROOT = Path(__file__).parents[2]
 
 
 def read_events(data: bytes) -> list[Event]:
@@ -76,6 +80,7 @@ def write_run_that_is_killed_twice(run_uri: str, make_tracker: Any) -> None:
     add_steps(log, 2, range(1, 3))
     log.flush()
     log._thread.shutdown(wait=True)
+    log._close_trackers(has_ended=False)
     for done in (1, 2):
         log = RunLog(run_uri, "r", epoch=1, step=done, make_trackers=[make_tracker])
         with log:
@@ -152,6 +157,78 @@ def test_a_tracker_that_fails_is_a_warning_and_the_log_is_written(
     lines = (tmp_path / "log" / "r" / "epoch-00001.jsonl").read_text().splitlines()
     assert [json.loads(line)["kind"] for line in lines] == ["step", "step", "epoch"]
     assert "no route to the tracking server" in caplog.text
+
+
+HANGING = """
+import sys, urllib.request
+from imgcls.training.runlog import RunLog
+from imgcls.training.tracking import MlflowTracker
+
+kind, folder, uri = sys.argv[1:]
+
+class Plain:
+    def __init__(self):
+        urllib.request.urlopen(uri)
+
+make = Plain if kind == "plain" else lambda: MlflowTracker(uri, "chest", "chest 1", "r", {})
+with RunLog(
+    folder, "r", epoch=0, step=0, make_trackers=[make, make], close_trackers_within_s=0.5
+) as log:
+    log.add_step(epoch=1, step=1, total_steps=1, loss=0.5, lr=0.5, num_images=8)
+    log.add_epoch({"epoch": 1, "val_loss": 0.25})
+    sys.stdin.readline()
+print("ended")
+"""
+
+
+@pytest.mark.parametrize("kind", ["plain", "mlflow"])
+def test_a_server_that_never_answers_holds_up_no_run(kind: str, tmp_path: Path) -> None:
+    """A socket takes the connection and says nothing; a process has to come to its end."""
+    if kind == "mlflow" and importlib.util.find_spec("mlflow") is None:
+        pytest.skip("needs the mlflow extra")
+    command = [sys.executable, "-c", HANGING, kind, str(tmp_path)]
+    with (
+        socket.create_server(("127.0.0.1", 0)) as server,
+        subprocess.Popen(
+            [*command, f"http://127.0.0.1:{server.getsockname()[1]}"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+        ) as process,
+    ):
+        server.settimeout(60)
+        try:
+            with server.accept()[0], server.accept()[0]:  # both trackers wait for an answer now
+                output, errors = process.communicate("go on\n", timeout=60)
+        finally:
+            process.kill()
+    assert (process.returncode, output) == (0, "ended\n"), errors
+    assert errors.count("does not answer: given up 0.5 s after the end") == 2
+    lines = (tmp_path / "log" / "r" / "epoch-00001.jsonl").read_text().splitlines()
+    assert [json.loads(line)["kind"] for line in lines] == ["step", "epoch"]
+
+
+def test_a_tracker_that_fails_once_is_told_the_next_epoch(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    told: list[int] = []
+
+    class FailsFirst:
+        def add_epoch(self, lines: list[dict[str, Any]]) -> None:
+            told.append(lines[-1]["epoch"])
+            if len(told) == 1:
+                raise ConnectionError("once")
+
+        def finish(self) -> None:
+            told.append(-1)
+
+    with RunLog(str(tmp_path), "r", epoch=0, step=0, make_trackers=[FailsFirst]) as log:
+        log.add_epoch({"epoch": 1})
+        log.add_epoch({"epoch": 2})
+    assert told == [1, 2, -1]
+    assert "incomplete: once" in caplog.text
 
 
 def test_only_numbers_become_points() -> None:

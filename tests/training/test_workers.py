@@ -3,8 +3,8 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 import ray
@@ -16,9 +16,11 @@ from imgcls.model.artifact import read_bundle
 from imgcls.training.driver import train
 from imgcls.training.workers import cpus_per_worker, use_gpus
 from tests.ray_nodes import RayCluster, nodes_of
+from tests.training.bars import bars_config
 
 ROOT = Path(__file__).parents[2]
 MakeTree = Callable[..., Path]
+make_config = partial(bars_config, epochs=3, num_workers="2", val_fraction=0.2, test_fraction=0.2)
 
 
 @pytest.fixture(scope="module")
@@ -33,23 +35,6 @@ def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     )
     yield
     ray.shutdown()
-
-
-def make_config(folder: Path, **changes: Any) -> TrainConfig:
-    values: dict[str, Any] = {
-        "data": str(folder),
-        "registry": str(folder.parent / "registry"),
-        "name": "bars",
-        "arch": "simple_cnn",
-        "image_px": 12,
-        "batch_size": 8,
-        "epochs": 3,
-        "lr": 5e-3,
-        "num_workers": "2",
-        "val_fraction": 0.2,
-        "test_fraction": 0.2,
-    }
-    return TrainConfig(**values | changes)
 
 
 @pytest.mark.ray
