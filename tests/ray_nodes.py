@@ -31,9 +31,9 @@ class RayCluster:
             self.add_node()
         self.address = self._cluster.address
 
-    def add_node(self) -> None:
-        """Start one more node."""
-        self.nodes.append(self._cluster.add_node(num_cpus=1))
+    def add_node(self, num_cpus: int = 1, num_gpus: int = 0) -> None:
+        """Start one more node; its GPUs are only said to be there."""
+        self.nodes.append(self._cluster.add_node(num_cpus=num_cpus, num_gpus=num_gpus))
 
     def metrics_ports(self) -> list[int]:
         """Return the ports at which the living nodes serve Prometheus."""
@@ -41,15 +41,15 @@ class RayCluster:
 
         return [node["MetricsExportPort"] for node in ray.nodes() if node["Alive"]]
 
-    def actor_pids(self) -> list[int]:
-        """Return the processes of our raylets that run a ShardActor."""
+    def actor_pids(self, name: str = "Shard") -> list[int]:
+        """Return the processes of our raylets that run actors of a class with this in its name."""
         raylets = {
             info.process.pid
             for node in self.nodes
             for infos in node.all_processes.values()
             for info in infos
         }
-        return [pid for pid, parent, title in processes() if parent in raylets and "Shard" in title]
+        return [pid for pid, parent, title in processes() if parent in raylets and name in title]
 
     def kill_node(self) -> None:
         """Kill the raylet of one node, and with it all its workers, without goodbye."""

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from imgcls.config.values import Device, Executor, Precision
+from imgcls.config.values import CpuHelpers, Device, Executor, Precision
 
 
 @dataclass(frozen=True)
@@ -48,12 +48,17 @@ class ScoreConfig:
     """Where the model runs; auto takes a CUDA device where there is one."""
     precision: Precision = "auto"
     """Arithmetic of the model; auto takes less than fp32 where that is faster and the bundle's
-    golden images keep their label and, within 0.01, their probabilities; others are refused
-    without that. int8 (CPU, needs "imgcls[int8]") is calibrated on images of the run and refused
+    golden images keep their label, their decision and, within 0.01, their probabilities; others are
+    refused without that. Where OpenVINO is installed ("imgcls[openvino]"), it runs long runs on
+    CPUs. int8 (CPU, needs "imgcls[int8]") is calibrated on images of the run and refused
     unless 0.99 of others keep their label.
     """
     num_decoders: int = 0
     """Decoder processes per actor; 0 takes the cores it owns."""
+    cpu_helpers: CpuHelpers = "auto"
+    """auto has the nodes without a GPU read and decode for actors whose GPU waits more than 20 % of
+    its time because reading or decoding is too slow; off leaves those nodes alone.
+    """
     write_probs: bool = False
     """Add the column probs: the probability of every class."""
     write_embedding: bool = False

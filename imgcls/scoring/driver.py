@@ -8,6 +8,7 @@ stopped anywhere.
 import json
 import logging
 import secrets
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
@@ -16,13 +17,7 @@ from typing import Any
 
 from imgcls.config.scoring import ScoreConfig
 from imgcls.config.values import check_name
-from imgcls.errors import (
-    ConfigError,
-    ImgclsError,
-    RunStoppedError,
-    ShardFailedError,
-    StorageError,
-)
+from imgcls.errors import ConfigError, ShardFailedError, StorageError
 from imgcls.image.spec import spec_digest
 from imgcls.logs import Progress
 from imgcls.model.artifact import read_bundle
@@ -32,12 +27,14 @@ from imgcls.schema import Status
 from imgcls.scoring.budget import Budget
 from imgcls.scoring.cleanup import refuse_rolled_back
 from imgcls.scoring.commit import read_commits
+from imgcls.scoring.int8_run import check_can_calibrate
+from imgcls.scoring.last_words import last_word_within_s, put_within
 from imgcls.scoring.listing import covers, list_source
 from imgcls.scoring.plan import Plan, Shard, Staging, read_plan, run_uri, stage, write_plan
 from imgcls.scoring.progress import RunProgress
 from imgcls.scoring.publish import publish
 from imgcls.scoring.report import NodeReport
-from imgcls.scoring.runlog import COPY_OF_STOPPED_WITHIN_S, COPY_WITHIN_S, RunLog, put_within
+from imgcls.scoring.runlog import RunLog
 from imgcls.scoring.sizes import MAX_SHARD_SIZE, MIN_SHARD_SIZE, shard_sizes
 from imgcls.scoring.stages import StageDicts, add_stages, describe_bottleneck
 from imgcls.scoring.worker import ShardSummary
@@ -162,6 +159,9 @@ def write_run_plan(
     num_workers: int,
 ) -> Plan:
     """Write the plan of the staged objects for this model, in shards for so many workers."""
+    num_images = staging.count()
+    if config.precision == "int8":
+        check_can_calibrate(config.output, model.digest, num_images)
     return write_plan(
         config.output,
         staging,
@@ -173,7 +173,7 @@ def write_run_plan(
         model_digest=model.digest,
         spec_digest=model.spec_digest,
         config=asdict(config),
-        shard_sizes=shard_sizes(staging.count(), config.shard_size, num_workers),
+        shard_sizes=shard_sizes(num_images, config.shard_size, num_workers),
         difference=difference,
     )
 
@@ -238,13 +238,8 @@ def score_plan(config: ScoreConfig, plan: Plan, workers: Workers, progress: RunP
     run = run_uri(config.output, plan.run_id)
     try:
         _score_shards(plan, todo, workers, progress, budget, scored)
-    except (RunStoppedError, KeyboardInterrupt):
-        _report(run, scored, COPY_OF_STOPPED_WITHIN_S)
-        raise
-    except ImgclsError:
-        _report(run, scored, COPY_WITHIN_S)
-        raise
-    _report(run, scored, COPY_WITHIN_S)
+    finally:
+        _report(run, scored, last_word_within_s(sys.exception()))
     return scored
 
 

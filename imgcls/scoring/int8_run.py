@@ -3,26 +3,49 @@
 In: a run's plan and bundle. Out: what `int8.quantize` made of images of the run. Invariant: one run
 has one such network: it is stored by put_new before a row is predicted with it. Calibrated anew, it
 would differ: by the machine, or by an image that has gone since.
+
+A run with too few images to calibrate on takes over the network of the run of the same model that
+was published last, if there is one.
 """
 
+import logging
 from itertools import islice
 
 import numpy as np
 import torch
 
-from imgcls.errors import ObjectExistsError, ObjectMissingError
+from imgcls.errors import ConfigError, ObjectMissingError
 from imgcls.image.pool import DecoderPool
 from imgcls.model.artifact import Bundle
-from imgcls.model.engine import Network
-from imgcls.model.int8 import NUM_CALIBRATION, quantize, require_openvino
+from imgcls.model.int8 import MIN_CALIBRATION, NUM_CALIBRATION, quantize, require_openvino
+from imgcls.model.network import Network
+from imgcls.published import list_published
 from imgcls.scoring.plan import Plan, read_shard_rows, run_uri
 from imgcls.scoring.shard import get_requests
-from imgcls.storage.objects import put_new, read
+from imgcls.storage.objects import exists, put_first, read
 from imgcls.storage.transfer import get_many
 from imgcls.storage.uri import join
 
+log = logging.getLogger(__name__)
+
+# Images without which `quantize` gives no network.
+_MIN_SAMPLE = 2 * MIN_CALIBRATION
 # Shards that give images: a few from all over the source, for neighbours are alike.
 _MAX_SHARDS = 16
+
+
+def check_can_calibrate(output: str, model_digest: str, num_images: int) -> None:
+    """Refuse a run that could have no int8 network, as far as can be told before it is planned.
+
+    Raises:
+        ConfigError: there are too few images, and no published run has a network to take over.
+    """
+    if 0 < num_images < _MIN_SAMPLE and not _find_earlier(output, model_digest):
+        raise ConfigError(
+            f"--precision int8 needs {_MIN_SAMPLE} images to calibrate with and to judge by, not "
+            f"{num_images}, and no published run in {output} has calibrated this model: take "
+            "--precision auto"
+        )
 
 
 def read_or_make_int8(output: str, plan: Plan, bundle: Bundle, pool: DecoderPool) -> bytes:
@@ -34,18 +57,32 @@ def read_or_make_int8(output: str, plan: Plan, bundle: Bundle, pool: DecoderPool
         StorageError: the store failed after all retries.
     """
     require_openvino()
-    uri = join(run_uri(output, plan.run_id), f"int8-{plan.model_digest[:16]}.zip")
+    uri = _network_uri(output, plan.run_id, plan.model_digest)
     try:
         return read(uri)
     except ObjectMissingError:
-        network = Network(bundle.to_model(), bundle.preprocess_spec, "fp32").eval()
         sample_BCHW = take_sample(output, plan, pool)
-        data = quantize(network, sample_BCHW, multi_label=bundle.multi_label)
-    try:
-        put_new(uri, data)
-    except ObjectExistsError:  # another worker was faster
-        return read(uri)
-    return data
+    earlier = _find_earlier(output, plan.model_digest) if len(sample_BCHW) < _MIN_SAMPLE else ""
+    if earlier:
+        told = "int8: %d images are too few to calibrate on; taking over %s"
+        log.info(told, len(sample_BCHW), earlier)
+        return put_first(uri, read(earlier))
+    network = Network(bundle.to_model(), bundle.preprocess_spec, "fp32").eval()
+    return put_first(uri, quantize(network, sample_BCHW, multi_label=bundle.multi_label))
+
+
+def _network_uri(output: str, run_id: str, model_digest: str) -> str:
+    return join(run_uri(output, run_id), f"int8-{model_digest[:16]}.zip")
+
+
+def _find_earlier(output: str, model_digest: str) -> str:
+    """Return the network of the run of this model that was published last, or "" without any."""
+    runs = [
+        (manifest.published_at, _network_uri(output, manifest.run_id, model_digest))
+        for _, manifest in list_published(output)
+        if manifest.model_digest == model_digest
+    ]
+    return next((uri for _, uri in sorted(runs, reverse=True) if exists(uri)), "")
 
 
 def take_sample(output: str, plan: Plan, pool: DecoderPool) -> torch.Tensor:

@@ -9,7 +9,7 @@ anything is written.
 import math
 from dataclasses import dataclass
 
-from imgcls.cluster import ClusterResources
+from imgcls.cluster import ClusterResources, NodeResources
 from imgcls.config.values import Device
 from imgcls.errors import ConfigError
 
@@ -128,6 +128,11 @@ def lay_out_actors(
 def usable_cpus(num_cpus: int) -> int:
     """Return the CPUs of a node that actors may take."""
     return num_cpus - 1 if num_cpus > 1 else num_cpus
+
+
+def cpu_only_nodes(resources: ClusterResources) -> list[NodeResources]:
+    """Return the nodes that no actor with a GPU is placed on, and that have CPUs to help it."""
+    return [node for node in resources.nodes if node.num_cpus and not node.num_gpus]
 
 
 def _room(

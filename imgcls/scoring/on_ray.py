@@ -1,8 +1,8 @@
 """Score shards on a Ray cluster: Ray Data schedules them over actors, one row each.
 
 In: shards that have no commit yet. Out: a ShardSummary per shard, in any order. Invariant: only
-shard ids and summaries travel through Ray; a shard whose actor or node is lost is scheduled again,
-and what counts is its commit in the store.
+shard ids and summaries travel through Ray Data; a shard whose actor or node is lost is scheduled
+again, and what counts is its commit in the store.
 
 Each actor is bound to its node, so that every node keeps the CPU that the layout leaves it. When a
 node is lost or a new one comes, the data set ends and the rest goes on anew, on the nodes that are
@@ -15,9 +15,11 @@ import logging
 import os
 import threading
 import time
+import traceback
 from collections.abc import Callable, Generator
 from contextlib import closing, suppress
 from dataclasses import asdict, replace
+from functools import partial
 from typing import Any
 
 import ray
@@ -27,7 +29,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from imgcls import cluster
 from imgcls.errors import ConfigError, ImgclsError, ShardFailedError
-from imgcls.scoring.layout import ActorRequest, Placement, lay_out_actors
+from imgcls.scoring.decode_on_ray import DecodersOnRay
+from imgcls.scoring.layout import ActorRequest, Placement, cpu_only_nodes, lay_out_actors
 from imgcls.scoring.plan import Plan, Shard, read_plan
 from imgcls.scoring.ray_metrics import RayMetrics
 from imgcls.scoring.runlog import KeptLines
@@ -175,7 +178,12 @@ def _schedule(
             max_concurrent_calls_per_actor=SHARDS_IN_FLIGHT,
             enable_true_multi_threading=True,
         ),
-        fn_constructor_kwargs={"output": output, "run_id": plan.run_id, "options": options},
+        fn_constructor_kwargs={
+            "output": output,
+            "run_id": plan.run_id,
+            "options": options,
+            "num_sharing": _num_sharing_helpers(options, placements),
+        },
         num_cpus=min(placement.num_cpus for placement in placements),
         num_gpus=placements[0].num_gpus,
         ray_remote_args_fn=_arguments_of(placements),
@@ -185,6 +193,13 @@ def _schedule(
         for row in rows:
             summary = json.loads(row["summary"])
             yield ShardSummary(**summary | {"log_lines": tuple(summary["log_lines"])})
+
+
+def _num_sharing_helpers(options: WorkerOptions, placements: list[Placement]) -> int:
+    """Return how many actors with a GPU may share the nodes without; 0: those are left alone."""
+    if options.cpu_helpers == "off" or not placements[0].num_gpus:
+        return 0
+    return len(placements) if cpu_only_nodes(cluster.current_resources()) else 0
 
 
 def _quiet() -> None:
@@ -222,8 +237,9 @@ def _arguments_of(placements: list[Placement]) -> Callable[[], dict[str, Any]]:
 class ShardActor:
     """A ShardWorker as Ray Data wants it: one batch of one shard in, one summary out."""
 
-    def __init__(self, output: str, run_id: str, options: WorkerOptions) -> None:
+    def __init__(self, output: str, run_id: str, options: WorkerOptions, num_sharing: int) -> None:
         self._output, self._run_id = output, run_id
+        self._make_remote = partial(DecodersOnRay, num_sharing=num_sharing) if num_sharing else None
         context = ray.get_runtime_context()
         address = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]  # Ray has none
         self._node = f"{address}-{context.get_node_id()[:8]}"
@@ -234,7 +250,7 @@ class ShardActor:
         self._starting = threading.Lock()
         self._worker: ShardWorker | None = None
         # Ray would restart an actor whose constructor fails, and hide the reason: the shards tell.
-        with suppress(ImgclsError):
+        with suppress(Exception):
             self._start()
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
@@ -249,10 +265,14 @@ class ShardActor:
             summary = self._start().score(shard)
         except ImgclsError as error:
             summary = ShardSummary.of_error(shard, error)
-        told = replace(
+        except Exception as error:  # noqa: BLE001 - Ray would take it for a worker that was lost
+            log.warning("%s", traceback.format_exc())
+            told = f"unexpected {type(error).__name__} in a worker: {error}"
+            summary = ShardSummary.of_error(shard, ImgclsError(told))
+        summary = replace(
             summary, node=self._node, actor=str(os.getpid()), log_lines=self._kept.take()
         )
-        return {"summary": [json.dumps(asdict(told))]}
+        return {"summary": [json.dumps(asdict(summary))]}
 
     def _start(self) -> ShardWorker:
         """Return the worker; one that the store kept from starting is tried again."""
@@ -260,6 +280,6 @@ class ShardActor:
             if self._worker is None:
                 plan = read_plan(self._output, self._run_id)
                 assert plan is not None, "the driver wrote the plan before it started actors"
-                worker = ShardWorker(self._output, plan, self._options)
+                worker = ShardWorker(self._output, plan, self._options, self._make_remote)
                 self._worker = worker.__enter__()
             return self._worker

@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, Literal, Self
 
-from imgcls.errors import RunStoppedError
+from imgcls.scoring.last_words import is_stop, last_word_within_s
 from imgcls.scoring.plan import Plan, run_uri
 from imgcls.scoring.worker import ShardSummary
 from imgcls.storage.objects import put
@@ -26,8 +26,6 @@ log = logging.getLogger(__name__)
 
 State = Literal["running", "publishing", "published", "stopped", "failed"]
 WRITE_EVERY_S = 10.0
-# A run that was told to stop has little time; another may wait for its last word.
-LAST_WRITE_WITHIN_S, LAST_WRITE_OF_STOPPED_WITHIN_S = 10.0, 0.5
 
 
 class RunProgress:
@@ -119,14 +117,13 @@ class RunProgress:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        is_stopped = isinstance(error, RunStoppedError | KeyboardInterrupt)
         if error is not None:
             self._message = str(error) or type(error).__name__
-            self._state = "stopped" if is_stopped else "failed"
+            self._state = "stopped" if is_stop(error) else "failed"
         else:
             self._state = "published"
         self._ended.set()
-        self._thread.join(LAST_WRITE_OF_STOPPED_WITHIN_S if is_stopped else LAST_WRITE_WITHIN_S)
+        self._thread.join(last_word_within_s(error))
 
 
 def _now() -> str:

@@ -12,13 +12,9 @@ from datetime import UTC, datetime
 from types import TracebackType
 from typing import Self
 
-from imgcls.errors import RunStoppedError
-from imgcls.storage.objects import put
+from imgcls.scoring.last_words import last_word_within_s, put_within
 from imgcls.storage.uri import join
 
-log = logging.getLogger(__name__)
-
-COPY_WITHIN_S, COPY_OF_STOPPED_WITHIN_S = 10.0, 0.5
 _LOGGER = "imgcls"
 
 
@@ -55,29 +51,13 @@ class RunLog:
             record = logging.LogRecord(_LOGGER, logging.ERROR, "", 0, words, None, None)
             self._handler.emit(record)
         if self._run:
-            is_stopped = isinstance(error, RunStoppedError | KeyboardInterrupt)
-            self._copy(COPY_OF_STOPPED_WITHIN_S if is_stopped else COPY_WITHIN_S)
+            self._copy(last_word_within_s(error))
         self._file.close()
 
     def _copy(self, within_s: float) -> None:
         self._file.seek(0)
         data = self._file.read().encode()
         put_within(join(self._run, "logs", f"{self._start}.log"), data, within_s)
-
-
-def put_within(uri: str, data: bytes, within_s: float) -> None:
-    """Write what is for eyes only: it neither ends a run nor holds it up for longer than that."""
-
-    def write() -> None:
-        try:
-            put(uri, data)
-        except Exception as error:  # noqa: BLE001 - whatever it is, the run goes on
-            log.warning("%s cannot be written: %s", uri, error)
-
-    # In a thread: the retries of a store that is down may take minutes.
-    thread = threading.Thread(target=write, name="put-within", daemon=True)
-    thread.start()
-    thread.join(within_s)
 
 
 class KeptLines(logging.Handler):

@@ -13,16 +13,18 @@ Shape legend: B batch, C channel, P image_px, K top-k, N classes, E embedding.
 """
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
+from contextlib import closing
 
 import numpy as np
 import pyarrow as pa
 
-from imgcls.image.pool import Crop, DecoderPool
+from imgcls.image.pool import Crop, Decoded, DecoderPool
 from imgcls.model.predict import Predictions, Predictor
+from imgcls.scoring.remote_decode import RemoteDecoder, decode_shared
 from imgcls.scoring.rows import Provenance, ShardRows
-from imgcls.scoring.stages import StageClock
+from imgcls.scoring.stages import DECODE_REMOTE, StageClock
 from imgcls.storage.transfer import GetRequest, get_many
 
 
@@ -35,6 +37,7 @@ def score_shard(
     write_probs: bool = False,
     write_embedding: bool = False,
     clock: StageClock | None = None,
+    remote: RemoteDecoder | None = None,
 ) -> pa.Table:
     """Score the planned rows.
 
@@ -46,6 +49,7 @@ def score_shard(
         write_probs: add the column probs.
         write_embedding: add the column embedding (the predictor must have been made with it).
         clock: counts what the stages do, if that is wanted.
+        remote: reads and decodes some of the images elsewhere, as many as it is fast enough for.
 
     Raises:
         StorageError: the store failed after all retries. No row is made of that.
@@ -53,17 +57,26 @@ def score_shard(
     clock = clock or make_clock(predictor, pool)
     rows = ShardRows(plan_rows, provenance, write_probs, write_embedding)
     batches = _Batches(predictor, rows, clock)
-    num_decoded = 0
+    num_decoded = num_here = 0
+
+    def decode_here(requests: Iterable[GetRequest]) -> Iterator[Decoded]:
+        nonlocal num_here
+        for decoded in pool.decode_many(clock.reads(get_many(requests))):
+            num_here += 1
+            yield decoded
+
     try:
-        for decoded in pool.decode_many(clock.reads(get_many(get_requests(plan_rows)))):
-            num_decoded += 1
-            if decoded.error is not None:
-                rows.add_failure(decoded)
-            for crop in decoded.crops:
-                batches.add(decoded.index, crop)
+        with closing(decode_shared(get_requests(plan_rows), decode_here, remote)) as found:
+            for decoded in found:
+                num_decoded += 1
+                if decoded.error is not None:
+                    rows.add_failure(decoded)
+                for crop in decoded.crops:
+                    batches.add(decoded.index, crop)
         batches.finish()
     finally:
-        clock.add("decode", items=num_decoded)
+        clock.add("decode", items=num_here)
+        clock.add(DECODE_REMOTE, items=num_decoded - num_here)
         batches.cancel()
     with clock.busy("rows", plan_rows.num_rows):
         return rows.to_table()

@@ -15,6 +15,12 @@ from typing import Final, TypeVar
 
 # In the order in which an image passes them. `rows` makes rows of predictions, `write` stores them.
 STAGES: Final = ("get", "decode", "predict", "rows", "write")
+# Beside `decode`, where there was any: images that other nodes decoded (remote_decode.py). Only
+# counted: their time is not this worker's.
+DECODE_REMOTE: Final = "decode_remote"
+# A model that waits longer than this share of its time for crops starves, if what makes them is at
+# work for most of its own.
+STARVES_FROM_FRACTION, AT_WORK_FROM_FRACTION = 0.2, 0.5
 StageDicts = dict[str, dict[str, float]]
 
 T = TypeVar("T")
@@ -69,8 +75,8 @@ class StageClock:
         self._workers = {"decode": num_decoders, "predict": num_streams}
         self._counted_s = {stage: counter() for stage, counter in self._counters.items()}
         self._lock = threading.Lock()
-        self._items = dict.fromkeys(STAGES, 0)
-        self._busy_s = dict.fromkeys(STAGES, 0.0)
+        self._items = dict.fromkeys((*STAGES, DECODE_REMOTE), 0)
+        self._busy_s = dict.fromkeys((*STAGES, DECODE_REMOTE), 0.0)
         self._get_room_s = 0.0
         self._num_bytes = 0
         self._num_shards = self._most_shards = 0
@@ -91,7 +97,7 @@ class StageClock:
                 self._num_shards -= 1
 
     def add(self, stage: str, *, items: int = 0, busy_s: float = 0.0) -> None:
-        """Count work of one of STAGES."""
+        """Count work of one of STAGES, or items of DECODE_REMOTE."""
         with self._lock:
             self._items[stage] += items
             self._busy_s[stage] += busy_s
@@ -157,6 +163,9 @@ class StageClock:
                 times = StageTimes(self._items[stage], busy_s, idle_s - room_s, room_s, workers)
                 stages[stage] = asdict(times)
                 self._items[stage], self._busy_s[stage] = 0, 0.0
+            if self._items[DECODE_REMOTE]:
+                stages[DECODE_REMOTE] = asdict(StageTimes(self._items[DECODE_REMOTE]))
+                self._items[DECODE_REMOTE] = 0
             num_bytes, self._num_bytes, self._get_room_s = self._num_bytes, 0, 0.0
             return stages, num_bytes
 
@@ -184,13 +193,44 @@ def add_stages(first: StageDicts, second: StageDicts) -> StageDicts:
 
 def describe_bottleneck(stages: StageDicts) -> str:
     """Name the stage that the others wait for, in one line; "" before anything was done."""
-    times = {stage: StageTimes(**values) for stage, values in stages.items()}  # type: ignore[arg-type]  # see add_stages
+    times = _by_busy_fraction(stages)
     if not any(of_stage.items for of_stage in times.values()):
         return ""
-    by_share = sorted(times, key=lambda stage: -times[stage].busy_fraction)
-    slowest = times[by_share[0]]
-    rest = ", ".join(f"{stage} {times[stage].busy_fraction:.0%}" for stage in by_share[1:])
+    (slowest, of_slowest), *others = times.items()
+    rest = ", ".join(f"{stage} {of_stage.busy_fraction:.0%}" for stage, of_stage in others)
+    remote = stages.get(DECODE_REMOTE, {}).get("items", 0)
     return (
-        f"bottleneck: {by_share[0]}, busy {slowest.busy_fraction:.0%} of its time at "
-        f"{slowest.items_per_s:.1f} images/s per worker (others: {rest})"
+        f"bottleneck: {slowest}, busy {of_slowest.busy_fraction:.0%} of its time at "
+        f"{of_slowest.items_per_s:.1f} images/s per worker (others: {rest})"
+        + (f"; nodes without a GPU decoded {remote} images more" if remote else "")
     )
+
+
+def describe_starvation(stages: StageDicts) -> str:
+    """Say that the model waits for crops because they can't be made faster; "" if it does not."""
+    times = _by_busy_fraction(stages)
+    if not times:
+        return ""
+    slowest, of_slowest = next(iter(times.items()))
+    predict = times["predict"]
+    waiting_fraction = predict.waiting_for_input_s / predict.total_s if predict.total_s else 0.0
+    if (
+        slowest not in ("get", "decode")
+        or of_slowest.busy_fraction < AT_WORK_FROM_FRACTION
+        or waiting_fraction < STARVES_FROM_FRACTION
+    ):
+        return ""
+    return (
+        f"the model waits for images {waiting_fraction:.0%} of its time, {slowest} is busy "
+        f"{of_slowest.busy_fraction:.0%} of its"
+    )
+
+
+def _by_busy_fraction(stages: StageDicts) -> dict[str, StageTimes]:
+    """Return the times of STAGES, the busiest first."""
+    times = [
+        (stage, StageTimes(**values))  # type: ignore[arg-type]  # see add_stages
+        for stage, values in stages.items()
+        if stage != DECODE_REMOTE
+    ]
+    return dict(sorted(times, key=lambda item: -item[1].busy_fraction))

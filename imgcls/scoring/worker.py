@@ -6,6 +6,8 @@ of neither.
 """
 
 import json
+import logging
+import threading
 import time
 from dataclasses import dataclass, field
 from functools import partial
@@ -13,25 +15,23 @@ from types import TracebackType
 from typing import Self, cast
 
 from imgcls import errors
-from imgcls.config.values import Precision
-from imgcls.errors import BundleError, ImgclsError, ObjectExistsError
+from imgcls.config.values import CpuHelpers, Precision
+from imgcls.errors import BundleError, ImgclsError
 from imgcls.image.pool import DecoderPool
 from imgcls.model.artifact import read_bundle
 from imgcls.model.calibration import Calibration
-from imgcls.model.predict import (
-    Predictor,
-    choose_batch_size,
-    choose_num_streams,
-    pick_device,
-    set_num_threads,
-)
+from imgcls.model.predict import predictor_for_run, set_num_threads
 from imgcls.scoring.commit import Commit, commit_shard
 from imgcls.scoring.int8_run import read_or_make_int8
 from imgcls.scoring.plan import Plan, Shard, read_shard_rows, run_uri
+from imgcls.scoring.remote_decode import MakeRemoteDecoder, RemoteDecoder
 from imgcls.scoring.rows import Provenance
 from imgcls.scoring.shard import make_clock, score_shard
-from imgcls.storage.objects import put_new, read
+from imgcls.scoring.stages import StageDicts, add_stages, describe_starvation
+from imgcls.storage.objects import put_first
 from imgcls.storage.uri import join
+
+log = logging.getLogger(__name__)
 
 # Two shards overlap in a worker: the next one's first reads start before the last one's last batch
 # ends.
@@ -47,6 +47,7 @@ class WorkerOptions:
     precision: Precision = "auto"
     batch_size: int = 0
     num_decoders: int = 0
+    cpu_helpers: CpuHelpers = "auto"
     top_k: int = 5
     write_probs: bool = False
     write_embedding: bool = False
@@ -86,11 +87,19 @@ class ShardSummary:
 class ShardWorker:
     """A model and a decoder pool, ready for shards of one run. Thread-safe: shards may overlap.
 
+    With `make_remote`, what that makes decodes too, once the model was seen to starve.
+
     Raises:
         BundleError: the bundle at the planned place is not the planned one any more.
     """
 
-    def __init__(self, output: str, plan: Plan, options: WorkerOptions) -> None:
+    def __init__(
+        self,
+        output: str,
+        plan: Plan,
+        options: WorkerOptions,
+        make_remote: MakeRemoteDecoder | None = None,
+    ) -> None:
         self._output, self._plan, self._options = output, plan, options
         set_num_threads(options.num_cpus)
         bundle = read_bundle(plan.model_uri)
@@ -103,31 +112,32 @@ class ShardWorker:
         self._pool = DecoderPool(
             bundle.decode_spec, bundle.preprocess_spec, options.num_decoders or options.num_cpus
         )
-        num_images = plan.counts["planned"]
-        device = pick_device(options.device)
-        batch_size = choose_batch_size(device, options.batch_size, options.precision)
         int8_network = None
         if options.precision == "int8":
             int8_network = read_or_make_int8(output, plan, bundle, self._pool)
-        else:
-            # A forward pass has a fixed number of rows: of few images, no more than there are.
-            batch_size = max(1, min(batch_size, num_images))
         make_predictor = partial(
-            Predictor,
+            predictor_for_run,
             bundle,
             device=options.device,
-            batch_size=batch_size,
+            batch_size=options.batch_size,
+            num_images=plan.counts["planned"],
+            num_cpus=options.num_cpus,
             top_k=options.top_k,
             embedding=options.write_embedding,
-            num_images=num_images,
-            num_streams=choose_num_streams(device, options.num_cpus, -(-num_images // batch_size)),
             int8_network=int8_network,
         )
         self._predictor = make_predictor(precision=options.precision)
         agreed = agree_on_precision(run_uri(output, plan.run_id), self._predictor.precision)
         if agreed != self._predictor.precision:
+            self._predictor.close()
             self._predictor = make_predictor(precision=agreed)
         self._clock = make_clock(self._predictor, self._pool)
+        self._make_remote = make_remote and partial(
+            make_remote, bundle.decode_spec, bundle.preprocess_spec
+        )
+        self._remote: RemoteDecoder | None = None
+        self._stages_so_far: StageDicts = {}
+        self._lock = threading.Lock()  # of these
         self._provenance = Provenance(
             model=plan.model,
             model_digest=plan.model_digest,
@@ -145,6 +155,7 @@ class ShardWorker:
             with self._clock.shard():
                 commit = self._score(shard)
                 stages, num_bytes = self._clock.take()
+                self._get_help_if_starving(stages)
         except ImgclsError as error:
             return ShardSummary.of_error(shard, error)
         return ShardSummary(
@@ -166,9 +177,21 @@ class ShardWorker:
             write_probs=self._options.write_probs,
             write_embedding=self._options.write_embedding,
             clock=self._clock,
+            remote=self._remote,
         )
         with self._clock.busy("write", table.num_rows):
             return commit_shard(run_uri(self._output, self._plan.run_id), shard.shard_id, table)
+
+    def _get_help_if_starving(self, stages: StageDicts) -> None:
+        """Let others decode too from the next shard on, if the stages so far show the need."""
+        if self._make_remote is None:
+            return
+        with self._lock:
+            self._stages_so_far = add_stages(self._stages_so_far, stages)
+            starvation = describe_starvation(self._stages_so_far)
+            if starvation and self._remote is None:
+                log.warning("%s: nodes without a GPU decode for it now", starvation)
+                self._remote = self._make_remote()
 
     def __enter__(self) -> Self:
         self._pool.__enter__()
@@ -180,6 +203,7 @@ class ShardWorker:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self._predictor.close()
         self._pool.__exit__(kind, error, trace)
 
 
@@ -189,8 +213,5 @@ def agree_on_precision(run: str, mine: str) -> Precision:
     Machines may differ, and so may the next start: the rows of one run must not.
     """
     uri = join(run, "precision.json")
-    try:
-        put_new(uri, json.dumps({"precision": mine}).encode())
-    except ObjectExistsError:
-        mine = json.loads(read(uri))["precision"]
-    return cast(Precision, mine)
+    first = put_first(uri, json.dumps({"precision": mine}).encode())
+    return cast(Precision, json.loads(first)["precision"])

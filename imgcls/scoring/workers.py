@@ -82,6 +82,7 @@ def worker_options(config: ScoreConfig) -> WorkerOptions:
         precision=config.precision,
         batch_size=config.batch_size,
         num_decoders=config.num_decoders,
+        cpu_helpers=config.cpu_helpers,
         top_k=config.top_k,
         write_probs=config.write_probs,
         write_embedding=config.write_embedding,

@@ -68,6 +68,18 @@ def submit(
     )
 
 
+def start(head: Head, *arguments: str, stdin: int = subprocess.DEVNULL) -> subprocess.Popen[str]:
+    """Start `imgcls submit`, to be waited for."""
+    return subprocess.Popen(
+        command(head, *arguments),
+        env=head.environment,
+        stdin=stdin,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
 def command(head: Head, *arguments: str, address: str = "") -> list[str]:
     address = address or f"http://127.0.0.1:{head.dashboard_port}"
     return [sys.executable, "-m", "imgcls.cli", "submit", "--address", address, *arguments]
@@ -174,14 +186,7 @@ def test_stopped_night_goes_on_by_the_same_command_and_is_done_once(
     night = ["nightly", "--source", f"{tmp_path}/images", "--output", str(output)]
     night += ["--model", f"{tmp_path}/registry/tiny@v1", "--date", "2026-11-22"]
     night += ["--executor", "local", "--shard-size", "64"]
-    with subprocess.Popen(
-        command(head, *night),
-        env=head.environment,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as first:
+    with start(head, *night) as first:
         deadline_s = time.monotonic() + 60
         while not list(output.glob("_runs/*/commits/*")):
             assert time.monotonic() < deadline_s
@@ -210,14 +215,7 @@ def test_second_of_a_night_is_refused_and_ctrl_c_lets_the_first_go_on(
     folder = write_job(tmp_path, "nightly", ENDLESS)
     night = ["--working-dir", folder, "nightly", "--source", "s3://b/x", "--model", "s3://b/m@v1"]
     night += ["--output", "s3://b/out", "--date", "2026-11-21"]
-    with subprocess.Popen(
-        command(head, *night),
-        env=head.environment,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as first:
+    with start(head, *night) as first:
         assert first.stderr is not None
         while first.stderr.readline().strip() != "begun":
             assert first.poll() is None
@@ -235,16 +233,8 @@ def test_second_of_a_night_is_refused_and_ctrl_c_lets_the_first_go_on(
 def test_ctrl_c_asks_and_stops_the_job_on_yes(head: Head, tmp_path: Path) -> None:
     folder = write_job(tmp_path, "promote", ENDLESS)
     keyboard, terminal = pty.openpty()
-    with subprocess.Popen(
-        command(
-            head, "--working-dir", folder, "--submission-id", "asked", "promote", "--model", "m@v1"
-        ),
-        env=head.environment,
-        stdin=terminal,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
+    asked = ["--working-dir", folder, "--submission-id", "asked", "promote", "--model", "m@v1"]
+    with start(head, *asked, stdin=terminal) as process:
         assert process.stderr is not None
         while process.stderr.readline().strip() != "begun":
             assert process.poll() is None

@@ -26,7 +26,9 @@ NUM_IMAGES = 64
 class SleepingWorker:
     """A ShardWorker whose model is busy for a while, with one shard at a time."""
 
-    def __init__(self, output: str, plan: Plan, options: WorkerOptions) -> None:
+    def __init__(
+        self, output: str, plan: Plan, options: WorkerOptions, make_remote: object
+    ) -> None:
         self._seconds = float(output)
         self._model = threading.Lock()
 

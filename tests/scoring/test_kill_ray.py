@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from imgcls.config.scoring import ScoreConfig
-from imgcls.scoring.driver import score
+from imgcls.scoring.driver import make_plan, score
 from tests.ray_nodes import RayCluster
 from tests.scoring.tiny import comparable, published_rows, write_images
 
@@ -46,12 +46,16 @@ def undisturbed(
     return comparable(published_rows(output))
 
 
+def command(source: str, model_ref: str, output: Path, *flags: str) -> list[str]:
+    job = [sys.executable, "-m", "jobs.score", "--source", source, "--model", model_ref]
+    return [*job, "--output", str(output), *flags]
+
+
 class Job:
     """`python -m jobs.score` on the cluster, and what it has committed so far."""
 
     def __init__(self, source: str, model_ref: str, output: Path) -> None:
-        self.command = [sys.executable, "-m", "jobs.score", "--source", source]
-        self.command += ["--model", model_ref, "--output", str(output), "--run-id", "night"]
+        self.command = command(source, model_ref, output, "--run-id", "night")
         self.command += ["--shard-size", "64", "--batch-size", "8"]
         self.commits = output / "_runs" / "night" / "commits"
         self.process = self.start()
@@ -238,9 +242,8 @@ def test_what_no_worker_could_do_keeps_its_exit_code(
     model_ref: str,
     tmp_path: Path,
 ) -> None:
-    command = [sys.executable, "-m", "jobs.score", "--source", source, "--model", model_ref]
     ended = subprocess.run(
-        [*command, "--output", str(tmp_path / "out"), *flags],
+        command(source, model_ref, tmp_path / "out", *flags),
         capture_output=True,
         text=True,
         check=False,
@@ -248,3 +251,18 @@ def test_what_no_worker_could_do_keeps_its_exit_code(
     assert ended.returncode == exit_code, ended.stderr
     assert words in ended.stderr
     assert "Traceback" not in ended.stderr
+
+
+def test_what_nobody_expected_in_a_worker_ends_as_it_does_without_ray(
+    cluster: RayCluster, source: str, model_ref: str, tmp_path: Path
+) -> None:
+    """Bytes that are no plan any more: no lost worker, so it is neither tried again nor 5."""
+    output = tmp_path / "out"
+    make_plan(ScoreConfig(source, model_ref, str(output)), "night", 1)
+    (plan_file,) = (output / "_runs" / "night" / "plan").iterdir()
+    plan_file.write_bytes(b"no parquet")
+    resumed = command(source, model_ref, output, "--run-id", "night")
+    ended = subprocess.run(resumed, capture_output=True, text=True, check=False)
+    assert ended.returncode == 1, ended.stderr
+    assert "unexpected ArrowInvalid in a worker" in ended.stderr
+    assert list(output.glob("date=*")) == []

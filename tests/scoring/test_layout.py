@@ -2,7 +2,13 @@ import pytest
 
 from imgcls.cluster import ClusterResources, NodeType
 from imgcls.errors import ConfigError
-from imgcls.scoring.layout import ActorRequest, Placement, lay_out_actors, usable_cpus
+from imgcls.scoring.layout import (
+    ActorRequest,
+    Placement,
+    cpu_only_nodes,
+    lay_out_actors,
+    usable_cpus,
+)
 from tests.ray_nodes import nodes_of
 
 ANY = ActorRequest()
@@ -139,3 +145,8 @@ def test_after_a_loss_as_many_as_fit_go_on() -> None:
     ]
     with pytest.raises(ConfigError):
         lay_out_actors(nodes_of((0, 0)), request, or_fewer=True)
+
+
+def test_nodes_that_can_help_have_cpus_and_no_gpu() -> None:
+    found = cpu_only_nodes(nodes_of((0, 0), (9, 2), (32, 0), (1, 0)))
+    assert [node.node_id for node in found] == ["node-2", "node-3"]

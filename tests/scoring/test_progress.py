@@ -75,6 +75,7 @@ def test_a_run_that_fails_says_why_in_its_progress_and_its_log(config: ScoreConf
     assert progress["status_counts"]["unsupported"] > 0
     [text] = [path.read_text() for path in (folder_of(config) / "logs").iterdir()]
     assert "ERROR imgcls BudgetExceededError" in text
+    assert json.loads((folder_of(config) / "report.json").read_text())["nodes"]
     score(replace(config, max_failed_fraction=1.0))
     assert json.loads((folder_of(config) / "progress.json").read_text())["state"] == "published"
     assert len(list((folder_of(config) / "logs").iterdir())) == 2

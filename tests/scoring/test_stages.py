@@ -9,11 +9,13 @@ from imgcls.model.predict import Predictor
 from imgcls.scoring.rows import Provenance
 from imgcls.scoring.shard import make_clock, score_shard
 from imgcls.scoring.stages import (
+    DECODE_REMOTE,
     STAGES,
     StageClock,
     StageTimes,
     add_stages,
     describe_bottleneck,
+    describe_starvation,
 )
 from tests.scoring.test_shard import plan_rows
 from tests.scoring.tiny import make_bundle, write_images
@@ -106,8 +108,53 @@ def test_bottleneck_is_the_stage_that_waits_least(slowest: str) -> None:
     assert "\n" not in told
 
 
+def test_images_decoded_elsewhere_are_counted_where_there_were_any() -> None:
+    clock = make_test_clock([0.0], [0.0])
+    with clock.shard():
+        clock.add("decode", items=3)
+        clock.add(DECODE_REMOTE, items=0)
+        without, _ = clock.take()
+        clock.add("decode", items=2)
+        clock.add(DECODE_REMOTE, items=40)
+        with_some, _ = clock.take()
+        after, _ = clock.take()
+    assert DECODE_REMOTE not in {**without, **after}
+    total = add_stages(without, add_stages(with_some, with_some))
+    assert (total["decode"]["items"], total[DECODE_REMOTE]["items"]) == (7, 80)
+    assert "80 images" in describe_bottleneck(total)
+    assert "decode_remote" not in describe_bottleneck(total)
+
+
+@pytest.mark.parametrize(
+    ("decode_busy_s", "predict_busy_s", "rows_busy_s", "starves"),
+    [
+        (9.5, 7.0, 0.0, True),
+        (9.5, 8.5, 0.0, False),  # the model waits too little
+        (4.0, 1.0, 0.0, False),  # nobody is at work: there was nothing to do
+        (8.0, 1.0, 9.0, False),  # to decode faster would not help
+    ],
+)
+def test_a_model_starves_that_waits_while_decoders_are_at_work(
+    decode_busy_s: float, predict_busy_s: float, rows_busy_s: float, starves: bool
+) -> None:
+    busy_s = {"decode": decode_busy_s, "predict": predict_busy_s, "rows": rows_busy_s}
+    stages = {
+        name: stage(
+            items=100,
+            busy_s=busy_s.get(name, 0.0),
+            waiting_for_input_s=10.0 - busy_s.get(name, 0.0),
+        )
+        for name in STAGES
+    }
+    told = describe_starvation(stages)
+    assert bool(told) == starves
+    if starves:
+        assert told == "the model waits for images 30% of its time, decode is busy 95% of its"
+
+
 def test_nothing_done_has_no_bottleneck() -> None:
     assert describe_bottleneck({}) == ""
+    assert describe_starvation({}) == ""
     assert describe_bottleneck(add_stages({}, {"get": stage()})) == ""
 
 
