@@ -100,7 +100,8 @@ def check_agreement(
 def _quantize(network: nn.Module, x_BCHW: Tensor) -> bytes:
     import nncf
 
-    nncf.set_log_level(logging.ERROR)
+    # Not by nncf.set_log_level: that sets whatever handlers others have put there, too.
+    logging.getLogger("nncf").setLevel(logging.ERROR)
     batches = [
         images_BCHW.contiguous().numpy()
         for images_BCHW in _batches(x_BCHW)

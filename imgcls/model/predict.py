@@ -13,8 +13,9 @@ Shape legend: B batch, C channel, P image_px, K top-k, N classes, E embedding.
 
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Final
 
@@ -95,6 +96,7 @@ class Predictor:
         self._of_thread = threading.local()
         self._lock = threading.Lock()  # of the seconds alone
         self._busy_s = 0.0
+        self._started_s: dict[int, float] = {}  # of batches at work, by thread
         self.num_classes = len(bundle.class_names)
         self._multi_label = bundle.multi_label
         self.top_k = min(top_k, self.num_classes)
@@ -140,19 +142,20 @@ class Predictor:
 
     def busy_s(self) -> float:
         """Return the seconds that all streams together were at work so far, for statistics."""
-        return self._busy_s
+        with self._lock:
+            now_s = time.perf_counter()
+            return self._busy_s + sum(now_s - start_s for start_s in self._started_s.values())
 
     def _predict(self, x_BCHW: torch.Tensor, num_rows: int) -> Predictions:
-        start_s = time.perf_counter()
         embedding_BE = None
-        with self._on_own_cuda_stream(), torch.inference_mode():
+        with self._counted(), self._on_own_cuda_stream(), torch.inference_mode():
             logits_BN = self._model(self._to_device(x_BCHW))[:num_rows]
             if self._embedding is not None:
                 embedding_BE = self._embedding()[:num_rows].float().cpu().numpy()
             probs_BN = to_probs(logits_BN, multi_label=self._multi_label)
             top = probs_BN.topk(self.top_k, dim=1)
             finite_B = logits_BN.isfinite().all(dim=1)
-            predictions = Predictions(
+            return Predictions(
                 label_B=top.indices[:, 0].cpu().numpy(),
                 confidence_B=top.values[:, 0].cpu().numpy(),
                 topk_label_BK=top.indices.to(torch.int32).cpu().numpy(),
@@ -161,9 +164,18 @@ class Predictor:
                 finite_B=finite_B.cpu().numpy(),
                 embedding_BE=embedding_BE,
             )
+
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
+        """Count the time inside as work, from its beginning on."""
+        thread = threading.get_ident()
         with self._lock:
-            self._busy_s += time.perf_counter() - start_s
-        return predictions
+            self._started_s[thread] = time.perf_counter()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._busy_s += time.perf_counter() - self._started_s.pop(thread)
 
     def _to_device(self, x_BCHW: torch.Tensor) -> torch.Tensor:
         if self.device.type != "cuda":

@@ -1,5 +1,7 @@
 """int8 by OpenVINO: calibrated, judged on other images, refused when it changes labels."""
 
+import io
+import logging
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
@@ -101,6 +103,16 @@ def test_neither_library_reports_its_use(quantized: tuple[Bundle, bytes]) -> Non
 
     assert quantized
     assert sys.modules["openvino_telemetry"] is None
+
+
+def test_log_handlers_of_others_keep_their_level() -> None:
+    of_others = logging.StreamHandler(io.StringIO())
+    logging.getLogger("nncf").addHandler(of_others)
+    try:
+        int8.quantize(network_of(make_sure_bundle()), sample(), multi_label=False)
+    finally:
+        logging.getLogger("nncf").removeHandler(of_others)
+    assert of_others.level == logging.NOTSET
 
 
 def test_nothing_is_left_in_the_working_folder(
