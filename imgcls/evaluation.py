@@ -34,13 +34,12 @@ from imgcls.errors import (
 )
 from imgcls.image.pool import Crop, DecoderPool
 from imgcls.logs import Progress
+from imgcls.model.answers import answered_labels
 from imgcls.model.artifact import Bundle, BundleFacts, read_bundle, read_facts
-from imgcls.model.calibration import Calibration, measure_calibration
 from imgcls.model.dataset import Dataset, Sample, read_dataset, refuse_joined, split_label
 from imgcls.model.decisions import DecisionTable
 from imgcls.model.labels import ClassNames, enumerate_names, from_labels
 from imgcls.model.manifest import read_manifest
-from imgcls.model.multi_label_calibration import measure_multi_label_calibration, reached
 from imgcls.model.predict import Predictions, Predictor
 from imgcls.model.registry import resolve
 from imgcls.model.tally import Tally
@@ -127,6 +126,9 @@ def evaluate_model(config: EvaluateConfig) -> dict[str, Any]:
     ) as pool:
         predictor = Predictor(bundle, device=config.device, batch_size=config.batch_size)
         tally, probs_BK = _predict(samples, pool, predictor, bundle)
+    calibration, calibrated = bundle.fitted(), dict[str, Any]()
+    if calibration is not None:
+        calibrated = tally.calibrated(calibration, bundle.class_names, probs_BK)
     return {
         "mode": "model",
         "model": config.model,
@@ -137,29 +139,15 @@ def evaluate_model(config: EvaluateConfig) -> dict[str, Any]:
         "split_digest": dataset.split_digest,
         "same_split_as_training": None if config.split == "all" else same_split,
         **tally.result(bundle.class_names, probs_BK),
-        "calibrated": _measure_calibration(bundle, probs_BK, tally),
+        "calibrated": calibrated,
     }
-
-
-def _measure_calibration(
-    bundle: Bundle, probs_BK: npt.NDArray[np.float32], tally: Tally
-) -> dict[str, Any]:
-    if bundle.calibration is None:
-        return {}
-    args = (Calibration.from_dict(bundle.calibration), probs_BK)
-    names, units = bundle.class_names, tally.units
-    if bundle.multi_label:
-        return measure_multi_label_calibration(*args, tally.target_BK(len(names)), names, units)
-    return measure_calibration(*args, tally.label_B(), names, units)
 
 
 def predicted_labels(predictions: Predictions, bundle: Bundle) -> list[tuple[int, ...]]:
     """Return the class on top of each row; of a multi-label model those that `score` names."""
-    if not bundle.multi_label:
-        return [(label,) for label in predictions.label_B.tolist()]
-    calibration = Calibration.from_dict(bundle.calibration) if bundle.calibration else None
-    reached_BK = reached(predictions.probs_BN, bundle.class_names.names, calibration)
-    return [tuple(np.flatnonzero(row).tolist()) for row in reached_BK]
+    names, calibration = bundle.class_names.names, bundle.fitted()
+    read = (predictions.label_B, predictions.probs_BN, names, calibration)
+    return answered_labels(*read, multi_label=bundle.multi_label)
 
 
 def _read_data(config: EvaluateConfig, bundle: Bundle) -> Dataset:

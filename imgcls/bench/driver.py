@@ -35,7 +35,6 @@ from imgcls.image.resample import resample
 from imgcls.image.spec import DecodeSpec, PreprocessSpec
 from imgcls.model.artifact import Bundle, make_golden, read_bundle
 from imgcls.model.build import build_model, find_head
-from imgcls.model.calibration import Calibration
 from imgcls.model.int8 import NUM_CALIBRATION, quantize
 from imgcls.model.labels import ClassNames
 from imgcls.model.network import Network
@@ -230,7 +229,7 @@ def _make_sides(
             run_id="bench",
             class_names=bundle.class_names.names,
             multi_label=bundle.multi_label,
-            calibration=Calibration.from_dict(bundle.calibration) if bundle.calibration else None,
+            calibration=bundle.fitted(),
         )
         limits = ("decoding alone", "network alone")
 

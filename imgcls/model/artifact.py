@@ -77,6 +77,10 @@ class Bundle:
         model.load_state_dict(self.state_dict)
         return model.eval()
 
+    def fitted(self) -> Calibration | None:
+        """Return the calibration, if there is one."""
+        return None if self.calibration is None else Calibration.from_dict(self.calibration)
+
     def _build_empty(self) -> nn.Module:
         """Build the model without memory for its tensors, where that can be, else as usual.
 

@@ -25,9 +25,9 @@ from imgcls.config.values import Precision
 from imgcls.errors import BundleError, ConfigError
 from imgcls.image.spec import PreprocessSpec
 from imgcls.model import int8, openvino_network
+from imgcls.model.answers import answered_labels, answered_prob
 from imgcls.model.artifact import GOLDEN_TOLERANCE, Bundle, to_probs
-from imgcls.model.calibration import Calibration, calibrated, decide
-from imgcls.model.multi_label_calibration import calibrated_each, reached
+from imgcls.model.calibration import decide
 from imgcls.model.network import Network, compile_network, fold_batchnorm
 
 # A golden image may keep its label and move by this much in any class's probability. ResNet-18 in
@@ -331,19 +331,13 @@ def _miss(engine: Engine, bundle: Bundle, batch_size: int, notes: list[str]) -> 
 
 def _decided(probs_BN: Tensor, bundle: Bundle) -> list[object]:
     """Return, per image, all that a row would tell as decided: labels, and by a threshold."""
-    names, probs = bundle.class_names.names, probs_BN.numpy()
-    calibration = Calibration.from_dict(bundle.calibration) if bundle.calibration else None
-    if bundle.multi_label:
-        decided: list[list[object]] = reached(probs, names, calibration).tolist()
-    else:
-        decided = [[label] for label in probs.argmax(axis=1).tolist()]
-    if calibration is not None and calibration.operating_points:
-        point = calibration.operating_points[0]
-        calibrate = calibrated_each if bundle.multi_label else calibrated
-        after_B = calibrate(probs, calibration.temperature)[:, names.index(point.positive_class)]
-        for of_image, decision in zip(decided, decide(after_B, point), strict=True):
-            of_image.append(decision)
-    return list(decided)
+    probs, calibration = probs_BN.numpy(), bundle.fitted()
+    read = (probs.argmax(axis=1), probs, bundle.class_names.names)
+    labels = answered_labels(*read, calibration, multi_label=bundle.multi_label)
+    if calibration is None or not calibration.operating_points:
+        return list(labels)
+    after_B = answered_prob(*read, calibration, multi_label=bundle.multi_label)
+    return list(zip(labels, decide(after_B, calibration.operating_points[0]), strict=True))
 
 
 def golden_probs(engine: Engine, bundle: Bundle, batch_size: int) -> Tensor:

@@ -1,7 +1,7 @@
 """The network in int8 on a CPU, by OpenVINO: calibrated once, then the same bytes everywhere.
 
-In: a bundle and uint8 [n,C,P,P] images of the kind to come. Out: a calibrated network as bytes, and
-from those bytes a way to run it. Invariant: half of the images calibrate, the other half were never
+In: a network and uint8 [n,C,P,P] images of the kind to come. Out: a calibrated network as bytes,
+which openvino_network.py runs. Invariant: half of the images calibrate, the other half were never
 seen by calibration and must keep their fp32 label in MIN_AGREEMENT of all cases, or there is no
 int8 network.
 

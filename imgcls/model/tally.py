@@ -15,10 +15,12 @@ import numpy as np
 import numpy.typing as npt
 
 from imgcls.errors import ConfigError
+from imgcls.model.calibration import Calibration, measure_calibration
 from imgcls.model.intervals import metrics_with_intervals, slice_metrics
 from imgcls.model.labels import ClassNames
 from imgcls.model.metrics import Floats
 from imgcls.model.multi_label import multi_label_metrics, multi_label_slices
+from imgcls.model.multi_label_calibration import measure_multi_label_calibration
 from imgcls.schema import Status
 
 _NUM_NAMED = 10  # images that a result names one by one
@@ -89,6 +91,23 @@ class Tally:
             **metrics,
             "slices": slices,
         }
+
+    def calibrated(
+        self, calibration: Calibration, class_names: ClassNames, probs_BK: Floats
+    ) -> dict[str, Any]:
+        """Return what a calibration achieves on the rows with a prediction.
+
+        Args:
+            calibration: of the model that gave the probabilities.
+            class_names: the K classes.
+            probs_BK: uncalibrated, of these rows in order.
+        """
+        if self.multi_label:
+            target_BK = self.target_BK(len(class_names))
+            return measure_multi_label_calibration(
+                calibration, probs_BK, target_BK, class_names, self.units
+            )
+        return measure_calibration(calibration, probs_BK, self.label_B(), class_names, self.units)
 
     def _measure_labels(
         self, class_names: ClassNames, probs_BK: Floats | None

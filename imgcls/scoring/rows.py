@@ -17,8 +17,8 @@ import pyarrow as pa
 
 from imgcls.errors import DecodeError, ObjectChangedError, ObjectMissingError
 from imgcls.image.pool import Crop, Decoded
-from imgcls.model.calibration import Calibration, OperatingPoint, calibrated, decide
-from imgcls.model.multi_label_calibration import calibrated_each, reached
+from imgcls.model.answers import answered_labels, answered_prob
+from imgcls.model.calibration import Calibration, OperatingPoint, decide
 from imgcls.model.predict import Predictions
 from imgcls.schema import Status, prediction_schema
 
@@ -129,23 +129,19 @@ def decide_columns(predictions: Predictions, provenance: Provenance) -> dict[str
     the classes of a multi-label model that reach their thresholds.
     """
     columns: dict[str, list[Any]] = {}
-    probs_BN, names = predictions.probs_BN, provenance.class_names
+    names = provenance.class_names
+    read = (predictions.label_B, predictions.probs_BN, names)
     calibration, points = provenance.calibration, provenance.operating_points
     if calibration is not None:
-        calibrate = calibrated_each if provenance.multi_label else calibrated
-        label_B = predictions.label_B
-        if points:
-            label_B = np.full_like(label_B, names.index(points[0].positive_class))
-        after_BN = calibrate(probs_BN, calibration.temperature)
-        after_B = after_BN[np.arange(len(label_B)), label_B]
+        after_B = answered_prob(*read, calibration, multi_label=provenance.multi_label)
         columns["calibrated_prob"] = after_B.tolist()
         if points:
             columns["decision"] = decide(after_B, points[0])
             columns["threshold_id"] = [points[0].threshold_id] * len(after_B)
     if provenance.multi_label:
         columns["labels"] = [
-            [name for name, is_there in zip(names, row, strict=True) if is_there]
-            for row in reached(probs_BN, names, calibration)
+            [names[label] for label in labels]
+            for labels in answered_labels(*read, calibration, multi_label=True)
         ]
     return columns
 

@@ -19,7 +19,6 @@ from imgcls.config.values import CpuHelpers, Precision
 from imgcls.errors import BundleError, ImgclsError
 from imgcls.image.pool import DecoderPool
 from imgcls.model.artifact import read_bundle
-from imgcls.model.calibration import Calibration
 from imgcls.model.predict import predictor_for_run, set_num_threads
 from imgcls.scoring.commit import Commit, commit_shard
 from imgcls.scoring.int8_run import read_or_make_int8
@@ -145,7 +144,7 @@ class ShardWorker:
             run_id=plan.run_id,
             class_names=bundle.class_names.names,
             multi_label=bundle.multi_label,
-            calibration=Calibration.from_dict(bundle.calibration) if bundle.calibration else None,
+            calibration=bundle.fitted(),
         )
 
     def score(self, shard: Shard) -> ShardSummary:

@@ -13,13 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from imgcls.model.calibration import Calibration, fit_calibration, measure_calibration
-from imgcls.model.metrics import Floats
-from imgcls.model.multi_label_calibration import (
-    fit_multi_label_calibration,
-    measure_multi_label_calibration,
-    reached,
-)
+from imgcls.model.answers import answered_labels
+from imgcls.model.calibration import Calibration, fit_calibration
+from imgcls.model.multi_label_calibration import fit_multi_label_calibration
 from imgcls.model.predict import Predictor
 from imgcls.model.tally import Tally
 from imgcls.schema import Status
@@ -126,12 +122,7 @@ def _measure(
     metrics = tally.result(plan.class_names, predicted.probs_BK)
     if calibration is None:
         return metrics
-    args = (calibration, predicted.probs_BK)
-    if plan.config.multi_label:
-        target_BK = tally.target_BK(len(plan.class_names))
-        after = measure_multi_label_calibration(*args, target_BK, plan.class_names, tally.units)
-    else:
-        after = measure_calibration(*args, tally.label_B(), plan.class_names, tally.units)
+    after = tally.calibrated(calibration, plan.class_names, predicted.probs_BK)
     return metrics | {"calibrated": after}
 
 
@@ -139,7 +130,14 @@ def _tally(
     plan: TrainPlan, split: str, predicted: _Predicted, calibration: Calibration | None
 ) -> Tally:
     tally = Tally(multi_label=plan.config.multi_label)
-    labels_B = _predicted_labels(plan, predicted.probs_BK, calibration)
+    probs_BK = predicted.probs_BK
+    labels_B = answered_labels(
+        probs_BK.argmax(axis=1),
+        probs_BK,
+        plan.class_names.names,
+        calibration,
+        multi_label=plan.config.multi_label,
+    )
     for index, labels in zip(predicted.index_B.tolist(), labels_B, strict=True):
         sample = plan.splits[split][index]
         tally.add_ok(sample.labels, labels, sample.group or sample.uri, sample.slice_name)
@@ -148,12 +146,3 @@ def _tally(
     for uri, reason in predicted.bad.items():
         tally.add_failure(uri, "no_pixels", reason)
     return tally
-
-
-def _predicted_labels(
-    plan: TrainPlan, probs_BK: Floats, calibration: Calibration | None
-) -> list[tuple[int, ...]]:
-    if plan.config.multi_label:
-        reached_BK = reached(probs_BK, plan.class_names.names, calibration)
-        return [tuple(np.flatnonzero(row).tolist()) for row in reached_BK]
-    return [(label,) for label in probs_BK.argmax(axis=1).tolist()]
