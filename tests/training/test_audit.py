@@ -4,8 +4,8 @@ import logging
 import shutil
 import signal
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -23,6 +23,7 @@ from imgcls.training.driver import train
 from imgcls.training.place import Place
 from imgcls.training.plan import TrainPlan, make_plan
 from imgcls.training.prepare import make_loaders
+from tests.training.bars import bars_config
 
 MakeTree = Callable[..., Path]
 
@@ -51,18 +52,7 @@ def write_manifest(data: Path, *, copies: int = 0, groups: bool = False) -> Path
     return manifest
 
 
-def make_config(data: Path, **changes: Any) -> TrainConfig:
-    values: dict[str, Any] = {
-        "data": str(data),
-        "registry": str(data.parent / "registry"),
-        "name": "bars",
-        "arch": "simple_cnn",
-        "image_px": 12,
-        "batch_size": 8,
-        "epochs": 1,
-        "num_decoders": 1,
-    }
-    return TrainConfig(**values | changes)
+make_config = partial(bars_config, epochs=1, lr=1e-3, num_decoders=1)
 
 
 def flags(config: TrainConfig) -> list[str]:

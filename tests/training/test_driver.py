@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,25 +28,13 @@ from imgcls.model.predict import Predictor
 from imgcls.model.registry import resolve
 from imgcls.storage.objects import list_objects, put
 from imgcls.training.driver import train
+from tests.training.bars import bars_config
 
 ROOT = Path(__file__).parents[2]
 MakeTree = Callable[..., Path]
 
 
-def make_config(folder: Path, **changes: Any) -> TrainConfig:
-    values: dict[str, Any] = {
-        "data": str(folder),
-        "registry": str(folder.parent / "registry"),
-        "name": "bars",
-        "arch": "simple_cnn",
-        "image_px": 12,
-        "batch_size": 16,
-        "epochs": 4,
-        "lr": 5e-3,
-        "val_fraction": 0.2,
-        "test_fraction": 0.2,
-    }
-    return TrainConfig(**values | changes)
+make_config = partial(bars_config, batch_size=16, epochs=4, val_fraction=0.2, test_fraction=0.2)
 
 
 def test_training_registers_a_model_that_predicts_its_test_split(make_tree: MakeTree) -> None:

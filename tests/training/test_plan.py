@@ -1,31 +1,22 @@
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from imgcls.config.training import TrainConfig
 from imgcls.config.values import WorkerRange
 from imgcls.errors import ConfigError, ImgclsError
 from imgcls.model.registry import register
 from imgcls.training.plan import make_plan
 from tests.scoring.tiny import make_bundle
+from tests.training.bars import bars_config
 
 MakeTree = Callable[..., Path]
 
 
-def make_config(folder: Path, **changes: Any) -> TrainConfig:
-    values: dict[str, Any] = {
-        "data": str(folder),
-        "registry": str(folder.parent / "registry"),
-        "name": "bars",
-        "arch": "simple_cnn",
-        "image_px": 12,
-        "batch_size": 8,
-        "epochs": 2,
-    }
-    return TrainConfig(**values | changes)
+make_config = partial(bars_config, epochs=2, lr=1e-3)
 
 
 @pytest.mark.parametrize(

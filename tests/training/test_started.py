@@ -2,8 +2,8 @@
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -14,28 +14,22 @@ from imgcls.errors import ConfigError
 from imgcls.model.artifact import read_bundle
 from imgcls.model.dataset import read_dataset
 from imgcls.training.driver import train
+from tests.training.bars import bars_config
 
 MakeTree = Callable[..., Path]
 
 
-def make_config(data: Path, **changes: Any) -> TrainConfig:
-    values: dict[str, Any] = {
-        "data": str(data),
-        "registry": str(data.parent / "registry"),
-        "name": "bars",
-        "arch": "simple_cnn",
-        "image_px": 12,
-        "batch_size": 16,
-        "epochs": 1,
-        "lr": 5e-3,
-        "val_fraction": 0.3,
-        "test_fraction": 0.2,
-        "positive_class": "class1",
-        "target_recall": 0.9,
-        "num_decoders": 1,
-        "cache": "none",
-    }
-    return TrainConfig(**values | changes)
+make_config = partial(
+    bars_config,
+    batch_size=16,
+    epochs=1,
+    val_fraction=0.3,
+    test_fraction=0.2,
+    positive_class="class1",
+    target_recall=0.9,
+    num_decoders=1,
+    cache="none",
+)
 
 
 class KilledError(BaseException):
