@@ -17,7 +17,6 @@ import numpy.typing as npt
 
 _BILINEAR: Final = cr.ResizeAlg.convolution(cr.FilterType.bilinear)
 _PIXEL_TYPES: Final = {1: cr.PixelType.U8, 3: cr.PixelType.U8x3}
-_ONE_THREAD: Final = cr.ResizerThreadPool(1)  # cores are shared out among processes
 _of_thread = threading.local()  # a resizer keeps buffers: one per thread
 
 
@@ -43,7 +42,6 @@ def resample(
         _BILINEAR,
         use_alpha=False,
         crop_box=cr.CropBox(left, top, right - left, bottom - top),
-        thread_pool=_ONE_THREAD,
     )
     if not hasattr(_of_thread, "resizer"):
         _of_thread.resizer = cr.Resizer()
