@@ -8,13 +8,14 @@ Invariant: nothing heavy is imported before a command is chosen, so `imgcls --he
 
 import argparse
 import ast
+import atexit
 import difflib
 import importlib
 import logging
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import MISSING, Field, dataclass, fields
 from pathlib import Path
 from types import FrameType
@@ -54,6 +55,16 @@ COMMANDS = {
 }
 
 
+def run() -> NoReturn:
+    """Be the process of `imgcls COMMAND ...`."""
+    _be_process_of(main)
+
+
+def run_job(name: str) -> NoReturn:
+    """Be the process of `python -m jobs.NAME ...`."""
+    _be_process_of(lambda: _run(name, parse_job(name, None)))
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run `imgcls COMMAND ...` and return its exit code."""
     parser = _Parser(
@@ -87,11 +98,6 @@ def parse_job(name: str, argv: Sequence[str] | None) -> dict[str, Any]:
     _add_flags(parser, COMMANDS[name], _read_docs())
     arguments, unknown = parser.parse_known_args(argv)
     return parser.checked(vars(arguments), unknown)
-
-
-def run_job(name: str, argv: list[str] | None = None) -> int:
-    """Run one job as `python -m jobs.NAME ...` and return its exit code."""
-    return _run(name, parse_job(name, argv))
 
 
 class _Parser(argparse.ArgumentParser):
@@ -200,6 +206,23 @@ def _run(name: str, arguments: dict[str, Any]) -> int:
     return int(result.get("exit_code", 0))
 
 
+def _be_process_of(job: Callable[[], int]) -> NoReturn:
+    """Run a job and end with its exit code, without the second that it takes to free torch."""
+    ended_with: list[int] = []
+    # The handler that came first is called last: all others, and all threads, are done by then.
+    atexit.register(_leave, ended_with)
+    ended_with.append(job())
+    raise SystemExit(ended_with[0])
+
+
+def _leave(ended_with: list[int]) -> None:
+    if ended_with:
+        logging.shutdown()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(ended_with[0])
+
+
 def _stop(_signal: int, _frame: FrameType | None) -> NoReturn:
     raise RunStoppedError("stopped by SIGTERM; start the same command again to finish the run")
 
@@ -212,4 +235,4 @@ def _fail(error: BaseException, exit_code: int) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    run()

@@ -3,4 +3,4 @@
 from imgcls.cli import run_job
 
 if __name__ == "__main__":
-    raise SystemExit(run_job("score"))
+    run_job("score")

@@ -240,3 +240,36 @@ def test_progress_goes_to_stderr_and_one_json_line_to_stdout(tmp_path: Path) -> 
     assert len(ended.stdout.splitlines()) == 1
     assert json.loads(ended.stdout)["rows"] == 3
     assert "scoring: 3/3 images" in ended.stderr
+
+
+def run_as_process(job: str) -> subprocess.CompletedProcess[str]:
+    """Run `job`, the body of a function, as the work of a process; stdout is a pipe."""
+    code = (
+        "import atexit, sys, threading, time\n"
+        "from imgcls import cli\n"
+        "class Kept:\n"
+        "    def __del__(self): print('freed')\n"
+        "kept = Kept()\n"
+        "def late(words): time.sleep(0.2); print(words)\n"
+        f"def job():\n    {job}\n"
+        "cli._be_process_of(job)\n"
+    )
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+def test_the_end_of_a_process_waits_for_all_but_freeing() -> None:
+    ended = run_as_process(
+        "threading.Thread(target=late, args=['thread']).start();"
+        "atexit.register(late, 'handler'); print('line'); return 3"
+    )
+    assert (ended.returncode, ended.stderr) == (3, "")
+    assert ended.stdout.split() == ["line", "thread", "handler"]
+
+
+def test_an_error_ends_a_process_as_python_does() -> None:
+    ended = run_as_process("raise ValueError('nobody expected this')")
+    assert ended.returncode == 1
+    assert "nobody expected this" in ended.stderr
+    assert ended.stdout.split() == ["freed"]
