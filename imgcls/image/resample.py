@@ -8,6 +8,7 @@ fast_image_resize (Rust, by way of cykooz.resizer) does what Pillow does, within
 third of its time.
 """
 
+import math
 import threading
 from typing import Final
 
@@ -17,6 +18,7 @@ import numpy.typing as npt
 
 _BILINEAR: Final = cr.ResizeAlg.convolution(cr.FilterType.bilinear)
 _PIXEL_TYPES: Final = {1: cr.PixelType.U8, 3: cr.PixelType.U8x3}
+_ROUNDING_PX: Final = 1e-6
 _of_thread = threading.local()  # a resizer keeps buffers: one per thread
 
 
@@ -41,10 +43,23 @@ def resample(
     options = cr.ResizeOptions(
         _BILINEAR,
         use_alpha=False,
-        crop_box=cr.CropBox(left, top, right - left, bottom - top),
+        crop_box=cr.CropBox(
+            left, top, box_side(left, right, width_px), box_side(top, bottom, height_px)
+        ),
     )
     if not hasattr(_of_thread, "resizer"):
         _of_thread.resizer = cr.Resizer()
     _of_thread.resizer.resize(source, target, options)
     crop = np.frombuffer(target.get_buffer(), np.uint8)
     return crop.reshape(side_px, side_px, num_channels)
+
+
+def box_side(start: float, end: float, in_px: int) -> float:
+    """Return the side of a box from `start` to `end`, within an image of `in_px` pixels.
+
+    Rounding may put the end an ulp beyond the image, which the library refuses.
+    """
+    side = end - start
+    while 0 < start + side - in_px < _ROUNDING_PX:
+        side = math.nextafter(side, 0.0)
+    return side

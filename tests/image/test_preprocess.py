@@ -54,6 +54,18 @@ def test_any_shape_gives_a_crop(width: int, height: int) -> None:
     assert (found == 77).all()
 
 
+@pytest.mark.parametrize("image_px", [56, 90])
+def test_box_that_rounding_puts_beyond_the_image_is_cut_off(image_px: int) -> None:
+    spec, num_beyond = PreprocessSpec.for_image_px(image_px), 0
+    for width, height in [(29, 30), *((w, 3 * w // 2) for w in range(1, 600))]:
+        _, _, right, bottom = crop_box(width, height, spec)
+        num_beyond += right > width or bottom > height
+        crop_CHW = preprocess(np.full((height, width, 3), 255, np.uint8), spec)
+        assert crop_CHW.shape == (3, image_px, image_px)
+        assert crop_CHW.min() == 255
+    assert num_beyond > 0
+
+
 def test_box_is_centred_and_inside() -> None:
     left, top, right, bottom = crop_box(640, 480, PreprocessSpec.for_image_px(224))
     assert left == pytest.approx(640 - right, abs=2.5)
