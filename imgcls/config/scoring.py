@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from imgcls.config.values import CpuHelpers, Device, Executor, Precision
+from imgcls.config.values import CpuHelpers, Device, Executor, GpuDecode, Precision
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,13 @@ class ScoreConfig:
     cpu_helpers: CpuHelpers = "auto"
     """auto has the nodes without a GPU read and decode for actors whose GPU waits more than 20 % of
     its time because reading or decoding is too slow; off leaves those nodes alone.
+    """
+    gpu_decode: GpuDecode = "off"
+    """on has the GPU decode JPEGs beside the decoder processes, each side as many as it can:
+    baseline ones of up to 4 megapixels that would be decoded at full size. Its pixels differ a
+    little: refused unless 0.99 of a sample of the run get the same answer; gpu_decode.json beside
+    the plan tells how much changes. Damage in mid-file can go unseen there, and a hostile file
+    could end the worker. Needs "imgcls[gpu-decode]".
     """
     write_probs: bool = False
     """Add the column probs: the probability of every class."""

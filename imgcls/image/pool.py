@@ -2,7 +2,7 @@
 
 In: (index, encoded bytes) from any iterable. Out: one `Decoded` per item, in order of completion.
 Invariant: one result for every item, equal bit for bit to `decode_one` in process, whatever the
-number of children.
+number of children. What a `TaskTaker` does instead is up to that.
 
 A pool starts its children at once and returns: make it before the model loads. Several threads may
 share it.
@@ -15,7 +15,7 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Final, Self
+from typing import Final, Protocol, Self
 
 from imgcls.errors import ConfigError, DecodeError
 from imgcls.image.crops import Crop, decode_one
@@ -36,6 +36,23 @@ class Decoded:
     index: int
     error: Exception | None
     crops: list[Crop]
+
+
+class TaskTaker(Protocol):
+    """Does some of a pool's tasks instead of its processes. Thread-safe."""
+
+    @property
+    def capacity(self) -> int:
+        """How many tasks it can have at a time."""
+        ...
+
+    def num_decoded(self) -> int:
+        """Return how many tasks it has done so far."""
+        ...
+
+    def take(self, task: Task, give_back: Callable[[Task], None]) -> bool:
+        """Take a task, or return False; later finish it or give it back, from any thread."""
+        ...
 
 
 class DecoderPool:
@@ -63,6 +80,7 @@ class DecoderPool:
         self._num_processes = num_processes
         self._engine = Engine(decode_spec, preprocess_spec, num_processes, wall_limit_s)
         self._max_in_flight = max(_MIN_IN_FLIGHT, _IN_FLIGHT_PER_PROCESS * num_processes)
+        self._taker: TaskTaker | None = None
         self._finalize = weakref.finalize(self, self._engine.close)
 
     def decode_many(self, items: Iterable[tuple[int, bytes | BaseException]]) -> Iterator[Decoded]:
@@ -75,11 +93,27 @@ class DecoderPool:
         Raises:
             ImgclsError: the pool is closed, or its processes do not start.
         """
-        stream = _Stream(self._engine.submit, items, self._max_in_flight)
+        stream = _Stream(self._submit, items, self._max_in_flight)
         try:
             yield from stream.results()
         finally:
             stream.cancel()
+
+    def share_with(self, taker: TaskTaker) -> None:
+        """Let `taker` have every task first, from the next `decode_many` on; the rest is done here.
+
+        So each side has as much as it can do, whichever is faster.
+        """
+        self._taker = taker
+        self._max_in_flight += taker.capacity
+
+    def _submit(self, task: Task) -> None:
+        if self._taker is None or not self._taker.take(task, self._engine.submit):
+            self._engine.submit(task)
+
+    def num_taken(self) -> int:
+        """Return how many images were decoded elsewhere than in the children, for statistics."""
+        return 0 if self._taker is None else self._taker.num_decoded()
 
     @property
     def num_processes(self) -> int:

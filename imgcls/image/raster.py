@@ -57,14 +57,14 @@ def decode_raster(
         _check_size(*webp_size(data), spec)  # opening already allocates the canvas
     if format_name == "PNG":
         check_png(data)
-    source = _open(data, format_name)
+    source = open_raster(data, format_name)
     return [
         _decode_frame(source, data, format_name, spec, frame, min_short_px)
         for frame in _seek_frames(source, spec)
     ]
 
 
-def _open(data: bytes, format_name: str) -> ImageFile.ImageFile:
+def open_raster(data: bytes, format_name: str) -> ImageFile.ImageFile:
     """Let the plugin read the header. Its class is called directly: Image.open would try others."""
     module_name, class_name = _PLUGINS[format_name]
     module = importlib.import_module(module_name)
@@ -106,7 +106,7 @@ def _decode_frame(
 ) -> DecodedImage:
     width_px, height_px = source.size
     _check_size(width_px, height_px, spec)
-    orientation = 1 if format_name == "TIFF" else _orientation(source)
+    orientation = 1 if format_name == "TIFF" else exif_orientation(source)
     if format_name == "JPEG":
         divisor = scale_by_dct(source.size, min_short_px)
         image_HWC = decode_jpeg(source, data, divisor, spec)
@@ -129,7 +129,7 @@ def _check_size(width_px: int, height_px: int, spec: DecodeSpec) -> None:
         )
 
 
-def _orientation(source: ImageFile.ImageFile) -> int:
+def exif_orientation(source: ImageFile.ImageFile) -> int:
     """Return the EXIF orientation, 1 where there is none or its tags are malformed."""
     if not source.info.get("exif") and source.format != "PNG":
         return 1

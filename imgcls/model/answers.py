@@ -1,4 +1,4 @@
-"""What a model answers about an image: its labels, and the probability that decides.
+"""What a model answers about an image: its labels, the probability that decides, the decision.
 
 In: uncalibrated probabilities and the bundle's calibration. Out: answers, image by image.
 Invariant: training measures, the golden check proves, scoring publishes and evaluation counts these
@@ -11,7 +11,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from imgcls.model.calibration import Calibration, Doubles, calibrated
+from imgcls.model.artifact import Bundle
+from imgcls.model.calibration import Calibration, Doubles, calibrated, decide
 from imgcls.model.metrics import Floats, Ints
 from imgcls.model.multi_label_calibration import calibrated_each, reached
 
@@ -57,3 +58,17 @@ def answered_prob(
     calibrate = calibrated_each if multi_label else calibrated
     after_BK = calibrate(probs_BK, calibration.temperature)
     return after_BK[np.arange(len(label_B)), label_B]
+
+
+def all_answers(probs_BK: Floats, bundle: Bundle) -> list[tuple[object, ...]]:
+    """Return, per image, all that a row tells as decided: labels, and by the first threshold.
+
+    Two engines, or two decoders, that give equal answers give equal rows, but for probabilities.
+    """
+    calibration = bundle.fitted()
+    read = (probs_BK.argmax(axis=1), probs_BK, bundle.class_names.names)
+    labels = answered_labels(*read, calibration, multi_label=bundle.multi_label)
+    if calibration is None or not calibration.operating_points:
+        return [(label,) for label in labels]
+    after_B = answered_prob(*read, calibration, multi_label=bundle.multi_label)
+    return list(zip(labels, decide(after_B, calibration.operating_points[0]), strict=True))

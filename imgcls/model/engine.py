@@ -25,9 +25,8 @@ from imgcls.config.values import Precision
 from imgcls.errors import BundleError, ConfigError
 from imgcls.image.spec import PreprocessSpec
 from imgcls.model import int8, openvino_network
-from imgcls.model.answers import answered_labels, answered_prob
+from imgcls.model.answers import all_answers
 from imgcls.model.artifact import GOLDEN_TOLERANCE, Bundle, to_probs
-from imgcls.model.calibration import decide
 from imgcls.model.network import Network, compile_network, fold_batchnorm
 
 # A golden image may keep its label and move by this much in any class's probability. ResNet-18 in
@@ -314,8 +313,8 @@ def _miss(engine: Engine, bundle: Bundle, batch_size: int, notes: list[str]) -> 
         return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
     expected_BN = bundle.golden_probs_BK
     moved = float((probs_BN - expected_BN).abs().max())
-    decided, expected = _decided(probs_BN, bundle), _decided(expected_BN, bundle)
-    changed = sum(now != before for now, before in zip(decided, expected, strict=True))
+    answers, expected = (all_answers(of.numpy(), bundle) for of in (probs_BN, expected_BN))
+    changed = sum(now != before for now, before in zip(answers, expected, strict=True))
     allowed = GOLDEN_TOLERANCE if engine.precision == "fp32" else LOW_PRECISION_TOLERANCE
     if changed:
         return f"{changed} of {len(expected_BN)} golden images change their label or decision"
@@ -327,17 +326,6 @@ def _miss(engine: Engine, bundle: Bundle, batch_size: int, notes: list[str]) -> 
         f"allowed {allowed:g}"
     )
     return None
-
-
-def _decided(probs_BN: Tensor, bundle: Bundle) -> list[object]:
-    """Return, per image, all that a row would tell as decided: labels, and by a threshold."""
-    probs, calibration = probs_BN.numpy(), bundle.fitted()
-    read = (probs.argmax(axis=1), probs, bundle.class_names.names)
-    labels = answered_labels(*read, calibration, multi_label=bundle.multi_label)
-    if calibration is None or not calibration.operating_points:
-        return list(labels)
-    after_B = answered_prob(*read, calibration, multi_label=bundle.multi_label)
-    return list(zip(labels, decide(after_B, calibration.operating_points[0]), strict=True))
 
 
 def golden_probs(engine: Engine, bundle: Bundle, batch_size: int) -> Tensor:

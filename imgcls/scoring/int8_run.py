@@ -20,8 +20,8 @@ from imgcls.model.artifact import Bundle
 from imgcls.model.int8 import MIN_CALIBRATION, NUM_CALIBRATION, quantize, require_openvino
 from imgcls.model.network import Network
 from imgcls.published import list_published
-from imgcls.scoring.plan import Plan, read_shard_rows, run_uri
-from imgcls.scoring.shard import get_requests
+from imgcls.scoring.plan import Plan, run_uri
+from imgcls.scoring.sample import spread_requests
 from imgcls.storage.objects import exists, put_first, read
 from imgcls.storage.transfer import get_many
 from imgcls.storage.uri import join
@@ -30,8 +30,6 @@ log = logging.getLogger(__name__)
 
 # Images without which `quantize` gives no network.
 _MIN_SAMPLE = 2 * MIN_CALIBRATION
-# Shards that give images: a few from all over the source, for neighbours are alike.
-_MAX_SHARDS = 16
 
 
 def check_can_calibrate(output: str, model_digest: str, num_images: int) -> None:
@@ -90,14 +88,9 @@ def take_sample(output: str, plan: Plan, pool: DecoderPool) -> torch.Tensor:
 
     Those that cannot be read or decoded are left out; of a multi-frame file there is the first.
     """
-    shards = list(plan.shards())
-    shards = shards[:: -(-len(shards) // _MAX_SHARDS)]
-    num_per_shard = -(-2 * NUM_CALIBRATION // len(shards))
     crops = []
-    for shard in shards:
-        rows = read_shard_rows(output, plan, shard)
-        taken = rows.take(list(range(0, rows.num_rows, -(-rows.num_rows // num_per_shard))))
-        found = pool.decode_many(get_many(get_requests(taken)))
+    for requests in spread_requests(output, plan, 2 * NUM_CALIBRATION):
+        found = pool.decode_many(get_many(requests))
         decoded = sorted(found, key=lambda one: one.index)
         crops += [one.crops[0].x_CHW for one in decoded if one.crops]
     kept = list(islice(crops, 2 * NUM_CALIBRATION))

@@ -134,6 +134,7 @@ def make_clock(predictor: Predictor, pool: DecoderPool) -> StageClock:
         predictor.busy_s,
         num_decoders=pool.num_processes,
         num_streams=predictor.num_streams,
+        num_on_gpu=pool.num_taken,
     )
 
 

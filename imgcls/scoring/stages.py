@@ -15,9 +15,14 @@ from typing import Final, TypeVar
 
 # In the order in which an image passes them. `rows` makes rows of predictions, `write` stores them.
 STAGES: Final = ("get", "decode", "predict", "rows", "write")
-# Beside `decode`, where there was any: images that other nodes decoded (remote_decode.py). Only
-# counted: their time is not this worker's.
+# Beside `decode`, where there were any: images that other nodes decoded (remote_decode.py), and
+# those that the GPU did (gpu_decode.py). Only counted: no decoder process took time for them.
 DECODE_REMOTE: Final = "decode_remote"
+DECODE_GPU: Final = "decode_gpu"
+_ONLY_COUNTED: Final = {
+    DECODE_REMOTE: "nodes without a GPU decoded",
+    DECODE_GPU: "the GPU decoded",
+}
 # A model that waits longer than this share of its time for crops starves, if what makes them is at
 # work for most of its own.
 STARVES_FROM_FRACTION, AT_WORK_FROM_FRACTION = 0.2, 0.5
@@ -61,6 +66,7 @@ class StageClock:
         predictor_busy_s: how long the model was, over all batches at a time.
         num_decoders: decoder processes.
         num_streams: batches that run through the model at a time.
+        num_on_gpu: how many of the images decoded so far the GPU decoded.
     """
 
     def __init__(
@@ -70,13 +76,15 @@ class StageClock:
         *,
         num_decoders: int,
         num_streams: int,
+        num_on_gpu: Callable[[], int] = lambda: 0,
     ) -> None:
+        self._num_on_gpu, self._counted_on_gpu = num_on_gpu, num_on_gpu()
         self._counters = {"decode": decoder_busy_s, "predict": predictor_busy_s}
         self._workers = {"decode": num_decoders, "predict": num_streams}
         self._counted_s = {stage: counter() for stage, counter in self._counters.items()}
         self._lock = threading.Lock()
-        self._items = dict.fromkeys((*STAGES, DECODE_REMOTE), 0)
-        self._busy_s = dict.fromkeys((*STAGES, DECODE_REMOTE), 0.0)
+        self._items = dict.fromkeys((*STAGES, *_ONLY_COUNTED), 0)
+        self._busy_s = dict.fromkeys((*STAGES, *_ONLY_COUNTED), 0.0)
         self._get_room_s = 0.0
         self._num_bytes = 0
         self._num_shards = self._most_shards = 0
@@ -146,6 +154,11 @@ class StageClock:
             for stage, counter in self._counters.items():
                 before_s, self._counted_s[stage] = self._counted_s[stage], counter()
                 self._busy_s[stage] = self._counted_s[stage] - before_s
+            # Of another shard, whose images are counted when it ends, there may be more already.
+            on_gpu = min(self._num_on_gpu() - self._counted_on_gpu, self._items["decode"])
+            self._counted_on_gpu += on_gpu
+            self._items["decode"] -= on_gpu
+            self._items[DECODE_GPU] += on_gpu
             now_s = time.perf_counter()
             wall_s, self._since_s = now_s - self._since_s, now_s
             stages: StageDicts = {}
@@ -163,9 +176,10 @@ class StageClock:
                 times = StageTimes(self._items[stage], busy_s, idle_s - room_s, room_s, workers)
                 stages[stage] = asdict(times)
                 self._items[stage], self._busy_s[stage] = 0, 0.0
-            if self._items[DECODE_REMOTE]:
-                stages[DECODE_REMOTE] = asdict(StageTimes(self._items[DECODE_REMOTE]))
-                self._items[DECODE_REMOTE] = 0
+            for stage in _ONLY_COUNTED:
+                if self._items[stage]:
+                    stages[stage] = asdict(StageTimes(self._items[stage]))
+                    self._items[stage] = 0
             num_bytes, self._num_bytes, self._get_room_s = self._num_bytes, 0, 0.0
             return stages, num_bytes
 
@@ -198,11 +212,14 @@ def describe_bottleneck(stages: StageDicts) -> str:
         return ""
     (slowest, of_slowest), *others = times.items()
     rest = ", ".join(f"{stage} {of_stage.busy_fraction:.0%}" for stage, of_stage in others)
-    remote = stages.get(DECODE_REMOTE, {}).get("items", 0)
+    elsewhere = [
+        f"; {who} {stages[stage]['items']} images more"
+        for stage, who in _ONLY_COUNTED.items()
+        if stage in stages
+    ]
     return (
         f"bottleneck: {slowest}, busy {of_slowest.busy_fraction:.0%} of its time at "
-        f"{of_slowest.items_per_s:.1f} images/s per worker (others: {rest})"
-        + (f"; nodes without a GPU decoded {remote} images more" if remote else "")
+        f"{of_slowest.items_per_s:.1f} images/s per worker (others: {rest})" + "".join(elsewhere)
     )
 
 
@@ -231,6 +248,6 @@ def _by_busy_fraction(stages: StageDicts) -> dict[str, StageTimes]:
     times = [
         (stage, StageTimes(**values))  # type: ignore[arg-type]  # see add_stages
         for stage, values in stages.items()
-        if stage != DECODE_REMOTE
+        if stage not in _ONLY_COUNTED
     ]
     return dict(sorted(times, key=lambda item: -item[1].busy_fraction))

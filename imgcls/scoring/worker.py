@@ -15,12 +15,13 @@ from types import TracebackType
 from typing import Self, cast
 
 from imgcls import errors
-from imgcls.config.values import CpuHelpers, Precision
+from imgcls.config.values import CpuHelpers, GpuDecode, Precision
 from imgcls.errors import BundleError, ImgclsError
 from imgcls.image.pool import DecoderPool
 from imgcls.model.artifact import read_bundle
 from imgcls.model.predict import predictor_for_run, set_num_threads
 from imgcls.scoring.commit import Commit, commit_shard
+from imgcls.scoring.gpu_decode import share_with_gpu
 from imgcls.scoring.int8_run import read_or_make_int8
 from imgcls.scoring.plan import Plan, Shard, read_shard_rows, run_uri
 from imgcls.scoring.remote_decode import MakeRemoteDecoder, RemoteDecoder
@@ -47,6 +48,7 @@ class WorkerOptions:
     batch_size: int = 0
     num_decoders: int = 0
     cpu_helpers: CpuHelpers = "auto"
+    gpu_decode: GpuDecode = "off"
     top_k: int = 5
     write_probs: bool = False
     write_embedding: bool = False
@@ -130,6 +132,10 @@ class ShardWorker:
         if agreed != self._predictor.precision:
             self._predictor.close()
             self._predictor = make_predictor(precision=agreed)
+        self._engine, self._gpu = self._predictor.engine, None
+        if options.gpu_decode == "on":
+            self._gpu = share_with_gpu(output, plan, bundle, self._pool, self._predictor)
+            self._engine += ", some JPEGs decoded there" if self._gpu else ""
         self._clock = make_clock(self._predictor, self._pool)
         self._make_remote = make_remote and partial(
             make_remote, bundle.decode_spec, bundle.preprocess_spec
@@ -161,7 +167,7 @@ class ShardWorker:
             shard.shard_id,
             commit.num_rows,
             time.monotonic() - start_s,
-            self._predictor.engine,
+            self._engine,
             commit.status_counts,
             num_bytes=num_bytes,
             stages=stages,
@@ -203,6 +209,8 @@ class ShardWorker:
         trace: TracebackType | None,
     ) -> None:
         self._predictor.close()
+        if self._gpu is not None:
+            self._gpu.close()
         self._pool.__exit__(kind, error, trace)
 
 
