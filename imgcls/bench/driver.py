@@ -38,10 +38,11 @@ from imgcls.model.build import build_model, find_head
 from imgcls.model.int8 import NUM_CALIBRATION, quantize
 from imgcls.model.labels import ClassNames
 from imgcls.model.network import Network
-from imgcls.model.predict import Predictor, predictor_for_run, set_num_threads
+from imgcls.model.predict import Predictor, pick_device, predictor_for_run, set_num_threads
 from imgcls.model.registry import register, resolve
 from imgcls.schema import PLAN_SCHEMA
 from imgcls.scoring.driver import score
+from imgcls.scoring.gpu_decode import make_gpu_decoder
 from imgcls.scoring.rows import Provenance
 from imgcls.scoring.shard import make_clock, score_shard
 from imgcls.scoring.stages import StageDicts, add_stages, describe_bottleneck
@@ -215,6 +216,10 @@ def _make_sides(
         pool = stack.enter_context(
             DecoderPool(bundle.decode_spec, bundle.preprocess_spec, config.num_decoders or num_cpus)
         )
+        if config.gpu_decode == "on":
+            decoder = make_gpu_decoder(bundle, pick_device(config.device))
+            stack.callback(decoder.close)
+            pool.share_with(decoder)
         sides += _decode_sides(bundle, images, pool)
     if config.what == "decode":
         return sides, None
@@ -291,6 +296,7 @@ def _score_config(config: BenchConfig, reference: str, folder: str, output: str)
         device=config.device,
         precision=config.precision,
         num_decoders=config.num_decoders,
+        gpu_decode=config.gpu_decode,
     )
 
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from imgcls.config.values import Device, Executor, Precision
+from imgcls.config.values import Device, Executor, GpuDecode, Precision
 
 Job = Literal["train", "score", "nightly", "evaluate", "promote", "bench"]
 
@@ -136,3 +136,5 @@ class BenchConfig:
     """Arithmetic of the model, as for score."""
     num_decoders: int = 0
     """Decoder processes; 0 takes the cores of this machine."""
+    gpu_decode: GpuDecode = "off"
+    """on has the GPU decode too, as for score; decoding alone is then what both do together."""

@@ -14,6 +14,7 @@ from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from imgcls.errors import BundleError, ConfigError
 from imgcls.image.device_jpeg import DeviceJpegDecoder
@@ -47,12 +48,7 @@ def share_with_gpu(
         BundleError: too many answers differ.
         StorageError: the store failed after all retries.
     """
-    if predictor.device.type not in DEVICES:
-        raise ConfigError(
-            f"--gpu-decode on: the model runs on {predictor.device.type} here, and only a CUDA "
-            "device can decode; use --gpu-decode off"
-        )
-    decoder = DeviceJpegDecoder(bundle.decode_spec, bundle.preprocess_spec, predictor.device)
+    decoder = make_gpu_decoder(bundle, predictor.device)
     try:
         found = _compare(_read_plain(output, plan, decoder), decoder, pool, predictor, bundle)
     except BaseException:
@@ -77,6 +73,20 @@ def share_with_gpu(
     put_first(join(run_uri(output, plan.run_id), "gpu_decode.json"), json.dumps(found).encode())
     pool.share_with(decoder)
     return decoder
+
+
+def make_gpu_decoder(bundle: Bundle, device: torch.device) -> DeviceJpegDecoder:
+    """Return what decodes for a bundle on a GPU.
+
+    Raises:
+        ConfigError: the device is no GPU, or nvImageCodec is not installed.
+    """
+    if device.type not in DEVICES:
+        raise ConfigError(
+            f"--gpu-decode on: the model runs on {device.type} here, and only a CUDA device can "
+            "decode; use --gpu-decode off"
+        )
+    return DeviceJpegDecoder(bundle.decode_spec, bundle.preprocess_spec, device)
 
 
 def _read_plain(output: str, plan: Plan, decoder: DeviceJpegDecoder) -> list[bytes]:

@@ -16,6 +16,7 @@ from imgcls.image.pool import decode_one
 from imgcls.image.spec import DecodeSpec, PreprocessSpec
 from imgcls.model.calibration import Calibration, OperatingPoint
 from imgcls.model.predict import Predictor
+from imgcls.scoring import gpu_decode
 from tests.scoring.tiny import make_bundle
 
 STAGES = {
@@ -66,6 +67,18 @@ def test_each_stage_has_a_row_with_its_limit(what: str, capsys: pytest.CaptureFi
         assert {
             times["items"] for stage, times in result["pipeline"].items() if stage != "write"
         } == {3 * 70}
+
+
+def test_gpu_decodes_too_where_that_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the CPU in the GPU's place."""
+    pytest.importorskip("nvidia.nvimgcodec", reason="the extra gpu-decode is not installed")
+    config = BenchConfig("score", arch="simple_cnn", num_images=70, repeats=1, gpu_decode="on")
+    with pytest.raises(ConfigError, match="--gpu-decode on: the model runs on cpu here"):
+        bench.bench(config)
+    monkeypatch.setattr(gpu_decode, "DEVICES", {"cpu"})
+    pipeline = bench.bench(config)["pipeline"]
+    assert pipeline["decode_gpu"]["items"] > 0
+    assert pipeline["decode"]["items"] + pipeline["decode_gpu"]["items"] == 2 * 70
 
 
 def test_labels_that_differ_from_plain_fp32_are_counted() -> None:
