@@ -67,32 +67,12 @@ class DeviceJpegDecoder:
     def __init__(
         self, decode_spec: DecodeSpec, preprocess_spec: PreprocessSpec, device: torch.device
     ) -> None:
-        # It tells of every codec that it could have had, on stderr.
-        os.environ.setdefault("PYNVIMGCODEC_VERBOSITY", "0")
-        try:
-            from nvidia import nvimgcodec
-        except ImportError as error:
-            raise ConfigError(
-                'decoding on a GPU needs nvImageCodec: pip install "imgcls[gpu-decode]"'
-            ) from error
-
+        nvimgcodec = _import_nvimgcodec()
         self._decode_spec, self._preprocess_spec = decode_spec, preprocess_spec
         self._device = device
-        on_gpu = (
-            nvimgcodec.BackendKind.HW_GPU_ONLY,
-            nvimgcodec.BackendKind.GPU_ONLY,
-            nvimgcodec.BackendKind.HYBRID_CPU_GPU,
-        )
-        is_cuda, num_cores = device.type == "cuda", len(os.sched_getaffinity(0))
-        kinds = on_gpu if is_cuda else (nvimgcodec.BackendKind.CPU_ONLY,)
-        self._decoder = nvimgcodec.Decoder(
-            device_id=(device.index or 0) if is_cuda else nvimgcodec.NVIMGCODEC_DEVICE_CPU_ONLY,
-            max_num_cpu_threads=max(1, min(_MAX_HOST_THREADS, num_cores // 2)),
-            backends=[nvimgcodec.Backend(kind) for kind in kinds],
-            options=":fancy_upsampling=1",
-        )
+        self._decoder = _open_decoder(nvimgcodec, device)
         # None: no stream of its own.
-        self._stream = torch.cuda.Stream(device) if is_cuda else None  # type: ignore[no-untyped-call]
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
         is_gray = decode_spec.color == "gray"
         self._params = nvimgcodec.DecodeParams(
             apply_exif_orientation=False,
@@ -219,7 +199,6 @@ class DeviceJpegDecoder:
             with self._lock:
                 self._is_closed = True
 
-    # type: nvImageCodec has no types.
     def _decode(self, files: Sequence[bytes]) -> list[Any]:
         on_stream = {"cuda_stream": self._stream.cuda_stream} if self._stream is not None else {}
         return list(self._decoder.decode(list(files), params=self._params, **on_stream))
@@ -236,6 +215,33 @@ class DeviceJpegDecoder:
         height_px, width_px, _ = image_HWC.shape
         spec = self._preprocess_spec
         return resample_on_device(image_HWC, crop_box(width_px, height_px, spec), spec.image_px)
+
+
+# Any: nvImageCodec has no types.
+def _import_nvimgcodec() -> Any:  # noqa: ANN401
+    # It tells of every codec that it could have had, on stderr.
+    os.environ.setdefault("PYNVIMGCODEC_VERBOSITY", "0")
+    try:
+        from nvidia import nvimgcodec
+    except ImportError as error:
+        raise ConfigError(
+            'decoding on a GPU needs nvImageCodec: pip install "imgcls[gpu-decode]"'
+        ) from error
+    return nvimgcodec
+
+
+def _open_decoder(nvimgcodec: Any, device: torch.device) -> Any:  # noqa: ANN401
+    kind, device_id = nvimgcodec.BackendKind, nvimgcodec.NVIMGCODEC_DEVICE_CPU_ONLY
+    kinds = [kind.CPU_ONLY]
+    if device.type == "cuda":
+        kinds = [kind.HW_GPU_ONLY, kind.GPU_ONLY, kind.HYBRID_CPU_GPU]
+        device_id = torch.cuda.current_device() if device.index is None else device.index
+    return nvimgcodec.Decoder(
+        device_id=device_id,
+        max_num_cpu_threads=max(1, min(_MAX_HOST_THREADS, len(os.sched_getaffinity(0)) // 2)),
+        backends=[nvimgcodec.Backend(kind) for kind in kinds],
+        options=":fancy_upsampling=1",
+    )
 
 
 def _is_plain_coding(source: ImageFile.ImageFile) -> bool:
