@@ -157,17 +157,13 @@ class DeviceJpegDecoder:
         self._thread.join()
 
     def _run(self) -> None:
-        while (first := self._inbox.get()) is not None:
-            batch, is_last = [first], False
+        is_open = True
+        while is_open:
+            batch = [self._inbox.get()]
             while len(batch) < _BATCH_SIZE and not self._inbox.empty():
-                item = self._inbox.get()
-                if item is None:
-                    is_last = True
-                    break
-                batch.append(item)
-            self._work_on(batch)
-            if is_last:
-                return
+                batch.append(self._inbox.get())
+            is_open = None not in batch
+            self._work_on([item for item in batch if item is not None])
 
     def _work_on(self, batch: list[tuple[Task, Callable[[Task], None]]]) -> None:
         wanted = [(task, give_back) for task, give_back in batch if task.is_wanted()]
@@ -251,12 +247,12 @@ def _is_plain_coding(source: ImageFile.ImageFile) -> bool:
         return False
     if source.mode == "L":
         return len(layers) == 1
-    identifiers, (horizontal, vertical) = [layer[0] for layer in layers], layers[0][1:3]
-    is_ycbcr = "jfif" in source.info or identifiers == [1, 2, 3]
+    identifiers = [layer[0] for layer in layers]
+    samplings = [tuple(layer[1:3]) for layer in layers]
     return (
         len(layers) == 3
-        and is_ycbcr
+        and ("jfif" in source.info or identifiers == [1, 2, 3])
         and source.info.get("adobe_transform", 1) == 1
-        and (horizontal, vertical) in _SAMPLINGS
-        and all(tuple(layer[1:3]) == (1, 1) for layer in layers[1:])
+        and samplings[0] in _SAMPLINGS
+        and samplings[1:] == [(1, 1), (1, 1)]
     )

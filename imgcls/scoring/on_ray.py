@@ -174,6 +174,7 @@ def _schedule(
         batch_size=1,
         compute=ray.data.ActorPoolStrategy(
             size=len(placements),
+            # One waits in line, so that no actor waits for Ray Data when another ends.
             max_tasks_in_flight_per_actor=SHARDS_IN_FLIGHT + 1,
             max_concurrent_calls_per_actor=SHARDS_IN_FLIGHT,
             enable_true_multi_threading=True,
