@@ -31,6 +31,7 @@ from imgcls.errors import ConfigError
 from imgcls.image.crops import Crop
 from imgcls.image.device_resample import resample_on_device
 from imgcls.image.engine import Task
+from imgcls.image.formats.jpeg_markers import BASELINE, END_OF_IMAGE, EXTENDED, Frame, read_frame
 from imgcls.image.jpeg import scale_by_dct
 from imgcls.image.preprocess import crop_box
 from imgcls.image.raster import exif_orientation, open_raster
@@ -43,7 +44,6 @@ _MAX_IN_FLIGHT: Final = 3 * _BATCH_SIZE
 _MAX_PIXELS: Final = 4 << 20
 _MAX_HOST_THREADS: Final = 4  # for those parts of nvJPEG that a CPU does
 _MAX_FAILURES_IN_A_ROW: Final = 3
-_END_OF_IMAGE: Final = b"\xff\xd9"
 # Sampling factors of luma for 4:4:4, 4:2:2 and 4:2:0, those of chroma being 1.
 _SAMPLINGS: Final = ((1, 1), (2, 1), (2, 2))
 
@@ -112,7 +112,7 @@ class DeviceJpegDecoder:
         Whole as far as its end tells, baseline, 8 bits, grey or YCbCr, upright, of a moderate size,
         and one that a decoder process would decode at full size and without converting colours.
         """
-        if not (data.startswith(b"\xff\xd8\xff") and data.endswith(_END_OF_IMAGE)):
+        if not (data.startswith(b"\xff\xd8\xff") and data.endswith(END_OF_IMAGE)):
             return False
         try:
             source = open_raster(data, "JPEG")
@@ -122,7 +122,8 @@ class DeviceJpegDecoder:
         width_px, height_px = source.size
         min_short_px = preprocess_spec.resize_px if spec.dct_scaling else None
         return (
-            _is_plain_coding(source)
+            read_frame(data).marker in (BASELINE, EXTENDED)
+            and _is_plain_coding(source)
             and source.mode in (("RGB", "L") if spec.color == "rgb" else ("L",))
             and width_px * height_px <= min(spec.max_pixels, _MAX_PIXELS)
             and scale_by_dct(source.size, min_short_px) == 1
@@ -133,7 +134,10 @@ class DeviceJpegDecoder:
     def decode(self, files: Sequence[bytes]) -> list[list[Crop] | None]:
         """Decode and preprocess files that are plain; None for one that can't be decoded here."""
         with torch.cuda.stream(self._stream), torch.inference_mode():
-            images = [self._to_tensor(image) for image in self._decode(files)]
+            images = [
+                self._to_tensor(image, read_frame(data))
+                for image, data in zip(self._decode(files), files, strict=True)
+            ]
             crops = [self._preprocess(image_HWC) for image_HWC in images if image_HWC is not None]
             # One copy for all of them, which also waits for all that was done to them.
             x_BCPP = torch.stack(crops).cpu().numpy() if crops else np.empty(0, np.uint8)
@@ -199,9 +203,10 @@ class DeviceJpegDecoder:
         on_stream = {"cuda_stream": self._stream.cuda_stream} if self._stream is not None else {}
         return list(self._decoder.decode(list(files), params=self._params, **on_stream))
 
-    def _to_tensor(self, image: Any) -> torch.Tensor | None:  # noqa: ANN401
+    def _to_tensor(self, image: Any, frame: Frame) -> torch.Tensor | None:  # noqa: ANN401
         """Return uint8 [H,W,C] on the device, without copying; None for what is not that."""
-        if image is None or image.shape[2:] != (self._decode_spec.num_channels,):
+        expected = (frame.height_px, frame.width_px, self._decode_spec.num_channels)
+        if image is None or tuple(image.shape) != expected:
             return None
         if self._device.type == "cuda":
             return torch.utils.dlpack.from_dlpack(image)

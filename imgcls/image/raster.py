@@ -17,6 +17,7 @@ from PIL import Image, ImageFile
 from imgcls.errors import ImageTooLargeError, UnsupportedImageError
 from imgcls.image.color import to_color
 from imgcls.image.decoded import DecodedImage
+from imgcls.image.formats.jpeg_markers import read_frame
 from imgcls.image.headers import check_png, check_png_is_complete, webp_size
 from imgcls.image.jpeg import decode_jpeg, scale_by_dct
 from imgcls.image.spec import DecodeSpec
@@ -109,7 +110,7 @@ def _decode_frame(
     orientation = 1 if format_name == "TIFF" else exif_orientation(source)
     if format_name == "JPEG":
         divisor = scale_by_dct(source.size, min_short_px)
-        image_HWC = decode_jpeg(source, data, divisor, spec)
+        image_HWC = decode_jpeg(source, data, read_frame(data), divisor, spec)
     else:
         source.load()
         image_HWC = to_color(source, format_name, spec)

@@ -1,0 +1,1 @@
+"""Formats beyond Pillow's: their names, and the readers of optional packages."""
