@@ -52,7 +52,7 @@ def demo(config: DemoConfig) -> dict[str, Any]:
         ConfigError: the output folder holds something that no demo wrote.
     """
     start_s = time.monotonic()
-    folder = _fresh_folder(Path(config.output).absolute())
+    folder = _fresh_folder(Path(config.output))
     with _storage(config.s3, folder) as root:
         images, labels = _load_digits()
         log.info("writing %d digits as PNG files under %s", len(images), root)

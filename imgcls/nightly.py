@@ -10,7 +10,6 @@ import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -38,7 +37,6 @@ from imgcls.scoring.runlog import RunLog
 from imgcls.scoring.sizes import derive_shard_size, shard_sizes
 from imgcls.scoring.verify import verify
 from imgcls.scoring.workers import Workers
-from imgcls.storage.uri import canonical
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +52,6 @@ def nightly(config: NightlyConfig) -> dict[str, Any]:
     """
     start_s = time.monotonic()
     check_config(config)
-    config = replace(config, source=canonical(config.source), output=canonical(config.output))
     name = config.run_id or "nightly"
     with RunLog() as run_log, Lease(config.output, name) as lease, Workers(config) as workers:
         model = resolve_model(config.model)
@@ -144,7 +141,6 @@ def show_plan(config: PlanConfig) -> dict[str, Any]:
     Raises:
         ConfigError: the source or the model is wrong.
     """
-    config = replace(config, source=canonical(config.source), output=canonical(config.output))
     model = resolve_model(config.model)
     with _difference(config, model) as (staging, counts):
         num_images = staging.count()

@@ -79,7 +79,17 @@ def test_jobs_that_can_be_submitted_are_those_there_are() -> None:
 
 
 def test_all_behind_the_job_is_the_jobs_own(capsys: pytest.CaptureFixture[str]) -> None:
-    night = ["nightly", "--source", "a", "--model", "b", "--output", "s3://c/d", "--top-k", "3"]
+    night = [
+        "nightly",
+        "--source",
+        "s3://a",
+        "--model",
+        "s3://b",
+        "--output",
+        "s3://c/d",
+        "--top-k",
+        "3",
+    ]
     flags = ["--name", "n", "--image", "i:1", "--service-account", "s"]
     for arguments in (["rayjob", *flags, *night], [*flags, "rayjob", *night],
                       ["rayjob", *flags, "--", *night]):  # fmt: skip

@@ -3,22 +3,23 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from imgcls.config.paths import Config, OutputFile, OutputUri, Uri
 from imgcls.config.values import Device
 
 
 @dataclass(frozen=True)
-class EvaluateConfig:
+class EvaluateConfig(Config):
     """Measure a model on labelled images, or published predictions against labels."""
 
-    model: str = ""
+    model: Uri = ""
     """Bundle URI or registry reference to run on DATA."""
-    data: str = ""
+    data: Uri = ""
     """Labelled images, as for train."""
     split: Literal["train", "val", "test", "all"] = "test"
     """Which split of DATA to measure."""
-    predictions: str = ""
+    predictions: Uri = ""
     """Output prefix of `score`; every published run is read, or the one of --run-id."""
-    labels: str = ""
+    labels: Uri = ""
     """Manifest with uri,label for the predictions."""
     run_id: str = ""
     """Only this run's predictions."""
@@ -33,22 +34,22 @@ class EvaluateConfig:
 
 
 @dataclass(frozen=True)
-class ExportConfig:
+class ExportConfig(Config):
     """Write a model as one ONNX file, checked against its golden outputs."""
 
-    model: str
+    model: Uri
     """Bundle URI or registry reference."""
-    output: str
+    output: OutputFile
     """The file to write, such as model.onnx; local or s3:// gs:// az://. One that is there is
     replaced.
     """
 
 
 @dataclass(frozen=True)
-class PromoteConfig:
+class PromoteConfig(Config):
     """Point an alias at a registered version."""
 
-    model: str
+    model: OutputUri
     """REGISTRY/NAME@v3, the version to promote (or REGISTRY/NAME@alias, to copy an alias)."""
     alias: str = "production"
     """The alias to move."""

@@ -3,23 +3,27 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from imgcls.config.models import EvaluateConfig, PromoteConfig
+from imgcls.config.paths import Config, LocalPath, OutputPath, SourceUri, Uri
+from imgcls.config.scoring import NightlyConfig, ScoreConfig
+from imgcls.config.training import TrainConfig
 from imgcls.config.values import Device, Executor, GpuDecode, Precision
 
 Job = Literal["train", "score", "nightly", "evaluate", "promote", "bench"]
 
 
 @dataclass(frozen=True)
-class DoctorConfig:
+class DoctorConfig(Config):
     """Show what this machine can do; or check a cluster.yaml before `ray up`."""
 
-    cluster_file: str = field(default="", metadata={"positional": True})
+    cluster_file: LocalPath = field(default="", metadata={"positional": True})
     """A cluster.yaml to check instead of this machine: by Ray's own schema, and for what an
     operator would regret. Nothing is started.
     """
 
 
 @dataclass(frozen=True)
-class SubmitConfig:
+class SubmitConfig(Config):
     """Run a job on a Ray cluster, follow its log to the end, and return its own exit code."""
 
     job: Job = field(metadata={"positional": True})
@@ -34,7 +38,7 @@ class SubmitConfig:
     """Name of the job on the cluster; default nightly-DATE for nightly, else JOB-DATE-TIME, both
     in UTC.
     """
-    working_dir: str = ""
+    working_dir: LocalPath = ""
     """Folder to upload, with packages imgcls and jobs in it; default only these two, as they are
     installed here.
     """
@@ -43,7 +47,7 @@ class SubmitConfig:
 
 
 @dataclass(frozen=True)
-class ManifestConfig:
+class ManifestConfig(Config):
     """Print a Kubernetes manifest for a job: a CronJob, or KubeRay's RayJob or RayCronJob."""
 
     kind: Literal["rayjob", "cronjob", "raycronjob"] = field(metadata={"positional": True})
@@ -93,10 +97,10 @@ class ManifestConfig:
 
 
 @dataclass(frozen=True)
-class DemoConfig:
+class DemoConfig(Config):
     """Train on real handwritten digits, score a bucket of them, and explain what happened."""
 
-    output: str = "imgcls-demo"
+    output: OutputPath = "imgcls-demo"
     """Folder for the demo's images, registry and predictions; made anew, refused when it holds
     anything else.
     """
@@ -107,7 +111,7 @@ class DemoConfig:
 
 
 @dataclass(frozen=True)
-class BenchConfig:
+class BenchConfig(Config):
     """Measure decoding, the model, both together or training, beside this machine's limits."""
 
     what: Literal["score", "decode", "predict", "train"] = field(
@@ -116,9 +120,9 @@ class BenchConfig:
     """decode: decoder processes alone; predict: the model alone; score: both, and a whole run;
     train: the training loop beside the bare step, two ranks beside one, and a worker's memory.
     """
-    source: str = ""
+    source: SourceUri = ""
     """Folder or prefix of images to take; default makes photograph-like JPEGs of its own."""
-    model: str = ""
+    model: Uri = ""
     """Bundle URI or registry reference, as for score; default an untrained --arch."""
     arch: str = "resnet18"
     """Architecture of the untrained model; its golden check passes, so that speed is measured."""
@@ -138,3 +142,13 @@ class BenchConfig:
     """Decoder processes; 0 takes the cores of this machine."""
     gpu_decode: GpuDecode = "off"
     """on has the GPU decode too, as for score; decoding alone is then what both do together."""
+
+
+JOB_CONFIGS: dict[str, type] = {
+    "train": TrainConfig,
+    "score": ScoreConfig,
+    "nightly": NightlyConfig,
+    "evaluate": EvaluateConfig,
+    "promote": PromoteConfig,
+    "bench": BenchConfig,
+}

@@ -2,20 +2,21 @@
 
 from dataclasses import dataclass
 
+from imgcls.config.paths import Config, OutputUri, SourceUri, Uri
 from imgcls.config.values import CpuHelpers, Device, Executor, GpuDecode, Precision
 
 
 @dataclass(frozen=True)
-class ScoreConfig:
+class ScoreConfig(Config):
     """Score every image of a source with a model and publish the predictions as Parquet."""
 
-    source: str
-    """Prefix, glob (* within a folder, ** across folders), or manifest (.csv .parquet .jsonl) with
-    a column uri.
+    source: SourceUri
+    """Prefix, glob (* within a folder, ** across folders), or manifest (.csv .parquet .jsonl and
+    others, as for train) with a column uri.
     """
-    model: str
+    model: Uri
     """Bundle URI, or REGISTRY/NAME@v3, or REGISTRY/NAME@production."""
-    output: str
+    output: OutputUri
     """Prefix for runs and published predictions."""
     run_id: str = ""
     """Name of the run; the same id again resumes it. Default: a new one from date and time."""
@@ -85,14 +86,14 @@ class NightlyConfig(ScoreConfig):
 
 
 @dataclass(frozen=True)
-class PlanConfig:
+class PlanConfig(Config):
     """Show what a nightly run would score: new, changed and failed images, bytes and shards."""
 
-    source: str
+    source: SourceUri
     """Prefix, glob or manifest, as for score."""
-    model: str
+    model: Uri
     """Bundle URI or registry reference, as for score."""
-    output: str
+    output: Uri
     """Prefix with the published predictions to compare with."""
     retry_failed: bool = False
     """Count what failed before as to be scored."""
@@ -101,20 +102,20 @@ class PlanConfig:
 
 
 @dataclass(frozen=True)
-class VerifyConfig:
+class VerifyConfig(Config):
     """Read plan, commits and parts of published runs again and print any difference."""
 
-    output: str
+    output: Uri
     """Output prefix of `score`."""
     run_id: str = ""
     """Only this run; default every run."""
 
 
 @dataclass(frozen=True)
-class GcConfig:
+class GcConfig(Config):
     """Remove what no run needs any more; never anything that a manifest names."""
 
-    output: str
+    output: OutputUri
     """Output prefix of `score`."""
     older_than: str = "24h"
     """Only what was last written longer ago: a number and s, m, h or d."""
@@ -125,10 +126,10 @@ class GcConfig:
 
 
 @dataclass(frozen=True)
-class RollbackConfig:
+class RollbackConfig(Config):
     """Take a published run back: neither readers nor the next plan see it any more."""
 
-    output: str
+    output: OutputUri
     """Output prefix of `score`."""
     run_id: str
     """The run to take back."""

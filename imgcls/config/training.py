@@ -3,18 +3,20 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from imgcls.config.paths import Config, OutputUri, TrackingUri, Uri, WeightsUri
 from imgcls.config.values import Device, WorkerRange
 
 
 @dataclass(frozen=True)
-class TrainConfig:
+class TrainConfig(Config):
     """Train a classifier on labelled images and register it as the next version of its name."""
 
-    data: str
+    data: Uri
     """Folder tree (one folder per class, optionally under train/ val/ test/) or a manifest (.csv
-    .parquet .jsonl) with uri,label[,split,group]. Local or s3:// gs:// az://.
+    .tsv .txt .json .jsonl .ndjson, also .gz, or .parquet) with uri,label[,split,group]. Local or
+    s3:// gs:// az://.
     """
-    registry: str
+    registry: OutputUri
     """Prefix that holds all models; the bundle goes to REGISTRY/NAME/v<N>."""
     name: str
     """Name of the model in the registry."""
@@ -75,7 +77,7 @@ class TrainConfig:
     """Learning rate of each stage of the network as a share of that of the stage after it."""
     freeze_stages: int = 0
     """Stages of the network, from the image on, whose weights and batch statistics stay."""
-    weights: str = ""
+    weights: WeightsUri = ""
     """Weights to start from: a name of torchvision's, such as DEFAULT; a bundle, as
     REGISTRY/NAME@v1; or a .safetensors or .pt file. The last layer is always new. The first two
     bring the mean and spread they were trained with; else those of DATA are measured.
@@ -149,11 +151,11 @@ class TrainConfig:
     """Stop after so many epochs without a better validation; 0 trains all epochs."""
     seed: int = 0
     """Seed of initial weights, order of samples and augmentation."""
-    work_dir: str = ""
+    work_dir: OutputUri = ""
     """Where checkpoints and logs go; default REGISTRY/_training/NAME."""
     tensorboard: bool = False
     """Also write TensorBoard event files, to tensorboard/ in the run's folder."""
-    mlflow_uri: str = ""
+    mlflow_uri: TrackingUri = ""
     """Also log to MLflow: the URI of its tracking server; pip install 'imgcls[mlflow]'."""
     mlflow_experiment: str = ""
     """MLflow experiment; default NAME."""

@@ -60,10 +60,14 @@ def check_name(name: str, flag: str) -> None:
 
 
 def value_of(flag: str, arguments: Sequence[str]) -> str:
-    """Return the value of a flag among the flags of a job, "" where it is not given."""
+    """Return the value of a flag among the flags of a job, "" where it is not given.
+
+    Of several, the last one counts, as for the job itself.
+    """
+    value = ""
     for number, word in enumerate(arguments):
         if word == flag:
-            return arguments[number + 1] if number + 1 < len(arguments) else ""
-        if word.startswith(f"{flag}="):
-            return word.partition("=")[2]
-    return ""
+            value = arguments[number + 1] if number + 1 < len(arguments) else ""
+        elif word.startswith(f"{flag}="):
+            value = word.partition("=")[2]
+    return value

@@ -20,6 +20,7 @@ import torchvision
 from torch import Tensor, nn
 from torchvision.models.vision_transformer import VisionTransformer, interpolate_embeddings
 
+from imgcls.config.paths import WEIGHTS_SUFFIXES
 from imgcls.errors import ConfigError, ObjectMissingError
 from imgcls.model.artifact import Bundle, read_bundle
 from imgcls.model.build import SIMPLE_CNN, find_head, find_stem, sum_input_channels
@@ -27,7 +28,6 @@ from imgcls.model.labels import enumerate_names
 from imgcls.model.registry import resolve
 from imgcls.storage import objects
 
-_FILE_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 # Under these keys training scripts keep the weights beside the optimizer; in order of preference.
 _NESTED_KEYS = ("model_ema", "state_dict", "model")
 # Prefixes that wrappers (DistributedDataParallel, torch.compile) put before every name.
@@ -133,7 +133,7 @@ def normalization_of(
 
 
 def _is_file(weights: str) -> bool:
-    return weights.lower().endswith(_FILE_SUFFIXES)
+    return weights.lower().endswith(WEIGHTS_SUFFIXES)
 
 
 def _is_bundle(weights: str) -> bool:
@@ -186,7 +186,7 @@ def _published(arch: str, name: str) -> Any:  # noqa: ANN401  # torchvision has 
         known = enumerate_names(published.__members__)
         raise ConfigError(
             f"{arch} has no weights {name!r}; it has {known}, "
-            f"or give a bundle (REGISTRY/NAME@v1) or a file ending in {', '.join(_FILE_SUFFIXES)}"
+            f"or give a bundle (REGISTRY/NAME@v1) or a file ending in {', '.join(WEIGHTS_SUFFIXES)}"
         )
     return published[name]
 

@@ -15,7 +15,8 @@ from zoneinfo import ZoneInfo, available_timezones
 
 import yaml
 
-from imgcls.config.operations import ManifestConfig
+from imgcls.config.operations import JOB_CONFIGS, ManifestConfig
+from imgcls.config.paths import find_relative, path_flags
 from imgcls.config.values import value_of
 from imgcls.errors import BudgetExceededError, ConfigError, LeaseHeldError
 from imgcls.scoring.cleanup import parse_age
@@ -34,7 +35,6 @@ LATEST_START_S = 3600
 _NAME = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
 _CRON_FIELD = re.compile(r"[0-9A-Za-z*/,-]+")
 _MEMORY = re.compile(r"[1-9][0-9]*(Ki|Mi|Gi|Ti|k|M|G|T)?")
-_KEPT_FLAGS = ("--output", "--registry", "--work-dir")
 _SMALL = {"cpu": "1", "memory": "2Gi"}
 _HEAD = {"cpu": "2", "memory": "8Gi"}
 
@@ -243,10 +243,21 @@ def _check(config: ManifestConfig) -> None:
     ):  # fmt: skip
         if number < least:
             raise ConfigError(f"{flag} {number}: must be at least {least}")
-    for flag in _KEPT_FLAGS:
+    _check_places(config)
+
+
+def _check_places(config: ManifestConfig) -> None:
+    """Refuse what is written to a pod's disk, or read from wherever a pod begins."""
+    for name, mark in path_flags(JOB_CONFIGS[config.job]).items():
+        flag = f"--{name.replace('_', '-')}"
         value = value_of(flag, config.arguments)
-        if value and "://" not in value:
+        if mark.is_written and value and "://" not in value:
             raise ConfigError(f"{flag} {value}: ends with the pod; write s3://bucket/prefix")
+    for flag, value, _ in find_relative(JOB_CONFIGS[config.job], config.arguments):
+        raise ConfigError(
+            f"{flag} {value}: a relative path is another one in the pod; write s3://bucket/prefix, "
+            "or an absolute path of the image"
+        )
 
 
 def _check_schedule(config: ManifestConfig) -> None:

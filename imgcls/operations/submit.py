@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from imgcls.config.operations import SubmitConfig
+from imgcls.config.operations import JOB_CONFIGS, SubmitConfig
+from imgcls.config.paths import find_relative
 from imgcls.config.values import check_name, value_of
 from imgcls.errors import ConfigError, ImgclsError, LeaseHeldError, RunStoppedError
 from imgcls.operations.follow import JobEnd, JobLog, follow
@@ -33,7 +34,6 @@ DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 TIMEOUT_S = (10, 120)
 # The dashboard of a new cluster answers before there is an agent to start jobs.
 NEW_CLUSTER_S = 120.0
-_WRITTEN_FLAGS = ("--output", "--registry", "--work-dir")
 
 
 def submit(config: SubmitConfig) -> dict[str, Any]:
@@ -47,7 +47,7 @@ def submit(config: SubmitConfig) -> dict[str, Any]:
     """
     base_id = config.submission_id or _default_id(config)
     check_name(base_id, "--submission-id")
-    _refuse_local_outputs(config)
+    _refuse_relative(config)
     address = _address(config.address)
     has_token = prepare_token()
     with staged(config.working_dir) as upload:
@@ -124,14 +124,22 @@ def _default_id(config: SubmitConfig) -> str:
     return f"{config.job}-{now:%Y-%m-%d-%H%M%S}"
 
 
-def _refuse_local_outputs(config: SubmitConfig) -> None:
-    """Refuse what the job would write into its temporary folder on the head, lost with it."""
-    for flag in _WRITTEN_FLAGS:
-        value = value_of(flag, config.arguments)
-        if value and "://" not in value and not Path(value).is_absolute():
+def _refuse_relative(config: SubmitConfig) -> None:
+    """Refuse places that would be others where the job runs, in a temporary folder on the head.
+
+    What is uploaded with --working-dir may be read by the name that it has there.
+    """
+    for flag, value, is_written in find_relative(JOB_CONFIGS[config.job], config.arguments):
+        if is_written:
             raise ConfigError(
                 f"{flag} {value}: a relative path ends with the job on the cluster; write "
                 "s3://bucket/prefix, or the absolute path of a folder that every node mounts"
+            )
+        if not (config.working_dir and Path(config.working_dir, value).exists()):
+            raise ConfigError(
+                f"{flag} {value}: a relative path is looked for on the cluster, where it is not; "
+                "write s3://bucket/prefix, the absolute path of a folder that every node mounts, "
+                "or a path within --working-dir, which is uploaded"
             )
 
 

@@ -11,10 +11,11 @@ import secrets
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, date, datetime
 from typing import Any
 
+from imgcls.config.paths import canonical_value, path_flags
 from imgcls.config.scoring import ScoreConfig
 from imgcls.config.values import check_name
 from imgcls.errors import ConfigError, ShardFailedError, StorageError
@@ -39,7 +40,7 @@ from imgcls.scoring.sizes import MAX_SHARD_SIZE, MIN_SHARD_SIZE, shard_sizes
 from imgcls.scoring.stages import StageDicts, add_stages, describe_bottleneck
 from imgcls.scoring.worker import ShardSummary
 from imgcls.scoring.workers import Workers
-from imgcls.storage.uri import canonical, join
+from imgcls.storage.uri import join
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +59,6 @@ def score(config: ScoreConfig) -> dict[str, Any]:
     """
     start_s = time.monotonic()
     check_config(config)
-    config = replace(config, source=canonical(config.source), output=canonical(config.output))
     run_id = config.run_id or new_run_id()
     refuse_rolled_back(config.output, run_id)
     with RunLog() as run_log, Workers(config) as workers:
@@ -187,6 +187,9 @@ def check_same_run(config: ScoreConfig, plan: Plan) -> None:
     """Refuse to resume a run with flags that would change its rows."""
     for name in _SAME_ON_RESUME:
         asked, planned = getattr(config, name), plan.config[name]
+        if name in path_flags(ScoreConfig):
+            # Plans of before flags were made canonical have them as they were typed.
+            planned = canonical_value(ScoreConfig, name, planned)
         if asked != planned:
             raise ConfigError(
                 f"run {plan.run_id} was planned with --{name.replace('_', '-')} {planned}, not "

@@ -6,12 +6,10 @@ here or elsewhere unquotes, normalises or otherwise understands it. Only local p
 once, to absolute ones.
 """
 
-import os
 import re
 
+from imgcls.config.paths import SCHEMES, absolute_path
 from imgcls.errors import ConfigError
-
-SCHEMES = ("s3", "gs", "az")
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -36,7 +34,7 @@ def split_uri(uri: str) -> tuple[str, str, str]:
     """
     match = _SCHEME.match(uri)
     if match is None:
-        return "", "", _absolute(uri)
+        return "", "", absolute_path(uri)
     scheme = match[1]
     if scheme not in SCHEMES:
         raise ConfigError(
@@ -84,13 +82,3 @@ def canonical(uri: str) -> str:
     """
     scheme, bucket, key = split_uri(uri)
     return f"{scheme}://{bucket}/{key}".rstrip("/") if scheme else key.rstrip("/") or "/"
-
-
-def _absolute(path: str) -> str:
-    if not path:
-        raise ConfigError("an empty path names nothing: write a URI or a folder")
-    if "\0" in path:
-        raise ConfigError(f"{path[:_MAX_SHOWN]!r} is no path: it holds a NUL character")
-    absolute = os.path.abspath(path)  # noqa: PTH100  (pathlib's resolve() would follow links too)
-    # POSIX gives a leading "//" a meaning of its own; Linux does not.
-    return f"/{absolute.lstrip('/')}"

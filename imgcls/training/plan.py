@@ -10,6 +10,7 @@ import hashlib
 import json
 import logging
 import math
+import os
 from dataclasses import asdict, dataclass, fields, replace
 
 from torch import nn
@@ -24,6 +25,7 @@ from imgcls.model.dataset import Dataset, Sample, read_dataset
 from imgcls.model.labels import ClassNames, enumerate_names
 from imgcls.model.predict import pick_device
 from imgcls.model.weights import normalization_of
+from imgcls.storage import objects
 from imgcls.storage.uri import join, split_uri
 from imgcls.training.checkpoint import CheckpointSchedule
 from imgcls.training.initial import initial_model
@@ -36,6 +38,7 @@ from imgcls.training.tracking import check_tracking
 
 log = logging.getLogger(__name__)
 
+RUN = "run.json"  # the flags of a run, in its folder
 _FINGERPRINT_DIGITS = 16
 
 
@@ -101,7 +104,7 @@ def make_plan(config: TrainConfig) -> TrainPlan:
         labels_N = [sample.labels for sample in splits["train"]]
         pos_weights = balanced_pos_weights(labels_N, len(dataset.class_names))
         recipe = replace(recipe, pos_weight=tuple(pos_weights))
-    return TrainPlan(
+    plan = TrainPlan(
         config=config,
         recipe=recipe,
         decode_spec=decode_spec,
@@ -111,6 +114,18 @@ def make_plan(config: TrainConfig) -> TrainPlan:
         split_digest=dataset.split_digest,
         fingerprint=_fingerprint(config, recipe, decode_spec, dataset),
     )
+    return replace(plan, fingerprint=_earlier_fingerprint(plan, dataset) or plan.fingerprint)
+
+
+def _earlier_fingerprint(plan: TrainPlan, dataset: Dataset) -> str:
+    """Return the fingerprint of a run that began when --weights counted as it was typed, or ""."""
+    weights = plan.config.weights
+    if not weights.startswith("/") or objects.exists(join(plan.run_uri, RUN)):
+        return ""
+    typed = os.path.relpath(weights)
+    earlier = _fingerprint(plan.config, plan.recipe, plan.decode_spec, dataset, weights=typed)
+    is_there = objects.exists(join(replace(plan, fingerprint=earlier).run_uri, RUN))
+    return earlier if is_there else ""
 
 
 def _choose_normalization(
@@ -211,14 +226,18 @@ def _check_batches(config: TrainConfig, model: nn.Module, num_train: int) -> Non
 
 
 def _fingerprint(
-    config: TrainConfig, recipe: Recipe, decode_spec: DecodeSpec, dataset: Dataset
+    config: TrainConfig,
+    recipe: Recipe,
+    decode_spec: DecodeSpec,
+    dataset: Dataset,
+    weights: str = "",
 ) -> str:
     """Return a digest of what decides the weights; where and how fast it runs is left out."""
     values = asdict(recipe)
     del values["batch_size"]
     values |= {
         "arch": config.arch,
-        "weights": config.weights,
+        "weights": weights or config.weights,
         "decode": decode_spec.to_dict(),
         "class_names": dataset.class_names.names,
         "split_digest": dataset.split_digest,

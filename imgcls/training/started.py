@@ -13,9 +13,9 @@ from typing import Any
 from imgcls.model.dataset import freeze_split
 from imgcls.storage.objects import put, put_first, read
 from imgcls.storage.uri import join
-from imgcls.training.plan import TrainPlan
+from imgcls.training.plan import RUN, TrainPlan
 
-RUN, SPLIT = "run.json", "split.csv"
+SPLIT = "split.csv"
 # Applied once the weights are there: the fingerprint leaves them out, so a run may go on with
 # others.
 AT_THE_END = ("positive_class", "target_recall", "target_specificity", "slice_by")
