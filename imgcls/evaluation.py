@@ -38,7 +38,7 @@ from imgcls.model.answers import answered_labels
 from imgcls.model.artifact import Bundle, BundleFacts, read_bundle, read_facts
 from imgcls.model.dataset import Dataset, Sample, read_dataset, refuse_joined, split_label
 from imgcls.model.decisions import DecisionTable
-from imgcls.model.labels import ClassNames, enumerate_names, from_labels
+from imgcls.model.labels import ClassNames, describe_unknown, from_labels
 from imgcls.model.manifest import read_manifest
 from imgcls.model.predict import Predictions, Predictor
 from imgcls.model.registry import resolve
@@ -359,7 +359,6 @@ def _known_classes(
     if unknown:
         refuse_joined(unknown, ClassNames(tuple(sorted(names))), "--labels")
         raise ConfigError(
-            f"labels that the model does not know: {enumerate_names(unknown)}; "
-            f"it knows {enumerate_names(sorted(names))}"
+            f"labels that the model does not know: {describe_unknown(unknown, sorted(names))}"
         )
     return from_labels(names)

@@ -13,12 +13,22 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 from imgcls.errors import ConfigError, SourceError
-from imgcls.model.labels import ClassNames, enumerate_names, from_labels
-from imgcls.model.manifest import LabelRow, is_manifest, read_manifest, write_manifest
+from imgcls.model.labels import (
+    ClassNames,
+    describe_unknown,
+    enumerate_names,
+    from_labels,
+    refuse_lookalikes,
+)
+from imgcls.model.manifest import (
+    MULTI_LABEL_SEPARATOR,
+    LabelRow,
+    is_manifest,
+    read_manifest,
+    write_manifest,
+)
 from imgcls.model.split import assign_splits, check_fractions
 from imgcls.model.tree import SPLITS, read_tree
-
-MULTI_LABEL_SEPARATOR = "|"
 
 _log = logging.getLogger(__name__)
 
@@ -93,20 +103,23 @@ def read_dataset(
     """
     check_fractions(val_fraction, test_fraction)
     if is_manifest(data):
-        rows, num_skipped = read_manifest(data, slice_by=slice_by), {}
+        rows, num_skipped = read_manifest(data, slice_by=slice_by, multi_label=multi_label), {}
     elif multi_label or slice_by:
         raise ConfigError(f"several labels or slices need a manifest, {data} is a folder")
     else:
         tree = read_tree(data)
         rows, num_skipped = tree.rows, tree.num_skipped
-    unique = _unique_rows(rows)
+    unique = unique_rows(rows)
     # One set per distinct label: a data set has millions of images and few labels.
     names_of = {label: split_label(label, multi_label) for label in {row.label for row in unique}}
     names_by_uri = {row.uri: names_of[row.label] for row in unique}
     if is_manifest(data) and not multi_label:
         refuse_joined(sorted(names_of), class_names, data)
-    class_names = class_names or from_labels(n for names in names_of.values() for n in names)
-    _refuse_unknown(frozenset[str]().union(*names_of.values()), class_names, data)
+    found = frozenset[str]().union(*names_of.values())
+    if class_names is None:
+        class_names = from_labels(found)
+        refuse_lookalikes(found, data)
+    _refuse_unknown(found, class_names, data)
     unique = _with_splits(unique, names_by_uri, val_fraction, test_fraction, seed, data)
     samples = tuple(
         Sample(
@@ -154,7 +167,12 @@ def split_digest(samples: Iterable[Sample]) -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
-def _unique_rows(rows: list[LabelRow]) -> list[LabelRow]:
+def unique_rows(rows: list[LabelRow]) -> list[LabelRow]:
+    """Return each image once.
+
+    Raises:
+        SourceError: an image that is listed twice, unlike.
+    """
     by_uri: dict[str, LabelRow] = {}
     for row in rows:
         first = by_uri.setdefault(row.uri, row)
@@ -198,8 +216,8 @@ def _refuse_unknown(found: frozenset[str], class_names: ClassNames, data: str) -
     unknown = sorted(found - set(class_names.names))
     if unknown:
         raise ConfigError(
-            f"{data} holds classes that the model does not know: {enumerate_names(unknown)}; "
-            f"it knows {enumerate_names(class_names.names)}"
+            f"{data} holds classes that the model does not know: "
+            f"{describe_unknown(unknown, class_names.names)}"
         )
 
 

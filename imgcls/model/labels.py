@@ -4,6 +4,7 @@ In: names as they appear in folders or manifests. Out: label <-> class name, bot
 Invariant: the order of `names` is the order of the model's outputs, and it travels in the bundle.
 """
 
+import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from functools import cached_property
 from imgcls.errors import ConfigError
 
 _NUM_NAMES_IN_MESSAGE = 10
+_UNSEEN = ("Cf", "Cc")  # categories of Unicode: formats, such as a zero-width space, and controls
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,44 @@ def from_labels(labels: Iterable[str]) -> ClassNames:
         ConfigError: no name, one only, an empty name, or names that differ only in case.
     """
     return ClassNames(tuple(sorted(set(labels))))
+
+
+def refuse_lookalikes(names: Iterable[str], data: str) -> None:
+    """Refuse names of classes that nobody could tell apart, or that begin or end with a blank.
+
+    Raises:
+        ConfigError: names them, so that one sees the difference.
+    """
+    alike = defaultdict(list)
+    for name in sorted(set(names)):
+        alike[_looks(name)].append(name)
+    for variants in alike.values():
+        if len(variants) > 1:
+            raise ConfigError(
+                f"{data} has class names that look alike: {', '.join(map(ascii, variants))}. They "
+                "differ only in case, in blanks or in characters that are not seen: rename them to "
+                "one spelling"
+            )
+        if variants[0] != variants[0].strip() and variants[0].strip():
+            raise ConfigError(
+                f"{data} has a class name with surrounding blanks: {variants[0]!r}; remove them"
+            )
+
+
+def describe_unknown(unknown: Iterable[str], known: Iterable[str]) -> str:
+    """Return "it holds x; it knows y", with what is not seen of a name where names look alike."""
+    names, known = list(unknown), list(known)
+    meant = {_looks(name): name for name in known}
+    alike = [(name, meant[_looks(name)]) for name in names if _looks(name) in meant]
+    hint = f"; {alike[0][0]!a} only looks like {alike[0][1]!a}" if alike else ""
+    return f"{enumerate_names(names)}; it knows {enumerate_names(known)}{hint}"
+
+
+def _looks(name: str) -> str:
+    """Return what is seen of a name: composed, without case, marks of width zero and blanks."""
+    composed = unicodedata.normalize("NFC", name)
+    seen = "".join(c for c in composed if c.isspace() or unicodedata.category(c) not in _UNSEEN)
+    return unicodedata.normalize("NFC", " ".join(seen.split()).casefold())
 
 
 def enumerate_names(names: Iterable[str]) -> str:

@@ -1,30 +1,33 @@
-"""A manifest of labelled images: .csv, .parquet or .jsonl with uri,label[,split,group,weight].
+"""A manifest of labelled images: a table with uri,label[,split,group,weight], see columns.py.
 
 In: the manifest's URI. Out: one `LabelRow` per line, in its order. Invariant: labels, splits and
 groups are text: the integer 7 and the string "7" are the same label, and "007" is another. A
 relative uri is relative to the folder that holds the manifest; an absolute one has a scheme, or
-begins with "/" in a local manifest.
+begins with "/" in a local manifest. On a disk "./a.png" and "x/../a.png" are a.png; in a store
+every name is what it is.
 """
 
 import csv
 import io
-import json
+import logging
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
+from imgcls.config.paths import absolute_path
 from imgcls.errors import ObjectMissingError, SourceError
-from imgcls.model.labels import enumerate_names
+from imgcls.model.columns import Columns, Row, is_table, name_of, read_rows
 from imgcls.storage import objects
 from imgcls.storage.uri import is_local, join, split_uri
 
-SUFFIXES = (".csv", ".parquet", ".jsonl")
+MULTI_LABEL_SEPARATOR = "|"
 _REQUIRED = ("uri", "label")
 _OPTIONAL = ("split", "group", "weight", "split_key")
+_NUM_NAMED = 3
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,27 +45,33 @@ class LabelRow:
 
 def is_manifest(data: str) -> bool:
     """Tell whether DATA names a manifest rather than a folder."""
-    return data.lower().endswith(SUFFIXES)
+    return is_table(data) and not (is_local(data) and Path(data).is_dir())
 
 
-def read_manifest(manifest: str, *, slice_by: str = "") -> list[LabelRow]:
+def read_manifest(
+    manifest: str, *, slice_by: str = "", multi_label: bool | None = None
+) -> list[LabelRow]:
     """Read a manifest of labelled images.
 
     Args:
         manifest: Its URI.
         slice_by: A further column to keep as `slice_name`.
+        multi_label: Whether a label may be a list of names or none; None where that is not known.
 
     Raises:
-        SourceError: no such object, no such column, a row without uri or label, a weight that is
-            no positive number, or bytes that are not of the format the suffix says.
+        SourceError: no such object, no such column, a row without uri or label, a cell that is no
+            name, a weight that is no positive number, or bytes that are not of the format the
+            suffix says.
     """
-    required = (*_REQUIRED, slice_by) if slice_by else _REQUIRED
+    columns = Columns((*_REQUIRED, *([slice_by] if slice_by else [])), _OPTIONAL)
     rows = [
-        _row(fields, folder, where, slice_by)
-        for fields, folder, where in _read_rows(manifest, required)
+        _row(row, columns, folder, slice_by, multi_label)
+        for row, folder in _read_rows(manifest, columns)
     ]
     if not rows:
         raise SourceError(f"{manifest} holds no rows: give one line per image")
+    columns.tell(manifest)
+    _tell_blanks([row.uri for row in rows], manifest)
     return rows
 
 
@@ -88,16 +97,16 @@ def read_uris(manifest: str) -> list[str]:
     Raises:
         SourceError: as for `read_manifest`, but that no label is needed.
     """
-    uris = [_uri(fields, folder, where) for fields, folder, where in _read_rows(manifest, ("uri",))]
+    columns = Columns(("uri",))
+    uris = [_uri(row, folder) for row, folder in _read_rows(manifest, columns)]
     if not uris:
         raise SourceError(f"{manifest} holds no rows: give one line per image")
+    _tell_blanks(uris, manifest)
     return uris
 
 
-def _read_rows(
-    manifest: str, required: tuple[str, ...]
-) -> Iterator[tuple[Mapping[str, Any], str, str]]:
-    """Yield each row's fields, the manifest's folder, and words that name the row."""
+def _read_rows(manifest: str, columns: Columns) -> Iterator[tuple[Row, str]]:
+    """Yield each row, and the manifest's folder."""
     if is_local(manifest):
         manifest = split_uri(manifest)[2]
     try:
@@ -105,105 +114,92 @@ def _read_rows(
     except ObjectMissingError as error:
         raise SourceError(f"there is no manifest {manifest}") from error
     folder = manifest.rpartition("/")[0] + "/"
-    for number, fields in enumerate(_parse(data, manifest, required), start=1):
-        yield fields, folder, f"{manifest}, row {number}"
+    for row in read_rows(data, manifest, columns):
+        yield row, folder
 
 
-def _parse(data: bytes, manifest: str, required: tuple[str, ...]) -> Iterator[Mapping[str, Any]]:
-    try:
-        if manifest.lower().endswith(".parquet"):
-            yield from _parse_parquet(data, manifest, required)
-        elif manifest.lower().endswith(".csv"):
-            yield from _parse_csv(data, manifest, required)
-        else:
-            yield from _parse_jsonl(data, manifest, required)
-    except (UnicodeDecodeError, csv.Error, json.JSONDecodeError, pa.ArrowException) as error:
-        raise SourceError(f"{manifest} is not what its suffix says: {error}") from error
-
-
-def _parse_csv(
-    data: bytes, manifest: str, required: tuple[str, ...]
-) -> Iterator[Mapping[str, Any]]:
-    # utf-8-sig: spreadsheets write a byte order mark, which would join the first column's name.
-    reader = csv.DictReader(io.StringIO(data.decode("utf-8-sig"), newline=""), strict=True)
-    _check_columns(reader.fieldnames or [], manifest, required)
-    yield from reader
-
-
-def _parse_parquet(
-    data: bytes, manifest: str, required: tuple[str, ...]
-) -> Iterator[Mapping[str, Any]]:
-    file = pq.ParquetFile(pa.BufferReader(data))
-    names = file.schema_arrow.names
-    _check_columns(names, manifest, required)
-    wanted = [name for name in dict.fromkeys((*required, *_REQUIRED, *_OPTIONAL)) if name in names]
-    for batch in file.iter_batches(columns=wanted):
-        yield from batch.to_pylist()
-
-
-def _parse_jsonl(
-    data: bytes, manifest: str, required: tuple[str, ...]
-) -> Iterator[Mapping[str, Any]]:
-    for number, line in enumerate(data.decode("utf-8-sig").split("\n"), start=1):
-        if not line.strip():
-            continue
-        fields = json.loads(line)
-        if not isinstance(fields, dict):
-            raise SourceError(f"{manifest}, line {number} is no JSON object: {line[:60]!r}")
-        _check_columns(fields, manifest, required)
-        yield fields
-
-
-def _check_columns(names: Iterable[str], manifest: str, required: tuple[str, ...]) -> None:
-    names = list(names)
-    for column in required:
-        if column not in names:
-            raise SourceError(
-                f"{manifest} has no column {column!r}; its columns are {enumerate_names(names)}. "
-                f"This one needs {','.join(required)} and may have {','.join(_OPTIONAL)}"
-            )
-
-
-def _row(fields: Mapping[str, Any], folder: str, where: str, slice_by: str) -> LabelRow:
-    uri = _uri(fields, folder, where)
-    if fields.get("label") is None:
-        raise SourceError(f"{where} has no label: {uri}")
+def _row(
+    row: Row, columns: Columns, folder: str, slice_by: str, multi_label: bool | None
+) -> LabelRow:
+    uri = _uri(row, folder)
+    label = _label(row, columns, multi_label)
+    if row.cells.get("label") is None:
+        raise SourceError(f"{row.where} has no label: {uri}")
+    if not label.strip() and multi_label is False:
+        raise SourceError(f"{row.where} has no label, its class name is empty: {uri}")
+    given = _given(row)
+    # As it is written, also "./a.png": the split is drawn from it.
+    is_relative = is_local(given) and not given.startswith("/")
+    key = given if is_relative else uri.removeprefix(folder)
     return LabelRow(
         uri=uri,
         # Of a frozen split, see `write_manifest`: so the same images have the same digest.
-        key=_text(fields.get("split_key")) or uri.removeprefix(folder),
-        label=_text(fields["label"]),
-        split=_text(fields.get("split")),
-        group=_text(fields.get("group")),
-        weight=_weight(fields.get("weight"), where),
-        slice_name=_text(fields.get(slice_by)) if slice_by else "",
+        key=name_of(row.cells.get("split_key"), "split_key", row.where) or key,
+        label=label,
+        split=columns.text(row, "split"),
+        group=columns.text(row, "group"),
+        weight=_weight(row.cells.get("weight"), row.where),
+        slice_name=_slice_name(row.cells.get(slice_by)) if slice_by else "",
     )
 
 
-def _uri(fields: Mapping[str, Any], folder: str, where: str) -> str:
-    given = _text(fields.get("uri"))
+def _label(row: Row, columns: Columns, multi_label: bool | None) -> str:
+    """Return the label; a list of names, as JSON and Parquet can hold it, joined by "|"."""
+    value = row.cells.get("label")
+    if not isinstance(value, list):
+        # As it is: a blank too many in a class's name is a slip that its owner should see.
+        return columns.name(row, "label")
+    if multi_label is False:
+        raise SourceError(
+            f"{row.where}: label is a list: write one name as text, or train with --multi-label"
+        )
+    names = [name_of(name, "label", row.where) for name in value]
+    if any(MULTI_LABEL_SEPARATOR in name or not name for name in names):
+        raise SourceError(
+            f'{row.where}: label holds the names {names}: none may be empty or hold "|"'
+        )
+    return MULTI_LABEL_SEPARATOR.join(names)
+
+
+def _given(row: Row) -> str:
+    return name_of(row.cells.get("uri"), "uri", row.where)
+
+
+def _uri(row: Row, folder: str) -> str:
+    given = _given(row)
     if not given:
-        raise SourceError(f"{where} has no uri")
-    return _absolute(given, folder)
-
-
-def _absolute(given: str, folder: str) -> str:
+        raise SourceError(f"{row.where} has no uri")
     if not is_local(given):
         return given
-    if given.startswith("/") and is_local(folder):
-        return split_uri(given)[2]
+    if is_local(folder):
+        return absolute_path(given, folder)
     return join(folder, given)
 
 
-def _text(value: Any) -> str:  # noqa: ANN401  (a cell of any type)
-    return "" if value is None else str(value)
+def _tell_blanks(uris: Iterable[str], manifest: str) -> None:
+    """Name uris with blanks around them: a file may be called that, but few are."""
+    padded = [uri for uri in uris if uri != uri.strip()]
+    if padded:
+        _log.warning(
+            "%s: %d uris begin or end with a blank, which belongs to their names: %s",
+            manifest,
+            len(padded),
+            ", ".join(map(repr, padded[:_NUM_NAMED])),
+        )
+
+
+def _slice_name(value: Any) -> str:  # noqa: ANN401  (a cell of any type)
+    """Return a slice's name; whatever a column of numbers, days or answers holds is one."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    return str(value).strip()
 
 
 def _weight(value: Any, where: str) -> float:  # noqa: ANN401  (a cell of any type)
     if value is None or value == "":
         return 1.0
     try:
-        weight = float(value)
+        weight = math.nan if isinstance(value, bool) else float(value)
     except (TypeError, ValueError):
         weight = math.nan
     if not (weight > 0 and math.isfinite(weight)):
