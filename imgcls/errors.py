@@ -18,7 +18,9 @@ its type.
     │   ├── ObjectExistsError               412 on If-None-Match: another writer was first
     │   ├── CommitStateUnknownError         a PUT whose outcome could not be learnt
     │   └── AccessDeniedError       exit 2  401, 403, or no credentials at all
+    │       └── ObjectUnreadableError       this one object is refused; others may be given
     └── DecodeError                         one image's failure: becomes a row, never ends a run
+        ├── NotAnImageError                 by its content something else than an image
         ├── UnsupportedImageError           not an image format we read
         ├── CorruptImageError               damaged
         ├── ImageTooLargeError              header beyond max_pixels
@@ -100,14 +102,24 @@ class AccessDeniedError(StorageError):
     exit_code = 2
 
 
+class ObjectUnreadableError(AccessDeniedError):
+    """This object is refused, for a reason that may be its own: its owner and mode, its key."""
+
+
 class DecodeError(ImgclsError):
     """One image's failure to become pixels; `status` is what its row says."""
 
     status: ClassVar[str] = "corrupt"
 
 
+class NotAnImageError(DecodeError):
+    """The bytes are something else than an image, such as a report or a text; says what."""
+
+    status = "not_an_image"
+
+
 class UnsupportedImageError(DecodeError):
-    """The bytes are no image, or of a format or variant that we do not read."""
+    """The bytes are of a format or variant that we do not read, or of none that is known."""
 
     status = "unsupported"
 

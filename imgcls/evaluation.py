@@ -27,11 +27,10 @@ from imgcls.config.training import TrainConfig
 from imgcls.errors import (
     BundleError,
     ConfigError,
-    DecodeError,
-    ObjectChangedError,
     ObjectMissingError,
     SourceError,
 )
+from imgcls.image.outcome import outcome_of
 from imgcls.image.pool import Crop, DecoderPool
 from imgcls.logs import Progress
 from imgcls.model.answers import answered_labels
@@ -189,8 +188,8 @@ def _predict(
     with Progress("evaluating", len(samples), "images") as progress:
         for decoded in pool.decode_many(get_many(requests)):
             if decoded.error is not None:
-                status = _status_of(decoded.error)
-                tally.add_failure(samples[decoded.index].uri, status, str(decoded.error))
+                uri = samples[decoded.index].uri
+                tally.add_failure(uri, *outcome_of(decoded.error, uri, decoded.format))
             for crop in decoded.crops:
                 batch.append((decoded.index, crop))
                 if len(batch) == predictor.batch_size:
@@ -199,17 +198,6 @@ def _predict(
         if batch:
             flush()
     return tally, np.concatenate(probs) if probs else np.empty((0, predictor.num_classes), "f4")
-
-
-def _status_of(error: Exception) -> str:
-    match error:
-        case DecodeError():
-            return error.status
-        case ObjectMissingError():
-            return Status.MISSING
-        case ObjectChangedError():
-            return Status.CHANGED
-    raise error
 
 
 def evaluate_predictions(config: EvaluateConfig) -> dict[str, Any]:

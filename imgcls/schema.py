@@ -15,6 +15,8 @@ class Status(StrEnum):
     OK = "ok"
     MISSING = "missing"  # 404: deleted between plan and read
     CHANGED = "changed"  # 412: overwritten between plan and read
+    UNREADABLE = "unreadable"  # 403 or EACCES on this one, while others of the run were read
+    NOT_AN_IMAGE = "not_an_image"  # by content something else: a report, a text, an archive
     UNSUPPORTED = "unsupported"
     CORRUPT = "corrupt"
     TOO_LARGE = "too_large"
@@ -48,6 +50,7 @@ PREDICTION_SCHEMA = pa.schema(
         pa.field("frame", pa.int32()),
         pa.field("status", _REPEATED, nullable=False),
         pa.field("error", pa.string()),
+        pa.field("format", _REPEATED),  # family, told by content; null where it tells nothing
         pa.field("width_px", pa.int32()),
         pa.field("height_px", pa.int32()),
         pa.field("label", pa.int32()),

@@ -24,6 +24,7 @@ def test_every_error_survives_pickling(kind: type[ImgclsError]) -> None:
 def test_every_decode_error_has_a_status_of_the_schema() -> None:
     kinds = [kind for kind in ERRORS if issubclass(kind, DecodeError)]
     assert {Status(kind.status) for kind in kinds} == {
+        Status.NOT_AN_IMAGE,
         Status.UNSUPPORTED,
         Status.CORRUPT,
         Status.TOO_LARGE,

@@ -30,7 +30,8 @@ def decode(data: bytes, spec: DecodeSpec, *, min_short_px: int | None = None) ->
         One image per frame that `spec.frames` asks for, at least one.
 
     Raises:
-        UnsupportedImageError: no image, or of a format or variant that we do not read.
+        NotAnImageError: by its content something else than an image.
+        UnsupportedImageError: of a format or variant that we do not read, or of none known.
         CorruptImageError: begins like an image and does not decode.
         ImageTooLargeError: beyond `spec.max_pixels` or `spec.max_frames`, or the memory of this
         process.

@@ -8,12 +8,18 @@ Needs the extra `dicom`: pydicom (MIT) and what PLUGINS names.
 
 import contextlib
 import io
+import re
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import numpy.typing as npt
 
-from imgcls.errors import CorruptImageError, ImageTooLargeError, UnsupportedImageError
+from imgcls.errors import (
+    CorruptImageError,
+    ImageTooLargeError,
+    NotAnImageError,
+    UnsupportedImageError,
+)
 from imgcls.image.decoded import DecodedImage
 from imgcls.image.dicom_values import frame_values, gray_frame, palette_frame, to_uint8_by_bits
 from imgcls.image.spec import DecodeSpec
@@ -52,6 +58,16 @@ _JPEG_BASELINE: Final = "1.2.840.10008.1.2.4.50"
 _JPEG_EXTENDED: Final = "1.2.840.10008.1.2.4.51"
 _PACKAGES: Final = {"gdcm": "python-gdcm", "pylibjpeg": "pylibjpeg pylibjpeg-openjpeg"}
 _PIXELS: Final = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
+# Kinds of objects that hold no pixels, by the names of their SOP classes (PS3.6, annex A). Of any
+# other kind an object without pixels is a failure.
+_WITHOUT_PIXELS: Final = re.compile(
+    r"\bSR\b|Report|Key Object|Presentation State|Structure Set|\bRT (Ion |Brachy )?Plan|Treatment"
+    r"|\bRT .*(Instruction|Intent|Physician|Segment Annotation|Radiation)|Waveform|\bECG\b"
+    r"|Electro|Encapsulated|Media Storage Directory|Registration|Fiducials|Raw Data|Spectroscopy"
+    r"|Surface S|Measurements|Procedure Log|Procedure Step|Real World Value|Hanging Protocol"
+    r"|Color Palette|Implant|Defined Procedure Protocol|Performed Procedure|Structured Display"
+    r"|Tractography|Stereometric|Content Assessment|Inventory|Audio"
+)
 _ELEMENTS: Final = [
     "SOPClassUID",
     "Modality",
@@ -133,6 +149,10 @@ def _check_is_image(dataset: "Dataset") -> None:
     name = "an object" if name in ("", sop_class) else name
     if any(keyword in dataset for keyword in ("Rows", "Columns", "BitsAllocated")):
         raise CorruptImageError(f"DICOM: {name} that lacks its pixels or their size")
+    if _WITHOUT_PIXELS.search(name):
+        raise NotAnImageError(f"DICOM: {name} holds no image")
+    if "Image Storage" in name:
+        raise CorruptImageError(f"DICOM: {name} that lacks its pixels and their size")
     raise UnsupportedImageError(f"DICOM: {name} holds no image")
 
 

@@ -20,6 +20,7 @@ from typing import Final, Protocol, Self
 from imgcls.errors import ConfigError, DecodeError
 from imgcls.image.crops import Crop, decode_one
 from imgcls.image.engine import WALL_LIMIT_S, Engine, Task
+from imgcls.image.sniff import family_of
 from imgcls.image.spec import DecodeSpec, PreprocessSpec
 
 __all__ = ["Crop", "Decoded", "DecoderPool", "decode_one"]
@@ -36,6 +37,8 @@ class Decoded:
     index: int
     error: Exception | None
     crops: list[Crop]
+    format: str | None = None
+    """Family by content, see sniff.py; None where it tells nothing or nothing was read."""
 
 
 class TaskTaker(Protocol):
@@ -234,9 +237,9 @@ class _Stream:
 
         def finish(result: list[Crop] | Exception) -> None:
             if isinstance(result, list):
-                self._done.put((Decoded(index, None, result), len(item)))
+                self._done.put((Decoded(index, None, result, family_of(item)), len(item)))
             elif isinstance(result, DecodeError):
-                self._done.put((Decoded(index, result, []), len(item)))
+                self._done.put((Decoded(index, result, [], family_of(item)), len(item)))
             else:
                 self._done.put(_Ended(0, result))
 

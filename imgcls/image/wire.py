@@ -22,6 +22,7 @@ from imgcls.errors import (
     CorruptImageError,
     DecodeError,
     ImageTooLargeError,
+    NotAnImageError,
     UnsupportedImageError,
 )
 
@@ -31,7 +32,8 @@ IMAGE_HEADER: Final = struct.Struct("<IQ")
 LENGTH: Final = struct.Struct("<I")
 _MAX_MESSAGE_BYTES: Final = 1 << 20
 _ERRORS: Final[dict[str, type[DecodeError]]] = {
-    kind.status: kind for kind in (CorruptImageError, ImageTooLargeError, UnsupportedImageError)
+    kind.status: kind
+    for kind in (CorruptImageError, ImageTooLargeError, NotAnImageError, UnsupportedImageError)
 }
 
 

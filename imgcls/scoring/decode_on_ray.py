@@ -37,8 +37,8 @@ _CHUNKS_READ_AHEAD: Final = 2
 # Files of many frames: what would make a chunk larger than this is left out of it.
 _MAX_CHUNK_BYTES: Final = 64 << 20
 
-# index, and (width_px, height_px, frame) of each crop.
-_Sources = list[tuple[int, list[tuple[int, int, int | None]]]]
+# index, format, and (width_px, height_px, frame) of each crop.
+_Sources = list[tuple[int, str | None, list[tuple[int, int, int | None]]]]
 _Answer = tuple[npt.NDArray[np.uint8] | None, _Sources]
 
 
@@ -64,9 +64,8 @@ class DecodingActor:
             if (len(crops) + len(found)) * found[0].x_CHW.nbytes > _MAX_CHUNK_BYTES:
                 break
             crops += [crop.x_CHW for crop in found]
-            sources.append(
-                (decoded.index, [(crop.width_px, crop.height_px, crop.frame) for crop in found])
-            )
+            of_crops = [(crop.width_px, crop.height_px, crop.frame) for crop in found]
+            sources.append((decoded.index, decoded.format, of_crops))
         return np.stack(crops) if crops else None, sources
 
 
@@ -187,8 +186,8 @@ def _unpack(answer: _Answer) -> list[Decoded]:
     x_BCHW, sources = answer
     rest = iter(() if x_BCHW is None else x_BCHW)
     return [
-        Decoded(index, None, [Crop(next(rest), *source) for source in of_image])
-        for index, of_image in sources
+        Decoded(index, None, [Crop(next(rest), *source) for source in of_crops], family)
+        for index, family, of_crops in sources
     ]
 
 

@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 
 from imgcls.errors import ConfigError, ImgclsError, ObjectExistsError
 from imgcls.published import FORMAT_VERSION, MANIFEST, Manifest, published_uri, read_manifest
+from imgcls.schema import PREDICTION_SCHEMA
 from imgcls.scoring.commit import Commit, count_statuses, to_parquet
 from imgcls.scoring.plan import Plan, Shard, is_rolled_back, read_shard_rows, run_uri
 from imgcls.storage.objects import delete, put_new, read
@@ -91,12 +92,23 @@ def publish(
 def _checked_attempt(output: str, plan: Plan, shard: Shard, commits: dict[str, Commit]) -> pa.Table:
     """Read a committed attempt and prove that it holds the planned rows of its shard."""
     commit = commits[shard.shard_id]
-    table = read_attempt(run_uri(output, plan.run_id), commit)
+    table = with_all_columns(read_attempt(run_uri(output, plan.run_id), commit))
     problem = compare_with_plan(read_shard_rows(output, plan, shard), table)
     problem = problem or compare_provenance(plan, table)
     if problem:
         raise ImgclsError(f"run {plan.run_id}, {commit.attempt}: {problem}. Nothing was published.")
     return table
+
+
+def with_all_columns(rows: pa.Table) -> pa.Table:
+    """Return rows of any version with the columns of this one, null where they were not written."""
+    for field in PREDICTION_SCHEMA:
+        if field.name not in rows.column_names:
+            position = PREDICTION_SCHEMA.get_field_index(field.name)
+            before = set(PREDICTION_SCHEMA.names[:position])
+            at = 1 + max(i for i, name in enumerate(rows.column_names) if name in before)
+            rows = rows.add_column(at, field, pa.nulls(rows.num_rows, field.type))
+    return rows
 
 
 def compare_provenance(plan: Plan, rows: pa.Table) -> str:
@@ -158,7 +170,8 @@ def _write_part(folder: str, name: str, table: pa.Table) -> dict[str, Any]:
         put_new(join(folder, name), data)
     except ObjectExistsError:
         data = read(join(folder, name))
-        if not pq.read_table(io.BytesIO(data)).equals(pq.read_table(io.BytesIO(to_parquet(table)))):
+        there = with_all_columns(pq.read_table(io.BytesIO(data)))
+        if not there.equals(pq.read_table(io.BytesIO(to_parquet(table)))):
             raise ImgclsError(
                 f"{join(folder, name)}: holds other rows than this run committed. Something else "
                 "wrote there; move it away and start the same command again."

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from imgcls.errors import DecodeError, ObjectChangedError, ObjectMissingError
+from imgcls.image.outcome import outcome_of
 from imgcls.image.pool import Crop, Decoded
 from imgcls.model.answers import answered_labels, answered_prob
 from imgcls.model.calibration import Calibration, OperatingPoint, decide
@@ -57,12 +57,20 @@ class ShardRows:
             write_embedding=write_embedding,
         )
         self._rows: list[tuple[int, dict[str, Any]]] = []
+        self._formats: dict[int, str | None] = {}
         self._scored_at = datetime.now(UTC)
 
     def add_failure(self, decoded: Decoded) -> None:
-        """Add the row of an image that gave no pixels."""
-        status, reason = describe_failure(decoded.error)
-        self._rows.append((decoded.index, {"status": status, "error": reason}))
+        """Add the row of an image that gave no pixels; what is no fault of it is raised."""
+        assert decoded.error is not None, "called for a failure"
+        uri = self._plan_rows["uri"][decoded.index].as_py()
+        status, reason = outcome_of(decoded.error, uri, decoded.format)
+        row = {"status": status, "error": reason, "format": decoded.format}
+        self._rows.append((decoded.index, row))
+
+    def add_format(self, decoded: Decoded) -> None:
+        """Keep the format of an image that gave pixels, for its rows to come."""
+        self._formats[decoded.index] = decoded.format
 
     def add_batch(self, batch: list[tuple[int, Crop]], predictions: Predictions) -> None:
         """Add the rows of one forward pass."""
@@ -81,6 +89,7 @@ class ShardRows:
         for position, (index, crop) in enumerate(batch):
             row: dict[str, Any] = {
                 "frame": crop.frame,
+                "format": self._formats.get(index),
                 "width_px": crop.width_px,
                 "height_px": crop.height_px,
             }
@@ -151,15 +160,3 @@ def _column(values: list[Any], kind: pa.DataType) -> pa.Array:
         # The dictionary in order of first use, so that equal rows give equal files.
         return pa.array(values, kind.value_type).dictionary_encode().cast(kind)
     return pa.array(values, kind)
-
-
-def describe_failure(error: Exception | None) -> tuple[Status, str]:
-    """Map one image's error to its row's status and a short reason; anything else is raised."""
-    if isinstance(error, ObjectMissingError):
-        return Status.MISSING, "not found: deleted since it was planned"
-    if isinstance(error, ObjectChangedError):
-        return Status.CHANGED, "overwritten since it was planned"
-    if isinstance(error, DecodeError):
-        return Status(error.status), str(error)
-    assert error is not None, "called for a failure"
-    raise error

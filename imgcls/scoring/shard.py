@@ -71,6 +71,8 @@ def score_shard(
                 num_decoded += 1
                 if decoded.error is not None:
                     rows.add_failure(decoded)
+                else:
+                    rows.add_format(decoded)
                 for crop in decoded.crops:
                     batches.add(decoded.index, crop)
         batches.finish()

@@ -12,6 +12,7 @@ from imgcls.errors import (
     CorruptImageError,
     DecodeError,
     ImageTooLargeError,
+    NotAnImageError,
     UnsupportedImageError,
 )
 from imgcls.image.decode import decode
@@ -96,12 +97,12 @@ def test_shipped_files_match_pydicoms_own_pixel_tools() -> None:
     assert len({name for names in compared.values() for name in names}) >= 70
 
 
-def test_objects_without_an_image_are_unsupported_not_corrupt() -> None:
+def test_objects_of_kinds_without_pixels_are_not_images() -> None:
     names = ("DICOMDIR", "reportsi.dcm", "test-SR.dcm", "rtplan.dcm", "waveform_ecg.dcm")
     paths = [path for path in SHIPPED if path.name in names]
     assert {path.name for path in paths} == set(names)
     for path in paths:
-        with pytest.raises(UnsupportedImageError, match="holds no image"):
+        with pytest.raises(NotAnImageError, match="holds no image"):
             decode(path.read_bytes(), DecodeSpec())
 
 

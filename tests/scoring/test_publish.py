@@ -1,11 +1,12 @@
 import hashlib
+import json
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from imgcls.config.scoring import ScoreConfig
+from imgcls.config.scoring import ScoreConfig, VerifyConfig
 from imgcls.errors import ImgclsError
 from imgcls.published import Manifest, published_uri, read_manifest
 from imgcls.scoring import publish as publishing
@@ -13,6 +14,7 @@ from imgcls.scoring.commit import read_commits
 from imgcls.scoring.driver import score
 from imgcls.scoring.plan import read_plan, run_uri
 from imgcls.scoring.publish import compare_with_plan, publish
+from imgcls.scoring.verify import verify
 from imgcls.storage.objects import delete, put
 from imgcls.storage.uri import join
 from tests.scoring.tiny import comparable, prediction_rows, published_rows, write_images
@@ -138,3 +140,31 @@ def test_damaged_attempt_is_an_error_and_nothing_is_published(scored: ScoreConfi
     with pytest.raises(ImgclsError, match="sha256"):
         publish_again(scored)
     assert read_manifest(folder) is None
+
+
+def test_rows_of_an_earlier_version_are_published_with_a_null_format(
+    scored: ScoreConfig, tmp_path: Path
+) -> None:
+    run = Path(run_uri(scored.output, "night"))
+    [folder] = (tmp_path / "out").glob("date=*/run=*")
+    part = folder / "part-00000.parquet"
+    before = published_rows(scored.output)
+    # As commit 27535e0 left a night that was killed between its part and its manifest.
+    (folder / "_manifest.json").unlink()
+    pq.write_table(pq.read_table(part).drop_columns(["format"]), part)
+    for attempt in run.glob("attempts/*.parquet"):
+        pq.write_table(pq.read_table(attempt).drop_columns(["format"]), attempt)
+    for path in run.glob("commits/*.json"):
+        commit = json.loads(path.read_text())
+        commit["sha256"] = hashlib.sha256((run / commit["attempt"]).read_bytes()).hexdigest()
+        path.write_text(json.dumps(commit))
+    score(scored)
+    assert verify(VerifyConfig(scored.output))["rows"] == 150
+    assert published_rows(scored.output).equals(before.drop_columns(["format"]))
+    part.unlink()
+    (folder / "_manifest.json").unlink()
+    score(scored)
+    after = published_rows(scored.output)
+    assert after.schema.names == before.schema.names
+    assert after["format"].null_count == 150
+    assert before["format"].to_pylist() == ["png"] * 150

@@ -13,16 +13,18 @@ from imgcls.errors import (
     ImageTooLargeError,
     ObjectChangedError,
     ObjectMissingError,
+    ObjectUnreadableError,
     StorageError,
     UnsupportedImageError,
 )
+from imgcls.image.outcome import outcome_of
 from imgcls.image.pool import DecoderPool
 from imgcls.image.spec import DecodeSpec, PreprocessSpec
 from imgcls.model.artifact import Bundle
 from imgcls.model.predict import Predictor
 from imgcls.schema import PLAN_SCHEMA
 from imgcls.scoring import shard
-from imgcls.scoring.rows import Provenance, describe_failure
+from imgcls.scoring.rows import Provenance
 from imgcls.scoring.shard import score_shard
 from imgcls.storage.objects import list_objects, put
 from tests.scoring.tiny import make_bundle, tiff_frames, write_images
@@ -45,6 +47,7 @@ def plan_rows(folder: Path) -> pa.Table:
     [
         (ObjectMissingError("x"), "missing"),
         (ObjectChangedError("x"), "changed"),
+        (ObjectUnreadableError("x"), "unreadable"),
         (UnsupportedImageError("x"), "unsupported"),
         (CorruptImageError("x"), "corrupt"),
         (ImageTooLargeError("x"), "too_large"),
@@ -53,13 +56,13 @@ def plan_rows(folder: Path) -> pa.Table:
     ],
 )
 def test_each_failure_of_an_image_is_a_status(error: Exception, status: str) -> None:
-    assert describe_failure(error)[0] == status
+    assert outcome_of(error, "x.png", None)[0] == status
 
 
 @pytest.mark.parametrize("error", [StorageError("x"), AccessDeniedError("x"), ValueError("x")])
 def test_failures_of_the_infrastructure_are_raised_never_rows(error: Exception) -> None:
     with pytest.raises(type(error)):
-        describe_failure(error)
+        outcome_of(error, "x.png", None)
 
 
 def test_rows_come_in_plan_order_one_per_image(tmp_path: Path) -> None:
