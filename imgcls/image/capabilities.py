@@ -12,8 +12,10 @@ from PIL import Image, features
 
 from imgcls.errors import DecodeError
 from imgcls.image.decode import decode
+from imgcls.image.decoders.memory import memory_limits, num_cpus_here, pool_memory_bytes
 from imgcls.image.dicom import plugins_here
-from imgcls.image.spec import DECODER_VERSION, DecodeSpec
+from imgcls.image.pool import DecoderPool
+from imgcls.image.spec import DECODER_VERSION, DecodeSpec, PreprocessSpec
 
 # Our format, Pillow's writer of it, and the library behind it as Pillow's `features` names it.
 _FORMATS: Final = (
@@ -47,13 +49,31 @@ def decode_capabilities() -> dict[str, Any]:
         decoder_version: of this package's decoding code.
         formats: by name, "ok" with the library's version, or the reason why not.
         dicom_transfer_syntaxes: by name, the plugin that decodes it, or what to install.
+        decoders: what confines a decoder process here, and the memory of all together.
         packages: by name, the version, or "not installed".
     """
     return {
         "decoder_version": DECODER_VERSION,
         "formats": {ours: _try(ours, writer, library) for ours, writer, library in _FORMATS},
         "dicom_transfer_syntaxes": plugins_here() or {"all": "pip install 'imgcls[dicom]'"},
+        "decoders": _confinement(),
         "packages": {name: _version(name) for name in _PACKAGES},
+    }
+
+
+def _confinement() -> dict[str, str]:
+    """Start one decoder process and ask it; the memory is that of one for each CPU."""
+    spec = DecodeSpec()
+    with DecoderPool(spec, PreprocessSpec.for_image_px(32), 1) as pool:
+        missing = pool.unconfined()
+    num_processes = max(1, int(num_cpus_here()))
+    memory = memory_limits(num_processes, spec.max_pixels, pool_memory_bytes(num_processes))
+    least = "" if not memory.is_shared else (
+        f"; beyond {memory.everyday_pixels / 1e6:.0f} megapixels one image at a time"
+    )  # fmt: skip
+    return {
+        "sandbox": f"missing: {missing}" if missing else "ok (seccomp: no file, network, program)",
+        "memory": f"{memory.total_bytes / 2**30:.1f} GiB for {num_processes} processes{least}",
     }
 
 

@@ -1,11 +1,13 @@
 """A decoder process: `python -m imgcls.image.child SOCKET_FD MEMORY_FD`.
 
 In: encoded images on a socket. Out: crops in shared memory, one short message per image. Invariant:
-it holds no credentials, no lock and no name in the file system; it ends by itself when its parent
-is gone, however that ended.
+it holds no credentials, no lock and no name in the file system, and once it is ready it can open
+nothing (sandbox.py); it ends by itself when its parent is gone, however that ended.
 """
 
+import contextlib
 import ctypes
+import dataclasses
 import json
 import math
 import mmap
@@ -16,28 +18,33 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
-from imgcls.errors import DecodeError
-from imgcls.image.crops import decode_one
+from imgcls.errors import DecodeError, ImageTooLargeError
+from imgcls.image.crops import decode_frames
+from imgcls.image.decoders.memory import MemoryLimits
+from imgcls.image.decoders.preload import load_everything
+from imgcls.image.decoders.sandbox import enter_sandbox
 from imgcls.image.spec import DecodeSpec, PreprocessSpec
-from imgcls.image.wire import IMAGE_HEADER, LENGTH, NUM_PROGRESS, SLOTS_OFFSET, pack
+from imgcls.image.wire import IMAGE_HEADER, LENGTH, NO_FRAME, SLOTS_OFFSET, Progress, pack
 
 _PR_SET_PDEATHSIG: Final = 1  # linux/prctl.h
 _RECEIVE_BYTES: Final = 1 << 18
 _MAX_ANSWERS: Final = 4
 _MAX_ANSWER_DELAY_S: Final = 0.02
-_MAX_OPEN_FILES: Final = 64
-# Beyond any image that the wall limit lets through; ends a child that outlived its parent in an
+_LIMITS: Final = {
+    resource.RLIMIT_NOFILE: 64,
+    resource.RLIMIT_FSIZE: 0,
+    resource.RLIMIT_CORE: 0,
+}
+# Beyond any frame that the wall limit lets through; ends a child that outlived its parent in an
 # endless loop.
-_MAX_IMAGE_CPU_S: Final = 30
-# The interpreter with its libraries, and the largest image in the widest form on its way: 32 bytes
-# a pixel.
-_BASE_ADDRESS_BYTES: Final = 1 << 30
-_ADDRESS_BYTES_PER_PIXEL: Final = 32
+_MAX_FRAME_CPU_S: Final = 30
 
 
 def main(socket_fd: int, memory_fd: int) -> None:
@@ -81,24 +88,21 @@ def _serve(sock: socket.socket, memory_fd: int) -> None:
     requests = _Requests(sock)
     (length,) = LENGTH.unpack(requests.take(LENGTH.size))
     setup = json.loads(requests.take(length))
-    decode_spec = DecodeSpec.from_dict(setup["decode"])
-    preprocess_spec = PreprocessSpec.from_dict(setup["preprocess"])
-    side = preprocess_spec.image_px
-    shape = (setup["num_slots"], setup["slot_crops"], decode_spec.num_channels, side, side)
+    specs = DecodeSpec.from_dict(setup["decode"]), PreprocessSpec.from_dict(setup["preprocess"])
+    side = specs[1].image_px
+    shape = (setup["num_slots"], setup["slot_crops"], specs[0].num_channels, side, side)
     progress, slots = _map_memory(memory_fd, shape)
-    _limit(decode_spec.max_pixels, slots.nbytes)
+    decoder = _Decoder(*specs, MemoryLimits(**setup["memory"]), progress, slots)
     _silence()
-    sock.sendall(pack({"ready": True}))
+    load_everything()
+    decoder.limit()
+    sock.sendall(pack({"ready": True, "unconfined": enter_sandbox()}))
     answers: list[dict[str, object]] = []
     sent_s = time.monotonic()
     while True:
-        slot, num_bytes = IMAGE_HEADER.unpack(requests.take(IMAGE_HEADER.size))
-        data = requests.take(num_bytes)
-        _allow_cpu()
-        progress[1] = time.monotonic_ns()
-        progress[0] += 1
-        answers.append(_answer(data, decode_spec, preprocess_spec, slots, slot))
-        progress[2] += time.monotonic_ns() - progress[1]
+        slot, num_bytes, is_large = IMAGE_HEADER.unpack(requests.take(IMAGE_HEADER.size))
+        with decoder.room_for(is_large):
+            answers.append(decoder.answer(requests.take(num_bytes), slot, is_large))
         # Several at once, for each message wakes the parent; but never while it may wait for them.
         is_late = time.monotonic() - sent_s > _MAX_ANSWER_DELAY_S
         if is_late or len(answers) == _MAX_ANSWERS or not requests.has_more():
@@ -107,20 +111,83 @@ def _serve(sock: socket.socket, memory_fd: int) -> None:
             sent_s = time.monotonic()
 
 
-def _answer(
-    data: bytes,
-    decode_spec: DecodeSpec,
-    preprocess_spec: PreprocessSpec,
-    slots: npt.NDArray[np.uint8],
-    slot: int,
-) -> dict[str, object]:
-    try:
-        crops = decode_one(data, decode_spec, preprocess_spec)
-    except DecodeError as error:
-        return {"slot": slot, "status": error.status, "reason": str(error)}
-    for target_CHW, crop in zip(slots[slot], crops, strict=False):
-        target_CHW[:] = crop.x_CHW
-    return {"slot": slot, "crops": [[c.width_px, c.height_px, c.frame] for c in crops]}
+class _Decoder:
+    """Decodes one image after the other, within its limits, and says what it is at."""
+
+    def __init__(
+        self,
+        decode_spec: DecodeSpec,
+        preprocess_spec: PreprocessSpec,
+        memory: MemoryLimits,
+        progress: npt.NDArray[np.int64],
+        slots: npt.NDArray[np.uint8],
+    ) -> None:
+        self._decode_spec, self._preprocess_spec, self._memory = (
+            decode_spec,
+            preprocess_spec,
+            memory,
+        )
+        everyday_pixels = min(decode_spec.max_pixels, memory.everyday_pixels)
+        self._everyday_spec = dataclasses.replace(decode_spec, max_pixels=everyday_pixels)
+        if not memory.is_shared:
+            self._everyday_spec = decode_spec
+        self._progress, self._slots = progress, slots
+        self._loaded_bytes = 0
+
+    def limit(self) -> None:
+        """Set the limits of this process for good, from what it has loaded on."""
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        self._loaded_bytes = pages * mmap.PAGESIZE
+        _set_limit(resource.RLIMIT_AS, hard=self._loaded_bytes + self._memory.most_bytes)
+        self._allow_memory(self._memory.everyday_bytes)
+        for name, limit in _LIMITS.items():
+            _set_limit(name, hard=limit)
+
+    @contextlib.contextmanager
+    def room_for(self, is_large: bool) -> Iterator[None]:
+        """Have the memory for an image that needs more than the everyday share."""
+        if not (is_large and self._memory.is_shared):
+            yield
+            return
+        self._allow_memory(self._memory.most_bytes)
+        yield
+        self._allow_memory(self._memory.everyday_bytes)
+
+    def _allow_memory(self, num_bytes: int) -> None:
+        _, hard = resource.getrlimit(resource.RLIMIT_AS)
+        limit = self._loaded_bytes + num_bytes
+        soft = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+    def answer(self, data: bytes, slot: int, is_large: bool) -> dict[str, object]:
+        """Decode into a slot."""
+        progress = self._progress
+        _allow_cpu()
+        since_ns = time.monotonic_ns()
+        progress[Progress.SINCE_NS] = progress[Progress.IMAGE_SINCE_NS] = since_ns
+        progress[Progress.NUM_IMAGES] += 1
+        spec = self._decode_spec if is_large else self._everyday_spec
+        sources = []
+        try:
+            crops = decode_frames(data, spec, self._preprocess_spec, self._begin_frame)
+            for target_CHW, crop in zip(self._slots[slot], crops, strict=False):
+                target_CHW[:] = crop.x_CHW
+                sources.append([crop.width_px, crop.height_px, crop.frame])
+        except DecodeError as error:
+            if isinstance(error, ImageTooLargeError) and self._memory.is_shared and not is_large:
+                return {"slot": slot, "needs_more": True}
+            return {"slot": slot, "status": error.status, "reason": str(error)}
+        finally:
+            progress[Progress.BUSY_NS] += time.monotonic_ns() - since_ns
+            progress[Progress.FRAME] = NO_FRAME
+            progress[Progress.NUM_FRAMES] = 0
+        return {"slot": slot, "crops": sources}
+
+    def _begin_frame(self, index: int) -> None:
+        _allow_cpu()
+        self._progress[Progress.SINCE_NS] = time.monotonic_ns()
+        self._progress[Progress.FRAME] = index
+        self._progress[Progress.NUM_FRAMES] += 1
 
 
 def _map_memory(
@@ -130,28 +197,20 @@ def _map_memory(
     memory = mmap.mmap(memory_fd, SLOTS_OFFSET + math.prod(shape))
     os.close(memory_fd)
     slots = np.frombuffer(memory, np.uint8, offset=SLOTS_OFFSET).reshape(shape)
-    return np.frombuffer(memory, np.int64, count=NUM_PROGRESS), slots
+    return np.frombuffer(memory, np.int64, count=len(Progress)), slots
 
 
-def _limit(max_pixels: int, shared_bytes: int) -> None:
-    address_bytes = _BASE_ADDRESS_BYTES + shared_bytes + _ADDRESS_BYTES_PER_PIXEL * max_pixels
-    limits = {
-        resource.RLIMIT_AS: address_bytes,
-        resource.RLIMIT_NOFILE: _MAX_OPEN_FILES,
-        resource.RLIMIT_FSIZE: 0,
-        resource.RLIMIT_CORE: 0,
-    }
-    for name, limit in limits.items():
-        _, hard = resource.getrlimit(name)
-        limit = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
-        resource.setrlimit(name, (limit, limit))
+def _set_limit(name: int, *, hard: int) -> None:
+    _, highest = resource.getrlimit(name)
+    limit = hard if highest == resource.RLIM_INFINITY else min(hard, highest)
+    resource.setrlimit(name, (limit, limit))
 
 
 def _allow_cpu() -> None:
-    """Move the soft CPU limit of this process ahead of what it has used, for one more image."""
+    """Move the soft CPU limit of this process ahead of what it has used, for one more frame."""
     used = resource.getrusage(resource.RUSAGE_SELF)
     _, hard = resource.getrlimit(resource.RLIMIT_CPU)
-    soft = int(used.ru_utime + used.ru_stime) + _MAX_IMAGE_CPU_S
+    soft = int(used.ru_utime + used.ru_stime) + _MAX_FRAME_CPU_S
     soft = soft if hard == resource.RLIM_INFINITY else min(soft, hard)
     resource.setrlimit(resource.RLIMIT_CPU, (soft, hard))
 

@@ -4,8 +4,10 @@ In: bytes of any file. Out: one image per frame that the spec asks for. Invarian
 bytes, the result is images or a DecodeError, whose type is the row's status.
 """
 
+from collections.abc import Callable, Iterator
+
 from imgcls.errors import CorruptImageError, DecodeError, ImageTooLargeError
-from imgcls.image.decoded import DecodedImage
+from imgcls.image.decoded import DecodedImage, ignore_frame
 from imgcls.image.dicom import decode_dicom
 from imgcls.image.raster import decode_raster
 from imgcls.image.sniff import sniff
@@ -36,11 +38,28 @@ def decode(data: bytes, spec: DecodeSpec, *, min_short_px: int | None = None) ->
         ImageTooLargeError: beyond `spec.max_pixels` or `spec.max_frames`, or the memory of this
         process.
     """
+    return list(iter_images(data, spec, min_short_px))
+
+
+def iter_images(
+    data: bytes,
+    spec: DecodeSpec,
+    min_short_px: int | None = None,
+    begin_frame: Callable[[int], None] = ignore_frame,
+) -> Iterator[DecodedImage]:
+    """Yield the frames that `decode` lists, each decoded when it is asked for.
+
+    `begin_frame` takes the index of each frame of a multi-frame file before it is decoded.
+
+    Raises:
+        DecodeError: as `decode`.
+    """
     name = sniff(data)
     try:
         if name == "DICOM":
-            return decode_dicom(data, spec)
-        return decode_raster(data, name, spec, min_short_px=min_short_px)
+            yield from decode_dicom(data, spec, begin_frame)
+        else:
+            yield from decode_raster(data, name, spec, min_short_px, begin_frame)
     except DecodeError:
         raise
     except MemoryError as error:

@@ -22,3 +22,7 @@ class DecodedImage:
     """Height of the source as displayed."""
     frame: int | None = None
     """Index in a multi-frame file, where the spec takes the middle or all frames; else None."""
+
+
+def ignore_frame(index: int) -> None:
+    """Do nothing at the begin of a frame."""

@@ -6,9 +6,11 @@ read at all; no name, date or identifier of a patient is ever in memory as a val
 Needs the extra `dicom`: pydicom (MIT) and what PLUGINS names.
 """
 
+import codecs
 import contextlib
 import io
 import re
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -108,8 +110,10 @@ _ELEMENTS: Final = [
 ]
 
 
-def decode_dicom(data: bytes, spec: DecodeSpec) -> list[DecodedImage]:
-    """Decode a DICOM file by the rules of the spec.
+def decode_dicom(
+    data: bytes, spec: DecodeSpec, begin_frame: Callable[[int], None]
+) -> Iterator[DecodedImage]:
+    """Decode a DICOM file by the rules of the spec, frame by frame.
 
     Raises:
         DecodeError: what is decided here. Exceptions of pydicom pass: they mean corrupt, and what
@@ -128,15 +132,12 @@ def decode_dicom(data: bytes, spec: DecodeSpec) -> list[DecodedImage]:
         raise ImageTooLargeError(f"{num_frames} frames, the decode spec allows {spec.max_frames}")
     wanted = {"first": [0], "middle": [num_frames // 2], "all": list(range(num_frames))}
     says_frame = num_frames > 1 and spec.frames != "first"
-    return [
-        DecodedImage(
-            _decode_frame(dataset, decoder, plugin, index, spec),
-            int(dataset.Columns),
-            int(dataset.Rows),
-            index if says_frame else None,
-        )
-        for index in wanted[spec.frames]
-    ]
+    for index in wanted[spec.frames]:
+        if says_frame:
+            begin_frame(index)
+        image_HWC = _decode_frame(dataset, decoder, plugin, index, spec)
+        frame = index if says_frame else None
+        yield DecodedImage(image_HWC, int(dataset.Columns), int(dataset.Rows), frame)
 
 
 def _check_is_image(dataset: "Dataset") -> None:
@@ -223,6 +224,22 @@ def _in_channels(image_HWC: npt.NDArray[np.uint8], spec: DecodeSpec) -> npt.NDAr
     red, green, blue = (image_HWC[:, :, c].astype(np.uint32) for c in range(3))
     luma = red * 19595 + green * 38470 + blue * 7471 + 0x8000 >> 16  # ITU-R 601-2, as Pillow's L
     return luma.astype(np.uint8)[:, :, np.newaxis]
+
+
+def load_plugins() -> None:
+    """Import pydicom with all its plugins, for a process that can open no file later."""
+    try:
+        import pydicom.charset
+        import pydicom.pixels.processing
+        from pydicom.pixels.decoders.base import get_decoder
+        from pydicom.uid import UID
+    except ImportError:
+        return
+    for uid in (*NATIVE, *PLUGINS):
+        get_decoder(UID(uid))
+    for encoding in pydicom.charset.python_encoding.values():
+        with contextlib.suppress(LookupError):
+            codecs.lookup(encoding)
 
 
 def plugins_here() -> dict[str, str]:

@@ -5,8 +5,9 @@ Invariant: every accepted task is finished exactly once, whatever becomes of the
 
     task -> waiting -> a process -> crops or error -> finish
                   ^         | died: the task it was at, once more, alone; again: decoder_crash
+                  |         | needs more memory than its share: once more, alone
                   +---------+ its other tasks: back in line
-                            | a task beyond WALL_LIMIT_S: killed, timeout
+                            | a frame beyond WALL_LIMIT_S: killed, timeout
 """
 
 import logging
@@ -18,8 +19,14 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, Final
 
-from imgcls.errors import DecoderCrashError, DecodeTimeoutError, ImgclsError
+from imgcls.errors import (
+    DecoderCrashError,
+    DecodeTimeoutError,
+    ImageTooLargeError,
+    ImgclsError,
+)
 from imgcls.image.crops import Crop
+from imgcls.image.decoders.memory import MemoryLimits
 from imgcls.image.process import DecoderProcess
 from imgcls.image.spec import DecodeSpec, PreprocessSpec
 from imgcls.image.wire import error_from
@@ -35,7 +42,7 @@ _log = logging.getLogger(__name__)
 class Task:
     """One image on its way through the engine."""
 
-    __slots__ = ("data", "finish", "is_wanted", "was_crashed_on")
+    __slots__ = ("data", "finish", "is_alone", "is_wanted", "was_crashed_on")
 
     def __init__(
         self,
@@ -45,6 +52,7 @@ class Task:
     ) -> None:
         self.data, self.finish, self.is_wanted = data, finish, is_wanted
         self.was_crashed_on = False
+        self.is_alone = False  # wants a process with nothing else in it, and the most memory
 
 
 class Engine:
@@ -55,13 +63,16 @@ class Engine:
         decode_spec: DecodeSpec,
         preprocess_spec: PreprocessSpec,
         num_processes: int,
-        wall_limit_s: float = WALL_LIMIT_S,
+        wall_limit_s: float,
+        memory: MemoryLimits,
     ) -> None:
         self._specs = (decode_spec, preprocess_spec)
+        self._memory = memory
+        self._unconfined: str | None = None  # why there is no sandbox, once a process has told
         self._wall_limit_s = wall_limit_s
         self._inbox: deque[Task] = deque()
         self._waiting: deque[Task] = deque()
-        self._alone: deque[Task] = deque()  # crashed a process: tried again with nothing else in it
+        self._alone: deque[Task] = deque()
         self._failed_starts = 0
         self._failure: Exception | None = None
         self._lock = threading.Lock()  # of inbox, failure and wake_fd: no task comes after the end
@@ -75,6 +86,7 @@ class Engine:
         self._num_processes = num_processes
         self._next_check_s = 0.0
         self._is_started = threading.Event()
+        self._is_confinement_known = threading.Event()
         self._thread = threading.Thread(target=self._run, name="imgcls-decoders", daemon=True)
         self._thread.start()
 
@@ -99,6 +111,14 @@ class Engine:
         """Return the process ids of the children."""
         self._is_started.wait()
         return [process.pid for process in self._processes]
+
+    def unconfined(self) -> str:
+        """Return what the sandbox of the children lacks, "" for nothing; wait for the first one."""
+        self._is_confinement_known.wait()
+        if self._unconfined is None:
+            assert self._failure is not None
+            raise self._failure
+        return self._unconfined
 
     def busy_s(self) -> float:
         """Return the seconds that all children together were at work so far, for statistics."""
@@ -137,11 +157,11 @@ class Engine:
     def _dispatch(self) -> None:
         self._has_room = True  # before the look at the inbox: what comes after it wakes us
         while self._inbox:
-            self._waiting.append(self._inbox.popleft())
+            self._accept(self._inbox.popleft())
         if not self._waiting and not self._alone:
             return
         free = [p for p in self._processes if p.has_room and not self._is_trying_alone(p)]
-        if self._alone:
+        if self._alone and not self._is_memory_taken():
             reserved = min(self._processes, key=_num_tasks)
             if reserved.is_ready and not reserved.tasks:
                 self._give(reserved, self._alone.popleft())
@@ -159,11 +179,30 @@ class Engine:
             self._watch(process)
         self._unsent.clear()
 
+    def _accept(self, task: Task) -> None:
+        num_bytes, most_bytes = len(task.data), self._memory.most_file_bytes
+        if num_bytes > most_bytes:
+            task.finish(ImageTooLargeError(
+                f"a file of {num_bytes} bytes, a decoder process takes {most_bytes}"
+            ))  # fmt: skip
+        elif self._memory.is_shared and num_bytes > self._memory.everyday_file_bytes:
+            self._put_alone(task)
+        else:
+            self._waiting.append(task)
+
+    def _put_alone(self, task: Task) -> None:
+        task.is_alone = True
+        self._alone.append(task)
+
+    def _is_memory_taken(self) -> bool:
+        """True while some process has more than its share, where that is for one at a time."""
+        return self._memory.is_shared and any(map(self._is_trying_alone, self._processes))
+
     def _is_trying_alone(self, process: DecoderProcess[Task]) -> bool:
-        return bool(process.tasks) and process.tasks[0][0].was_crashed_on
+        return bool(process.tasks) and process.tasks[0][0].is_alone
 
     def _give(self, process: DecoderProcess[Task], task: Task) -> None:
-        process.give(task, task.data)
+        process.give(task, task.data, is_large=task.is_alone)
         self._unsent.add(process)
 
     def _watch(self, process: DecoderProcess[Task]) -> None:
@@ -185,12 +224,25 @@ class Engine:
         if "ready" in message:
             process.is_ready = True
             self._failed_starts = 0
+            self._take_confinement(str(message["unconfined"]))
             return
         for answer in message["answers"]:
             self._take_answer(process, answer)
 
+    def _take_confinement(self, unconfined: str) -> None:
+        if unconfined and self._unconfined is None:
+            _log.warning("decoder processes work without their sandbox: %s", unconfined)
+        self._unconfined = unconfined
+        self._is_confinement_known.set()
+
     def _take_answer(self, process: DecoderProcess[Task], message: dict[str, Any]) -> None:
         process.check_first(message["slot"])
+        if "needs_more" in message:
+            task, _ = process.finish_first(0)
+            if task.is_alone:
+                raise ValueError("more than the most")
+            self._put_alone(task)
+            return
         if "status" in message:
             error = error_from(message)
             task, _ = process.finish_first(0)
@@ -202,9 +254,13 @@ class Engine:
         task, crops = process.finish_first(len(sources))
         task.finish([Crop(x, *source) for x, source in zip(crops, sources, strict=True)])
 
-    def _replace(
-        self, process: DecoderProcess[Task], timeout: DecodeTimeoutError | None = None
-    ) -> None:
+    def _replace(self, process: DecoderProcess[Task], *, overdue_at_s: float | None = None) -> None:
+        """End a process and start another.
+
+        Args:
+            process: the one to end.
+            overdue_at_s: when its work was found to be overdue, monotonic; None where it died.
+        """
         self._selector.unregister(process.socket)
         self._processes.remove(process)
         how = process.kill()
@@ -219,19 +275,27 @@ class Engine:
         tasks = [task for task, _, _ in process.tasks]
         if tasks:
             culprit = tasks.pop(process.index_at_work)
-            if timeout is not None:
-                culprit.finish(timeout)
+            where = process.at_frame
+            if overdue_at_s is not None:
+                limit_s = process.overdue_s(self._wall_limit_s, overdue_at_s)
+                if limit_s:
+                    culprit.finish(DecodeTimeoutError(f"not decoded within {limit_s:g} s{where}"))
+                else:  # it was done with that one before it was killed
+                    tasks.insert(0, culprit)
             elif culprit.was_crashed_on:
-                culprit.finish(DecoderCrashError(f"the decoder process died on it twice ({how})"))
+                culprit.finish(
+                    DecoderCrashError(f"the decoder process died on it twice ({how}{where})")
+                )
             else:
                 culprit.was_crashed_on = True
-                self._alone.append(culprit)
-            self._waiting.extendleft(reversed(tasks))
+                self._put_alone(culprit)
+            for task in reversed(tasks):
+                (self._alone if task.is_alone else self._waiting).appendleft(task)
             _log.warning("a decoder process died (%s); it is replaced", how)
         self._add_process()
 
     def _add_process(self) -> None:
-        process = DecoderProcess[Task](*self._specs)
+        process = DecoderProcess[Task](*self._specs, self._memory)
         self._processes.append(process)
         self._selector.register(process.socket, selectors.EVENT_READ, process)
         self._watch(process)
@@ -244,13 +308,13 @@ class Engine:
         for process in list(self._processes):
             limit_s = self._wall_limit_s if process.is_ready else _START_LIMIT_S
             is_at_work = process.tasks or not process.is_ready
-            if is_at_work and process.at_work_since_s + limit_s <= now_s:
-                error = DecodeTimeoutError(f"not decoded within {self._wall_limit_s:g} s")
-                self._replace(process, timeout=error)
+            if is_at_work and process.overdue_s(limit_s, now_s):
+                self._replace(process, overdue_at_s=now_s)
 
     def _shut_down(self) -> None:
         assert self._failure is not None
         self._is_started.set()
+        self._is_confinement_known.set()
         for process in self._processes:
             process.kill()
         with self._lock:

@@ -19,6 +19,7 @@ from typing import Final, Protocol, Self
 
 from imgcls.errors import ConfigError, DecodeError
 from imgcls.image.crops import Crop, decode_one
+from imgcls.image.decoders.memory import memory_limits, pool_memory_bytes
 from imgcls.image.engine import WALL_LIMIT_S, Engine, Task
 from imgcls.image.sniff import family_of
 from imgcls.image.spec import DecodeSpec, PreprocessSpec
@@ -62,7 +63,8 @@ class DecoderPool:
     """A few persistent decoder processes.
 
     Use it as a context manager, or call `close`; children also end when this process ends in any
-    way.
+    way. All together they take at most `memory_bytes`, by default their share of this machine; an
+    image too large for a process's part of it waits until no other such one is decoded.
     """
 
     def __init__(
@@ -72,6 +74,7 @@ class DecoderPool:
         num_processes: int,
         *,
         wall_limit_s: float = WALL_LIMIT_S,
+        memory_bytes: int = 0,
     ) -> None:
         if num_processes < 1:
             raise ConfigError(f"num_decoders={num_processes}: a decoder pool needs at least one")
@@ -81,7 +84,14 @@ class DecoderPool:
                 f"the preprocess spec normalises {len(preprocess_spec.mean)}"
             )
         self._num_processes = num_processes
-        self._engine = Engine(decode_spec, preprocess_spec, num_processes, wall_limit_s)
+        self.memory: Final = memory_limits(
+            num_processes,
+            decode_spec.max_pixels,
+            memory_bytes or pool_memory_bytes(num_processes),
+        )
+        self._engine = Engine(
+            decode_spec, preprocess_spec, num_processes, wall_limit_s, self.memory
+        )
         self._max_in_flight = max(_MIN_IN_FLIGHT, _IN_FLIGHT_PER_PROCESS * num_processes)
         self._taker: TaskTaker | None = None
         self._finalize = weakref.finalize(self, self._engine.close)
@@ -126,6 +136,10 @@ class DecoderPool:
     def busy_s(self) -> float:
         """Return the seconds that all children together were at work so far, for statistics."""
         return self._engine.busy_s()
+
+    def unconfined(self) -> str:
+        """Return what the sandbox of the children lacks, "" where it is whole."""
+        return self._engine.unconfined()
 
     def pids(self) -> list[int]:
         """Return the process ids of the children, for statistics."""

@@ -5,6 +5,7 @@ and two file descriptors, nothing else; its memory is an anonymous file, so no k
 behind in /dev/shm, and a container's small /dev/shm is no limit.
 """
 
+import dataclasses
 import math
 import mmap
 import os
@@ -20,14 +21,24 @@ import numpy as np
 import numpy.typing as npt
 
 import imgcls
+from imgcls.image.decoders.memory import MemoryLimits
 from imgcls.image.spec import DecodeSpec, PreprocessSpec
-from imgcls.image.wire import IMAGE_HEADER, NUM_PROGRESS, SLOTS_OFFSET, pack, take_messages
+from imgcls.image.wire import (
+    IMAGE_HEADER,
+    NO_FRAME,
+    SLOTS_OFFSET,
+    Progress,
+    pack,
+    take_messages,
+)
 
 # Small images in one child at a time: it never waits for the parent, who serves it several at once.
 NUM_SLOTS: Final = 8
 # Beyond this a child gets no second image: large ones are spread over all children.
 _MAX_QUEUED_BYTES: Final = 1 << 20
 _RECEIVE_BYTES: Final = 1 << 16
+# Of the limit of one frame, that each frame adds to the limit of its file.
+_FRAME_FRACTION: Final = 0.2
 _KEPT_VARIABLES: Final = (
     "LD_LIBRARY_PATH",
 )  # without it a Python outside the system's paths does not start
@@ -48,7 +59,9 @@ Task = TypeVar("Task")
 class DecoderProcess(Generic[Task]):
     """A child with at most NUM_SLOTS tasks; the first of `tasks` is the one it works on."""
 
-    def __init__(self, decode_spec: DecodeSpec, preprocess_spec: PreprocessSpec) -> None:
+    def __init__(
+        self, decode_spec: DecodeSpec, preprocess_spec: PreprocessSpec, memory: MemoryLimits
+    ) -> None:
         self.slot_crops = decode_spec.max_frames if decode_spec.frames == "all" else 1
         side = preprocess_spec.image_px
         shape = (NUM_SLOTS, self.slot_crops, decode_spec.num_channels, side, side)
@@ -68,7 +81,8 @@ class DecoderProcess(Generic[Task]):
             num_bytes = SLOTS_OFFSET + math.prod(shape)
             os.ftruncate(memory_fd, num_bytes)
             self._memory = mmap.mmap(memory_fd, num_bytes)
-            self._progress = np.frombuffer(self._memory, np.int64, count=NUM_PROGRESS)
+            self._progress = np.frombuffer(self._memory, np.int64, count=len(Progress))
+            self._progress[Progress.FRAME] = NO_FRAME
             self._slots: npt.NDArray[np.uint8] = np.frombuffer(
                 self._memory, np.uint8, offset=SLOTS_OFFSET
             ).reshape(shape)
@@ -81,6 +95,7 @@ class DecoderProcess(Generic[Task]):
             "preprocess": preprocess_spec.to_dict(),
             "num_slots": NUM_SLOTS,
             "slot_crops": self.slot_crops,
+            "memory": dataclasses.asdict(memory),
         }
         self._to_send.append(memoryview(pack(setup)))
         self.flush()
@@ -93,7 +108,7 @@ class DecoderProcess(Generic[Task]):
     @property
     def busy_s(self) -> float:
         """Seconds that the child was at work on images it has finished."""
-        return float(self._progress[2]) / 1e9
+        return float(self._progress[Progress.BUSY_NS]) / 1e9
 
     @property
     def has_room(self) -> bool:
@@ -101,30 +116,47 @@ class DecoderProcess(Generic[Task]):
         is_small = not self.tasks or self._queued_bytes < _MAX_QUEUED_BYTES
         return self.is_ready and bool(self._free_slots) and is_small
 
-    @property
-    def at_work_since_s(self) -> float:
-        """Monotonic time at which the child began what it does now, by its own clock or ours."""
-        return max(self._since_s, float(self._progress[1]) / 1e9)
+    def overdue_s(self, wall_limit_s: float, now_s: float) -> float:
+        """Return the limit in seconds that its work has passed, 0 where it is in time.
+
+        A frame has `wall_limit_s`, and all frames of a file together that and a part of it for each
+        that was begun: a long sequence takes its time, an endless one ends.
+        """
+        frame_since_s, image_since_s = (
+            max(self._since_s, float(self._progress[since]) / 1e9)
+            for since in (Progress.SINCE_NS, Progress.IMAGE_SINCE_NS)
+        )
+        if now_s - frame_since_s >= wall_limit_s:
+            return wall_limit_s
+        num_frames = int(self._progress[Progress.NUM_FRAMES])
+        sum_s = wall_limit_s * (1 + num_frames * _FRAME_FRACTION)
+        return sum_s if now_s - image_since_s >= sum_s else 0.0
 
     @property
     def index_at_work(self) -> int:
         """Index in `tasks` of the one that the child works on; those before it are done."""
-        num_unanswered = int(self._progress[0]) - self._num_answered
+        num_unanswered = int(self._progress[Progress.NUM_IMAGES]) - self._num_answered
         return min(max(num_unanswered, 1), len(self.tasks)) - 1
+
+    @property
+    def at_frame(self) -> str:
+        """Where in its file the child is at work: "" in an image of one frame."""
+        frame = int(self._progress[Progress.FRAME])
+        return "" if frame == NO_FRAME else f", at frame {frame}"
 
     @property
     def has_unsent(self) -> bool:
         """True while bytes wait for room in the socket."""
         return bool(self._to_send)
 
-    def give(self, task: Task, data: bytes) -> None:
-        """Hand over one image; `flush` sends it."""
+    def give(self, task: Task, data: bytes, *, is_large: bool) -> None:
+        """Hand over one image; `flush` sends it. A large one may take more than its share."""
         slot = self._free_slots.popleft()
         if not self.tasks:
             self._since_s = time.monotonic()
         self._queued_bytes += len(data)
         self.tasks.append((task, slot, len(data)))
-        self._to_send.append(memoryview(IMAGE_HEADER.pack(slot, len(data))))
+        self._to_send.append(memoryview(IMAGE_HEADER.pack(slot, len(data), is_large)))
         self._to_send.append(memoryview(data))
 
     def flush(self) -> None:

@@ -7,7 +7,7 @@ header is checked before a pixel is decoded; only the one Pillow plugin of the f
 import importlib
 import io
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Final
 
 import numpy as np
@@ -47,9 +47,13 @@ _SWAPS_SIDES: Final = (5, 6, 7, 8)
 
 
 def decode_raster(
-    data: bytes, format_name: str, spec: DecodeSpec, *, min_short_px: int | None
-) -> list[DecodedImage]:
-    """Decode a file of a known format other than DICOM.
+    data: bytes,
+    format_name: str,
+    spec: DecodeSpec,
+    min_short_px: int | None,
+    begin_frame: Callable[[int], None],
+) -> Iterator[DecodedImage]:
+    """Decode a file of a known format other than DICOM, frame by frame.
 
     Raises:
         DecodeError: what is decided here. Other exceptions, Pillow's own, pass: they mean corrupt.
@@ -59,10 +63,15 @@ def decode_raster(
     if format_name == "PNG":
         check_png(data)
     source = open_raster(data, format_name)
-    return [
-        _decode_frame(source, data, format_name, spec, frame, min_short_px)
-        for frame in _seek_frames(source, spec)
-    ]
+    for frame in _seek_frames(source, spec, begin_frame):
+        yield _decode_frame(source, data, format_name, spec, frame, min_short_px)
+
+
+def load_plugins() -> None:
+    """Import what any format may need, for a process that can open no file later."""
+    for module_name, _ in _PLUGINS.values():
+        importlib.import_module(module_name)
+    importlib.import_module("PIL.ImageCms")
 
 
 def open_raster(data: bytes, format_name: str) -> ImageFile.ImageFile:
@@ -84,7 +93,9 @@ def open_raster(data: bytes, format_name: str) -> ImageFile.ImageFile:
     return source
 
 
-def _seek_frames(source: ImageFile.ImageFile, spec: DecodeSpec) -> Iterator[int | None]:
+def _seek_frames(
+    source: ImageFile.ImageFile, spec: DecodeSpec, begin_frame: Callable[[int], None]
+) -> Iterator[int | None]:
     """Move `source` from one wanted frame to the next, giving its index, None in a single image."""
     num_frames = getattr(source, "n_frames", 1) if spec.frames != "first" else 1
     if num_frames == 1:
@@ -93,6 +104,7 @@ def _seek_frames(source: ImageFile.ImageFile, spec: DecodeSpec) -> Iterator[int 
     if spec.frames == "all" and num_frames > spec.max_frames:
         raise ImageTooLargeError(f"{num_frames} frames, the decode spec allows {spec.max_frames}")
     for frame in range(num_frames) if spec.frames == "all" else [num_frames // 2]:
+        begin_frame(frame)
         source.seek(frame)
         yield frame
 

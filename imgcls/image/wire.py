@@ -4,18 +4,19 @@ In: specs and encoded bytes to the child; sizes, frames and errors back. Out: by
 Invariant: pixels never travel here, and nothing is ever unpickled: a child that a hostile file took
 over can only send numbers and text.
 
-    parent -> child   setup: u32 length, JSON {decode, preprocess, num_slots, slot_crops}
-                      image: u32 slot, u64 length, the encoded bytes
-    child -> parent   u32 length, JSON, one of {"ready": true}
+    parent -> child   setup: u32 length, JSON {decode, preprocess, num_slots, slot_crops, memory}
+                      image: u32 slot, u64 length, bool is_large, the encoded bytes
+    child -> parent   u32 length, JSON, one of {"ready": true, "unconfined": ""}: why no sandbox
                       {"answers": [...]}, one to each image, in order:
                       {"slot": s, "crops": [[width_px, height_px, frame], ...]}, pixels in slot s
                       {"slot": s, "status": "corrupt", "reason": "..."}
-    shared memory     a page with three int64: images begun, when the last (monotonic ns), and how
-                      long the child was at work in all (ns); then the slots
+                      {"slot": s, "needs_more": true}: again with is_large
+    shared memory     a page with the int64 of Progress; then the slots
 """
 
 import json
 import struct
+from enum import IntEnum
 from typing import Any, Final
 
 from imgcls.errors import (
@@ -26,9 +27,27 @@ from imgcls.errors import (
     UnsupportedImageError,
 )
 
-NUM_PROGRESS: Final = 3
+
+class Progress(IntEnum):
+    """Where in the shared page a child says what it is at."""
+
+    NUM_IMAGES = 0
+    """Images begun."""
+    SINCE_NS = 1
+    """When it began the frame that it is at, or the image (monotonic)."""
+    BUSY_NS = 2
+    """How long it was at work in all."""
+    IMAGE_SINCE_NS = 3
+    """When it began the image."""
+    NUM_FRAMES = 4
+    """Frames of the image begun."""
+    FRAME = 5
+    """Index of the frame that it is at, NO_FRAME in an image of one."""
+
+
+NO_FRAME: Final = -1
 SLOTS_OFFSET: Final = 4096
-IMAGE_HEADER: Final = struct.Struct("<IQ")
+IMAGE_HEADER: Final = struct.Struct("<IQ?")
 LENGTH: Final = struct.Struct("<I")
 _MAX_MESSAGE_BYTES: Final = 1 << 20
 _ERRORS: Final[dict[str, type[DecodeError]]] = {
