@@ -18,8 +18,8 @@ from imgcls.errors import (
     ConfigError,
     CorruptImageError,
     ImgclsError,
+    NotAnImageError,
     ObjectMissingError,
-    UnsupportedImageError,
 )
 from imgcls.image.pool import DecoderPool, decode_one
 from imgcls.image.spec import DecodeSpec, PreprocessSpec
@@ -83,7 +83,7 @@ def test_errors_among_the_items_pass_through_and_bad_files_get_their_status(
     items = [(7, gone), (8, b"<html>"), (9, picture(1)[:200]), (10, picture(1))]
     results = {r.index: r for r in pool.decode_many(items)}
     assert results[7].error is gone
-    assert isinstance(results[8].error, UnsupportedImageError)
+    assert isinstance(results[8].error, NotAnImageError)
     assert isinstance(results[9].error, CorruptImageError)
     assert results[10].error is None
 
