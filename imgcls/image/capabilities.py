@@ -14,8 +14,9 @@ from imgcls.errors import DecodeError
 from imgcls.image.decode import decode
 from imgcls.image.decoders.memory import memory_limits, num_cpus_here, pool_memory_bytes
 from imgcls.image.dicom import plugins_here
+from imgcls.image.formats.versions import DECODER_VERSIONS
 from imgcls.image.pool import DecoderPool
-from imgcls.image.spec import DECODER_VERSION, DecodeSpec, PreprocessSpec
+from imgcls.image.spec import DecodeSpec, PreprocessSpec
 
 # Our format, Pillow's writer of it, and the library behind it as Pillow's `features` names it.
 _FORMATS: Final = (
@@ -46,14 +47,14 @@ def decode_capabilities() -> dict[str, Any]:
     """Return what can be decoded here.
 
     Returns:
-        decoder_version: of this package's decoding code.
+        decoder_versions: of this package's decoding code, by format family.
         formats: by name, "ok" with the library's version, or the reason why not.
         dicom_transfer_syntaxes: by name, the plugin that decodes it, or what to install.
         decoders: what confines a decoder process here, and the memory of all together.
         packages: by name, the version, or "not installed".
     """
     return {
-        "decoder_version": DECODER_VERSION,
+        "decoder_versions": {family: str(n) for family, n in DECODER_VERSIONS.items()},
         "formats": {ours: _try(ours, writer, library) for ours, writer, library in _FORMATS},
         "dicom_transfer_syntaxes": plugins_here() or {"all": "pip install 'imgcls[dicom]'"},
         "decoders": _confinement(),

@@ -1,8 +1,8 @@
 """The decode spec and the preprocess spec: everything that decides the value of a pixel.
 
 In: plain values. Out: two frozen dataclasses and their digest. Invariant: two machines with equal
-digests turn the same file into the same tensor, bit for bit; whoever changes what decoding gives
-bumps DECODER_VERSION.
+digests and the same decoder versions turn the same file into the same tensor, bit for bit; a change
+of what decoding gives bumps a number in formats/versions.py.
 """
 
 import dataclasses
@@ -11,8 +11,14 @@ import json
 from typing import Any, Final, Literal, Self, get_args
 
 from imgcls.errors import BundleError
-
-DECODER_VERSION: Final = 1
+from imgcls.image.formats.versions import (
+    Versions,
+    from_json,
+    moved_between,
+    refuse_newer,
+    to_json,
+    versions_here,
+)
 
 Color = Literal["rgb", "gray"]
 Frames = Literal["first", "middle", "all"]
@@ -83,16 +89,13 @@ class DecodeSpec:
     three as R, G and B."""
     dicom_window_index: int = 0
     """Which of the file's windows; the last one where it has fewer."""
-    decoder_version: int = DECODER_VERSION
-    """Version of the decoding code, so that a change of pixels changes the digest."""
+    decoder_version: Versions = dataclasses.field(default_factory=versions_here)
+    """Versions of the decoding code that the model was trained with, by format family; what this
+    imgcls decodes by may be later."""
 
     def __post_init__(self) -> None:
         _check_choices(self)
-        if self.decoder_version != DECODER_VERSION:
-            raise BundleError(
-                f"decode spec: decoder_version {self.decoder_version}, but this imgcls decodes "
-                f"by version {DECODER_VERSION}: use the imgcls that made the bundle, or train again"
-            )
+        refuse_newer(self.decoder_version)
         _check("max_pixels", self.max_pixels, self.max_pixels >= 1)
         _check("max_frames", self.max_frames, self.max_frames >= 1)
         _check("gray_bits", self.gray_bits, 1 <= self.gray_bits <= 32)
@@ -111,9 +114,13 @@ class DecodeSpec:
         """Channels of a decoded image: 3 or 1."""
         return 3 if self.color == "rgb" else 1
 
+    def moved_formats(self) -> list[str]:
+        """Return the format families whose pixels moved since the model was trained."""
+        return moved_between(self.decoder_version, versions_here())
+
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON-able values."""
-        return _to_dict(self)
+        return _to_dict(self) | {"decoder_version": to_json(self.decoder_version)}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
@@ -216,6 +223,8 @@ def _checked_fields(
 
 def _typed(name: str, kind: object, value: object) -> object:
     """Return `value` as what the field holds; refuse any other type by name."""
+    if kind == Versions:
+        return from_json(value)
     text = str(kind)
     if kind is bool:
         fits = isinstance(value, bool)

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from imgcls.errors import BundleError
-from imgcls.image.spec import DECODER_VERSION, DecodeSpec, PreprocessSpec, spec_digest
+from imgcls.image.formats.versions import DECODER_VERSIONS, versions_here
+from imgcls.image.spec import DecodeSpec, PreprocessSpec, spec_digest
 
 PREPROCESS = PreprocessSpec.for_image_px(224)
 OTHER_VALUES: dict[str, Any] = {
@@ -45,10 +46,48 @@ def test_every_field_changes_the_digest() -> None:
     assert len(digests) == 1 + len(OTHER_VALUES) + len(others)
 
 
-def test_the_version_of_the_code_is_in_the_digest_and_another_one_is_refused() -> None:
-    assert DecodeSpec().to_dict()["decoder_version"] == DECODER_VERSION
-    with pytest.raises(BundleError, match="decoder_version"):
-        DecodeSpec.from_dict({**DecodeSpec().to_dict(), "decoder_version": DECODER_VERSION + 1})
+# Of a bundle that commit 27535e0 trained: bundle.json as it wrote it, and the digest in its rows.
+DECODE_27535E0 = {
+    "color": "rgb", "alpha_background": [255, 255, 255], "icc": "ignore", "gray_range": "declared",
+    "gray_bits": 16, "gray_window": [0.0, 65535.0], "frames": "first", "max_frames": 1024,
+    "max_pixels": 50000000, "dct_scaling": True, "dicom_window": "file", "dicom_window_index": 0,
+    "decoder_version": 1,
+}  # fmt: skip
+DIGEST_27535E0 = "56322f9dd48e89fbd96b0b6b2e172bf6d12f163b320ad0124d83f4e20c220a8c"
+
+
+def test_a_bundle_of_an_earlier_version_loads_with_its_digest_and_names_what_moved(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for moved in ({}, {"tiff": 2}, {"tiff": 3, "png": 2}):
+        for family in DECODER_VERSIONS:
+            monkeypatch.setitem(DECODER_VERSIONS, family, moved.get(family, 1))
+        earlier = DecodeSpec.from_dict(DECODE_27535E0)
+        assert earlier.to_dict() == DECODE_27535E0
+        assert spec_digest(earlier, PREPROCESS) == DIGEST_27535E0
+        assert earlier.moved_formats() == sorted(moved)
+
+
+def test_the_versions_of_the_code_are_in_the_digest_of_what_is_trained_with_it() -> None:
+    plain = DecodeSpec(decoder_version=())
+    assert plain.to_dict()["decoder_version"] == 1
+    assert spec_digest(plain, PREPROCESS) == DIGEST_27535E0
+    later = {**plain.to_dict(), "decoder_version": {"tiff": 2}}
+    with pytest.raises(BundleError, match=r"decoder_version 2 of tiff, but this .* by version 1"):
+        DecodeSpec.from_dict(later)
+    with pytest.raises(BundleError, match="decoder_version 2 of jpegxs"):
+        DecodeSpec.from_dict({**later, "decoder_version": {"jpegxs": 2}})
+
+
+def test_a_bundle_keeps_the_versions_it_was_trained_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(DECODER_VERSIONS, "tiff", 2)
+    trained = DecodeSpec.from_dict({**DECODE_27535E0, "decoder_version": {"tiff": 2}})
+    assert trained == DecodeSpec(decoder_version=versions_here())
+    assert DecodeSpec.from_dict(json.loads(json.dumps(trained.to_dict()))) == trained
+    assert trained.moved_formats() == []
+    assert spec_digest(trained, PREPROCESS) != DIGEST_27535E0
+    monkeypatch.setitem(DECODER_VERSIONS, "png", 2)
+    assert trained.moved_formats() == ["png"]
 
 
 @pytest.mark.parametrize(
@@ -57,6 +96,10 @@ def test_the_version_of_the_code_is_in_the_digest_and_another_one_is_refused() -
         ({"sharpen": 1}, "unknown fields sharpen"),
         ({"color": "bgr"}, "color='bgr'"),
         ({"frames": 1}, "frames=1"),
+        ({"decoder_version": 0}, "decoder_version=0"),
+        ({"decoder_version": True}, "decoder_version=True"),
+        ({"decoder_version": {"tiff": 1}}, "decoder_version="),
+        ({"decoder_version": {}}, "decoder_version="),
         ({"max_pixels": "many"}, "max_pixels='many'"),
         ({"max_pixels": True}, "max_pixels=True"),
         ({"gray_bits": 0}, "gray_bits=0"),
