@@ -93,6 +93,8 @@ def _as_tiff_says(
 
 
 def _composite(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:
+    if image.mode == "La":  # Pillow has one way out of it
+        image = image.convert("LA")
     rgba = image if image.mode == "RGBA" else image.convert("RGBA")
     canvas = Image.new("RGB", rgba.size, background)
     canvas.paste(rgba, mask=rgba.getchannel("A"))

@@ -18,7 +18,7 @@ from imgcls.errors import ImageTooLargeError, UnsupportedImageError
 from imgcls.image.color import to_color
 from imgcls.image.decoded import DecodedImage
 from imgcls.image.formats.jpeg_markers import read_frame
-from imgcls.image.headers import check_png, check_png_is_complete, webp_size
+from imgcls.image.headers import check_png_is_complete, checked_png, webp_size
 from imgcls.image.jpeg import decode_jpeg, scale_by_dct
 from imgcls.image.spec import DecodeSpec
 
@@ -61,7 +61,7 @@ def decode_raster(
     if format_name == "WEBP":
         _check_size(*webp_size(data), spec)  # opening already allocates the canvas
     if format_name == "PNG":
-        check_png(data)
+        data = checked_png(data, spec)
     source = open_raster(data, format_name)
     for frame in _seek_frames(source, spec, begin_frame):
         yield _decode_frame(source, data, format_name, spec, frame, min_short_px)
@@ -119,7 +119,6 @@ def _decode_frame(
 ) -> DecodedImage:
     width_px, height_px = source.size
     _check_size(width_px, height_px, spec)
-    orientation = 1 if format_name == "TIFF" else exif_orientation(source)
     if format_name == "JPEG":
         divisor = scale_by_dct(source.size, min_short_px)
         image_HWC = decode_jpeg(source, data, read_frame(data), divisor, spec)
@@ -128,6 +127,8 @@ def _decode_frame(
         image_HWC = to_color(source, format_name, spec)
     if format_name == "PNG":
         check_png_is_complete(source, data)
+    # Not before the pixels: to find the tag, Pillow loads a PNG and keeps its failure to itself.
+    orientation = 1 if format_name == "TIFF" else exif_orientation(source)
     if format_name == "TIFF":  # Pillow has turned it
         width_px, height_px = source.size
     if orientation in _SWAPS_SIDES:

@@ -196,7 +196,7 @@ _MAGIC_BYTES = {
     "tiff-jpeg": 4, "bmp": 15, "gif": 6, "pnm": 3, "jp2": 12,
 }  # fmt: skip
 _LOSABLE_BYTES = {
-    "jpeg": 2, "jpeg-progressive": 2, "jpeg-gray": 2, "jpeg-cmyk": 2, "png": 4, "png-palette": 4,
+    "jpeg": 2, "jpeg-progressive": 2, "jpeg-gray": 2, "jpeg-cmyk": 2, "png": 12, "png-palette": 12,
     "gif": 4, "jp2": 2, "tiff-lzw": 4, "tiff-deflate": 6, "tiff-jpeg": 2,
 }  # fmt: skip
 
