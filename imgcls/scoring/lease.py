@@ -2,9 +2,10 @@
 
 In: an output prefix and who asks. Out: OUT/_lease.json held, renewed and let go, by
 compare-and-swap alone.
-Invariant: two runs never both hold it, as long as their clocks agree within CLOCK_SKEW_S. A holder
-that is killed lets go by expiry, or at once for a successor on the same host, which can see that it
-is dead.
+Invariant: two runs never both hold it, whatever their clocks say. A holder that is killed lets go
+at once for a successor that can see that it is dead, on the same machine. Any other successor
+watches the record: a living holder changes it within HEARTBEAT_S, and one that stays the same for
+TTL_S, by the successor's own monotonic clock, is free.
 """
 
 import json
@@ -13,9 +14,11 @@ import os
 import secrets
 import socket
 import threading
+import time
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime, timedelta
+from enum import Enum, auto
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -34,13 +37,25 @@ from imgcls.storage.uri import join
 log = logging.getLogger(__name__)
 
 TTL_S = 120.0
-HEARTBEAT_S = 30.0
-CLOCK_SKEW_S = 10.0
+HEARTBEAT_S = 10.0
+WATCH_EVERY_S = 1.0
+
+
+class Holder(Enum):
+    """What can be known of a lease from its record alone."""
+
+    GONE = auto()
+    ALIVE = auto()
+    UNKNOWN = auto()  # on another machine, or in another container of this one
 
 
 @dataclass(frozen=True)
 class LeaseRecord:
-    """_lease.json: who holds the lease, since when, until when."""
+    """_lease.json: who holds the lease and since when.
+
+    `expires_at` is for people and for versions of imgcls that compare clocks. `renewed_at_s` is the
+    holder's monotonic clock, which all processes of one boot share.
+    """
 
     holder: str
     token: str
@@ -50,16 +65,32 @@ class LeaseRecord:
     pid_namespace: str
     since: str
     expires_at: str
+    time_namespace: str = ""
+    renewed_at_s: float = 0.0
+    is_released: bool = False
 
-    def is_free(self, now: datetime) -> bool:
-        """Return whether it has expired, or its holder is a dead process of this host."""
-        if datetime.fromisoformat(self.expires_at) + timedelta(seconds=CLOCK_SKEW_S) < now:
-            return True
+    @classmethod
+    def from_json(cls, data: bytes) -> Self:
+        """Read a record; fields of a later version are passed over."""
+        known = {field.name for field in fields(cls)}
+        return cls(**{name: value for name, value in json.loads(data).items() if name in known})
+
+    def judge(self) -> Holder:
+        """Return what this process can know of the holder, without any clock of the wall."""
+        if self.is_released:
+            return Holder.GONE
+        if self.boot_id != _boot_id():
+            return Holder.UNKNOWN
+        has_our_clock = self.time_namespace == _namespace("time")
+        if has_our_clock and time.monotonic() - self.renewed_at_s >= TTL_S:
+            return Holder.GONE
         # Containers of one host may share its name; only in one pid namespace is a pid the same.
-        here = (socket.gethostname(), _boot_id(), _pid_namespace())
-        if (self.host, self.boot_id, self.pid_namespace) != here:
-            return False
-        return not Path(f"/proc/{self.pid}").exists()
+        if (self.host, self.pid_namespace) != (socket.gethostname(), _namespace("pid")):
+            return Holder.UNKNOWN
+        if not Path(f"/proc/{self.pid}").exists():
+            return Holder.GONE
+        # A record without our clock may be of a process that is long dead, its pid another's.
+        return Holder.ALIVE if has_our_clock else Holder.UNKNOWN
 
 
 class Lease:
@@ -77,9 +108,10 @@ class Lease:
             host=socket.gethostname(),
             pid=os.getpid(),
             boot_id=_boot_id(),
-            pid_namespace=_pid_namespace(),
+            pid_namespace=_namespace("pid"),
             since=datetime.now(UTC).isoformat(timespec="seconds"),
             expires_at="",
+            time_namespace=_namespace("time"),
         )
         self._etag = ""
         self._lost = ""
@@ -93,23 +125,48 @@ class Lease:
         return self
 
     def _acquire(self) -> None:
-        """Take the lease with put_new, or an expired one with compare-and-swap."""
-        record = self._until(TTL_S)
+        """Take the lease with put_new, or one whose holder is gone with compare-and-swap."""
         with suppress(ObjectExistsError):
-            self._etag = put_new(self._uri, record)
+            self._etag = put_new(self._uri, self._renewed())
             return
-        data, etag = read_with_etag(self._uri)
-        current = LeaseRecord(**json.loads(data))
-        if not current.is_free(datetime.now(UTC)):
-            raise LeaseHeldError(
-                f"{self._uri}: held by {current.holder} on {current.host} since {current.since}, "
-                f"until {current.expires_at} unless renewed. One run at a time may write here; "
-                "try again when it has ended."
-            )
+        etag = self._watch()
         try:
-            self._etag = put_if_match(self._uri, record, etag)
+            self._etag = put_if_match(self._uri, self._renewed(), etag)
         except (ObjectChangedError, ObjectMissingError):
             raise LeaseHeldError(f"{self._uri}: another run took it this very moment") from None
+
+    def _watch(self) -> str:
+        """Return the etag of a lease whose holder is gone, once that is sure.
+
+        Raises:
+            LeaseHeldError: its holder is alive.
+        """
+        data, etag = read_with_etag(self._uri)
+        current, seen_since_s = LeaseRecord.from_json(data), time.monotonic()
+        holder = current.judge()
+        if holder is Holder.UNKNOWN:
+            log.info(
+                "%s: held by %s on %s since %s; watching for %.0f s at most whether it is alive",
+                self._uri,
+                current.holder,
+                current.host,
+                current.since,
+                TTL_S,
+            )
+        while holder is Holder.UNKNOWN and time.monotonic() - seen_since_s < TTL_S:
+            time.sleep(min(WATCH_EVERY_S, TTL_S))
+            seen_etag, (data, etag) = etag, read_with_etag(self._uri)
+            current = LeaseRecord.from_json(data)
+            holder = current.judge()
+            if etag != seen_etag and holder is Holder.UNKNOWN:
+                holder = Holder.ALIVE
+        if holder is Holder.ALIVE:
+            raise LeaseHeldError(
+                f"{self._uri}: held by {current.holder} on {current.host} since {current.since}, "
+                "and that run is alive. One run at a time may write here; try again when it has "
+                "ended."
+            )
+        return etag
 
     def renew(self) -> None:
         """Prove that the lease is still ours, and hold it for another TTL_S.
@@ -130,12 +187,12 @@ class Lease:
     def _renew_or_adopt(self) -> None:
         """Swap our record for a later one; after a lost reply our own is there by another etag."""
         try:
-            self._etag = put_if_match(self._uri, self._until(TTL_S), self._etag)
+            self._etag = put_if_match(self._uri, self._renewed(), self._etag)
         except ObjectChangedError:
             data, etag = read_with_etag(self._uri)
             if json.loads(data)["token"] != self._record.token:
                 raise
-            self._etag = put_if_match(self._uri, self._until(TTL_S), etag)
+            self._etag = put_if_match(self._uri, self._renewed(), etag)
 
     def _beat(self) -> None:
         while not self._done.wait(HEARTBEAT_S):
@@ -147,9 +204,16 @@ class Lease:
             except StorageError as error:
                 log.warning("lease not renewed, trying again: %s", error)
 
-    def _until(self, seconds: float) -> bytes:
-        expires_at = datetime.now(UTC) + timedelta(seconds=seconds)
-        record = replace(self._record, expires_at=expires_at.isoformat(timespec="milliseconds"))
+    def _renewed(self, *, is_released: bool = False) -> bytes:
+        """Return our record as of now; no two are the same bytes."""
+        valid_s = -TTL_S if is_released else TTL_S
+        expires_at = datetime.now(UTC) + timedelta(seconds=valid_s)
+        record = replace(
+            self._record,
+            expires_at=expires_at.isoformat(timespec="milliseconds"),
+            renewed_at_s=time.monotonic(),
+            is_released=is_released,
+        )
         return json.dumps(asdict(record)).encode()
 
     def __exit__(
@@ -158,23 +222,27 @@ class Lease:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Let go: an expired record is written, so that no delete can hit a successor's lease.
+        """Let go: a released record is written, so that no delete can hit a successor's lease.
 
-        A run that is stopped does not wait for the store: its death, or expiry, frees the lease.
+        A run that is stopped does not wait for the store: its death frees the lease.
         """
         self._done.set()
         if self._lost or isinstance(error, (RunStoppedError, KeyboardInterrupt)):
             return
         with self._lock:
             try:
-                put_if_match(self._uri, self._until(-2 * CLOCK_SKEW_S), self._etag)
+                put_if_match(self._uri, self._renewed(is_released=True), self._etag)
             except StorageError as problem:
                 # Never in place of the run's own outcome.
-                log.warning("the lease was not let go, it expires by itself: %s", problem)
+                log.warning("the lease was not let go, a successor waits for it: %s", problem)
 
 
-def _pid_namespace() -> str:
-    return str(Path("/proc/self/ns/pid").readlink())
+def _namespace(kind: str) -> str:
+    """Return the name of this process's namespace; an old kernel has no time namespaces."""
+    try:
+        return str(Path(f"/proc/self/ns/{kind}").readlink())
+    except FileNotFoundError:
+        return f"{kind}:none"
 
 
 def _boot_id() -> str:

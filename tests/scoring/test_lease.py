@@ -2,6 +2,7 @@ import json
 import subprocess
 import sys
 import threading
+import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -62,22 +63,75 @@ def test_lease_of_a_killed_process_of_this_host_is_free_at_once(tmp_path: Path) 
         pass
 
 
-def test_lease_of_another_host_is_free_only_after_it_expired(tmp_path: Path) -> None:
+def left_behind(path: Path, **fields: object) -> None:
+    """Leave the lease of a run on another machine, as its death left it."""
+    with Lease(str(path.parent), "first"):
+        record = path.read_text()
+    path.write_text(record)
+    edit(path, host="elsewhere", boot_id="another", **fields)
+
+
+@pytest.mark.parametrize("hours", [-24, 24])
+def test_lease_of_another_machine_is_free_once_it_stayed_the_same_for_the_ttl(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hours: int
+) -> None:
+    monkeypatch.setattr(lease, "TTL_S", 1.0)
+    monkeypatch.setattr(lease, "WATCH_EVERY_S", 0.05)
+    its_time = datetime.now(UTC) + timedelta(hours=hours)
+    left_behind(tmp_path / "_lease.json", expires_at=its_time.isoformat(), renewed_at_s=0.0)
+    start_s = time.monotonic()
+    with Lease(str(tmp_path), "second"):
+        assert time.monotonic() - start_s >= 1.0
+
+
+@pytest.mark.parametrize("hours", [-24, 24])
+def test_lease_of_a_living_run_elsewhere_is_not_taken_whatever_its_clock_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hours: int
+) -> None:
+    monkeypatch.setattr(lease, "WATCH_EVERY_S", 0.05)
+    path, its_time = tmp_path / "_lease.json", datetime.now(UTC) + timedelta(hours=hours)
+    left_behind(path, expires_at=its_time.isoformat())
+    renewing = threading.Timer(
+        0.5, edit, (path,), {"expires_at": (its_time + timedelta(seconds=1)).isoformat()}
+    )
+    renewing.start()
+    with pytest.raises(LeaseHeldError, match=r"held by first on elsewhere since 20.*is alive"):
+        Lease(str(tmp_path), "second").__enter__()
+    renewing.join()
+
+
+def test_lease_let_go_while_a_successor_watches_is_taken_then(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease, "WATCH_EVERY_S", 0.05)
+    path = tmp_path / "_lease.json"
+    left_behind(path)
+    letting_go = threading.Timer(0.5, edit, (path,), {"is_released": True})
+    letting_go.start()
+    with Lease(str(tmp_path), "second"):
+        pass
+    letting_go.join()
+
+
+def test_lease_of_another_container_of_this_machine_is_judged_by_their_common_clock(
+    tmp_path: Path,
+) -> None:
     path = tmp_path / "_lease.json"
     with Lease(str(tmp_path), "first"):
         record = path.read_text()
     path.write_text(record)
-    now = datetime.now(UTC)
-    edit(path, host="elsewhere", expires_at=(now + timedelta(seconds=60)).isoformat())
-    with pytest.raises(LeaseHeldError, match="held by first on elsewhere"):
-        Lease(str(tmp_path), "second").__enter__()
-    within_skew = now - timedelta(seconds=lease.CLOCK_SKEW_S / 2)
-    edit(path, expires_at=within_skew.isoformat())
-    with pytest.raises(LeaseHeldError):
-        Lease(str(tmp_path), "second").__enter__()
-    edit(path, expires_at=(now - timedelta(seconds=lease.CLOCK_SKEW_S + 1)).isoformat())
+    long_ago_s = time.monotonic() - lease.TTL_S - 1
+    edit(path, pid_namespace="pid:[1]", host="pod", renewed_at_s=long_ago_s)
+    start_s = time.monotonic()
     with Lease(str(tmp_path), "second"):
-        pass
+        assert time.monotonic() - start_s < 5
+
+
+def test_record_of_a_later_version_is_understood(tmp_path: Path) -> None:
+    with Lease(str(tmp_path), "first"):
+        edit(tmp_path / "_lease.json", new_in_a_later_version=1)
+        with pytest.raises(LeaseHeldError, match="held by first"):
+            Lease(str(tmp_path), "second").__enter__()
 
 
 def test_heartbeat_renews_the_lease(output: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,11 +165,18 @@ def test_renewal_whose_reply_was_lost_is_recognised_as_our_own(tmp_path: Path) -
         held.renew()
 
 
-def test_lease_of_a_living_process_of_another_container_is_not_taken(tmp_path: Path) -> None:
+def test_lease_of_a_living_process_of_another_container_is_not_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease, "WATCH_EVERY_S", 0.05)
+    path = tmp_path / "_lease.json"
     with Lease(str(tmp_path), "first"):
-        edit(tmp_path / "_lease.json", pid=4_000_000, pid_namespace="pid:[1]")
+        edit(path, pid=4_000_000, pid_namespace="pid:[1]")
+        renewing = threading.Timer(0.5, edit, (path,), {"renewed_at_s": time.monotonic()})
+        renewing.start()
         with pytest.raises(LeaseHeldError):
             Lease(str(tmp_path), "second").__enter__()
+        renewing.join()
 
 
 def test_store_that_fails_at_the_end_does_not_replace_the_outcome(
