@@ -14,7 +14,9 @@ import pytest
 
 from imgcls.storage import resolver
 from imgcls.storage.embedded import EmbeddedS3, embedded_s3
+from tests import stores
 from tests.fault_proxy import FaultProxy, running_fault_proxy
+from tests.stores import Store
 
 # A shell that starts us in the background has us ignore SIGINT, and all processes that we start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -36,11 +38,60 @@ def s3_server() -> Iterator[EmbeddedS3]:
         yield server
 
 
+@pytest.fixture(scope="session")
+def moto_server() -> Iterator[Store]:
+    """A moto of this test session, another S3 that nobody here wrote."""
+    with stores.moto() as store:
+        yield store
+
+
+@pytest.fixture(scope="session")
+def azurite_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
+    """An Azurite of this test session; CI installs it, elsewhere it may be missing."""
+    missing = stores.missing_azurite()
+    if missing:
+        assert os.environ.get("CI") != "true", missing
+        pytest.skip(missing)
+    with stores.azurite(tmp_path_factory.mktemp("azurite")) as store:
+        yield store
+
+
+@pytest.fixture(scope="session")
+def gcs_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
+    """A server of Google's XML API, of this test session."""
+    with stores.gcs(tmp_path_factory.mktemp("gcs")) as store:
+        yield store
+
+
+@pytest.fixture
+def moto_store(moto_server: Store, no_aws: None, monkeypatch: pytest.MonkeyPatch) -> Store:
+    """Lead every client of this test, and of its children, to moto; nothing else."""
+    return _led_to(moto_server, monkeypatch)
+
+
+@pytest.fixture
+def az_store(azurite_server: Store, no_aws: None, monkeypatch: pytest.MonkeyPatch) -> Store:
+    """Lead every client of this test, and of its children, to Azurite; nothing else."""
+    return _led_to(azurite_server, monkeypatch)
+
+
+@pytest.fixture
+def gs_store(gcs_server: Store, no_aws: None, monkeypatch: pytest.MonkeyPatch) -> Store:
+    """Lead every client of this test, and of its children, to the GCS server; nothing else."""
+    return _led_to(gcs_server, monkeypatch)
+
+
+def _led_to(store: Store, monkeypatch: pytest.MonkeyPatch) -> Store:
+    for name, value in store.environment.items():
+        monkeypatch.setenv(name, value)
+    return store
+
+
 @pytest.fixture
 def no_aws(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """An environment without any AWS setting: neither variables, nor files, nor a role."""
+    """An environment without any store's setting: neither variables, nor files, nor a role."""
     for name in list(os.environ):
-        if name.startswith("AWS_"):
+        if name.startswith(stores.PREFIXES):
             monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_CONFIG_FILE", os.devnull)
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", os.devnull)

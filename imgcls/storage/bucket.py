@@ -95,3 +95,11 @@ def unquoted(etag: str | None) -> str:
 def quoted(etag: str) -> str:
     """Return an etag as HTTP wants it."""
     return etag if etag.startswith("W/") else f'"{etag}"'
+
+
+DOT_SEGMENT = "a name with a '.' or '..' segment, which no URL of this store can carry"
+
+
+def has_dot_segment(key: str) -> bool:
+    """Tell whether clients, proxies and servers would read a segment of this key as a step."""
+    return any(segment in (".", "..") for segment in key.split("/"))

@@ -17,13 +17,13 @@ from imgcls.errors import (
     ObjectMissingError,
     StorageError,
 )
+from imgcls.storage.advice import advice_for
 from imgcls.storage.retry import TransientError
 
-HOW_TO_GET_CREDENTIALS = (
-    "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (and AWS_SESSION_TOKEN for temporary ones),"
-    " or AWS_PROFILE, or run where an instance role or a web identity allows it"
+_NO_BUCKET = re.compile(
+    r"NoSuchBucket|ContainerNotFound|ContainerBeingDeleted|InvalidBucketName|InvalidResourceName"
+    r"|bucket does not exist"
 )
-_NO_BUCKET = re.compile(r"NoSuchBucket|ContainerNotFound|bucket does not exist")
 _EXPIRED = re.compile(r"ExpiredToken|TokenRefreshRequired|InvalidToken|RequestTimeTooSkewed")
 _WRONG_REGION = re.compile(
     r"AuthorizationHeaderMalformed|PermanentRedirect|IllegalLocationConstraint|Received redirect"
@@ -33,6 +33,8 @@ _STATUS = re.compile(r"status code: (\d{3})")
 _XML_ERROR = re.compile(r"<Code>(.*?)</Code>(?:.*?<Message>(.*?)</Message>)?", re.DOTALL)
 _OS_ERROR = re.compile(r'(?:message|error): "([^"]+)"')
 _BAD_CERTIFICATE = re.compile(r"InvalidCertificate\(\s*(\w+)")
+_URL = re.compile(r"https?://\S+|location .* not found")
+_ON_THE_WAY = re.compile(r"Error performing|HTTP error")
 _SLOW_DOWN_STATUSES = (429, 503)
 _MAX_REASON = 300
 
@@ -53,9 +55,11 @@ def from_status(status: int, code: str, reason: str, what: str) -> ImgclsError |
     if _NO_BUCKET.search(code):
         return ConfigError(f"{what}: the bucket does not exist ({reason})")
     if _WRONG_REGION.search(code) or status in (301, 307):
-        return ConfigError(f"{what}: the bucket is in another region; set AWS_REGION ({reason})")
+        return ConfigError(f"{what}: {advice_for(what).elsewhere} ({reason})")
     if status in (401, 403) or _EXPIRED.search(code):
-        return AccessDeniedError(f"{what}: access denied ({reason}); {HOW_TO_GET_CREDENTIALS}")
+        return AccessDeniedError(
+            f"{what}: access denied ({reason}); {advice_for(what).credentials}"
+        )
     if status == 404:
         return ObjectMissingError(f"{what}: no such object")
     if status == 412:
@@ -68,7 +72,10 @@ def from_obstore(error: Exception, what: str) -> ImgclsError | TransientError:
     from obstore import exceptions
 
     text, _, details = str(error).partition("\n\nDebug source")
-    reason = _reason_of_obstore(text, details)
+    reason = _reason_of_obstore(text, details, what)
+    reply = _XML_ERROR.search(text)
+    # Not the whole text where it can be helped: the name of the object is in it.
+    code = reply[1] if reply else _URL.sub("", text)
     match = _STATUS.search(text)
     status = int(match[1]) if match else 0
     if isinstance(error, FileNotFoundError):
@@ -81,12 +88,17 @@ def from_obstore(error: Exception, what: str) -> ImgclsError | TransientError:
         status = 412
     elif isinstance(error, ValueError | exceptions.NotSupportedError | exceptions.InvalidPathError):
         return StorageError(f"{what}: {reason}")
-    if status or _WRONG_REGION.search(text):
-        return from_status(status, text, reason, what)
+    if status or _WRONG_REGION.search(code):
+        return from_status(status, code, reason, what)
+    if _BAD_CERTIFICATE.search(details):
+        return ConfigError(f"{what}: {reason}")
+    if isinstance(error, exceptions.GenericError) and not _ON_THE_WAY.search(text):
+        # The client would not send it: it will not the next time either.
+        return StorageError(f"{what}: {reason}")
     return TransientError(reason)
 
 
-def _reason_of_obstore(text: str, details: str) -> str:
+def _reason_of_obstore(text: str, details: str, what: str) -> str:
     """Cut an error of obstore, some 40 lines, down to what a reader needs."""
     reply = _XML_ERROR.search(text)
     if reply:
@@ -97,9 +109,16 @@ def _reason_of_obstore(text: str, details: str) -> str:
         return "timed out"
     refused = _BAD_CERTIFICATE.search(details)
     if refused:
-        return f"the certificate is refused ({refused[1]}); AWS_CA_BUNDLE names a CA of your own"
+        return _bad_certificate(refused[1], what)
     causes = _OS_ERROR.findall(details)
     return causes[-1] if causes else " ".join(text.split())[:_MAX_REASON]
+
+
+def _bad_certificate(reason: str, what: str) -> str:
+    return (
+        f"the certificate is refused ({reason}); {advice_for(what).certificate} names a CA of your"
+        " own"
+    )
 
 
 def from_botocore(error: Exception, what: str) -> ImgclsError | TransientError:
@@ -119,12 +138,12 @@ def from_botocore(error: Exception, what: str) -> ImgclsError | TransientError:
             )
         return from_status(status, code, reason, what)
     if isinstance(error, exceptions.NoCredentialsError | exceptions.PartialCredentialsError):
-        return AccessDeniedError(f"{what}: no credentials; {HOW_TO_GET_CREDENTIALS}")
+        return AccessDeniedError(f"{what}: no credentials; {advice_for(what).credentials}")
     if isinstance(
         error,
         exceptions.CredentialRetrievalError | exceptions.TokenRetrievalError | exceptions.SSOError,
     ):
-        return AccessDeniedError(f"{what}: {reason}; {HOW_TO_GET_CREDENTIALS}")
+        return AccessDeniedError(f"{what}: {reason}; {advice_for(what).credentials}")
     if isinstance(
         error,
         exceptions.ProfileNotFound
@@ -133,6 +152,17 @@ def from_botocore(error: Exception, what: str) -> ImgclsError | TransientError:
         | ValueError,
     ):
         return ConfigError(f"{what}: {reason}")
+    on_the_way = (
+        exceptions.ConnectionError,
+        exceptions.HTTPClientError,
+        exceptions.IncompleteReadError,
+        exceptions.MetadataRetrievalError,
+    )
+    if isinstance(error, exceptions.BotoCoreError) and not isinstance(error, on_the_way):
+        # The client would not send it: it will not the next time either.
+        return StorageError(f"{what}: {type(error).__name__}: {reason}")
+    if isinstance(error, exceptions.SSLError) and "CERTIFICATE_VERIFY_FAILED" in reason:
+        return ConfigError(f"{what}: {_bad_certificate(reason, what)}")
     never_sent = (
         exceptions.EndpointConnectionError,
         exceptions.ConnectTimeoutError,
@@ -140,4 +170,63 @@ def from_botocore(error: Exception, what: str) -> ImgclsError | TransientError:
     )
     return TransientError(
         f"{type(error).__name__}: {reason}", sent=not isinstance(error, never_sent)
+    )
+
+
+def from_requests(error: Exception, what: str) -> ImgclsError | TransientError:
+    """Say what an exception of requests means: a request without a reply, or half of one."""
+    from requests import exceptions
+    from urllib3.exceptions import ConnectTimeoutError, NewConnectionError
+
+    reason = " ".join(str(error).split())[:_MAX_REASON]
+    if isinstance(error, exceptions.SSLError) and "CERTIFICATE_VERIFY_FAILED" in reason:
+        return ConfigError(f"{what}: {_bad_certificate(reason, what)}")
+    if isinstance(error, ValueError) and not isinstance(error, exceptions.RetryError):
+        # The client would not send it: it will not the next time either.
+        return ConfigError(f"{what}: {reason}")
+    cause = getattr(error.args[0] if error.args else None, "reason", None)
+    never_sent = isinstance(error, exceptions.ConnectTimeout | exceptions.ProxyError) or isinstance(
+        cause, ConnectTimeoutError | NewConnectionError
+    )
+    return TransientError(f"{type(error).__name__}: {reason}", sent=not never_sent)
+
+
+def from_google(error: Exception, what: str) -> ImgclsError | TransientError:
+    """Say what an exception of google-auth means: no credentials, or none that work."""
+    from google.auth.exceptions import TransportError
+
+    reason = " ".join(str(error).split())[:_MAX_REASON]
+    if isinstance(error, TransportError) or getattr(error, "retryable", False):
+        return TransientError(f"no token: {reason}", sent=False)
+    return AccessDeniedError(f"{what}: no credentials ({reason}); {advice_for(what).credentials}")
+
+
+def from_azure(error: Exception, what: str) -> ImgclsError | TransientError:
+    """Say what an exception of Azure's client means."""
+    from azure.core import exceptions
+
+    lines = str(error).split("\n")
+    reason = " ".join(lines[0].split())[:_MAX_REASON]
+    if isinstance(error, exceptions.HttpResponseError) and error.status_code:
+        code = str(getattr(error, "error_code", None) or "")
+        status = error.status_code
+        if status == 409 and code == "BlobAlreadyExists":
+            return ObjectExistsError(f"{what}: another writer was first")
+        return from_status(status, code, f"{code}: {reason}" if code else reason, what)
+    if isinstance(error, exceptions.ClientAuthenticationError):
+        return AccessDeniedError(f"{what}: {reason}; {advice_for(what).credentials}")
+    if "CERTIFICATE_VERIFY_FAILED" in reason:
+        return ConfigError(f"{what}: {_bad_certificate(reason, what)}")
+    on_the_way = (
+        exceptions.ServiceRequestError,
+        exceptions.ServiceResponseError,
+        exceptions.IncompleteReadError,
+        exceptions.HttpResponseError,
+        OSError,
+    )
+    if not isinstance(error, on_the_way):
+        return ConfigError(f"{what}: {reason}")
+    return TransientError(
+        f"{type(error).__name__}: {reason}",
+        sent=not isinstance(error, exceptions.ServiceRequestError),
     )

@@ -7,6 +7,8 @@ carries no quotes, a time is in UTC, and a URI holds the key as the store holds 
 from dataclasses import dataclass
 from datetime import datetime
 
+FOLDER_MARKER = "a folder marker"
+
 
 @dataclass(frozen=True, slots=True)
 class ObjectInfo:

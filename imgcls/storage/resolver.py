@@ -31,10 +31,14 @@ def bucket_of(scheme: str, bucket: str) -> Bucket:
 
 
 def _build(scheme: str, bucket: str) -> Bucket:
-    if scheme != "s3":
-        from imgcls.storage.cloud import CloudBucket
+    if scheme == "gs":
+        from imgcls.storage.gcs import GcsBucket
 
-        return CloudBucket(scheme, bucket)
+        return GcsBucket(bucket)
+    if scheme == "az":
+        from imgcls.storage.azure import AzureBucket
+
+        return AzureBucket(bucket)
     from imgcls.storage.s3 import S3Bucket
     from imgcls.storage.s3_account import S3Account
 

@@ -27,7 +27,7 @@ from imgcls.errors import ConfigError, ObjectChangedError, ObjectExistsError, St
 from imgcls.storage import obstore_get
 from imgcls.storage.bucket import Fetched, Folder, IfMatch, WriteCondition, quoted, unquoted
 from imgcls.storage.failures import from_botocore
-from imgcls.storage.info import ObjectInfo, Skipped
+from imgcls.storage.info import FOLDER_MARKER, ObjectInfo, Skipped
 from imgcls.storage.retry import StoreHealth, TransientError
 from imgcls.storage.s3_account import S3Account
 
@@ -186,7 +186,7 @@ class S3Listing:
 def _entry(bucket: str, item: dict[str, Any]) -> ObjectInfo | Skipped:
     uri = f"s3://{bucket}/{item['Key']}"
     if item["Size"] == 0 and item["Key"].endswith("/"):
-        return Skipped(uri, "a folder marker")
+        return Skipped(uri, FOLDER_MARKER)
     if item.get("StorageClass") in ARCHIVED:
         return Skipped(uri, f"archived ({item['StorageClass']}): restore it first")
     return ObjectInfo(

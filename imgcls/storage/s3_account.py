@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from imgcls.errors import AccessDeniedError
-from imgcls.storage.failures import HOW_TO_GET_CREDENTIALS
+from imgcls.storage.advice import ADVICE
 from imgcls.storage.obstore_get import (
     CLIENT_OPTIONS,
     CONNECT_TIMEOUT_S,
@@ -121,7 +121,7 @@ class S3Account:
                 except TimeoutError as error:
                     raise AccessDeniedError(
                         f"no credentials within {CREDENTIALS_WITHIN_S:.0f} s;"
-                        f" {HOW_TO_GET_CREDENTIALS}"
+                        f" {ADVICE['s3'].credentials}"
                     ) from error
                 self._client, self._credentials, self._ca_bundle = built
                 self._built_s = time.monotonic()
@@ -155,7 +155,7 @@ def _build() -> tuple[Any, Any, str | None]:
     session.set_config_variable("metadata_service_num_attempts", METADATA_ATTEMPTS)
     credentials = session.get_credentials()
     if credentials is None:
-        raise AccessDeniedError(f"no credentials; {HOW_TO_GET_CREDENTIALS}")
+        raise AccessDeniedError(f"no credentials; {ADVICE['s3'].credentials}")
     # botocore itself knows AWS_DEFAULT_REGION only; every other SDK reads AWS_REGION first.
     region = os.environ.get("AWS_REGION") or session.get_config_variable("region")
     client = session.create_client(

@@ -10,6 +10,7 @@ import re
 
 from imgcls.config.paths import SCHEMES, absolute_path
 from imgcls.errors import ConfigError
+from imgcls.storage.advice import ADVICE
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -44,9 +45,8 @@ def split_uri(uri: str) -> tuple[str, str, str]:
     if "@" in bucket or ":" in bucket:
         # The URI itself stays out of the message: it may hold a secret.
         raise ConfigError(
-            f"a {scheme}:// URI holds credentials or a port; give credentials by the environment"
-            " (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE), an endpoint by"
-            " AWS_ENDPOINT_URL"
+            f"a {scheme}:// URI holds credentials or a port; for credentials"
+            f" {ADVICE[scheme].credentials}; an endpoint is given by {ADVICE[scheme].endpoint}"
         )
     if not _BUCKET.fullmatch(bucket):
         raise ConfigError(f"{uri[:_MAX_SHOWN]!r} names no bucket: write {scheme}://BUCKET/KEY")

@@ -66,10 +66,17 @@ def test_obstore_errors_are_cut_down_to_their_cause() -> None:
         ('Os { code: 111, message: "Connection refused" }', "Connection refused"),
         ("error: IncompleteBody", "truncated body"),
         ("source: TimedOut", "timed out"),
-        ("InvalidCertificate(\n    UnknownIssuer", "AWS_CA_BUNDLE"),
     ],
 )
 def test_obstore_connection_errors_name_their_cause(details: str, reason: str) -> None:
     error = from_obstore(RuntimeError(f"Generic S3 error\n\nDebug source:\n{details}"), "read x")
     assert isinstance(error, TransientError)
     assert reason in str(error)
+
+
+def test_a_certificate_that_is_refused_is_final_and_says_how_to_name_ones_own() -> None:
+    text = "Generic S3 error\n\nDebug source:\nInvalidCertificate(\n    UnknownIssuer"
+    for uri, variable in (("s3://b/k", "AWS_CA_BUNDLE"), ("gs://b/k", "REQUESTS_CA_BUNDLE")):
+        error = from_obstore(RuntimeError(text), f"read '{uri}'")
+        assert isinstance(error, ConfigError)
+        assert variable in str(error)

@@ -51,19 +51,29 @@ HOSTILE = [
 ]
 
 
-def test_hostile_names_round_trip(root: str) -> None:
-    bodies = {name: f"{i}".encode() for i, name in enumerate(HOSTILE)}
-    assert len(bodies) == len(HOSTILE) == 38
-    assert max(len(name.encode()) for name in HOSTILE) == 1024
+# What the servers here refuse. Google: no line breaks in a name, by its rules. moto's routing ends
+# a key at a line feed; Azurite's listing is an error 500 as soon as it holds one of two characters.
+REFUSED = {
+    "moto": {"new\nline"},
+    "az": {"bell\x07", "escape\x1b[31m"},
+    "gs": {"new\nline", "carriage\rreturn"},
+}
+
+
+def test_hostile_names_round_trip(root: str, request: pytest.FixtureRequest) -> None:
+    names = [n for n in HOSTILE if n not in REFUSED.get(request.node.callspec.params["root"], ())]
+    bodies = {name: f"{i}".encode() for i, name in enumerate(names)}
+    assert len(HOSTILE) == 38
+    assert max(len(name.encode()) for name in names) == 1024
     etags = {name: put_new(join(root, name), body) for name, body in bodies.items()}
-    uris = {join(root, name): name for name in HOSTILE}
+    uris = {join(root, name): name for name in names}
 
     listed = {info.uri: info for info in list_objects(root)}
     assert set(listed) == set(uris)
     for uri, name in uris.items():
         assert listed[uri].etag == head(uri).etag == etags[name]
         assert read(uri) == bodies[name]
-    requests = [GetRequest(i, join(root, n), etag=etags[n]) for i, n in enumerate(HOSTILE)]
+    requests = [GetRequest(i, join(root, n), etag=etags[n]) for i, n in enumerate(names)]
     assert dict(get_many(requests)) == dict(enumerate(bodies.values()))
 
 
