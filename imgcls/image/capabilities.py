@@ -4,6 +4,7 @@ In: nothing. Out: a JSON-able report. Invariant: nothing is claimed that was not
 is encoded and decoded once in this process.
 """
 
+import base64
 import io
 from importlib import metadata
 from typing import Any, Final
@@ -30,6 +31,16 @@ _FORMATS: Final = (
     ("PNM", "PPM", ""),
     ("JPEG2000", "JPEG2000", "jpg_2000"),
 )
+# pi-heif writes none: a picture of 16 x 16 pixels, in base 85.
+_HEIC: Final = base64.b85decode(
+    b"0000SW^{RQXk}?*00000ZE0pPXk}?*ZE0a<0004eZDn*}000000000XXk=`10000000000aA{+700000000000000000"
+    b"000B57=IV*mgE07O6l0RRC200001pa1~?00000001%o001LtX>Mi!000000RR916=`l}WdZ;I000310BCk&F#rGn01j|"
+    b"zbZr0t000010002|X>f9I0002oX>en20001WXm(>m0RwOV0058x000009`FGC{rLC*01pFT0096PKmiN^|NjGU00093k"
+    b"N^M!000939=ZZRVE_RDDMA4O18@KU0|1Z!00RI30{|YNAb|yz>aLpR;31&EfB*mtfB*mk0EA)y0RRR>0l{;@i2wiq6Ju"
+    b"{|a&BX6cmM$a4FCp!0000KX>)L8000000000$0000$0000eV{Bn?0000G000010000G00001|NsBc00002|NsBc00002"
+    b"0000GaA|mH000000|*ER0000OX>e^}0000000001009Mo0s{qv0000wZDe6|0000kC;_h%A!1`d^(P|#_vD}ahq?b3c3"
+    b"4^5u7JT?^7_E`WShYAs*#?6hiRuU6?g"
+)
 _PACKAGES: Final = (
     "pillow",
     "numpy",
@@ -39,7 +50,9 @@ _PACKAGES: Final = (
     "python-gdcm",
     "pylibjpeg",
     "pylibjpeg-openjpeg",
-    "pylibjpeg-libjpeg",
+    "pi-heif",
+    "tifffile",
+    "imagecodecs",
 )
 
 
@@ -55,7 +68,8 @@ def decode_capabilities() -> dict[str, Any]:
     """
     return {
         "decoder_versions": {family: str(n) for family, n in DECODER_VERSIONS.items()},
-        "formats": {ours: _try(ours, writer, library) for ours, writer, library in _FORMATS},
+        "formats": {ours: _try(ours, writer, library) for ours, writer, library in _FORMATS}
+        | {"HEIF": _try_heif()},
         "dicom_transfer_syntaxes": plugins_here() or {"all": "pip install 'imgcls[dicom]'"},
         "decoders": _confinement(),
         "packages": {name: _version(name) for name in _PACKAGES},
@@ -87,6 +101,14 @@ def _try(ours: str, writer: str, library: str) -> str:
         return f"not available: {error}"
     version = features.version(library) if library else None
     return f"ok ({library} {version})" if version else "ok"
+
+
+def _try_heif() -> str:
+    try:
+        decode(_HEIC, DecodeSpec())
+    except DecodeError as error:
+        return f"not available: {error}"
+    return f"ok (pi-heif {_version('pi-heif')})"
 
 
 def _version(package: str) -> str:

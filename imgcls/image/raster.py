@@ -4,11 +4,12 @@ In: encoded bytes whose format is known. Out: upright uint8 images. Invariant: t
 header is checked before a pixel is decoded; only the one Pillow plugin of the format runs.
 """
 
+import contextlib
 import importlib
 import io
 import struct
 from collections.abc import Callable, Iterator
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -28,12 +29,14 @@ _PLUGINS: Final[dict[str, tuple[str, str]]] = {
     "PNG": ("PIL.PngImagePlugin", "PngImageFile"),
     "WEBP": ("PIL.WebPImagePlugin", "WebPImageFile"),
     "AVIF": ("PIL.AvifImagePlugin", "AvifImageFile"),
+    "HEIF": ("pi_heif.as_plugin", "HeifImageFile"),
     "TIFF": ("PIL.TiffImagePlugin", "TiffImageFile"),
     "BMP": ("PIL.BmpImagePlugin", "BmpImageFile"),
     "GIF": ("PIL.GifImagePlugin", "GifImageFile"),
     "PNM": ("PIL.PpmImagePlugin", "PpmImageFile"),
     "JPEG2000": ("PIL.Jpeg2KImagePlugin", "Jpeg2KImageFile"),
 }
+_EXTRAS: Final = {"HEIF": "imgcls[heif]"}
 # What Pillow says of a variant that it does not know; anything else it says means damage.
 _UNKNOWN_VARIANT: Final = (
     "cannot handle",
@@ -41,7 +44,10 @@ _UNKNOWN_VARIANT: Final = (
     "unsupported bmp",
     "not available",
     "support not installed",
+    "has not been built in",
+    "unsupported feature",
 )
+_NOT_IDENTIFIED: Final = "not identified by this driver"  # by HEIF: an item of uncompressed pixels
 _ORIENTATION_TAG: Final = 0x0112
 _SWAPS_SIDES: Final = (5, 6, 7, 8)
 
@@ -69,28 +75,45 @@ def decode_raster(
 
 def load_plugins() -> None:
     """Import what any format may need, for a process that can open no file later."""
-    for module_name, _ in _PLUGINS.values():
-        importlib.import_module(module_name)
     importlib.import_module("PIL.ImageCms")
+    for module_name, _ in _PLUGINS.values():
+        with contextlib.suppress(ImportError):  # of an extra
+            importlib.import_module(module_name)
 
 
 def open_raster(data: bytes, format_name: str) -> ImageFile.ImageFile:
     """Let the plugin read the header. Its class is called directly: Image.open would try others."""
     module_name, class_name = _PLUGINS[format_name]
-    module = importlib.import_module(module_name)
-    if format_name == "AVIF":
-        # A thread per core in every decoder process would pass its limit on address space.
-        module.DEFAULT_MAX_THREADS = 1  # type: ignore[attr-defined]  # a module found by name
-    plugin = getattr(module, class_name)
     try:
-        source: ImageFile.ImageFile = plugin(io.BytesIO(data))
+        module: Any = importlib.import_module(module_name)
+    except ImportError as error:
+        extra = _EXTRAS[format_name]
+        raise UnsupportedImageError(f"{format_name}: pip install '{extra}' reads it") from error
+    # A thread per core in every decoder process would pass its limit on address space.
+    if format_name == "AVIF":
+        module.DEFAULT_MAX_THREADS = 1
+    if format_name == "HEIF":
+        module.options.DECODE_THREADS = 0
+    with _unknown_variants(format_name):
+        source: ImageFile.ImageFile = getattr(module, class_name)(io.BytesIO(data))
+    return source
+
+
+@contextlib.contextmanager
+def _unknown_variants(format_name: str) -> Iterator[None]:
+    """Tell what a library does not know from what is damaged, by its words."""
+    try:
+        yield
     except Image.DecompressionBombError as error:
         raise ImageTooLargeError(f"{format_name}: {error}") from error
-    except (SyntaxError, OSError, ValueError) as error:
-        if any(words in str(error).lower() for words in _UNKNOWN_VARIANT):
+    except (SyntaxError, OSError, ValueError, RuntimeError) as error:
+        words = str(error).lower()
+        is_unknown = any(unknown in words for unknown in _UNKNOWN_VARIANT)
+        if is_unknown or (format_name == "HEIF" and _NOT_IDENTIFIED in words):
             raise UnsupportedImageError(f"{format_name}: {error}") from error
+        if "security limit exceeded: image size" in words:  # libheif, of a header within a header
+            raise ImageTooLargeError(f"{format_name}: {error}") from error
         raise
-    return source
 
 
 def _seek_frames(
@@ -123,13 +146,14 @@ def _decode_frame(
         divisor = scale_by_dct(source.size, min_short_px)
         image_HWC = decode_jpeg(source, data, read_frame(data), divisor, spec)
     else:
-        source.load()
+        with _unknown_variants(format_name):
+            source.load()
         image_HWC = to_color(source, format_name, spec)
     if format_name == "PNG":
         check_png_is_complete(source, data)
     # Not before the pixels: to find the tag, Pillow loads a PNG and keeps its failure to itself.
     orientation = 1 if format_name == "TIFF" else exif_orientation(source)
-    if format_name == "TIFF":  # Pillow has turned it
+    if format_name in ("TIFF", "HEIF"):  # already turned
         width_px, height_px = source.size
     if orientation in _SWAPS_SIDES:
         width_px, height_px = height_px, width_px

@@ -11,8 +11,11 @@ from dataclasses import dataclass
 from typing import Final
 
 from imgcls.errors import NotAnImageError, UnsupportedImageError
+from imgcls.image.formats.names import name_unread, peek_gzip
 
-FORMATS: Final = ("JPEG", "PNG", "WEBP", "AVIF", "TIFF", "BMP", "GIF", "PNM", "JPEG2000", "DICOM")
+FORMATS: Final = (
+    "JPEG", "PNG", "WEBP", "AVIF", "HEIF", "TIFF", "BMP", "GIF", "PNM", "JPEG2000", "DICOM",
+)  # fmt: skip
 
 _MAGIC: Final[tuple[tuple[bytes, str], ...]] = (
     (b"\xff\xd8\xff", "JPEG"),
@@ -25,18 +28,6 @@ _MAGIC: Final[tuple[tuple[bytes, str], ...]] = (
     (b"GIF89a", "GIF"),
     (b"\xff\x4f\xff\x51", "JPEG2000"),  # a bare codestream
     (b"\x00\x00\x00\x0cjP  \r\n\x87\n", "JPEG2000"),
-)
-# Images, or what may hold one, that people do have and we do not read: the row's reason names them.
-_UNREAD: Final[tuple[tuple[bytes, str, str], ...]] = (
-    (b"%!PS", "postscript", "PostScript"),
-    (b"8BPS", "psd", "a Photoshop document"),
-    (b"\x00\x00\x01\x00", "ico", "an icon"),
-    (b"\x93NUMPY", "numpy", "a NumPy array"),
-    (b"\x89HDF", "hdf5", "an HDF5 file"),
-    (b"\xff\x0a", "jpegxl", "JPEG XL"),
-    (b"\x00\x00\x00\x0cJXL ", "jpegxl", "JPEG XL"),
-    (b"v/1\x01", "exr", "OpenEXR"),
-    (b"<svg", "svg", "SVG"),
 )
 # What lies beside images and is none.
 _NOT_IMAGES: Final[tuple[tuple[bytes, str, str], ...]] = (
@@ -68,6 +59,11 @@ _PNM: Final = re.compile(rb"P(?:[4-6f][ \t\r\n#]|[1-3]\s+(?:#[^\n]*\n\s*)*\d)")
 _BMP_HEADER_BYTES: Final = (12, 16, 40, 52, 56, 64, 108, 124)
 _DICOM_PREAMBLE_BYTES: Final = 128
 _AVIF_BRANDS: Final = (b"avif", b"avis")
+# Of still images by HEVC, AVC, JPEG and their like, and of structure alone (ISO/IEC 23008-12).
+_HEIF_BRANDS: Final = (
+    b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"mif2",
+    b"msf1", b"avci", b"avcs", b"jpeg", b"jpgs", b"j2ki", b"miaf",
+)  # fmt: skip
 _VIDEO_BRANDS: Final = (b"iso", b"mp4", b"avc", b"M4", b"qt ", b"3g", b"dash", b"f4v")
 _TAR_MAGIC_AT: Final = 257
 # A text shows itself within these; shorter ones must be UTF-8, for a few bytes may be anything.
@@ -144,9 +140,13 @@ def _iso_media(data: bytes) -> Told:
     brands = [data[8:12], *(data[i : i + 4] for i in range(16, box_bytes, 4))]
     if any(brand in _AVIF_BRANDS for brand in brands):
         return Told("avif")
+    if any(brand in _HEIF_BRANDS for brand in brands):
+        return Told("heif")
     major = data[8:12].decode("ascii", "replace")
-    if any(brand[:3] in (b"hei", b"hev", b"mif") for brand in brands):
-        return Told("heif", f"HEIF of brand {major!r} is not read")
+    if major == "crx ":
+        return Told("raw", "Canon CR3: a camera raw is not read: develop it to TIFF, PNG or JPEG")
+    if major == "jxl ":
+        return Told("jpegxl", "JPEG XL is not read: convert it to PNG or TIFF")
     if brands[0].startswith(_VIDEO_BRANDS):
         return Told("video", "a video (MP4, QuickTime)", is_image=False)
     return Told(None, f"ISO media of brand {major!r} is not read")
@@ -156,9 +156,12 @@ def _what_it_is(data: bytes) -> Told:
     """Name what is not read: an image, something else, or nothing known."""
     if not data:
         return Told(None, "the file is empty")
-    for magic, family, words in _UNREAD:
-        if data.startswith(magic):
-            return Told(family, f"{words}, not an image that imgcls reads")
+    if unread := name_unread(data):
+        return Told(*unread)
+    if (inside := _tell(peek_gzip(data))).is_image and inside.family:
+        if not inside.words:
+            return Told("gzip", f"a gzip file that holds {inside.family.upper()}: unpack it")
+        return Told(inside.family, f"{inside.words} (and unpack the gzip file)")
     for magic, family, words in _NOT_IMAGES:
         if data.startswith(magic):
             return Told(family, words, is_image=False)
@@ -170,7 +173,7 @@ def _what_it_is(data: bytes) -> Told:
 def _text(data: bytes) -> Told:
     start = data[:1024].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if b"<svg" in start:
-        return Told("svg", "SVG, not an image that imgcls reads")
+        return Told("svg", "SVG is not read: convert it to PNG or TIFF")
     if b"<html" in start or b"<!doctype html" in start:
         return Told("html", "an HTML page", is_image=False)
     if start.startswith(b"<"):
