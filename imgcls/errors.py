@@ -11,7 +11,8 @@ its type.
     ├── BudgetExceededError         exit 3  more images failed than --max-failed-fraction allows
     ├── LeaseHeldError              exit 4  another run may write to this output
     ├── RunStoppedError             exit 5  stopped before the end; the same command resumes
-    │   └── ShardFailedError                a shard whose storage did not answer in time
+    │   ├── ShardFailedError                a shard whose storage did not answer in time
+    │   └── DeviceFailedError               the model does not run any more where it ran
     ├── StorageError                exit 1  the store failed after all retries
     │   ├── ObjectMissingError              404
     │   ├── ObjectChangedError              412 on If-Match: overwritten since it was planned
@@ -74,6 +75,10 @@ class RunStoppedError(ImgclsError):
 
 class ShardFailedError(RunStoppedError):
     """A shard could not be finished, for a reason of the infrastructure."""
+
+
+class DeviceFailedError(RunStoppedError):
+    """The model does not run here (any more), whatever the image: its device, memory or library."""
 
 
 class StorageError(ImgclsError):

@@ -173,15 +173,15 @@ def _predict(
 
     def flush() -> None:
         predictions = predictor.predict(np.stack([crop.x_CHW for _, crop in batch]))
-        finite_B, predicted = predictions.finite_B, predicted_labels(predictions, bundle)
-        probs.append(predictions.probs_BN[finite_B])
+        predicted = predicted_labels(predictions, bundle)
+        probs.append(predictions.probs_BN[predictions.ok_B])
         for row, (index, _) in enumerate(batch):
-            if finite_B[row]:
-                sample = samples[index]
+            sample, error = samples[index], predictions.error_by_row.get(row)
+            if error is None:
                 unit = sample.group or sample.uri
                 tally.add_ok(sample.labels, predicted[row], unit, sample.slice_name)
             else:
-                tally.add_failure(samples[index].uri, Status.MODEL_ERROR, "not finite")
+                tally.add_failure(sample.uri, Status.MODEL_ERROR, error)
         batch.clear()
 
     requests = (GetRequest(index, sample.uri) for index, sample in enumerate(samples))

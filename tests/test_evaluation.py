@@ -25,6 +25,7 @@ from imgcls.model.build import build_model
 from imgcls.model.calibration import fit_calibration
 from imgcls.model.dataset import read_dataset
 from imgcls.model.labels import ClassNames
+from imgcls.model.network import Network
 from imgcls.published import FORMAT_VERSION, Manifest
 from imgcls.schema import PREDICTION_SCHEMA, prediction_schema
 from imgcls.scoring.driver import score
@@ -119,6 +120,30 @@ def test_unreadable_images_count_as_wrong_and_are_named(model: str, data: Path) 
     assert result["statuses"] == {"corrupt": 1, "ok": 40, "unsupported": 1}
     named = {entry["uri"].rpartition("/")[2]: entry["status"] for entry in result["not_ok"]}
     assert named == {"page.png": "unsupported", "cut.png": "corrupt"}
+
+
+def test_an_image_that_the_model_fails_on_counts_as_wrong_and_is_named(
+    model: str, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (data / "light" / "white.png").write_bytes(
+        encode_png(np.full((_IMAGE_PX, _IMAGE_PX, 3), 255, np.uint8))
+    )
+    real = Network.forward
+
+    def forward(self: Network, x_BCHW: torch.Tensor) -> torch.Tensor:
+        if len(x_BCHW) > 8:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        if (x_BCHW.flatten(1) == 255).all(dim=1).any():
+            raise ValueError("too bright to look at")
+        return real(self, x_BCHW)
+
+    monkeypatch.setattr(Network, "forward", forward)
+    result = _evaluate(model=model, data=str(data), split="all")
+    assert (result["num_rows"], result["num_ok"], result["accuracy"]) == (41, 40, 1.0)
+    assert result["statuses"] == {"model_error": 1, "ok": 40}
+    [named] = result["not_ok"]
+    assert named["uri"].endswith("white.png")
+    assert "too bright to look at" in named["error"]
 
 
 def test_slices_and_groups_come_from_the_manifest(model: str, data: Path, tmp_path: Path) -> None:

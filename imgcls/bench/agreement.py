@@ -19,6 +19,7 @@ from imgcls.evaluation import predicted_labels
 from imgcls.model.artifact import Bundle, to_probs
 from imgcls.model.network import Network
 from imgcls.model.predict import Predictor
+from imgcls.model.top_classes import top_label
 
 _SAMPLE_EVERY_S = 0.25
 _EAGER_BATCH_SIZE = 16
@@ -49,7 +50,7 @@ def label_agreement(bundle: Bundle, predictor: Predictor, x_BCHW: torch.Tensor) 
             part = slice(offset, offset + predictor.batch_size)
             found = predictor.predict(batch_BCHW[part])
             probs_BN = expected_BN[part].numpy()
-            expected = replace(found, probs_BN=probs_BN, label_B=probs_BN.argmax(axis=1))
+            expected = replace(found, probs_BN=probs_BN, label_B=top_label(probs_BN))
             labels = (predicted_labels(each, bundle) for each in (found, expected))
             num_equal += sum(one == other for one, other in zip(*labels, strict=True))
             difference = (torch.from_numpy(found.probs_BN) - expected_BN[part]).abs().max()

@@ -23,8 +23,8 @@ class ScoreConfig(Config):
     date: str = ""
     """Partition date=YYYY-MM-DD to publish under; default today in UTC."""
     executor: Executor = "auto"
-    """local runs in this process, ray on a cluster; auto takes ray inside a Ray job or when
-    RAY_ADDRESS is set.
+    """local runs in this process, ray on a cluster; auto takes ray inside a Ray job, when
+    RAY_ADDRESS is set, or where this machine has several GPUs.
     """
     top_k: int = 5
     """Classes per row in topk_label and topk_prob; at most the number of classes."""
@@ -42,15 +42,16 @@ class ScoreConfig(Config):
     cpus_per_actor: int = 0
     """CPUs of one actor; 0 shares those of its node out, all but one where it has several."""
     gpus_per_actor: float = 0.0
-    """GPUs of one actor, such as 0.5 for two actors on one; 0 takes one where the cluster has GPUs
-    and --device is not cpu.
+    """GPUs of one actor: 1, or a share such as 0.5 for two actors on one; 0 takes one where the
+    cluster has GPUs and --device is not cpu.
     """
     device: Device = "auto"
     """Where the model runs; auto takes a CUDA device where there is one."""
     precision: Precision = "auto"
     """Arithmetic of the model; auto takes less than fp32 where that is faster and the bundle's
     golden images keep their label, their decision and, within 0.01, their probabilities; others are
-    refused without that. Where OpenVINO is installed ("imgcls[openvino]"), it runs long runs on
+    refused without that. fp32 is IEEE; tf32 (CUDA) rounds products as NVIDIA GPUs do by default.
+    Where OpenVINO is installed ("imgcls[openvino]"), it runs long runs on
     CPUs. int8 (CPU, needs "imgcls[int8]") is calibrated on images of the run and refused
     unless 0.99 of others keep their label.
     """

@@ -9,7 +9,7 @@ from imgcls.errors import ConfigError
 
 Executor = Literal["auto", "local", "ray"]
 Device = Literal["auto", "cpu", "cuda"]
-Precision = Literal["auto", "fp32", "bf16", "fp16", "int8"]
+Precision = Literal["auto", "fp32", "tf32", "bf16", "fp16", "int8"]
 CpuHelpers = Literal["auto", "off"]
 GpuDecode = Literal["on", "off"]
 

@@ -15,6 +15,7 @@ from imgcls.model.artifact import Bundle
 from imgcls.model.calibration import Calibration, Doubles, calibrated, decide
 from imgcls.model.metrics import Floats, Ints
 from imgcls.model.multi_label_calibration import calibrated_each, reached
+from imgcls.model.top_classes import top_label
 
 
 def answered_labels(
@@ -66,7 +67,7 @@ def all_answers(probs_BK: Floats, bundle: Bundle) -> list[tuple[object, ...]]:
     Two engines, or two decoders, that give equal answers give equal rows, but for probabilities.
     """
     calibration = bundle.fitted()
-    read = (probs_BK.argmax(axis=1), probs_BK, bundle.class_names.names)
+    read = (top_label(probs_BK), probs_BK, bundle.class_names.names)
     labels = answered_labels(*read, calibration, multi_label=bundle.multi_label)
     if calibration is None or not calibration.operating_points:
         return [(label,) for label in labels]

@@ -21,6 +21,7 @@ from imgcls.errors import BundleError, ConfigError
 from imgcls.model.intervals import draw_weights, interval, number_units
 from imgcls.model.labels import ClassNames
 from imgcls.model.metrics import Floats, Ints, expected_calibration_error, reliability_bins
+from imgcls.model.top_classes import top_label
 
 Target = Literal["recall", "specificity"]
 
@@ -237,7 +238,7 @@ def fit_temperature(probs_BK: Floats, label_B: Ints) -> tuple[float, str]:
     logit): bisection finds its zero. Without a single mistake the least loss is at temperature 0,
     which would claim certainty; the probabilities are left alone then.
     """
-    if (probs_BK.argmax(axis=1) == label_B).all():
+    if (top_label(probs_BK) == label_B).all():
         return 1.0, "validation holds no mistake to calibrate on: probabilities are left alone"
     logits_BK = _logits(probs_BK)
     own_B = logits_BK[np.arange(len(label_B)), label_B]
@@ -370,7 +371,7 @@ def _ece(probs_BK: Doubles, label_B: Ints) -> float:
 
 
 def _bins(probs_BK: Doubles, label_B: Ints) -> list[dict[str, Any]]:
-    return reliability_bins(probs_BK.max(axis=1), probs_BK.argmax(axis=1) == label_B)
+    return reliability_bins(probs_BK.max(axis=1), top_label(probs_BK) == label_B)
 
 
 def _check_keys(kind: type[Calibration] | type[OperatingPoint], values: object) -> None:

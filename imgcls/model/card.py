@@ -32,6 +32,7 @@ _SKIPPED_IN_TRAINING = (
     "history",
     "bad_images",
     "no_operating_point",
+    "golden_miss",
 )
 _NO_SPREAD = "no spread"
 # Jovanovic and Levy 1997, "A look at the rule of three".
@@ -69,6 +70,7 @@ def model_card(facts: Mapping[str, Any], attachments: Sequence[str] = ()) -> str
         "## Use\n\n"
         "    imgcls score --source SRC --model THIS_FOLDER --output OUT\n"
         "    imgcls evaluate --model THIS_FOLDER --data DATA",
+        *_golden_miss(training),
         "## Classes\n\n" + _table(("label", "class"), enumerate(facts["class_names"])),
         "## Data\n\n" + _data(facts),
         *numbers,
@@ -80,6 +82,16 @@ def model_card(facts: Mapping[str, Any], attachments: Sequence[str] = ()) -> str
         f"Created {facts['created_at']}.",
     ]
     return "\n\n".join(sections) + "\n"
+
+
+def _golden_miss(training: Mapping[str, Any]) -> list[str]:
+    """Warn of a model that its own training's GPU computes wrongly, or another way."""
+    if "golden_miss" not in training:
+        return []
+    return [
+        "**Where it was trained this model does not give its golden answers: the CPU measured.** "
+        f"{training['golden_miss']} Score it with `--device cpu` or on another GPU."
+    ]
 
 
 def _name(training: Mapping[str, Any]) -> str:

@@ -5,8 +5,9 @@ one log line that says what was chosen and why. Invariant: the network as it was
 reproduces the golden probabilities here, or nothing runs; any other engine was checked against them
 too, on this device, in the batch shape that it will run.
 
-The choice depends on the bundle, the device and the run's size alone, never on a timing: two
-workers alike, or the same run resumed, must not mix engines.
+The choice depends on the bundle, the device and the run's size alone, never on a timing, and never
+on what memory happens to be free: two workers alike, or the same run resumed, must not mix engines.
+Where memory is short, a pass has fewer rows.
 
 Shape legend: B batch, C channel, P image_px, N classes.
 """
@@ -14,57 +15,47 @@ Shape legend: B batch, C channel, P image_px, N classes.
 import copy
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
+from functools import cache, partial
 from typing import Final, Literal
 
 import torch
 from torch import Tensor, nn
 
 from imgcls.config.values import Precision
-from imgcls.errors import BundleError, ConfigError
+from imgcls.errors import BundleError, ConfigError, DeviceFailedError
 from imgcls.image.spec import PreprocessSpec
 from imgcls.model import int8, openvino_network
 from imgcls.model.answers import all_answers
+from imgcls.model.arithmetic import gpu_has_bf16, has_fast_bf16, has_tf32, set_fp32_arithmetic
 from imgcls.model.artifact import GOLDEN_TOLERANCE, Bundle, to_probs
+from imgcls.model.kinds import Kind, repaid_kinds
 from imgcls.model.network import Network, compile_network, fold_batchnorm
+from imgcls.model.passes import Failure, run_in_memory
 
-# A golden image may keep its label and move by this much in any class's probability. ResNet-18 in
-# bf16 moves by 3e-4 to 3e-3; a confidence is read to two digits.
-LOW_PRECISION_TOLERANCE: Final = 0.01
 # Multiply-adds per image, in 1e9, below which decoding an image takes longer than the network:
 # mobilenet_v3_small (0.06) runs at 500 images/s on 2 cores in fp32, resnet18 (1.8) at 50.
 _MIN_GMACS_FOR_LOW_PRECISION: Final = 0.03
-# Images that repay importing torch.fx, tracing and folding (0.5 s; 1 to 3 ms saved per image).
-_MIN_IMAGES_TO_FOLD: Final = 200
-# What OpenVINO costs once it has converted the network for this user: converting takes 2 to 10 s
-# more, the first night. And what compiling costs with an empty cache; with a full one 2 to 5 s.
-_COST_S: Final = {"openvino": 2.0, "compiled": 20.0}
-# Core seconds per 1e9 multiply-adds that they save on a CPU against a folded network: resnet18 on 2
-# cores, OpenVINO 52 -> 57 images/s in fp32 and 105 -> 120 in bf16 in one run, compiled 50 -> 55 and
-# 91 -> 105 in another.
-_SAVED_CORE_S_PER_GMAC: Final = {
-    "openvino": {"fp32": 0.0019, "bf16": 0.0014},
-    "compiled": {"fp32": 0.002, "bf16": 0.0016},
-}
-# Other CPUs emulate bf16, several times slower than fp32. The last one is how Arm calls it.
-_BF16_CPU_FLAGS: Final = {"avx512_bf16", "amx_bf16", "bf16"}
+# A golden image may keep its label and move by this much in any class's probability. ResNet-18 in
+# bf16 moves by 3e-4 to 3e-3; a confidence is read to two digits. TF32 keeps three bits more.
+LOW_PRECISION_TOLERANCE: Final = 0.01
 
 _log = logging.getLogger(__name__)
 
 
-_Kind = Literal["eager", "folded", "compiled", "openvino"]
-
-
 @dataclass(frozen=True, eq=False)
 class Engine:
-    """A way to run the network: uint8 [B,C,P,P] on `device` -> logits float32 [B,N]."""
+    """A way to run the network: uint8 [B,C,P,P] on `device` -> logits float32 [B,N].
+
+    It was checked with B = `batch_size`: what was asked for, or less where memory is short.
+    """
 
     forward: Callable[[Tensor], Tensor]
     module: nn.Module
     precision: str
-    kind: _Kind
+    kind: Kind
     device: torch.device
+    batch_size: int = 1
 
     @property
     def name(self) -> str:
@@ -91,7 +82,7 @@ def choose_engine(
         device: where to run.
         precision: `auto` takes less than fp32 where that is faster here and passes the check; any
             other is taken or refused.
-        batch_size: rows of every forward pass.
+        batch_size: rows of a forward pass; the engine takes fewer where memory is short.
         num_images: how many will be predicted; None if unknown, which is taken for few.
         num_streams: batches that run at a time.
         num_cores: how many cores all of them share.
@@ -101,33 +92,40 @@ def choose_engine(
 
     Raises:
         BundleError: fp32 misses the golden probabilities, or the precision asked for does.
-        ConfigError: int8 cannot be had here.
+        ConfigError: the precision asked for cannot be had here.
+        DeviceFailedError: there is no memory for one image, or the device fails.
     """
+    _check_can_have(precision, device)
+    set_fp32_arithmetic("fp32")
     plain = Engine(
         network := Network(bundle.to_model().to(device), bundle.preprocess_spec, "fp32").eval(),
         network,
         "fp32",
         "eager",
         device,
+        batch_size,
     )
     gmacs = _check_canary(plain, bundle)
     if precision == "int8":
         return _int8_engine(plain, bundle, int8_network, num_streams, embedding)
     notes: list[str] = []
-    kinds = _kinds(gmacs, device, num_images, num_cores, embedding, notes)
+    kinds = repaid_kinds(gmacs, device, num_images, num_cores, embedding, notes)
     candidates = _precisions(precision, gmacs, device, embedding, notes)
     for candidate in candidates:
         for kind in kinds(candidate):
+            set_fp32_arithmetic(candidate)
+            engine: Engine | None = plain
             if (candidate, kind) == ("fp32", "eager"):
-                return _chosen(plain, notes)
-            if kind == "openvino":
+                if device.type == "cpu":  # proven above, and no other memory than the images' own
+                    return _chosen(plain, notes)
+            elif kind == "openvino":
                 engine = _build_openvino(network, bundle, candidate, batch_size, num_streams, notes)
             else:
-                engine = _build(network, bundle.preprocess_spec, device, candidate, kind, notes)
+                engine = _build(plain, bundle.preprocess_spec, candidate, kind, notes)
             if engine is None:
                 continue
-            miss = _miss(engine, bundle, batch_size, notes)
-            if miss is None:
+            engine, miss = _prove(engine, bundle, notes)
+            if not miss:
                 return _chosen(engine, notes)
             notes.append(f"{engine.name} refused: {miss}")
     raise BundleError(
@@ -152,10 +150,19 @@ def _int8_engine(
     if int8_network is None:
         raise ConfigError("--precision int8 is calibrated on a run's own images: only score can")
     forward = openvino_network.load(int8_network, num_streams, "int8")
-    int8.check_agreement(
-        forward, plain.module, bundle.golden_x_BCHW, multi_label=bundle.multi_label
-    )
-    return _chosen(Engine(forward, plain.module, "int8", "openvino", plain.device), [])
+    engine = replace(plain, forward=forward, precision="int8", kind="openvino")
+    engine, miss = _prove(engine, bundle, [])
+    if miss:
+        raise BundleError(miss)
+    return _chosen(engine, [])
+
+
+def _check_can_have(precision: Precision, device: torch.device) -> None:
+    if precision == "tf32" and not has_tf32(device):
+        raise ConfigError(
+            f"--precision tf32: {device.type} has no such arithmetic here, only NVIDIA GPUs from "
+            "Ampere on have; take --precision auto or fp32"
+        )
 
 
 def _chosen(engine: Engine, notes: list[str]) -> Engine:
@@ -177,56 +184,12 @@ def _precisions(
         return ("fp32",)
     if device.type == "cuda":
         # fp16 overflows at 65,504, which a few golden images cannot rule out: second choice.
-        return ("bf16", "fp16", "fp32") if torch.cuda.is_bf16_supported() else ("fp16", "fp32")
+        has = {"bf16": gpu_has_bf16(device), "fp16": True, "tf32": has_tf32(device), "fp32": True}
+        return tuple(name for name, is_there in has.items() if is_there)
     if not has_fast_bf16():
         notes.append("this CPU has no bf16 arithmetic")
         return ("fp32",)
     return ("bf16", "fp32")
-
-
-def has_fast_bf16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
-    """Tell whether this CPU multiplies in bf16; where it cannot be known, it does not."""
-    try:
-        text = cpuinfo.read_text()
-    except OSError:
-        return False
-    for line in text.splitlines():
-        name, _, flags = line.partition(":")
-        if name.strip() in ("flags", "Features"):
-            return not _BF16_CPU_FLAGS.isdisjoint(flags.split())
-    return False
-
-
-def _kinds(
-    gmacs: float,
-    device: torch.device,
-    num_images: int | None,
-    num_cores: int,
-    embedding: bool,
-    notes: list[str],
-) -> Callable[[str], tuple[_Kind, ...]]:
-    """Return, per precision, the ways to run that repay themselves, the best first."""
-
-    def kinds(precision: str) -> tuple[_Kind, ...]:
-        if embedding or num_images is None or num_images < _MIN_IMAGES_TO_FOLD:
-            return ("eager",)
-        repaid: list[_Kind] = []
-        for kind in ("openvino", "compiled"):
-            saved_core_s_per_gmac = _SAVED_CORE_S_PER_GMAC[kind].get(precision)
-            if device.type != "cpu" or saved_core_s_per_gmac is None:
-                continue
-            if kind == "openvino" and not openvino_network.is_installed():
-                continue
-            saved_s = num_images * gmacs * saved_core_s_per_gmac / num_cores
-            notes.append(
-                f"{kind} {precision} would save {saved_s:.0f} s over {num_images} images and costs "
-                f"{_COST_S[kind]:.0f} s"
-            )
-            if saved_s > _COST_S[kind]:
-                repaid.append(kind)
-        return (*repaid, "folded", "eager")
-
-    return kinds
 
 
 def _build_openvino(
@@ -238,36 +201,60 @@ def _build_openvino(
     notes: list[str],
 ) -> Engine | None:
     """Build an engine of OpenVINO, or note why it cannot be."""
-    x_BCHW = pad(bundle.golden_x_BCHW[:batch_size], batch_size)
-    try:
+
+    @cache
+    def of_size(num_rows: int) -> Callable[[Tensor], Tensor]:
+        x_BCHW = pad(bundle.golden_x_BCHW[:num_rows], num_rows)
         data = openvino_network.convert_once(trained, x_BCHW, bundle.digest)
-        forward = openvino_network.load(data, num_streams, precision)
+        return openvino_network.load(data, num_streams, precision)
+
+    try:
+        of_size(batch_size)
     except Exception as error:  # noqa: BLE001 - any network, any failure: another engine runs
-        notes.append(f"not converted to OpenVINO: {type(error).__name__}")
+        _note_skipped("not converted to OpenVINO", error, notes)
         return None
-    return Engine(forward, trained, precision, "openvino", torch.device("cpu"))
+    return Engine(
+        lambda x_BCHW: of_size(len(x_BCHW))(x_BCHW),
+        trained,
+        precision,
+        "openvino",
+        torch.device("cpu"),
+        batch_size,
+    )
 
 
 def _build(
-    trained: Network,
+    plain: Engine,
     spec: PreprocessSpec,
-    device: torch.device,
     precision: str,
     kind: Literal["eager", "folded", "compiled"],
     notes: list[str],
 ) -> Engine | None:
     """Build an engine of torch, or note why it cannot be."""
+    assert isinstance(plain.module, Network)
     # Building it anew from the bundle would draw random weights first.
-    classifier = copy.deepcopy(trained.classifier)
+    classifier = copy.deepcopy(plain.module.classifier)
     if kind == "folded":
         try:
             classifier = fold_batchnorm(classifier)
         except Exception as error:  # noqa: BLE001 - many networks cannot be traced; folding is optional
-            notes.append(f"not folded: {type(error).__name__}")
+            _note_skipped("not folded", error, notes)
             return None
     network = Network(classifier, spec, precision).eval()
     forward = compile_network(network) if kind == "compiled" else network
-    return Engine(forward, network, precision, kind, device)
+    return replace(plain, forward=forward, module=network, precision=precision, kind=kind)
+
+
+def _note_skipped(told: str, error: Exception, notes: list[str]) -> None:
+    """Note why there is no such engine; want of memory is not a reason to take another one.
+
+    Raises:
+        DeviceFailedError: there is no memory for it.
+    """
+    failure = Failure.of(error)
+    if failure.is_out_of_memory:
+        raise DeviceFailedError(f"out of memory while the model is made ready: {failure.reason}")
+    notes.append(f"{told}: {type(error).__name__}")
 
 
 def _check_canary(plain: Engine, bundle: Bundle) -> float:
@@ -275,6 +262,7 @@ def _check_canary(plain: Engine, bundle: Bundle) -> float:
 
     Raises:
         BundleError: it does not reproduce the golden probabilities.
+        DeviceFailedError: as for `choose_engine`.
     """
     macs = 0
 
@@ -284,13 +272,18 @@ def _check_canary(plain: Engine, bundle: Bundle) -> float:
         # Each output of a layer is a sum over one row of its weights.
         macs += output.numel() * module.weight[0].numel()
 
+    def probs(num_rows: int) -> Tensor:
+        nonlocal macs
+        macs = 0
+        return golden_probs(plain, bundle, num_rows)
+
     hooks = [
         module.register_forward_hook(count)
         for module in plain.module.modules()
         if isinstance(module, (nn.Conv2d, nn.Linear))
     ]
     num_golden = len(bundle.golden_x_BCHW)
-    probs_BN = golden_probs(plain, bundle, num_golden)
+    probs_BN, num_rows = run_in_memory(probs, num_golden, [])
     for hook in hooks:
         hook.remove()
     error = float((probs_BN - bundle.golden_probs_BK).abs().max())
@@ -302,30 +295,67 @@ def _check_canary(plain: Engine, bundle: Bundle) -> float:
             f"{bundle.training.get('versions')}; this machine runs another torch, or "
             "computes wrongly."
         )
-    return macs / num_golden / 1e9
+    num_run = -(-num_golden // num_rows) * num_rows
+    return macs / num_run / 1e9
 
 
-def _miss(engine: Engine, bundle: Bundle, batch_size: int, notes: list[str]) -> str | None:
-    """Say how an engine fails the golden check; None, and a note, when it passes."""
+def _prove(engine: Engine, bundle: Bundle, notes: list[str]) -> tuple[Engine, str]:
+    """Return an engine with the rows a pass that memory holds, and how it fails the golden check.
+
+    Raises:
+        DeviceFailedError: as for `choose_engine`.
+    """
+    check = partial(describe_miss, engine, bundle)
     try:
-        probs_BN = golden_probs(engine, bundle, batch_size)
+        (miss, told), batch_size = run_in_memory(check, engine.batch_size, notes)
+    except DeviceFailedError:
+        raise
     except Exception as error:  # noqa: BLE001 - no compiler, no such operation: another engine runs
-        return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
+        return engine, Failure.of(error).reason
+    if told:
+        notes.append(told)
+    return replace(engine, batch_size=batch_size), miss
+
+
+def describe_miss(engine: Engine, bundle: Bundle, batch_size: int) -> tuple[str, str]:
+    """Return how an engine misses the golden answers, "" if it does not; and how far it moves.
+
+    Args:
+        engine: runs passes of `batch_size` rows.
+        bundle: its weights are not looked at.
+        batch_size: rows of a pass.
+
+    Raises:
+        Exception: whatever the engine raises.
+    """
+    if engine.precision == "int8":
+        return _int8_miss(engine, bundle), ""
+    probs_BN = golden_probs(engine, bundle, batch_size)
     expected_BN = bundle.golden_probs_BK
     moved = float((probs_BN - expected_BN).abs().max())
     answers, expected = (all_answers(of.numpy(), bundle) for of in (probs_BN, expected_BN))
     changed = sum(now != before for now, before in zip(answers, expected, strict=True))
     allowed = GOLDEN_TOLERANCE if engine.precision == "fp32" else LOW_PRECISION_TOLERANCE
     if changed:
-        return f"{changed} of {len(expected_BN)} golden images change their label or decision"
+        return f"{changed} of {len(expected_BN)} golden images change their label or decision", ""
     # Written so that a NaN is refused too.
     if not moved <= allowed:
-        return f"golden probabilities move by {moved:.2g}, allowed {allowed:g}"
-    notes.append(
+        return f"golden probabilities move by {moved:.2g}, allowed {allowed:g}", ""
+    return "", (
         f"{len(expected_BN)} golden images keep their label and move by {moved:.2g}, "
         f"allowed {allowed:g}"
     )
-    return None
+
+
+def _int8_miss(engine: Engine, bundle: Bundle) -> str:
+    """Judge by labels alone: its probabilities move further than any other's."""
+    try:
+        int8.check_agreement(
+            engine.forward, engine.module, bundle.golden_x_BCHW, multi_label=bundle.multi_label
+        )
+    except BundleError as error:
+        return str(error)
+    return ""
 
 
 def golden_probs(engine: Engine, bundle: Bundle, batch_size: int) -> Tensor:

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from imgcls.errors import BundleError, ConfigError
 from imgcls.model import openvino_network
 from imgcls.model.openvino_network import Forward
+from imgcls.model.top_classes import top_label
 
 MIN_AGREEMENT: Final = 0.99
 # Images to calibrate with; as many again judge.
@@ -83,8 +84,8 @@ def check_agreement(
             padding_BCHW = images_BCHW.new_zeros((BATCH_SIZE - num_rows, *x_BCHW.shape[1:]))
             logits_BN = forward(torch.cat([images_BCHW, padding_BCHW]))[:num_rows]
             decided, expected = (
-                of >= 0 if multi_label else of.argmax(dim=1, keepdim=True)
-                for of in (logits_BN, network(images_BCHW))
+                of_BN >= 0 if multi_label else _top_B1(of_BN)
+                for of_BN in (logits_BN, network(images_BCHW))
             )
             agreement += int((decided == expected).all(dim=1).sum())
     fraction = agreement / num_images
@@ -95,6 +96,11 @@ def check_agreement(
             "needed. Take --precision auto."
         )
     _log.info("int8: %s", told)
+
+
+def _top_B1(logits_BN: Tensor) -> Tensor:
+    """Return the label of each row, as a row of predictions names it."""
+    return torch.from_numpy(top_label(logits_BN.softmax(dim=1).numpy())[:, None])
 
 
 def _quantize(network: nn.Module, x_BCHW: Tensor) -> bytes:

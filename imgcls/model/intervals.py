@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from imgcls.model.labels import ClassNames
 from imgcls.model.metrics import NUM_ECE_BINS, TOP_K, Floats, Ints, classification_metrics
+from imgcls.model.top_classes import top_label
 
 NUM_RESAMPLES = 1000
 CONFIDENCE = 0.95
@@ -226,7 +227,7 @@ class _ScoreMeasure:
         self._value_B3 = np.stack([is_top_B, brier_B, loss_B], axis=1)
         confidence_B = probs_BK.max(axis=1)
         # The gap of a bin is the sum over its images of correct minus confidence.
-        gap_B = (probs_BK.argmax(axis=1) == label_B) - confidence_B
+        gap_B = (top_label(probs_BK) == label_B) - confidence_B
         bin_B = np.minimum((confidence_B * NUM_ECE_BINS).astype(np.int64), NUM_ECE_BINS - 1)
         self._gap_BE = gap_B[:, None] * np.eye(NUM_ECE_BINS)[bin_B]
 

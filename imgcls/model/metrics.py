@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from imgcls.model.labels import ClassNames
+from imgcls.model.top_classes import top_label
 
 Ints = npt.NDArray[np.integer[Any]]
 Floats = npt.NDArray[np.floating[Any]]
@@ -89,7 +90,7 @@ def _probability_metrics(
     auroc = [_one_vs_rest(roc_auc_score, label_B, probs_BK, k) for k in range(num_classes)]
     ap = [_one_vs_rest(average_precision_score, label_B, probs_BK, k) for k in range(num_classes)]
     target_BK = np.eye(num_classes)[label_B]
-    bins = reliability_bins(probs_BK.max(axis=1), probs_BK.argmax(axis=1) == label_B)
+    bins = reliability_bins(probs_BK.max(axis=1), top_label(probs_BK) == label_B)
     return {
         f"top{min(TOP_K, num_classes)}_accuracy": float((rank_B < TOP_K).mean()),
         "auroc_macro": defined_mean(auroc),

@@ -17,7 +17,12 @@ from torch import Tensor, nn
 from imgcls.image.preprocess import normalize
 from imgcls.image.spec import PreprocessSpec
 
-_DTYPES: Final = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_DTYPES: Final = {
+    "fp32": torch.float32,
+    "tf32": torch.float32,  # see arithmetic.py
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+}
 
 
 class Network(nn.Module):

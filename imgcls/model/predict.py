@@ -2,7 +2,9 @@
 
 In: a Bundle, uint8 [n,C,P,P]. Out: Predictions, numpy arrays of n rows, in the order of the batch.
 Invariant: one image's prediction does not depend on what else is in its batch: every forward pass
-has the same shape, a short batch is padded and its padding thrown away.
+has the same shape, a short batch is padded and its padding thrown away. Where memory is short, that
+shape is a smaller one from then on: probabilities then differ in their last digits, as they do
+between two machines.
 
 A CPU runs several batches at a time, a core or more each: threads that share a batch wait for the
 slowest of them at every layer, and a decoder that takes a core for a moment makes all of them wait.
@@ -11,23 +13,29 @@ A GPU runs two, so that one is copied while the other is computed.
 Shape legend: B batch, C channel, P image_px, K top-k, N classes, E embedding.
 """
 
+import logging
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
 from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from imgcls.config.values import Precision
-from imgcls.errors import ConfigError
+from imgcls.errors import ConfigError, DeviceFailedError
 from imgcls.model import int8
 from imgcls.model.artifact import Bundle, to_probs
 from imgcls.model.build import register_embedding_hook
-from imgcls.model.engine import choose_engine, pad
+from imgcls.model.engine import choose_engine, describe_miss, pad
+from imgcls.model.passes import Failure, Found, Passes, describe_error
+from imgcls.model.top_classes import top_labels
 
 # Images per forward pass. A CPU's should fit its caches: ResNet-18 in bf16 on 2 cores runs at 87
 # images/s by 32, at 92 by 16. A GPU must be filled.
@@ -36,6 +44,11 @@ _GPU_BATCH_SIZE: Final = 128
 # Batches at a time on a CPU: each holds its own activations, a few hundred MB for large networks.
 _MAX_CPU_STREAMS: Final = 8
 _GPU_STREAMS: Final = 2
+_NOT_FINITE: Final = "the model's output is not finite"
+# Where the driver of NVIDIA GPUs shows them.
+_NVIDIA_DEVICES: Final = ("/dev", "nvidia[0-9]*")
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +56,9 @@ class Predictions:
     """One row per image of the batch.
 
     label_B int64, confidence_B float32, topk_label_BK int32, topk_prob_BK float32 (falling),
-    probs_BN float32, embedding_BE float32 or None. A row whose logits are not finite has `finite_B`
-    False. label_B is the class with the highest probability, of multi-label models too.
+    probs_BN float32, embedding_BE float32 or None. label_B is the class with the highest
+    probability, of multi-label models too. A row in `error_by_row` has no prediction, but the
+    reason for that, and no meaning otherwise.
     """
 
     label_B: np.ndarray
@@ -52,8 +66,15 @@ class Predictions:
     topk_label_BK: np.ndarray
     topk_prob_BK: np.ndarray
     probs_BN: np.ndarray
-    finite_B: np.ndarray
     embedding_BE: np.ndarray | None
+    error_by_row: Mapping[int, str] = field(default_factory=dict)
+
+    @property
+    def ok_B(self) -> npt.NDArray[np.bool_]:
+        """Whether each row is a prediction."""
+        ok_B = np.ones(len(self.label_B), bool)
+        ok_B[list(self.error_by_row)] = False
+        return ok_B
 
 
 class Predictor:
@@ -67,13 +88,14 @@ class Predictor:
         ConfigError: `device` is "cuda" and there is none.
         BundleError: the model does not reproduce the bundle's golden probabilities on this device,
             or not in the precision asked for.
+        DeviceFailedError: there is no memory for one image, or the device fails.
     """
 
     def __init__(
         self,
         bundle: Bundle,
         *,
-        device: str = "auto",
+        device: str | torch.device = "auto",
         batch_size: int = 32,
         top_k: int = 5,
         embedding: bool = False,
@@ -101,7 +123,7 @@ class Predictor:
         self._multi_label = bundle.multi_label
         self.top_k = min(top_k, self.num_classes)
         # Where it will run: code is compiled for a number of threads.
-        engine = self._streams.submit(
+        chosen = self._streams.submit(
             choose_engine,
             bundle,
             self.device,
@@ -112,18 +134,35 @@ class Predictor:
             num_cores=num_cores,
             int8_network=int8_network,
             embedding=embedding,
-        ).result()
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()  # the weights came by another stream than the batches will
+        )
+        try:
+            engine = chosen.result()
+        except Exception as error:
+            self.close()
+            if Failure.of(error).is_out_of_memory:
+                raise DeviceFailedError(
+                    f"out of memory while the model is made ready: {describe_error(error)}"
+                ) from error
+            raise
         self.engine, self.precision = engine.name, engine.precision
-        self._model = engine.forward
+        self._proven, self._model = engine, engine.forward
         self._embedding = register_embedding_hook(engine.module, bundle.arch) if embedding else None
+        # Without its weights, which the engine has.
+        self._golden = replace(bundle, state_dict={}, attachments={})
+        self._passes = Passes(engine.batch_size, self._check)
+        if self.device.type != "cpu":
+            # The weights came by another stream than the batches will.
+            torch.cuda.synchronize(self.device)
+            self._warm_up()
 
     def predict(self, x_BCHW: np.ndarray | torch.Tensor) -> Predictions:
         """Classify uint8 [n,C,P,P], 1 <= n <= batch_size.
 
         The forward pass always has batch_size rows, so that one shape is compiled and a row's
-        numbers do not depend on how full its batch was.
+        numbers do not depend on how full its batch was; fewer where memory is short, see passes.py.
+
+        Raises:
+            DeviceFailedError: the model does not run here any more, whatever the image.
         """
         return self.submit(x_BCHW).result()
 
@@ -132,9 +171,7 @@ class Predictor:
         num_rows = len(x_BCHW)
         if not 1 <= num_rows <= self.batch_size:
             raise ValueError(f"a batch has 1 to {self.batch_size} images, not {num_rows}")
-        # Outside of inference mode: code is compiled anew for tensors that were made inside.
-        padded_BCHW = pad(torch.as_tensor(x_BCHW), self.batch_size)
-        return self._streams.submit(self._predict, padded_BCHW, num_rows)
+        return self._streams.submit(self._predict, torch.as_tensor(x_BCHW))
 
     def close(self) -> None:
         """Let the threads go, without waiting for batches at work; those that wait are dropped."""
@@ -146,24 +183,63 @@ class Predictor:
             now_s = time.perf_counter()
             return self._busy_s + sum(now_s - start_s for start_s in self._started_s.values())
 
-    def _predict(self, x_BCHW: torch.Tensor, num_rows: int) -> Predictions:
-        embedding_BE = None
-        with self._counted(), self._on_own_cuda_stream(), torch.inference_mode():
-            logits_BN = self._model(self._to_device(x_BCHW))[:num_rows]
+    def _predict(self, x_BCHW: torch.Tensor) -> Predictions:
+        with self._counted():
+            found = self._passes.run(len(x_BCHW), partial(self._forward, x_BCHW))
+            return self._to_predictions(found)
+
+    def _forward(self, x_BCHW: torch.Tensor, rows: slice, size: int) -> npt.NDArray[np.float32]:
+        """Run some rows in a pass of `size`: their probabilities, whether finite, embeddings."""
+        # Outside of inference mode: code is compiled anew for tensors that were made inside.
+        padded_BCHW, num_rows = pad(x_BCHW[rows], size), rows.stop - rows.start
+        with self._on_own_cuda_stream(), torch.inference_mode():
+            logits_BN = self._model(self._to_device(padded_BCHW))[:num_rows]
+            finite_B1 = logits_BN.isfinite().all(dim=1, keepdim=True)
+            parts = [to_probs(logits_BN, multi_label=self._multi_label), finite_B1.float()]
             if self._embedding is not None:
-                embedding_BE = self._embedding()[:num_rows].float().cpu().numpy()
-            probs_BN = to_probs(logits_BN, multi_label=self._multi_label)
-            top = probs_BN.topk(self.top_k, dim=1)
-            finite_B = logits_BN.isfinite().all(dim=1)
-            return Predictions(
-                label_B=top.indices[:, 0].cpu().numpy(),
-                confidence_B=top.values[:, 0].cpu().numpy(),
-                topk_label_BK=top.indices.to(torch.int32).cpu().numpy(),
-                topk_prob_BK=top.values.cpu().numpy(),
-                probs_BN=probs_BN.cpu().numpy(),
-                finite_B=finite_B.cpu().numpy(),
-                embedding_BE=embedding_BE,
-            )
+                parts.append(self._embedding()[:num_rows].float())
+            # In one piece: each copy from a device waits for all that it has to do.
+            packed: npt.NDArray[np.float32] = torch.cat(parts, dim=1).cpu().numpy()
+            return packed
+
+    def _to_predictions(self, found: Found[npt.NDArray[np.float32]]) -> Predictions:
+        error_by_row, parts = dict[int, str](), list[npt.NDArray[np.float32]]()
+        width = next((r.shape[1] for _, r in found if not isinstance(r, Failure)), None)
+        for rows, result in found:
+            if isinstance(result, Failure):
+                error_by_row[rows.start] = f"the model fails on it: {result.reason}"
+                result = np.ones((1, width or self.num_classes + 1), np.float32)
+            parts.append(result)
+        packed_BX = parts[0] if len(parts) == 1 else np.concatenate(parts)
+        probs_BN, finite_B, embedding_BE = np.split(
+            packed_BX, [self.num_classes, self.num_classes + 1], axis=1
+        )
+        error_by_row |= dict.fromkeys(np.flatnonzero(finite_B[:, 0] == 0).tolist(), _NOT_FINITE)
+        topk_label_BK = top_labels(probs_BN, self.top_k)
+        topk_prob_BK = np.take_along_axis(probs_BN, topk_label_BK, axis=1)
+        return Predictions(
+            label_B=topk_label_BK[:, 0],
+            confidence_B=topk_prob_BK[:, 0],
+            topk_label_BK=topk_label_BK.astype(np.int32),
+            topk_prob_BK=topk_prob_BK,
+            probs_BN=probs_BN,
+            embedding_BE=embedding_BE if self._embedding is not None else None,
+            error_by_row=error_by_row,
+        )
+
+    def _check(self, size: int) -> None:
+        """Raise DeviceFailedError unless the golden answers still come, in passes of `size`."""
+        with self._on_own_cuda_stream():
+            running = replace(self._proven, forward=self._model)
+            miss, _ = describe_miss(running, self._golden, size)
+        if miss:
+            raise DeviceFailedError(f"{self.engine}, {size} images a pass: {miss}")
+
+    def _warm_up(self) -> None:
+        """Run all streams at a time: what memory they take together shows now, not in mid-run."""
+        x_BCHW = self._golden.golden_x_BCHW[: self.batch_size]
+        for done in [self.submit(x_BCHW) for _ in range(self.num_streams)]:
+            done.result()
 
     @contextmanager
     def _counted(self) -> Iterator[None]:
@@ -210,7 +286,7 @@ class Predictor:
 def predictor_for_run(
     bundle: Bundle,
     *,
-    device: str,
+    device: str | torch.device,
     precision: Precision,
     batch_size: int,
     num_images: int,
@@ -271,11 +347,24 @@ def set_num_threads(num_threads: int) -> None:
     torch.set_num_threads(num_threads)
 
 
-def pick_device(device: str) -> torch.device:
-    """Resolve "auto", "cpu" or "cuda"; ConfigError when "cuda" is asked for and absent."""
+def pick_device(device: str | torch.device) -> torch.device:
+    """Resolve "auto", "cpu" or "cuda"; ConfigError when "cuda" is asked for and absent.
+
+    A device that is settled already is left as it is.
+    """
+    if isinstance(device, torch.device):
+        return device
     has_cuda = torch.cuda.is_available()
     if device == "auto":
         device = "cuda" if has_cuda else "cpu"
+        folder, names = _NVIDIA_DEVICES
+        if not has_cuda and any(Path(folder).glob(names)):
+            _log.warning(
+                "--device auto takes the CPU: this machine has an NVIDIA GPU (%s/%s), but torch "
+                "cannot use it; look at its driver, or say --device cpu",
+                folder,
+                names,
+            )
     if device == "cuda" and not has_cuda:
         raise ConfigError(
             "--device cuda: this machine has no CUDA device; use --device cpu or auto"

@@ -18,7 +18,7 @@ from typing import Any
 from imgcls.config.paths import canonical_value, path_flags
 from imgcls.config.scoring import ScoreConfig
 from imgcls.config.values import check_name
-from imgcls.errors import ConfigError, ShardFailedError, StorageError
+from imgcls.errors import ConfigError, DeviceFailedError, ShardFailedError, StorageError
 from imgcls.image.spec import spec_digest
 from imgcls.logs import Progress
 from imgcls.model.artifact import read_bundle
@@ -46,6 +46,7 @@ log = logging.getLogger(__name__)
 
 # So many shards that the store failed, one after the other: it is down, not slow.
 MAX_FAILED_IN_A_ROW = 8
+_WITHOUT_DEVICE = "; where the device fails on the same shard again, add --device cpu."
 _SAME_ON_RESUME = ("source", "model", "precision", "top_k", "write_probs", "write_embedding")
 
 
@@ -255,7 +256,7 @@ def _score_shards(
     scored: Scored,
 ) -> None:
     failed: list[ShardSummary] = []
-    failed_in_a_row = 0
+    failed_in_a_row = num_done = 0
     summaries = workers.run(plan, todo)
     try:
         with Progress("scoring", sum(shard.num_images for shard in todo), "images") as shown:
@@ -271,6 +272,7 @@ def _score_shards(
                         break
                     continue
                 failed_in_a_row = 0
+                num_done += 1
                 scored.add(summary)
                 progress.add(summary)
                 budget.add(summary.status_counts)
@@ -280,9 +282,10 @@ def _score_shards(
         summaries.close()
     if failed:
         raise ShardFailedError(
-            f"{len(failed)} of {len(todo)} shards could not be finished, the first "
+            f"{len(todo) - num_done} of {len(todo)} shards could not be finished, the first "
             f"({failed[0].shard_id}) because: {failed[0].error_message}. Start the same command "
-            f"with --run-id {plan.run_id} to do only those."
+            f"with --run-id {plan.run_id} to do only those"
+            + (_WITHOUT_DEVICE if any(map(_has_device_failed, failed)) else ".")
         )
 
 
@@ -298,10 +301,15 @@ def _report(run: str, scored: Scored, within_s: float) -> None:
     put_within(join(run, "report.json"), report, within_s)
 
 
+def _has_device_failed(summary: ShardSummary) -> bool:
+    return summary.error_kind == DeviceFailedError.__name__
+
+
 def _only_if_transient(summary: ShardSummary) -> ShardSummary:
-    """Let a shard that the store failed wait for the next start; raise any other error."""
+    """Let a shard that the store or its device failed wait for the next start, else raise."""
     error = summary.error()
-    if isinstance(error, StorageError) and error.exit_code == 1:
+    is_of_store = isinstance(error, StorageError) and error.exit_code == 1
+    if is_of_store or isinstance(error, DeviceFailedError):
         log.warning("shard %s failed: %s", summary.shard_id, error)
         return summary
     assert error is not None, "called for a failed shard"

@@ -9,16 +9,24 @@ was published last, if there is one.
 """
 
 import logging
+from functools import partial
 from itertools import islice
 
 import numpy as np
 import torch
 
-from imgcls.errors import ConfigError, ObjectMissingError
+from imgcls.errors import ConfigError, ImgclsError, ObjectMissingError
 from imgcls.image.pool import DecoderPool
 from imgcls.model.artifact import Bundle
-from imgcls.model.int8 import MIN_CALIBRATION, NUM_CALIBRATION, quantize, require_openvino
+from imgcls.model.int8 import (
+    BATCH_SIZE,
+    MIN_CALIBRATION,
+    NUM_CALIBRATION,
+    quantize,
+    require_openvino,
+)
 from imgcls.model.network import Network
+from imgcls.model.passes import Failure, Passes
 from imgcls.published import list_published
 from imgcls.scoring.plan import Plan, run_uri
 from imgcls.scoring.sample import spread_requests
@@ -66,7 +74,30 @@ def read_or_make_int8(output: str, plan: Plan, bundle: Bundle, pool: DecoderPool
         log.info(told, len(sample_BCHW), earlier)
         return put_first(uri, read(earlier))
     network = Network(bundle.to_model(), bundle.preprocess_spec, "fp32").eval()
-    return put_first(uri, quantize(network, sample_BCHW, multi_label=bundle.multi_label))
+    make = partial(quantize, network, multi_label=bundle.multi_label)
+    try:
+        data = make(sample_BCHW)
+    except ImgclsError:
+        raise
+    except Exception:  # noqa: BLE001 - which errors a network raises, nobody knows
+        data = make(_without_failing(network, sample_BCHW))
+    return put_first(uri, data)
+
+
+def _without_failing(network: Network, sample_BCHW: torch.Tensor) -> torch.Tensor:
+    """Leave out the images that the network raises on; such an image becomes a row later."""
+    passes = Passes(BATCH_SIZE, check=lambda _num_rows: None)
+    with torch.inference_mode():
+        found = passes.run(len(sample_BCHW), lambda rows, _size: network(sample_BCHW[rows]))
+    failures = {rows.start: result for rows, result in found if isinstance(result, Failure)}
+    reason = next((failure.reason for failure in failures.values()), "")
+    log.warning(
+        "int8: %d of %d images to calibrate with left out, the model fails on them: %s",
+        len(failures),
+        len(sample_BCHW),
+        reason,
+    )
+    return sample_BCHW[[row for row in range(len(sample_BCHW)) if row not in failures]]
 
 
 def _network_uri(output: str, run_id: str, model_digest: str) -> str:

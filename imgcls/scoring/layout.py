@@ -30,7 +30,7 @@ class ActorRequest:
         """Refuse what no cluster could give.
 
         Raises:
-            ConfigError: a negative number, or a GPU share that Ray does not know.
+            ConfigError: a negative number, or more than one GPU for an actor.
         """
         for name in ("num_actors", "cpus_per_actor", "gpus_per_actor"):
             if getattr(self, name) < 0:
@@ -38,10 +38,10 @@ class ActorRequest:
                     f"--{name.replace('_', '-')} {getattr(self, name)}: must not be negative; 0 "
                     "derives it from the cluster"
                 )
-        if self.gpus_per_actor > 1 and self.gpus_per_actor != int(self.gpus_per_actor):
+        if self.gpus_per_actor > 1:
             raise ConfigError(
-                f"--gpus-per-actor {self.gpus_per_actor:g}: a share of one GPU (such as 0.5) or a "
-                "whole number"
+                f"--gpus-per-actor {self.gpus_per_actor:g}: an actor works with one GPU, others "
+                "would idle; give 1 or a share of one such as 0.5, and more --num-actors"
             )
         if self.gpus_per_actor and self.device == "cpu":
             raise ConfigError(
@@ -146,8 +146,6 @@ def _room(
 
 
 def _gpu_slots(num_gpus: int, gpus_per_actor: float) -> int:
-    if gpus_per_actor >= 1:
-        return int(num_gpus // gpus_per_actor)
     # A share is a share of one GPU; Ray counts in ten-thousandths.
     return num_gpus * int(1.0001 // gpus_per_actor)
 

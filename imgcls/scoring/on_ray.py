@@ -7,6 +7,10 @@ again, and what counts is its commit in the store.
 Each actor is bound to its node, so that every node keeps the CPU that the layout leaves it. When a
 node is lost or a new one comes, the data set ends and the rest goes on anew, on the nodes that are
 there then: shards in flight are done again.
+
+A shard whose forward passes failed with their device waits until the others are done; then it has
+other processes to run in, MAX_DEVICE_FAILURES times in all. An actor whose device failed ends at
+its next call, so that Ray starts another one.
 """
 
 import itertools
@@ -16,6 +20,7 @@ import os
 import threading
 import time
 import traceback
+from collections import Counter
 from collections.abc import Callable, Generator
 from contextlib import closing, suppress
 from dataclasses import asdict, replace
@@ -28,7 +33,8 @@ import ray.exceptions
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from imgcls import cluster
-from imgcls.errors import ConfigError, ImgclsError, ShardFailedError
+from imgcls.errors import ConfigError, DeviceFailedError, ImgclsError, ShardFailedError
+from imgcls.model.passes import describe_error
 from imgcls.scoring.decode_on_ray import DecodersOnRay
 from imgcls.scoring.layout import ActorRequest, Placement, cpu_only_nodes, lay_out_actors
 from imgcls.scoring.plan import Plan, Shard, read_plan
@@ -42,6 +48,10 @@ log = logging.getLogger(__name__)
 MAX_ACTOR_RESTARTS = 3
 # A data set that ends so often without a single shard done ends the run, resumable.
 MAX_FRUITLESS_TRIES = 3
+# So often a shard may find that the device fails, each time in another process.
+MAX_DEVICE_FAILURES = 3
+# Tests only say that there are GPUs. Set where they do, the CPU stands in for one.
+LOGICAL_GPUS = "IMGCLS_GPUS_ARE_LOGICAL"
 LOOK_FOR_NODES_EVERY_S = 10.0
 # Ray asks a silent node five times, every 3 s, and waits 10 s for the last answer.
 NODE_IS_DEAD_WITHIN_S = 30.0
@@ -62,6 +72,7 @@ def run_on_ray(
     """
     metrics = RayMetrics(plan.run_id)
     left = {shard.shard_id: shard for shard in todo}
+    num_device_failures: Counter[str] = Counter()
     num_tries = num_fruitless = 0
     while left:
         placements = _placements(request, plan, left, is_first=num_tries == 0)
@@ -74,6 +85,12 @@ def run_on_ray(
                 has_grown = _Growth(request, len(placements))
                 for summary in summaries:
                     num_fruitless = 0
+                    if summary.error_kind == DeviceFailedError.__name__:
+                        num_device_failures[summary.shard_id] += 1
+                        if num_device_failures[summary.shard_id] < MAX_DEVICE_FAILURES:
+                            told = "shard %s waits for another process, the device failed on %s: %s"
+                            log.warning(told, summary.shard_id, summary.node, summary.error_message)
+                            continue
                     shard = left.pop(summary.shard_id)
                     metrics.add(shard.num_images, summary)
                     yield summary
@@ -246,10 +263,14 @@ class ShardActor:
         self._node = f"{address}-{context.get_node_id()[:8]}"
         self._kept = KeptLines()
         logging.getLogger("imgcls").addHandler(self._kept)
-        num_cpus = int(context.get_assigned_resources().get("CPU", 1))  # type: ignore[no-untyped-call]  # nor here
-        self._options = replace(options, num_cpus=num_cpus)
+        assigned: dict[str, float] = context.get_assigned_resources()  # type: ignore[no-untyped-call]  # nor here
+        self._options = replace(options, num_cpus=int(assigned.get("CPU", 1)))
+        if assigned.get("GPU", 0) and not os.environ.get(LOGICAL_GPUS):
+            # "auto" would hold the GPU and compute on the CPU where the driver is broken.
+            self._options = replace(self._options, device="cuda")
         self._starting = threading.Lock()
         self._worker: ShardWorker | None = None
+        self._is_lost = False
         # Ray would restart an actor whose constructor fails, and hide the reason: the shards tell.
         with suppress(Exception):
             self._start()
@@ -262,8 +283,12 @@ class ShardActor:
             row_group=int(batch["row_group"][0]),
             num_images=int(batch["num_images"][0]),
         )
+        if self._is_lost:
+            # Ray takes it for a crash, starts another actor, and gives it this shard.
+            os._exit(1)
         try:
             summary = self._start().score(shard)
+            self._is_lost |= summary.error_kind == DeviceFailedError.__name__
         except ImgclsError as error:
             summary = ShardSummary.of_error(shard, error)
         except Exception as error:  # noqa: BLE001 - Ray would take it for a worker that was lost
@@ -279,8 +304,31 @@ class ShardActor:
         """Return the worker; one that the store kept from starting is tried again."""
         with self._starting:
             if self._worker is None:
+                if self._options.device == "cuda":
+                    refuse_without_cuda(self._node)
                 plan = read_plan(self._output, self._run_id)
                 assert plan is not None, "the driver wrote the plan before it started actors"
                 worker = ShardWorker(self._output, plan, self._options, self._make_remote)
                 self._worker = worker.__enter__()
             return self._worker
+
+
+def refuse_without_cuda(node: str) -> None:
+    """Refuse to work with a GPU that torch cannot use.
+
+    Raises:
+        DeviceFailedError: with the node, and torch's reason.
+    """
+    import torch
+
+    if torch.cuda.is_available():
+        return
+    try:
+        torch.cuda.init()  # type: ignore[no-untyped-call]
+        reason = "torch sees none"
+    except Exception as error:  # noqa: BLE001 - whatever it says is the reason
+        reason = describe_error(error)
+    raise DeviceFailedError(
+        f"node {node} holds a GPU for this actor that torch cannot use ({reason}). Mend its driver "
+        "or take the node out; --device cpu scores without GPUs"
+    )

@@ -93,13 +93,13 @@ class ShardRows:
                 "width_px": crop.width_px,
                 "height_px": crop.height_px,
             }
-            if predictions.finite_B[position]:
+            if position in predictions.error_by_row:
+                row["status"] = Status.MODEL_ERROR
+                row["error"] = predictions.error_by_row[position]
+            else:
                 row |= {name: values[position] for name, values in columns.items()}
                 row["status"] = Status.OK
                 row["class_name"] = self._provenance.class_names[row["label"]]
-            else:
-                row["status"] = Status.MODEL_ERROR
-                row["error"] = "the model's output is not finite"
             self._rows.append((index, row))
 
     def to_table(self) -> pa.Table:

@@ -5,6 +5,7 @@ Invariant: Ray is neither imported nor connected to before it is needed, and wha
 let go when the `with` block ends.
 """
 
+import logging
 import os
 import socket
 from collections.abc import Generator, Iterable, Iterator
@@ -14,12 +15,16 @@ from dataclasses import replace
 from types import TracebackType
 from typing import Self
 
+import torch
+
 from imgcls import cluster
 from imgcls.config.scoring import ScoreConfig
-from imgcls.errors import StorageError
+from imgcls.errors import DeviceFailedError, StorageError
 from imgcls.scoring.layout import ActorRequest, lay_out_actors
 from imgcls.scoring.plan import Plan, Shard
 from imgcls.scoring.worker import SHARDS_IN_FLIGHT, ShardSummary, ShardWorker, WorkerOptions
+
+log = logging.getLogger(__name__)
 
 
 class Workers:
@@ -42,7 +47,7 @@ class Workers:
         """
         if not self._num_workers:
             self._num_workers = 1
-            if use_ray(self._config.executor):
+            if self._uses_ray():
                 resources = self._opened.enter_context(cluster.connected())
                 self._num_workers = len(lay_out_actors(resources, self._request))
         return self._num_workers
@@ -51,11 +56,14 @@ class Workers:
         """Score shards; yield a summary of each, in any order. Close it before the block ends."""
         self.count()
         options = worker_options(self._config)
-        if not use_ray(self._config.executor):
+        if not self._uses_ray():
             return run_locally(self._config.output, plan, options, todo)
         from imgcls.scoring.on_ray import run_on_ray
 
         return run_on_ray(self._request, self._config.output, plan, options, todo)
+
+    def _uses_ray(self) -> bool:
+        return use_ray(self._config.executor, self._config.device)
 
     def __enter__(self) -> Self:
         return self
@@ -69,9 +77,26 @@ class Workers:
         self._opened.close()
 
 
-def use_ray(executor: str) -> bool:
-    """Resolve --executor: auto takes Ray inside a Ray job or when RAY_ADDRESS is set."""
-    return executor == "ray" or (executor == "auto" and cluster.in_cluster())
+def use_ray(executor: str, device: str = "auto") -> bool:
+    """Resolve --executor.
+
+    auto takes Ray inside a Ray job, when RAY_ADDRESS is set, and on a machine with several GPUs,
+    because one process works with one of them.
+    """
+    if executor != "auto":
+        return executor == "ray"
+    return cluster.in_cluster() or (device != "cpu" and torch.cuda.device_count() > 1)
+
+
+def warn_of_idle_gpus(device: str) -> None:
+    """Say so where this process works with one of several GPUs."""
+    num_gpus = torch.cuda.device_count()
+    if device != "cpu" and num_gpus > 1:
+        log.warning(
+            "--executor local works with one of the %d GPUs of this machine; --executor ray takes "
+            "all of them",
+            num_gpus,
+        )
 
 
 def worker_options(config: ScoreConfig) -> WorkerOptions:
@@ -93,11 +118,15 @@ def worker_options(config: ScoreConfig) -> WorkerOptions:
 def run_locally(
     output: str, plan: Plan, options: WorkerOptions, todo: list[Shard]
 ) -> Generator[ShardSummary]:
-    """Score shards in this process, SHARDS_IN_FLIGHT at a time."""
+    """Score shards in this process, SHARDS_IN_FLIGHT at a time.
+
+    It ends early where the device fails: nothing more comes of it in this process.
+    """
+    warn_of_idle_gpus(options.device)
     here = {"node": socket.gethostname(), "actor": str(os.getpid())}
     try:
         made = ShardWorker(output, plan, options)
-    except StorageError as error:
+    except (StorageError, DeviceFailedError) as error:
         # As an actor tells it: by its shards, which wait for the next start.
         yield from (ShardSummary.of_error(shard, error) for shard in todo)
         return
@@ -106,6 +135,8 @@ def run_locally(
         try:
             for summary in _as_completed(threads, worker, todo):
                 yield replace(summary, node=here["node"], actor=here["actor"])
+                if summary.error_kind == DeviceFailedError.__name__:
+                    return
         finally:
             threads.shutdown(wait=False, cancel_futures=True)
 

@@ -21,6 +21,7 @@ import torch
 from imgcls.config.training import TrainConfig
 from imgcls.image.pool import DecoderPool
 from imgcls.logs import Progress
+from imgcls.model.arithmetic import set_fp32_arithmetic
 from imgcls.model.predict import pick_device
 from imgcls.model.registry import register
 from imgcls.training.audit import check_groups, check_images
@@ -46,7 +47,8 @@ def train(config: TrainConfig) -> dict[str, Any]:
         JSON-able: model (REGISTRY/NAME@v<N>), uri, version, digest, num_train, num_val, num_test,
         num_bad, num_preemptions (moves to other nodes after a notice), accuracy (on test, or on val
         where there is no test), test_accuracy, test_accuracy_interval, leaks (pairs that splits
-        share, by kind), leak_check_complete, val_accuracy, val_loss, epochs, best_epoch,
+        share, by kind), leak_check_complete, val_accuracy, val_loss, golden_miss (why the CPU
+        measured instead of the device that trained; ""), epochs, best_epoch,
         stopped_early, images_per_s, train_s, total_s.
 
     Raises:
@@ -91,6 +93,7 @@ def train_rank(plan: TrainPlan, place: Place, show: Show, stop: StopRequest) -> 
     Raises:
         RunStoppedError: a rank was asked to stop; a checkpoint is written.
     """
+    set_fp32_arithmetic("fp32")
     with ExitStack() as stack:
         num_decoders = plan.config.num_decoders or torch.get_num_threads()
         pool = stack.enter_context(

@@ -17,10 +17,12 @@ import numpy as np
 import torch
 
 from imgcls.config.training import TrainConfig
+from imgcls.errors import BundleError, ConfigError
 from imgcls.model.artifact import Bundle, make_golden, read_bundle
 from imgcls.model.build import build_model
 from imgcls.model.dataset import count_images
 from imgcls.model.leaks import LeakCheck
+from imgcls.model.passes import Failure, Passes
 from imgcls.model.predict import Predictor
 from imgcls.model.registry import ModelVersion, list_versions
 from imgcls.training.loader import SplitLoader
@@ -54,7 +56,7 @@ def make_bundle(
         leaks: what the splits share.
     """
     start_s = time.monotonic()
-    golden_x_BCHW = _golden_images(loaders)
+    golden_x_BCHW, golden_probs_BK = _golden(plan, state, _golden_images(loaders))
     bundle = Bundle(
         arch=plan.config.arch,
         class_names=plan.class_names,
@@ -65,10 +67,10 @@ def make_bundle(
         split_digest=plan.split_digest,
         training={},
         golden_x_BCHW=golden_x_BCHW,
-        golden_probs_BK=_golden_probs(plan, state, golden_x_BCHW),
+        golden_probs_BK=golden_probs_BK,
         multi_label=plan.config.multi_label,
     )
-    predictor = Predictor(bundle, device=place.device.type, batch_size=plan.config.batch_size)
+    predictor, miss = _make_predictor(bundle, place, plan.config.batch_size)
     metrics, calibration, missing = measure_splits(predictor, loaders, plan)
     attachments = draw_plots(state.history, state.best_metrics.get("epoch", 0), metrics)
     measure_s = round(time.monotonic() - start_s, 3)
@@ -77,6 +79,8 @@ def make_bundle(
     facts = _describe_training(plan, state, loaders, place, leaks) | {"measure_s": measure_s}
     if missing:
         facts["no_operating_point"] = missing
+    if miss:
+        facts["golden_miss"] = miss
     return replace(
         bundle,
         metrics=metrics,
@@ -84,6 +88,27 @@ def make_bundle(
         training=facts,
         attachments=attachments,
     )
+
+
+def _make_predictor(bundle: Bundle, place: Place, batch_size: int) -> tuple[Predictor, str]:
+    """Return what measures, and why that is not the device that trained, "" if it is.
+
+    A GPU on which the weights do not give the golden answers costs no model: those answers are the
+    CPU's, so the CPU measures.
+    """
+    try:
+        return Predictor(bundle, device=place.device, batch_size=batch_size), ""
+    except BundleError as error:
+        if place.device.type == "cpu":
+            raise
+        miss = f"{place.device}: {error}"
+    log.warning(
+        "the model is kept, measured on the CPU and marked (golden_miss), for where it was trained "
+        "it does not give its golden answers. %s. `imgcls score` will refuse it there: score with "
+        "--device cpu or on another GPU, and have this one looked at",
+        miss,
+    )
+    return Predictor(bundle, device="cpu", batch_size=batch_size), miss
 
 
 def find_registered(plan: TrainPlan, state: TrainState) -> ModelVersion | None:
@@ -126,6 +151,7 @@ def describe(
         "test_accuracy_interval": test.get("intervals", {}).get("accuracy"),
         "val_accuracy": accuracy.get("val"),
         "val_loss": state.best_metrics.get("val_loss"),
+        "golden_miss": bundle.training.get("golden_miss", ""),
         "epochs": len(state.history),
         "best_epoch": state.best_metrics["epoch"],
         "stopped_early": len(state.history) < plan.recipe.epochs,
@@ -143,8 +169,16 @@ def _golden_images(loaders: dict[str, SplitLoader]) -> torch.Tensor:
     return batch.x_BCHW[batch.weight_B > 0]
 
 
-def _golden_probs(plan: TrainPlan, state: TrainState, golden_x_BCHW: torch.Tensor) -> torch.Tensor:
-    """Return what the best weights give in fp32 on the CPU, in eager mode."""
+def _golden(
+    plan: TrainPlan, state: TrainState, x_BCHW: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return images, and what the best weights give for them in fp32 on the CPU, in eager mode.
+
+    Without those that the model fails on: a bundle with one could not be proven anywhere.
+
+    Raises:
+        ConfigError: it fails on all.
+    """
     model = build_model(
         plan.config.arch,
         len(plan.class_names),
@@ -152,9 +186,23 @@ def _golden_probs(plan: TrainPlan, state: TrainState, golden_x_BCHW: torch.Tenso
         image_px=plan.config.image_px,
     )
     model.load_state_dict(state.best)
-    return make_golden(
-        model.eval(), golden_x_BCHW, plan.preprocess_spec, multi_label=plan.config.multi_label
+    found = Passes(len(x_BCHW), check=lambda _num_rows: None).run(
+        len(x_BCHW),
+        lambda rows, _size: make_golden(
+            model.eval(), x_BCHW[rows], plan.preprocess_spec, multi_label=plan.config.multi_label
+        ),
     )
+    kept = [(rows, probs) for rows, probs in found if not isinstance(probs, Failure)]
+    probs_BK = torch.cat([probs for _, probs in kept] or [torch.empty(0, len(plan.class_names))])
+    finite_B = probs_BK.isfinite().all(dim=1)
+    if not finite_B.any():
+        why = next((each.reason for _, each in found if isinstance(each, Failure)), "not finite")
+        raise ConfigError(
+            f"the trained model gives nothing for any of {len(x_BCHW)} images that it was to be "
+            f"proven with: {why}"
+        )
+    tried_BCHW = torch.cat([x_BCHW[rows] for rows, _ in kept])
+    return tried_BCHW[finite_B], probs_BK[finite_B]
 
 
 def _describe_training(
@@ -195,7 +243,7 @@ def _without_places(config: TrainConfig) -> dict[str, Any]:
 def _hardware(place: Place) -> str:
     workers = f"{place.world_size} x " if place.world_size > 1 else ""
     if place.device.type == "cuda":
-        return f"{workers}{torch.cuda.get_device_name()}"
+        return f"{workers}{torch.cuda.get_device_name(place.device)}"
     num_threads = torch.get_num_threads()
     return f"{workers}{_cpu_name()}, {num_threads} thread{'s' if num_threads > 1 else ''}"
 

@@ -16,8 +16,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from imgcls.errors import RunStoppedError
+from imgcls.errors import ConfigError, RunStoppedError
 from imgcls.model.multi_label import macro_auroc
+from imgcls.training.forward import ValidationForward
 from imgcls.training.loader import Batch, SplitLoader
 from imgcls.training.losses import loss_per_image
 from imgcls.training.optimizer import lr_at
@@ -26,7 +27,7 @@ from imgcls.training.recipe import BestBy, Recipe
 from imgcls.training.sampler import Sampler, divide, rarest_labels
 from imgcls.training.stages import to_train_mode
 from imgcls.training.state import TrainState
-from imgcls.training.step import autocast, is_right, to_model_input, train_step
+from imgcls.training.step import is_right, train_step
 from imgcls.training.stop import StopRequest
 
 
@@ -77,13 +78,14 @@ def fit(
     stop = stop or StopRequest()
     stepped = cast(nn.Module, torch.compile(state.model)) if compile_model else state.model
     wrapped = place.wrap(stepped)
+    forward = ValidationForward(recipe, place)
     while not is_finished(state, recipe):
         numbers = _train_epoch(state, wrapped, train, recipe, place, after_step, stop)
         place.average_buffers(state.model)
         if state.ema is not None:
             place.average_buffers(state.ema)
         if val is not None:
-            numbers |= validate(state.evaluated, val, recipe, place)
+            numbers |= validate(state.evaluated, val, recipe, place, forward)
         _share_bad([train, val] if val is not None else [train], place)
         if is_better(numbers, state.best_metrics, recipe.best_by):
             state.keep_as_best(numbers)
@@ -175,27 +177,36 @@ def _train_epoch(
 
 
 @torch.inference_mode()
-def validate(model: nn.Module, val: SplitLoader, recipe: Recipe, place: Place) -> dict[str, Any]:
+def validate(
+    model: nn.Module,
+    val: SplitLoader,
+    recipe: Recipe,
+    place: Place,
+    forward: ValidationForward | None = None,
+) -> dict[str, Any]:
     """Measure the mean of the unweighted loss and accuracy over every image of `val` exactly once.
 
     Each rank takes its part of the split; sums and counts are added up, so that no rank needs a
     filled-up batch.
 
     Returns:
-        val_loss, val_accuracy, and num_val: the images measured (those that decode). Multi-label,
-        val_accuracy is the share of images with every class right, and val_auroc is there as well,
-        the mean over the classes; null where no class has images with and without it.
+        val_loss, val_accuracy, and num_val: the images measured (those that decode, and that the
+        model does not fail on). Multi-label, val_accuracy is the share of images with every class
+        right, and val_auroc is there as well, the mean over the classes; null where no class has
+        images with and without it.
+
+    Raises:
+        ConfigError: there is no such image: a loss of nothing would be the best of all.
     """
     model.eval()
+    forward = forward or ValidationForward(recipe, place)
     index_N = divide(np.arange(len(val.samples)), place.rank, place.world_size)
     loss_sum, num_correct, num_images = 0.0, 0.0, 0.0
     scored: list[tuple[np.ndarray, np.ndarray]] = []
     steps = [index_N[i : i + recipe.batch_size] for i in range(0, len(index_N), recipe.batch_size)]
     for batch in val.batches(steps):
-        x_BCHW = to_model_input(batch.x_BCHW.to(place.device), recipe)
+        logits_BK, batch = forward(model, batch, val)
         target_BK, weight_B = batch.target_BK.to(place.device), batch.weight_B.to(place.device)
-        with autocast(recipe, place.device):
-            logits_BK = model(x_BCHW).float()
         loss_B = loss_per_image(
             logits_BK, target_BK, "cross_entropy", multi_label=recipe.multi_label
         )
@@ -208,6 +219,11 @@ def validate(model: nn.Module, val: SplitLoader, recipe: Recipe, place: Place) -
             pair = (target_BK[rows_B], logits_BK[rows_B].sigmoid())
             scored.append((pair[0].cpu().numpy(), pair[1].cpu().numpy()))
     loss_sum, num_correct, num_images = place.sum(loss_sum, num_correct, num_images)
+    if not num_images:
+        raise ConfigError(
+            f"not one of {len(val.samples)} validation images could be measured: none decodes, or "
+            "the model fails on each; the log names them"
+        )
     numbers: dict[str, Any] = {
         "val_loss": _ratio(loss_sum, num_images),
         "val_accuracy": _ratio(num_correct, num_images),

@@ -18,6 +18,7 @@ from imgcls.model.calibration import Calibration, fit_calibration
 from imgcls.model.multi_label_calibration import fit_multi_label_calibration
 from imgcls.model.predict import Predictor
 from imgcls.model.tally import Tally
+from imgcls.model.top_classes import top_label
 from imgcls.schema import Status
 from imgcls.training.loader import SplitLoader
 from imgcls.training.plan import TrainPlan
@@ -32,7 +33,7 @@ class _Predicted:
 
     index_B: np.ndarray
     probs_BK: np.ndarray
-    not_finite: list[str]
+    model_errors: dict[str, str]  # uri -> why the model gave nothing of its pixels
     bad: dict[str, str]  # uri -> why there are no pixels
 
 
@@ -62,17 +63,19 @@ def measure_splits(
 def _predict(predictor: Predictor, loader: SplitLoader) -> _Predicted:
     size = predictor.batch_size
     index_N = np.arange(len(loader.samples))
-    index, probs, not_finite = [index_N[:0]], [np.zeros((0, predictor.num_classes), "f4")], []
+    index, probs = [index_N[:0]], [np.zeros((0, predictor.num_classes), "f4")]
+    model_errors = dict[str, str]()
     for batch in loader.batches(index_N[i : i + size] for i in range(0, len(index_N), size)):
         rows = batch.weight_B > 0
         if not rows.any():
             continue
         predictions = predictor.predict(batch.x_BCHW[rows])
-        index_B, finite_B = batch.index_B[rows].numpy(), predictions.finite_B
-        index.append(index_B[finite_B])
-        probs.append(predictions.probs_BN[finite_B])
-        not_finite += [loader.samples[i].uri for i in index_B[~finite_B].tolist()]
-    return _Predicted(np.concatenate(index), np.concatenate(probs), not_finite, loader.bad)
+        index_B, ok_B = batch.index_B[rows].numpy(), predictions.ok_B
+        index.append(index_B[ok_B])
+        probs.append(predictions.probs_BN[ok_B])
+        for row, error in predictions.error_by_row.items():
+            model_errors[loader.samples[index_B[row]].uri] = error
+    return _Predicted(np.concatenate(index), np.concatenate(probs), model_errors, loader.bad)
 
 
 def _why_no_points(plan: TrainPlan, predicted: _Predicted) -> str:
@@ -132,7 +135,7 @@ def _tally(
     tally = Tally(multi_label=plan.config.multi_label)
     probs_BK = predicted.probs_BK
     labels_B = answered_labels(
-        probs_BK.argmax(axis=1),
+        top_label(probs_BK),
         probs_BK,
         plan.class_names.names,
         calibration,
@@ -141,8 +144,8 @@ def _tally(
     for index, labels in zip(predicted.index_B.tolist(), labels_B, strict=True):
         sample = plan.splits[split][index]
         tally.add_ok(sample.labels, labels, sample.group or sample.uri, sample.slice_name)
-    for uri in predicted.not_finite:
-        tally.add_failure(uri, Status.MODEL_ERROR, "not finite")
+    for uri, reason in predicted.model_errors.items():
+        tally.add_failure(uri, Status.MODEL_ERROR, reason)
     for uri, reason in predicted.bad.items():
         tally.add_failure(uri, "no_pixels", reason)
     return tally

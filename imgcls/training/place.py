@@ -14,6 +14,8 @@ import torch
 from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from imgcls.errors import ConfigError
+
 _CPU = torch.device("cpu")
 
 
@@ -84,6 +86,24 @@ class Place:
         box = [value]
         distributed.broadcast_object_list(box, src=0, device=self.device)
         return box[0]
+
+
+def refuse_mig_slices(place: Place) -> None:
+    """Refuse several ranks of which one has but a slice of a GPU: NCCL connects whole GPUs alone.
+
+    https://docs.nvidia.com/datacenter/tesla/mig-user-guide/ ("no GPU-to-GPU P2P").
+
+    Raises:
+        ConfigError: with the slice's name.
+    """
+    if place.world_size == 1 or place.device.type != "cuda":
+        return
+    name = torch.cuda.get_device_name(place.device)
+    if " MIG " in name:
+        raise ConfigError(
+            f"rank {place.rank} of {place.world_size} has a MIG slice ({name}), and slices cannot "
+            "exchange gradients: take --num-workers 0 or 1, or turn MIG off"
+        )
 
 
 @contextmanager

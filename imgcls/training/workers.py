@@ -46,7 +46,7 @@ from imgcls.errors import BudgetExceededError, ConfigError, ImgclsError, RunStop
 from imgcls.logs import Progress
 from imgcls.model.predict import set_num_threads
 from imgcls.training.mailbox import Mailbox, Sender
-from imgcls.training.place import Place
+from imgcls.training.place import Place, refuse_mig_slices
 from imgcls.training.stop import StopRequest
 
 POLL_EVERY_S = 0.5
@@ -190,6 +190,7 @@ def _run_rank(settings: dict[str, Any]) -> dict[str, Any]:
     """Run on each worker, in torch's process group."""
     set_num_threads(settings["num_cpus"])
     place = Place.of_process_group(get_device())
+    refuse_mig_slices(place)
     mailbox, stop, ended = settings["mailbox"], StopRequest(), Event()
     watch = Thread(
         target=_look_for_notices,

@@ -13,9 +13,9 @@ import pytest
 import torch
 from torch import nn
 
-from imgcls.errors import BundleError, ConfigError
+from imgcls.errors import BundleError, ConfigError, DeviceFailedError
 from imgcls.image.spec import DecodeSpec, PreprocessSpec
-from imgcls.model import engine, openvino_network
+from imgcls.model import engine, openvino_network, predict
 from imgcls.model.artifact import Bundle, make_golden, read_bundle, write_bundle
 from imgcls.model.build import build_model
 from imgcls.model.calibration import Calibration, OperatingPoint
@@ -25,6 +25,7 @@ from imgcls.model.predict import (
     Predictor,
     choose_batch_size,
     choose_num_streams,
+    pick_device,
     predictor_for_run,
 )
 
@@ -434,3 +435,174 @@ def test_closed_predictor_takes_no_batch_and_its_threads_end() -> None:
     assert not any(thread.is_alive() for thread in threads)
     with pytest.raises(RuntimeError, match="shutdown"):
         predictor.predict(images(4))
+
+
+class CountsCopies(torch.Tensor):
+    """A tensor of a device: whatever is made of it is one, and copies to the host are counted."""
+
+    num_copies = 0
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.Tensor.cpu:
+            cls.num_copies += 1
+        return super().__torch_function__(func, types, args, kwargs or {})
+
+
+@pytest.mark.parametrize("embedding", [False, True])
+def test_all_that_a_batch_gives_leaves_the_device_in_one_copy(embedding: bool) -> None:
+    """Each waits until the device has nothing more to do."""
+    predictor = Predictor(make_resnet(1.0), batch_size=4, device="cpu", embedding=embedding)
+    x_BCHW = images(3)
+    expected = predictor.predict(x_BCHW)
+    real, real_embedding = predictor._model, predictor._embedding
+    predictor._model = lambda x_BCHW: real(x_BCHW).as_subclass(CountsCopies)
+    if real_embedding is not None:
+        predictor._embedding = lambda: real_embedding().as_subclass(CountsCopies)
+    CountsCopies.num_copies = 0
+    found = predictor.predict(x_BCHW)
+    assert CountsCopies.num_copies == 1
+    for name in ("label_B", "confidence_B", "topk_label_BK", "topk_prob_BK", "probs_BN"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
+    if embedding:
+        assert found.embedding_BE is not None
+        np.testing.assert_array_equal(found.embedding_BE, expected.embedding_BE)
+        assert found.embedding_BE.shape == (3, 512)
+
+
+def holds_at_most(
+    max_rows: int, monkeypatch: pytest.MonkeyPatch, precision: str = ""
+) -> list[tuple[str, int]]:
+    """Have every network, or those of one precision, run out of memory above so many rows."""
+    real, passed = Network.forward, list[tuple[str, int]]()
+
+    def forward(self: Network, x_BCHW: torch.Tensor) -> torch.Tensor:
+        dtype = str(self._dtype)
+        passed.append((dtype, len(x_BCHW)))
+        if len(x_BCHW) > max_rows and dtype.endswith(precision):
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return real(self, x_BCHW)
+
+    monkeypatch.setattr(Network, "forward", forward)
+    return passed
+
+
+@pytest.mark.usefixtures("fast_bf16")
+def test_want_of_memory_while_choosing_makes_passes_smaller_and_changes_no_precision(
+    log_of_imgcls: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passed = holds_at_most(4, monkeypatch, "bfloat16")
+    predictor = Predictor(make_resnet(), batch_size=16, precision="auto", device="cpu")
+    assert predictor.engine == "eager bf16 on cpu"
+    assert "out of memory with 16 images a pass; out of memory with 8" in log_of_imgcls.text
+    x_BCHW = images(16)
+    passed.clear()
+    found = predictor.predict(x_BCHW)
+    assert passed == [("torch.bfloat16", 4)] * 4
+    assert not found.error_by_row
+    plain = Predictor(make_resnet(), batch_size=4, precision="bf16", device="cpu")
+    expected = [plain.predict(x_BCHW[at : at + 4]).probs_BN for at in range(0, 16, 4)]
+    np.testing.assert_array_equal(found.probs_BN, np.concatenate(expected))
+
+
+def test_no_memory_for_one_image_is_the_devices_fault_whatever_the_precision(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    holds_at_most(0, monkeypatch)
+    with pytest.raises(DeviceFailedError, match="out of memory with one image a pass"):
+        Predictor(make_resnet(), batch_size=16, precision="auto", device="cpu")
+
+
+def test_an_error_of_the_accelerator_while_choosing_changes_no_precision(
+    monkeypatch: pytest.MonkeyPatch, fast_bf16: None
+) -> None:
+    real = Network.forward
+
+    def forward(self: Network, x_BCHW: torch.Tensor) -> torch.Tensor:
+        if self._dtype == torch.bfloat16:
+            raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+        return real(self, x_BCHW)
+
+    monkeypatch.setattr(Network, "forward", forward)
+    with pytest.raises(DeviceFailedError, match="illegal memory access"):
+        Predictor(make_resnet(), batch_size=4, precision="auto", device="cpu")
+
+
+@pytest.mark.parametrize("embedding", [False, True])
+def test_an_image_that_the_network_raises_on_is_named_and_the_others_keep_their_numbers(
+    embedding: bool,
+) -> None:
+    predictor = Predictor(make_resnet(1.0), batch_size=8, device="cpu", embedding=embedding)
+    x_BCHW = images(8)
+    expected = predictor.predict(x_BCHW)
+    x_BCHW[5] = 255
+    real = predictor._model
+
+    def forward(x_BCHW: torch.Tensor) -> torch.Tensor:
+        if (x_BCHW.flatten(1) == 255).all(dim=1).any():
+            raise ValueError("too bright")
+        return real(x_BCHW)
+
+    predictor._model = forward
+    found = predictor.predict(x_BCHW)
+    assert found.error_by_row == {5: "the model fails on it: ValueError: too bright"}
+    assert found.ok_B.tolist() == [row != 5 for row in range(8)]
+    ok_B = found.ok_B
+    # Its place in the batch may change the order of a sum.
+    np.testing.assert_allclose(found.probs_BN[ok_B], expected.probs_BN[ok_B], atol=1e-6)
+    np.testing.assert_array_equal(found.label_B[ok_B], expected.label_B[ok_B])
+    if embedding:
+        assert found.embedding_BE is not None
+        assert expected.embedding_BE is not None
+        np.testing.assert_allclose(found.embedding_BE[ok_B], expected.embedding_BE[ok_B], atol=1e-5)
+    only_bad = predictor.predict(np.full((2, 3, IMAGE_PX, IMAGE_PX), 255, np.uint8))
+    assert sorted(only_bad.error_by_row) == [0, 1]
+
+
+def test_a_network_that_no_longer_gives_its_golden_answers_blames_no_image() -> None:
+    predictor = Predictor(make_resnet(1.0), batch_size=8, device="cpu")
+    real = predictor._model
+    is_broken = [False]
+
+    def forward(x_BCHW: torch.Tensor) -> torch.Tensor:
+        if is_broken[0] and (x_BCHW.flatten(1) == 255).all(dim=1).any():
+            raise ValueError("too bright")
+        return real(x_BCHW) * (-1 if is_broken[0] else 1)
+
+    predictor._model = forward
+    is_broken[0] = True
+    with pytest.raises(DeviceFailedError, match="golden images change their label"):
+        predictor.predict(np.full((2, 3, IMAGE_PX, IMAGE_PX), 255, np.uint8))
+
+
+def test_warming_up_runs_all_streams_at_a_time() -> None:
+    """Two batches that fit one by one may not fit together: that shows at the start."""
+    predictor = Predictor(make_resnet(), batch_size=4, device="cpu", num_streams=2)
+    real, both_run = predictor._model, threading.Barrier(2)
+
+    def forward(x_BCHW: torch.Tensor) -> torch.Tensor:
+        if len(x_BCHW) > 2:
+            both_run.wait(60)
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(x_BCHW)
+
+    predictor._model = forward
+    predictor._warm_up()
+    assert predictor._passes.max_rows == 2
+
+
+def test_a_device_is_taken_as_it_is_with_its_index() -> None:
+    assert pick_device(torch.device("cuda", 3)) == torch.device("cuda", 3)
+    assert Predictor(make_resnet(), device=torch.device("cpu")).device.type == "cpu"
+
+
+def test_auto_that_passes_over_a_gpu_says_so(
+    tmp_path: Path, log_of_imgcls: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(predict, "_NVIDIA_DEVICES", (str(tmp_path), "nvidia[0-9]*"))
+    assert pick_device("auto").type == "cpu"
+    assert "NVIDIA" not in log_of_imgcls.text
+    (tmp_path / "nvidia0").touch()
+    assert pick_device("auto").type == "cpu"
+    assert "this machine has an NVIDIA GPU" in log_of_imgcls.text

@@ -30,7 +30,7 @@ from imgcls.scoring import decode_on_ray
 from imgcls.scoring.decode_on_ray import MAX_FAILURES_IN_A_ROW, DecodersOnRay, DecodingActor
 from imgcls.scoring.driver import score
 from imgcls.scoring.layout import Placement
-from imgcls.scoring.on_ray import _num_sharing_helpers
+from imgcls.scoring.on_ray import LOGICAL_GPUS, _num_sharing_helpers
 from imgcls.scoring.remote_decode import CHUNK_SIZE, RemoteDecoder
 from imgcls.scoring.shard import make_clock, score_shard
 from imgcls.scoring.worker import WorkerOptions
@@ -61,6 +61,7 @@ def one_gpu() -> Iterator[RayCluster]:
     with pytest.MonkeyPatch.context() as monkeypatch:
         paths = [str(ROOT), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
         monkeypatch.setenv("PYTHONPATH", os.pathsep.join(paths))
+        monkeypatch.setenv(LOGICAL_GPUS, "1")
         started = RayCluster(0)
         started.add_node(num_cpus=2, num_gpus=1)
         monkeypatch.setenv("RAY_ADDRESS", started.address)

@@ -243,6 +243,7 @@ def test_wrong_flags_and_inputs_are_refused_before_anything_is_written(
         ({"max_failed_fraction": 2.0}, ConfigError, "--max-failed-fraction 2"),
         ({"num_actors": -1}, ConfigError, "--num-actors -1"),
         ({"gpus_per_actor": 1.5}, ConfigError, "--gpus-per-actor 1.5"),
+        ({"gpus_per_actor": 2}, ConfigError, "--gpus-per-actor 2"),
         ({"source": f"{source}/nowhere"}, SourceError, "nowhere"),
         ({"model": str(tmp_path / "no-bundle")}, ConfigError, "no-bundle"),
         ({"output": f"{source}/out"}, ConfigError, "inside --source"),
