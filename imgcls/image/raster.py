@@ -19,6 +19,8 @@ from imgcls.errors import ImageTooLargeError, UnsupportedImageError
 from imgcls.image.color import to_color
 from imgcls.image.decoded import DecodedImage
 from imgcls.image.formats.jpeg_markers import read_frame
+from imgcls.image.formats.scientific import load_codecs, read_pages
+from imgcls.image.formats.tiff_tags import TiffTags
 from imgcls.image.headers import check_png_is_complete, checked_png, webp_size
 from imgcls.image.jpeg import decode_jpeg, scale_by_dct
 from imgcls.image.spec import DecodeSpec
@@ -47,6 +49,7 @@ _UNKNOWN_VARIANT: Final = (
     "has not been built in",
     "unsupported feature",
 )
+_UNKNOWN_SAMPLES: Final = "unknown pixel mode"
 _NOT_IDENTIFIED: Final = "not identified by this driver"  # by HEIF: an item of uncompressed pixels
 _ORIENTATION_TAG: Final = 0x0112
 _SWAPS_SIDES: Final = (5, 6, 7, 8)
@@ -68,14 +71,33 @@ def decode_raster(
         _check_size(*webp_size(data), spec)  # opening already allocates the canvas
     if format_name == "PNG":
         data = checked_png(data, spec)
-    source = open_raster(data, format_name)
+    if format_name == "TIFF" and TiffTags.of(data).needs_tifffile:
+        yield from _decode_by_tifffile(data, spec, begin_frame)
+        return
+    try:
+        source = open_raster(data, format_name)
+    except UnsupportedImageError as error:
+        if format_name != "TIFF" or _UNKNOWN_SAMPLES not in str(error):
+            raise
+        yield from _decode_by_tifffile(data, spec, begin_frame)
+        return
     for frame in _seek_frames(source, spec, begin_frame):
         yield _decode_frame(source, data, format_name, spec, frame, min_short_px)
+
+
+def _decode_by_tifffile(
+    data: bytes, spec: DecodeSpec, begin_frame: Callable[[int], None]
+) -> Iterator[DecodedImage]:
+    for page in read_pages(data, spec, begin_frame):
+        image_HWC = _upright(page.image_HWC, page.orientation)
+        height_px, width_px, _ = image_HWC.shape
+        yield DecodedImage(image_HWC, width_px, height_px, page.frame)
 
 
 def load_plugins() -> None:
     """Import what any format may need, for a process that can open no file later."""
     importlib.import_module("PIL.ImageCms")
+    load_codecs()
     for module_name, _ in _PLUGINS.values():
         with contextlib.suppress(ImportError):  # of an extra
             importlib.import_module(module_name)

@@ -1,0 +1,113 @@
+"""What the first page of a TIFF says of its samples, read without a library.
+
+In: encoded bytes. Out: its integer tags, and words for people. Invariant: bounded work whatever the
+file claims, and nothing is decoded: it decides which library may, and names what none here can.
+"""
+
+import struct
+from dataclasses import dataclass
+from typing import Final, Self
+
+_WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC = 256, 257, 258, 259, 262
+_SAMPLES, _PLANES, _SAMPLE_FORMAT = 277, 284, 339
+_KEPT: Final = frozenset(
+    (_WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, _SAMPLES, _PLANES, _SAMPLE_FORMAT)
+)
+_INTEGERS: Final = {1: "B", 3: "H", 4: "I", 13: "I", 16: "Q", 18: "Q"}  # by the type of a field
+_BYTES: Final = {"B": 1, "H": 2, "I": 4, "Q": 8}
+_MAX_ENTRIES: Final = 4096
+_MAX_VALUES: Final = 64
+_SAMPLE_FORMATS: Final = {
+    1: "unsigned",
+    2: "signed",
+    3: "float",
+    4: "of no type",
+    5: "complex",
+    6: "complex",
+}
+# Pillow's libtiff lacks these, or is not built with them; tifffile has them by imagecodecs.
+_SCIENTIFIC_COMPRESSIONS: Final = {
+    22610: "JPEG XR",
+    33003: "JPEG 2000 (Aperio, YCbCr)",
+    33004: "JPEG 2000",
+    33005: "JPEG 2000 (Aperio, RGB)",
+    34712: "JPEG 2000",
+    34887: "LERC",
+    34927: "WebP",
+    34933: "PNG",
+    34934: "JPEG XR",
+    50001: "WebP",
+    50002: "JPEG XL",
+    52546: "JPEG XL (DNG)",
+}
+_OTHER_COMPRESSIONS: Final = {
+    1: "none", 2: "CCITT", 3: "CCITT group 3", 4: "CCITT group 4", 5: "LZW", 6: "old JPEG",
+    7: "JPEG", 8: "deflate", 32773: "PackBits", 32946: "deflate", 34661: "JBIG",
+    34676: "SGILog", 34677: "SGILog24", 34892: "lossy JPEG (DNG)", 34925: "LZMA", 50000: "zstd",
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class TiffTags:
+    """The first page; empty where its directory cannot be read."""
+
+    is_big_bigtiff: bool
+    """A big-endian BigTIFF, which Pillow does not read."""
+    tags: dict[int, tuple[int, ...]]
+    """Integer values by tag."""
+
+    @classmethod
+    def of(cls, data: bytes) -> Self:
+        """Read the tags that matter; damaged ones are left out."""
+        order = "<" if data[:2] == b"II" else ">"
+        try:
+            is_big = struct.unpack_from(f"{order}H", data, 2)[0] == 43
+            tags = dict(_entries(data, order, is_big))
+        except struct.error:  # the directory, or a value, lies beyond the end
+            is_big, tags = False, {}
+        return cls(is_big and order == ">", tags)
+
+    @property
+    def needs_tifffile(self) -> bool:
+        """True where it is known beforehand that Pillow cannot decode this."""
+        return self.is_big_bigtiff or self._compression in _SCIENTIFIC_COMPRESSIONS
+
+    @property
+    def _compression(self) -> int:
+        return self.tags.get(_COMPRESSION, (1,))[0]
+
+    def words(self) -> str:
+        """Return samples, bits, format and compression, as people call them."""
+        bits = self.tags.get(_BITS, (1,))
+        num_samples = self.tags.get(_SAMPLES, (len(bits),))[0]
+        formats = self.tags.get(_SAMPLE_FORMAT, (1,))
+        depth = " and ".join(str(n) for n in sorted(set(bits)))
+        kind = _SAMPLE_FORMATS.get(formats[0], f"of sample format {formats[0]}")
+        planes = " in separate planes" if self.tags.get(_PLANES, (1,))[0] == 2 else ""
+        compression = self._compression
+        names = _OTHER_COMPRESSIONS | _SCIENTIFIC_COMPRESSIONS
+        named = names.get(compression, "of an unknown kind")
+        photometric = self.tags.get(_PHOTOMETRIC, (1,))[0]
+        container = ", big-endian BigTIFF" if self.is_big_bigtiff else ""
+        return (
+            f"{num_samples} x {depth} bits {kind}{planes}, photometric {photometric}, "
+            f"compression {named} ({compression}){container}"
+        )
+
+
+def _entries(data: bytes, order: str, is_big: bool) -> list[tuple[int, tuple[int, ...]]]:
+    """Return the tags of the first directory that are kept (TIFF 6.0, section 2; BigTIFF)."""
+    address, count_format, entry_bytes = ("Q", "Q", 20) if is_big else ("I", "H", 12)
+    (start,) = struct.unpack_from(f"{order}{address}", data, 8 if is_big else 4)
+    (num_entries,) = struct.unpack_from(f"{order}{count_format}", data, start)
+    start += _BYTES[count_format]
+    found = []
+    for position in range(start, start + min(num_entries, _MAX_ENTRIES) * entry_bytes, entry_bytes):
+        tag, kind, count = struct.unpack_from(f"{order}HH{address}", data, position)
+        if tag not in _KEPT or kind not in _INTEGERS or not 0 < count <= _MAX_VALUES:
+            continue
+        value_at = position + 4 + _BYTES[address]
+        if count * _BYTES[_INTEGERS[kind]] > _BYTES[address]:
+            (value_at,) = struct.unpack_from(f"{order}{address}", data, value_at)
+        found.append((tag, struct.unpack_from(f"{order}{count}{_INTEGERS[kind]}", data, value_at)))
+    return found
