@@ -35,13 +35,23 @@ from imgcls.image.pool import Crop, DecoderPool
 from imgcls.logs import Progress
 from imgcls.model.answers import answered_labels
 from imgcls.model.artifact import Bundle, BundleFacts, read_bundle, read_facts
-from imgcls.model.dataset import Dataset, Sample, read_dataset, refuse_joined, split_label
+from imgcls.model.dataset import (
+    Dataset,
+    Sample,
+    describe_classes,
+    read_dataset,
+    refuse_joined,
+    split_label,
+    unique_rows,
+)
 from imgcls.model.decisions import DecisionTable
 from imgcls.model.labels import ClassNames, describe_unknown, from_labels
-from imgcls.model.manifest import read_manifest
+from imgcls.model.manifest import is_manifest, read_manifest
+from imgcls.model.matching import Matching, refuse_no_match
 from imgcls.model.predict import Predictions, Predictor
 from imgcls.model.registry import resolve
 from imgcls.model.tally import Tally
+from imgcls.model.trained_on import choose_split, count_trained_on
 from imgcls.published import MANIFEST, Manifest, list_published
 from imgcls.schema import Status
 from imgcls.storage import objects
@@ -107,12 +117,18 @@ def evaluate_model(config: EvaluateConfig) -> dict[str, Any]:
     uri = resolve(config.model)
     bundle = read_bundle(uri)
     dataset = _read_data(config, bundle)
-    samples = dataset.of_split(config.split)
+    split: str = config.split
+    if split == "auto":
+        share = count_trained_on(bundle.attachments, dataset.samples)
+        split = choose_split(config.data, dataset, bundle.training, share)
+    samples = dataset.of_split(split)
     if not samples:
         counts = {name: len(dataset.of_split(name)) for name in ("train", "val", "test")}
-        raise ConfigError(f"{config.data} has no images in split {config.split!r}: {counts}")
+        raise ConfigError(f"{config.data} has no images in split {split!r}: {counts}")
+    for line in describe_classes(dataset):
+        _log.info("  %s", line)
     same_split = dataset.split_digest == bundle.split_digest
-    if config.split != "all" and not same_split:
+    if split != "all" and not same_split:
         _log.warning(
             "%s is not split as it was when the model was trained: images were added, or it is "
             "other data",
@@ -134,9 +150,9 @@ def evaluate_model(config: EvaluateConfig) -> dict[str, Any]:
         "model_uri": uri,
         "model_digest": bundle.digest,
         "data": config.data,
-        "split": config.split,
+        "split": split,
         "split_digest": dataset.split_digest,
-        "same_split_as_training": None if config.split == "all" else same_split,
+        "same_split_as_training": None if split == "all" else same_split,
         **tally.result(bundle.class_names, probs_BK),
         "calibrated": calibrated,
     }
@@ -161,6 +177,7 @@ def _read_data(config: EvaluateConfig, bundle: Bundle) -> Dataset:
         class_names=bundle.class_names,
         slice_by=config.slice_by,
         multi_label=bundle.multi_label,
+        group_by_folder=trained.get("group_by") == "folder" and not is_manifest(config.data),
     )
 
 
@@ -205,7 +222,7 @@ def evaluate_predictions(config: EvaluateConfig) -> dict[str, Any]:
 
     Where several runs scored an image, the rows of the newest `scored_at` count.
     """
-    labelled = read_manifest(config.labels, slice_by=config.slice_by)
+    labelled = unique_rows(read_manifest(config.labels, slice_by=config.slice_by))
     row_by_uri = {row.uri: row for row in labelled}
     label_by_uri = {uri: row.label for uri, row in row_by_uri.items()}
     manifests = [
@@ -216,10 +233,12 @@ def evaluate_predictions(config: EvaluateConfig) -> dict[str, Any]:
     if not manifests:
         run = f" of run {config.run_id}" if config.run_id else ""
         raise SourceError(f"there are no published predictions{run} under {config.predictions}")
-    joined = _Joined(label_by_uri)
+    joined = _Joined(Matching(label_by_uri, config.match_by))
     for folder, manifest in manifests:
         for part in manifest.parts:
             joined.add(_read_part(folder, part))
+    if not joined.rows_by_uri and joined.unlabelled:
+        refuse_no_match(label_by_uri, joined.unlabelled[0], config.match_by)
     if joined.num_superseded:
         _log.info("%d rows were scored again later: the newest counts", joined.num_superseded)
     multi_label = joined.is_multi_label()
@@ -257,27 +276,32 @@ def evaluate_predictions(config: EvaluateConfig) -> dict[str, Any]:
 
 
 class _Joined:
-    """The newest rows of every labelled image; memory grows with the labels, not with the rows."""
+    """The newest rows of every labelled image, by the uri of its label.
 
-    def __init__(self, label_by_uri: Mapping[str, str]) -> None:
-        self._labelled = pa.array(list(label_by_uri), pa.string())
+    Memory grows with the labels, not with the rows.
+    """
+
+    def __init__(self, matching: Matching) -> None:
+        self._matching = matching
         self.rows_by_uri: dict[str, list[dict[str, Any]]] = {}
         self.num_superseded = self.num_unlabelled = 0
         self.unlabelled: list[str] = []
 
     def add(self, table: pa.Table) -> None:
-        is_labelled = pc.is_in(table["uri"], value_set=self._labelled)
+        labels = [self._matching.of(str(uri)) for uri in table["uri"].to_pylist()]
+        is_labelled = pa.array([label is not None for label in labels])
         others = table["uri"].filter(pc.invert(is_labelled))
         self.num_unlabelled += len(others)
         room = _NUM_NAMED - len(self.unlabelled)
         self.unlabelled += [str(uri) for uri in others.slice(0, room).to_pylist()]
-        for row in table.filter(is_labelled).to_pylist():
-            kept = self.rows_by_uri.setdefault(row["uri"], [])
+        rows = table.filter(is_labelled).to_pylist()
+        for label, row in zip(filter(None, labels), rows, strict=True):
+            kept = self.rows_by_uri.setdefault(label, [])
             if not kept or row["run_id"] == kept[0]["run_id"]:
                 kept.append(row)  # of one run: the frames of one file
             elif row["scored_at"] > kept[0]["scored_at"]:
                 self.num_superseded += len(kept)
-                self.rows_by_uri[row["uri"]] = [row]
+                self.rows_by_uri[label] = [row]
             else:
                 self.num_superseded += 1
 

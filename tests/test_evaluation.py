@@ -26,6 +26,7 @@ from imgcls.model.calibration import fit_calibration
 from imgcls.model.dataset import read_dataset
 from imgcls.model.labels import ClassNames
 from imgcls.model.network import Network
+from imgcls.model.trained_on import TRAINED_ON, write_trained_on
 from imgcls.published import FORMAT_VERSION, Manifest
 from imgcls.schema import PREDICTION_SCHEMA, prediction_schema
 from imgcls.scoring.driver import score
@@ -109,6 +110,46 @@ def test_model_is_measured_on_the_test_split_of_its_training(model: str, data: P
     assert result["auroc_macro"] == 1.0
     assert result["intervals"]["accuracy"] == [1.0, 1.0]
     assert result["intervals"]["num_units"] == result["num_ok"]
+
+
+def test_all_of_a_new_folder_is_measured_where_nobody_names_a_split(
+    bundle: Bundle, data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    known = read_dataset(str(data), val_fraction=0.2, test_fraction=0.4, seed=7)
+    trained_on = {TRAINED_ON: write_trained_on(known.samples)}
+    write_bundle(replace(bundle, attachments=trained_on), str(tmp_path / "knows"))
+    for number in range(40):
+        objects.put(
+            f"{tmp_path}/new/{_NAMES[number % 2]}/x{number}.png", _image(number % 2 == 1, 9)
+        )
+    result = _evaluate(model=str(tmp_path / "knows"), data=str(tmp_path / "new"))
+    assert (result["num_rows"], result["split"]) == (40, "all")
+    caplog.clear()
+    data.rename(tmp_path / "moved")
+    result = _evaluate(model=str(tmp_path / "knows"), data=str(tmp_path / "moved"))
+    assert (result["num_rows"], result["split"]) == (len(known.of_split("test")), "test")
+    assert "of 40 images" in caplog.text
+
+
+def test_labels_of_images_that_were_moved_are_found_by_their_ends(
+    publish: Callable[..., str], tmp_path: Path
+) -> None:
+    output = publish("r", _row("s3://b/in/1/a.png", "dark"), _row("s3://b/in/2/a.png", "light"))
+    (tmp_path / "l.csv").write_text("uri,label\nin/1/a.png,dark\nin/2/a.png,light\n")
+    labels = str(tmp_path / "l.csv")
+    with pytest.raises(ConfigError, match=r"/in/1/a\.png.*'s3://b/in/1/a.png'.*--match-by suffix"):
+        _evaluate(predictions=output, labels=labels)
+    result = _evaluate(predictions=output, labels=labels, match_by="suffix")
+    assert (result["num_ok"], result["accuracy"], result["num_labels_without_row"]) == (2, 1.0, 0)
+
+
+def test_labels_that_contradict_each_other_are_refused(
+    publish: Callable[..., str], tmp_path: Path
+) -> None:
+    output = publish("r", _row("s3://b/a.png", "dark"))
+    (tmp_path / "l.csv").write_text("uri,label\ns3://b/a.png,dark\ns3://b/a.png,light\n")
+    with pytest.raises(SourceError, match=r"a\.png is listed twice, with label 'dark' and 'light'"):
+        _evaluate(predictions=output, labels=str(tmp_path / "l.csv"))
 
 
 def test_unreadable_images_count_as_wrong_and_are_named(model: str, data: Path) -> None:
@@ -365,7 +406,10 @@ def test_unusable_predictions_are_refused(publish: Callable[..., str], tmp_path:
         _evaluate(predictions=output, labels=labels, run_id="x")
     with pytest.raises(SourceError, match="no published predictions"):
         _evaluate(predictions=str(tmp_path / "nothing"), labels=labels)
-    with pytest.raises(ConfigError, match="none of 0 labelled images"):
+    with pytest.raises(
+        ConfigError,
+        match=r"none of the 1 labels has a row: a label is of 's3://b/other.png', a row of 's3://b/a.png'",
+    ):
         _evaluate(predictions=output, labels=_labels(tmp_path, other="dark"))
     part = Path(output) / "date=2026-03-01" / "run=r" / "part-00000.parquet"
     part.write_bytes(part.read_bytes()[:-1] + b"?")

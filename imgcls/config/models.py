@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from imgcls.config.paths import Config, OutputFile, OutputUri, Uri
-from imgcls.config.values import Device
+from imgcls.config.values import Device, MatchBy
 
 
 @dataclass(frozen=True)
@@ -15,12 +15,18 @@ class EvaluateConfig(Config):
     """Bundle URI or registry reference to run on DATA."""
     data: Uri = ""
     """Labelled images, as for train."""
-    split: Literal["train", "val", "test", "all"] = "test"
-    """Which split of DATA to measure."""
+    split: Literal["auto", "train", "val", "test", "all"] = "auto"
+    """Which split of DATA to measure; auto takes all of it where it names no splits and is not what
+    the model was trained on, else its test split.
+    """
     predictions: Uri = ""
     """Output prefix of `score`; every published run is read, or the one of --run-id."""
     labels: Uri = ""
     """Manifest with uri,label for the predictions."""
+    match_by: MatchBy = "uri"
+    """How a label finds its row: by the whole uri; by suffix, the most folders that both uris end
+    with, where the images lie elsewhere; or by name, that of the file alone.
+    """
     run_id: str = ""
     """Only this run's predictions."""
     slice_by: str = ""

@@ -98,6 +98,10 @@ class TrainConfig(Config):
     """Share of each class held out for validation, where DATA names no split."""
     test_fraction: float = 0.15
     """Share of each class held out for testing, where DATA names no split."""
+    group_by: Literal["none", "folder"] = "none"
+    """folder: in a folder tree, the first folder below a class is the group (a patient, a part):
+    all its images stay on one side of the split. A manifest has a column group instead.
+    """
     max_bad_fraction: float = 0.01
     """Share of a split's images that may give no pixels; each is named, none is replaced."""
     allow_leaks: bool = False

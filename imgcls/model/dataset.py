@@ -9,10 +9,11 @@ import hashlib
 import json
 import logging
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
 from imgcls.errors import ConfigError, SourceError
+from imgcls.model.folder_names import SPLITS, split_of
 from imgcls.model.labels import (
     ClassNames,
     describe_unknown,
@@ -28,7 +29,9 @@ from imgcls.model.manifest import (
     write_manifest,
 )
 from imgcls.model.split import assign_splits, check_fractions
-from imgcls.model.tree import SPLITS, read_tree
+from imgcls.model.tree import read_tree
+
+_MAX_CLASSES_SHOWN = 30
 
 _log = logging.getLogger(__name__)
 
@@ -62,6 +65,7 @@ class Dataset:
     split_digest: str
     num_duplicates: int = 0
     num_skipped: dict[str, int] = field(default_factory=dict)
+    names_splits: bool = False  # DATA itself says which image is of which split
 
     def of_split(self, split: str) -> list[Sample]:
         """Return the samples of "train", "val", "test", or "all"."""
@@ -81,6 +85,7 @@ def read_dataset(
     class_names: ClassNames | None = None,
     multi_label: bool = False,
     slice_by: str = "",
+    group_by_folder: bool = False,
 ) -> Dataset:
     """Read DATA and give every image its split.
 
@@ -95,6 +100,7 @@ def read_dataset(
         class_names: The classes of a model to evaluate; by default those that DATA has.
         multi_label: A manifest's label is any number of class names joined by "|", or empty.
         slice_by: A further column of a manifest, kept as `slice_name`.
+        group_by_folder: In a folder tree, the first folder below a class is the group.
 
     Raises:
         ConfigError: fractions out of range, classes that are not in `class_names`, one class only,
@@ -103,11 +109,13 @@ def read_dataset(
     """
     check_fractions(val_fraction, test_fraction)
     if is_manifest(data):
+        if group_by_folder:
+            raise ConfigError(f"--group-by folder: {data} is a manifest; give it a column group")
         rows, num_skipped = read_manifest(data, slice_by=slice_by, multi_label=multi_label), {}
     elif multi_label or slice_by:
         raise ConfigError(f"several labels or slices need a manifest, {data} is a folder")
     else:
-        tree = read_tree(data)
+        tree = read_tree(data, group_by_folder=group_by_folder)
         rows, num_skipped = tree.rows, tree.num_skipped
     unique = unique_rows(rows)
     # One set per distinct label: a data set has millions of images and few labels.
@@ -120,6 +128,7 @@ def read_dataset(
         class_names = from_labels(found)
         refuse_lookalikes(found, data)
     _refuse_unknown(found, class_names, data)
+    names_splits = any(row.split for row in unique)
     unique = _with_splits(unique, names_by_uri, val_fraction, test_fraction, seed, data)
     samples = tuple(
         Sample(
@@ -140,6 +149,7 @@ def read_dataset(
         split_digest=split_digest(samples),
         num_duplicates=len(rows) - len(unique),
         num_skipped=num_skipped,
+        names_splits=names_splits,
     )
 
 
@@ -150,6 +160,26 @@ def count_images(samples: Iterable[Sample], class_names: ClassNames) -> dict[str
         split: {name: tally[split, label] for label, name in enumerate(class_names.names)}
         for split in SPLITS
     }
+
+
+def describe_classes(dataset: Dataset) -> Iterator[str]:
+    """Yield what DATA was read as, a line per class: its name and its images by split."""
+    counts = dataset.counts()
+    by_class = {
+        name: {split: counts[split][name] for split in SPLITS} for name in dataset.class_names.names
+    }
+    in_order = sorted(by_class.items(), key=lambda item: -sum(item[1].values()))
+    shown = in_order if len(in_order) <= _MAX_CLASSES_SHOWN else in_order[: _MAX_CLASSES_SHOWN - 1]
+    for name, by_split in shown:
+        parts = ", ".join(f"{count} {split}" for split, count in by_split.items() if count)
+        yield f"class {name!r}: {sum(by_split.values())} images ({parts or 'none'})"
+    rest = in_order[len(shown) :]
+    if rest:
+        name, by_split = rest[-1]
+        yield (
+            f"and {len(rest)} classes with fewer images each, the last is {name!r} with "
+            f"{sum(by_split.values())}"
+        )
 
 
 def freeze_split(samples: Iterable[Sample], *, slice_by: str = "") -> bytes:
@@ -235,6 +265,7 @@ def _with_splits(
     if unknown:
         raise SourceError(
             f"{data} names unknown splits {enumerate_names(unknown)}; they are {', '.join(SPLITS)}"
+            + "".join(f"; {name!r} may mean {split_of(name)}" for name in unknown if split_of(name))
         )
     if named == {""}:
         to_split = rows

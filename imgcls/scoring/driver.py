@@ -40,7 +40,7 @@ from imgcls.scoring.sizes import MAX_SHARD_SIZE, MIN_SHARD_SIZE, shard_sizes
 from imgcls.scoring.stages import StageDicts, add_stages, describe_bottleneck
 from imgcls.scoring.worker import ShardSummary
 from imgcls.scoring.workers import Workers
-from imgcls.storage.uri import join
+from imgcls.storage.uri import is_inside, join
 
 log = logging.getLogger(__name__)
 
@@ -114,7 +114,8 @@ def check_config(config: ScoreConfig) -> None:
         raise ConfigError(f"--batch-size {config.batch_size}: must be 1 or more, or 0 to derive it")
     if not 0 <= config.max_failed_fraction <= 1:
         raise ConfigError(f"--max-failed-fraction {config.max_failed_fraction}: must be 0 to 1")
-    if covers(config.source, join(config.output, "part-00000.parquet")):
+    is_inside_links = "*" not in config.source and is_inside(config.output, config.source)
+    if is_inside_links or covers(config.source, join(config.output, "part-00000.parquet")):
         raise ConfigError(
             f"--output {config.output} lies inside --source {config.source}: predictions would "
             "be scored as images. Choose an output beside the source."

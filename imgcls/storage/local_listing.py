@@ -28,9 +28,17 @@ def info_of(path: str, status: os.stat_result) -> ObjectInfo:
         uri=path,
         etag=etag_of(status),
         size_bytes=status.st_size,
-        last_modified=datetime.fromtimestamp(status.st_mtime_ns / 1e9, tz=UTC),
+        last_modified=_time_of(status.st_mtime_ns),
         version_id=None,
     )
+
+
+def _time_of(mtime_ns: int) -> datetime:
+    """Return a time stamp; one that no calendar has, as broken file systems give, the nearest."""
+    try:
+        return datetime.fromtimestamp(mtime_ns / 1e9, tz=UTC)
+    except (ValueError, OverflowError, OSError):
+        return (datetime.max if mtime_ns > 0 else datetime.min).replace(tzinfo=UTC)
 
 
 def list_entries(folder: str, start_after: str | None) -> Iterator[ObjectInfo | Skipped]:

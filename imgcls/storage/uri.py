@@ -6,6 +6,7 @@ here or elsewhere unquotes, normalises or otherwise understands it. Only local p
 once, to absolute ones.
 """
 
+import os
 import re
 
 from imgcls.config.paths import SCHEMES, absolute_path
@@ -82,3 +83,17 @@ def canonical(uri: str) -> str:
     """
     scheme, bucket, key = split_uri(uri)
     return f"{scheme}://{bucket}/{key}".rstrip("/") if scheme else key.rstrip("/") or "/"
+
+
+def is_inside(uri: str, folder: str) -> bool:
+    """Tell whether `uri` is `folder` or lies in it; on a disk, wherever links lead.
+
+    Raises:
+        ConfigError: as for `split_uri`.
+    """
+    if is_local(uri) != is_local(folder):
+        return False
+    inner, outer = canonical(uri), canonical(folder)
+    if is_local(uri):
+        inner, outer = os.path.realpath(inner), os.path.realpath(outer)
+    return f"{inner}/".startswith(f"{outer.rstrip('/')}/")

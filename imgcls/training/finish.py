@@ -25,6 +25,7 @@ from imgcls.model.leaks import LeakCheck
 from imgcls.model.passes import Failure, Passes
 from imgcls.model.predict import Predictor
 from imgcls.model.registry import ModelVersion, list_versions
+from imgcls.model.trained_on import TRAINED_ON, write_trained_on
 from imgcls.training.loader import SplitLoader
 from imgcls.training.measure import measure_splits
 from imgcls.training.place import Place
@@ -73,6 +74,7 @@ def make_bundle(
     predictor, miss = _make_predictor(bundle, place, plan.config.batch_size)
     metrics, calibration, missing = measure_splits(predictor, loaders, plan)
     attachments = draw_plots(state.history, state.best_metrics.get("epoch", 0), metrics)
+    attachments[TRAINED_ON] = write_trained_on(plan.samples)
     measure_s = round(time.monotonic() - start_s, 3)
     log.info("measured %s in %.1f s", " and ".join(metrics) or "nothing", measure_s)
     # Only now is every bad image of these splits known.

@@ -21,12 +21,13 @@ from imgcls.errors import ConfigError
 from imgcls.image.augment import build_recipe
 from imgcls.image.spec import DecodeSpec, PreprocessSpec
 from imgcls.model.build import check_input_size
-from imgcls.model.dataset import Dataset, Sample, read_dataset
+from imgcls.model.dataset import Dataset, Sample, describe_classes, read_dataset
 from imgcls.model.labels import ClassNames, enumerate_names
+from imgcls.model.manifest import is_manifest
 from imgcls.model.predict import pick_device
 from imgcls.model.weights import normalization_of
 from imgcls.storage import objects
-from imgcls.storage.uri import join, split_uri
+from imgcls.storage.uri import is_inside, join, split_uri
 from imgcls.training.checkpoint import CheckpointSchedule
 from imgcls.training.initial import initial_model
 from imgcls.training.losses import balanced_pos_weights
@@ -88,9 +89,13 @@ def make_plan(config: TrainConfig) -> TrainPlan:
         seed=config.seed,
         multi_label=config.multi_label,
         slice_by=config.slice_by,
+        group_by_folder=config.group_by == "folder",
     )
+    _refuse_ungrouped(config, dataset)
     splits = {split: dataset.of_split(split) for split in ("train", "val", "test")}
     log.info("%s", _describe(dataset, splits))
+    for line in describe_classes(dataset):
+        log.info("  %s", line)
     check_operating_points(config, dataset.class_names, splits["val"])
     _warn_of_gaps(dataset)
     decode_spec = build_decode_spec(config)
@@ -171,6 +176,7 @@ def check_flags(config: TrainConfig) -> None:
     split_uri(config.registry)
     if config.work_dir:
         split_uri(config.work_dir)
+    _refuse_inside_data(config)
     check_input_size(config.arch, config.image_px)
     for flag in ("epochs", "batch_size", "image_px", "accumulate", "keep_checkpoints"):
         _refuse_unless(getattr(config, flag) >= 1, config, flag, "at least 1")
@@ -190,6 +196,28 @@ def check_flags(config: TrainConfig) -> None:
     build_decode_spec(config)
     if config.workers.most == 0:
         pick_device(config.device)
+
+
+def _refuse_ungrouped(config: TrainConfig, dataset: Dataset) -> None:
+    without = [sample.uri for sample in dataset.samples if not sample.group]
+    if config.group_by == "folder" and without:
+        raise ConfigError(
+            f"--group-by folder: {len(without)} images of {config.data} lie right in the folder of "
+            f"their class, such as {without[0]}: put each into the folder of its patient or part"
+        )
+
+
+def _refuse_inside_data(config: TrainConfig) -> None:
+    """Refuse to write into the folder tree, where the next training would find classes."""
+    if is_manifest(config.data):
+        return
+    for flag in ("registry", "work_dir"):
+        place = getattr(config, flag)
+        if place and is_inside(place, config.data):
+            raise ConfigError(
+                f"--{flag.replace('_', '-')} {place} lies inside --data {config.data}: it would "
+                "become a class of the next training. Choose a place beside the data"
+            )
 
 
 def build_train_recipe(config: TrainConfig, preprocess_spec: PreprocessSpec) -> Recipe:

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,19 @@ def test_temporary_files_are_not_listed(tmp_path: Path) -> None:
     (tmp_path / ".imgcls-tmp-123").write_bytes(b"half")
     (tmp_path / ".imgcls-tmp").write_bytes(b"a name of its own")
     assert listed(tmp_path) == [".imgcls-tmp"]
+
+
+@pytest.mark.parametrize(
+    ("mtime_s", "year"), [(10**12, 9999), (-(10**10), 1653), (-(10**12), 1), (0, 1970)]
+)
+def test_a_time_that_no_calendar_has_is_the_nearest_one(mtime_s: int, year: int) -> None:
+    # As broken file systems give them; only a file system of memory takes them all.
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
+        path = Path(folder) / "x"
+        path.write_bytes(b"1")
+        os.utime(path, (mtime_s, mtime_s))
+        [info] = list_objects(folder)
+        assert info.last_modified.year == year
 
 
 def test_refused_writer_leaves_nothing_behind(tmp_path: Path) -> None:

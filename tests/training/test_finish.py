@@ -198,4 +198,4 @@ def test_without_validation_there_is_no_calibration(make_tree: MakeTree) -> None
     )
     bundle = read_bundle(result["uri"])
     assert (bundle.calibration, bundle.metrics) == (None, {})
-    assert set(bundle.attachments) == {"curves.png"}
+    assert set(bundle.attachments) == {"curves.png", "trained_on.json"}
