@@ -17,7 +17,7 @@ import csv
 import io
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import astuple, dataclass
 
 import numpy as np
@@ -83,6 +83,14 @@ class Fingerprints:
 
     hash_B: npt.NDArray[np.uint64]
     thumb_BT: npt.NDArray[np.uint8]
+
+    @staticmethod
+    def join(parts: Iterable["Fingerprints"]) -> "Fingerprints":
+        """Return those of all parts, one after the other; of none, no rows."""
+        listed = list(parts)
+        hashes = [np.zeros(0, np.uint64), *(part.hash_B for part in listed)]
+        thumbs = [np.zeros((0, THUMB_BYTES), np.uint8), *(part.thumb_BT for part in listed)]
+        return Fingerprints(np.concatenate(hashes), np.concatenate(thumbs))
 
 
 def fingerprint(x_BCHW: Tensor) -> Fingerprints:

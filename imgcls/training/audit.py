@@ -11,20 +11,23 @@ Memory, on each rank: 300 bytes per image of the data set, so 300 MB for a milli
 Shape legend: B batch, C channel, N image, T pixels of a thumbnail, P image_px.
 """
 
+import csv
 import hashlib
+import io
 import json
 import logging
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from imgcls.errors import ObjectMissingError
+from imgcls.image.pool import DecoderPool
 from imgcls.model.dataset import Sample
 from imgcls.model.leaks import (
-    THUMB_BYTES,
     Fingerprints,
     Leak,
     LeakCheck,
@@ -32,23 +35,21 @@ from imgcls.model.leaks import (
     describe_leaks,
     find_near_duplicates,
     find_shared,
-    fingerprint,
     leaks_from_csv,
     leaks_to_csv,
     refuse_leaks,
 )
 from imgcls.storage.objects import put, put_first, read
+from imgcls.storage.transfer import GetRequest, get_many
 from imgcls.storage.uri import join
 from imgcls.training.loader import SplitLoader
+from imgcls.training.looks import DIGEST_BYTES, Looks, open_eyes
 from imgcls.training.place import Place
 from imgcls.training.plan import TrainPlan
 from imgcls.training.points import check_operating_points
 from imgcls.training.sampler import divide
 
-LEAKS, LEAK_CHECK = "leaks.csv", "leak_check.json"
-# Of a sha256: half of it tells any number of images apart.
-_DIGEST_BYTES = 16
-_NO_DIGEST = bytes(_DIGEST_BYTES)
+LEAKS, LEAK_CHECK, LABEL_CONFLICTS = "leaks.csv", "leak_check.json", "label_conflicts.csv"
 _BATCH = 64
 
 log = logging.getLogger(__name__)
@@ -65,10 +66,11 @@ class _Seen:
 
 @dataclass(frozen=True)
 class _Found:
-    """Leaks, and in words why there may be more."""
+    """Leaks, in words why there may be more, and equal images of unlike labels."""
 
     leaks: list[Leak]
     gaps: tuple[str, ...]
+    conflicts: tuple[tuple[Sample, Sample], ...] = ()
 
 
 def check_groups(plan: TrainPlan) -> None:
@@ -98,8 +100,6 @@ def check_images(
         BudgetExceededError: too many images give no pixels.
         ConfigError: those without pixels leave nothing to choose an operating point on.
     """
-    if len(loaders) < 2:
-        return LeakCheck({})
     known = _read_earlier(plan) if resumed and place.rank == 0 else None
     found: _Found | None = place.from_first(known)
     if found is None:
@@ -113,6 +113,7 @@ def check_images(
         bad = loaders["val"].bad
         check_operating_points(plan.config, plan.class_names, plan.splits["val"], bad)
     if place.rank == 0:
+        _tell_conflicts(plan, found.conflicts)
         if known is None:
             put(join(plan.run_uri, LEAKS), leaks_to_csv(found.leaks))
             # Last, as it says that the list is there: an attempt that goes on looks for it.
@@ -139,10 +140,12 @@ def _compare(plan: TrainPlan, loaders: dict[str, SplitLoader], place: Place) -> 
     """Return the same leaks on every rank, and let every rank know every bad image."""
     start_s = time.monotonic()
     samples = plan.samples
+    num_decoders = plan.config.num_decoders or torch.get_num_threads()
     first, seen = 0, []
-    for loader in loaders.values():
-        seen.append(_look(loader, first, place))
-        first += len(loader.samples)
+    with open_eyes(plan.decode_spec, num_decoders) as eyes:
+        for loader in loaders.values():
+            seen.append(_look(loader, first, place, eyes))
+            first += len(loader.samples)
     gathered = [part for parts in place.gather(seen) for part in parts]
     for loader in loaders.values():
         for found in place.gather(loader.bad):
@@ -155,28 +158,25 @@ def _compare(plan: TrainPlan, loaders: dict[str, SplitLoader], place: Place) -> 
     return shared
 
 
-def _look(loader: SplitLoader, first: int, place: Place) -> _Seen:
+def _look(loader: SplitLoader, first: int, place: Place, eyes: DecoderPool) -> _Seen:
     """Read this rank's share of a split; its images are numbered from `first`."""
     index_N = divide(np.arange(len(loader.samples)), place.rank, place.world_size)
-    digests: dict[int, bytes] = {}
-
-    def watch(index: int, data: bytes) -> None:
-        digests[index] = hashlib.sha256(data).digest()[:_DIGEST_BYTES]
-
-    known, looks = [np.zeros(0, np.int64)], list[Fingerprints]()
     steps = [index_N[i : i + _BATCH] for i in range(0, len(index_N), _BATCH)]
-    for batch in loader.batches(steps, watch):
-        rows = batch.weight_B > 0
-        if rows.any():
-            known.append(batch.index_B[rows].numpy())
-            looks.append(fingerprint(batch.x_BCHW[rows]))
-    index_N = np.concatenate(known)
-    # An image that was in the cache already has no digest; its looks alone are compared.
-    data = b"".join(digests.get(index, _NO_DIGEST) for index in index_N.tolist())
+    with Looks(eyes) as looks:
+        for _ in loader.batches(steps, looks.add):
+            pass  # what it decodes for the model stays in the cache
+        # An image that was in the cache already was not read.
+        unread = [int(index) for index in index_N if int(index) not in looks.digests]
+        requests = [GetRequest(index, loader.samples[index].uri) for index in unread]
+        for index, data in get_many(requests) if requests else ():
+            if isinstance(data, bytes):
+                looks.add(index, data)
+        seen, prints = looks.finish()
+    data = b"".join(looks.digests[index] for index in seen)
     return _Seen(
-        index_N + first,
-        np.frombuffer(data, np.uint8).reshape(len(index_N), _DIGEST_BYTES),
-        _concatenate(looks),
+        np.asarray(seen, np.int64) + first,
+        np.frombuffer(data, np.uint8).reshape(len(seen), DIGEST_BYTES),
+        prints,
     )
 
 
@@ -185,14 +185,12 @@ def _find(samples: Sequence[Sample], seen: Sequence[_Seen]) -> _Found:
     index_N = np.concatenate([part.index_N for part in seen])
     order = np.argsort(index_N)
     digest_ND = np.concatenate([part.digest_ND for part in seen])[order]
-    looks = _concatenate([part.looks for part in seen])
+    looks = Fingerprints.join(part.looks for part in seen)
     readable = [samples[index] for index in index_N[order].tolist()]
     digests = (digest.tobytes() for digest in digest_ND)
-    shown = ["" if digest == _NO_DIGEST else digest.hex() for digest in digests]
+    shown = [digest.hex() for digest in digests]
     by_bytes = find_shared(readable, shown, "bytes")
     gaps = list[str]()
-    if num_unread := shown.count(""):
-        gaps.append(f"{num_unread} images came from the cache: their bytes were not compared")
     by_looks = find_near_duplicates(
         readable, Fingerprints(looks.hash_B[order], looks.thumb_BT[order]), gaps.append
     )
@@ -202,7 +200,35 @@ def _find(samples: Sequence[Sample], seen: Sequence[_Seen]) -> _Found:
         *by_bytes,
         *(leak for leak in by_looks if (leak.uri, leak.other_uri) not in named),
     ]
-    return _Found(leaks, tuple(gaps))
+    return _Found(leaks, tuple(gaps), tuple(_conflicts(readable, shown)))
+
+
+def _conflicts(
+    samples: Sequence[Sample], digests: Sequence[str]
+) -> Iterator[tuple[Sample, Sample]]:
+    """Yield pairs of equal bytes and unlike labels."""
+    first: dict[str, Sample] = {}
+    for sample, digest in zip(samples, digests, strict=True):
+        other = first.setdefault(digest, sample)
+        if other.labels != sample.labels:
+            yield other, sample
+
+
+def _tell_conflicts(plan: TrainPlan, conflicts: Sequence[tuple[Sample, Sample]]) -> None:
+    if not conflicts:
+        return
+    uri = join(plan.run_uri, LABEL_CONFLICTS)
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("uri", "label", "other_uri", "other_label"))
+    writer.writerows((a.uri, a.class_name, b.uri, b.class_name) for a, b in conflicts)
+    put(uri, text.getvalue().encode("utf-8", "surrogatepass"))
+    one, other = conflicts[0]
+    log.warning(
+        "%d images are the same, byte for byte, as one of another label, such as %s (%r) and %s "
+        "(%r): one of the labels is wrong; all are listed in %s",
+        len(conflicts), one.uri, one.class_name, other.uri, other.class_name, uri,
+    )  # fmt: skip
 
 
 def _shared_groups(samples: Sequence[Sample]) -> list[Leak]:
@@ -217,10 +243,3 @@ def _read_earlier(plan: TrainPlan) -> _Found | None:
         return _Found(leaks, tuple(check["incomplete_because"]))
     except ObjectMissingError:
         return None
-
-
-def _concatenate(looks: Iterable[Fingerprints]) -> Fingerprints:
-    parts = list(looks)
-    hashes = [np.zeros(0, np.uint64), *(part.hash_B for part in parts)]
-    thumbs = [np.zeros((0, THUMB_BYTES), np.uint8), *(part.thumb_BT for part in parts)]
-    return Fingerprints(np.concatenate(hashes), np.concatenate(thumbs))

@@ -115,7 +115,10 @@ def test_copies_in_the_test_split_stop_the_training_and_are_all_listed(
     assert not (Path(config.registry) / "bars").exists()
 
 
-def test_a_smaller_jpeg_of_a_training_image_is_a_near_duplicate(tmp_path: Path) -> None:
+@pytest.mark.parametrize("image_px", [8, 20, 32, 224])
+def test_a_smaller_jpeg_of_a_training_image_is_a_near_duplicate_at_any_size(
+    image_px: int, tmp_path: Path
+) -> None:
     rng = np.random.default_rng(0)
     for number in range(24):
         coarse = Image.fromarray(rng.integers(0, 256, (6, 6, 3), dtype=np.uint8))
@@ -127,7 +130,7 @@ def test_a_smaller_jpeg_of_a_training_image_is_a_near_duplicate(tmp_path: Path) 
     Image.open(first).resize((48, 48)).save(second.with_name("1.jpg"), quality=70)
     second.unlink()
     plan = make_plan(
-        make_config(write_manifest_of(tmp_path / "data"), image_px=32, allow_leaks=True)
+        make_config(write_manifest_of(tmp_path / "data"), image_px=image_px, allow_leaks=True)
     )
     assert check(plan) == {"near-duplicate": 1}
 
@@ -142,6 +145,30 @@ def write_manifest_of(data: Path) -> Path:
     manifest = data.parent / "m.csv"
     manifest.write_text("\n".join(["uri,label,split", *lines]) + "\n")
     return manifest
+
+
+@pytest.mark.parametrize("val_fraction", [0.0, 0.2])
+def test_equal_images_under_two_classes_are_named_whatever_the_splits(
+    val_fraction: float, make_tree: MakeTree, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = make_tree(12)
+    for number in range(3):
+        shutil.copy(data / f"class0/{number:03}.png", data / f"class1/copy{number}.png")
+    config = make_config(data, val_fraction=val_fraction, test_fraction=0.0, allow_leaks=True)
+    train(config)
+    assert "3 images are the same, byte for byte, as one of another label" in caplog.text
+    [listed] = Path(config.registry).rglob("label_conflicts.csv")
+    rows = list(csv.DictReader(listed.open()))
+    both = {
+        frozenset(
+            [(Path(r["uri"]).name, r["label"]), (Path(r["other_uri"]).name, r["other_label"])]
+        )
+        for r in rows
+    }
+    assert both == {
+        frozenset([(f"{number:03}.png", "class0"), (f"copy{number}.png", "class1")])
+        for number in range(3)
+    }
 
 
 def test_clean_splits_pass_and_the_first_epoch_finds_them_in_the_cache(
