@@ -11,11 +11,11 @@ import signal
 import tempfile
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 # Ray Data and Ray Train print their own progress to stdout, which belongs to our one JSON line.
 _QUIET_ENVIRONMENT = {
@@ -27,8 +27,11 @@ _QUIET_ENVIRONMENT = {
 
 
 MAX_TEMP_DIR_CHARS = 24
+ANSWER_WITHIN_S = 60.0
 # `ray up` leaves the settled cluster.yaml there for the autoscaler. Ray has no public way to ask.
 BOOTSTRAP_CONFIG = "ray_bootstrap_config.yaml"
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -147,6 +150,26 @@ def current_resources() -> ClusterResources:
         ),
         node_types(),
     )
+
+
+def ask_nodes(node_ids: Iterable[str], question: Callable[[], T]) -> list[T]:
+    """Call a function once on each of these nodes and return the answers, in their order.
+
+    Raises:
+        ray.exceptions.RayError: a node did not answer within ANSWER_WITHIN_S.
+    """
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    asked: Any = ray.remote(question)
+    answers = [
+        asked.options(
+            num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False)
+        ).remote()
+        for node_id in node_ids
+    ]
+    found: list[T] = ray.get(answers, timeout=ANSWER_WITHIN_S)
+    return found
 
 
 def node_types() -> tuple[NodeType, ...]:

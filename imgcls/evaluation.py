@@ -30,6 +30,7 @@ from imgcls.errors import (
     ObjectMissingError,
     SourceError,
 )
+from imgcls.image.formats.versions import describe_moved
 from imgcls.image.outcome import outcome_of
 from imgcls.image.pool import Crop, DecoderPool
 from imgcls.logs import Progress
@@ -134,6 +135,8 @@ def evaluate_model(config: EvaluateConfig) -> dict[str, Any]:
             "other data",
             config.data,
         )
+    if moved := bundle.decode_spec.moved_formats():
+        _log.warning("%s", describe_moved(moved))
     # Decoders start before torch has threads.
     num_cpus = len(os.sched_getaffinity(0))
     with DecoderPool(
@@ -155,6 +158,7 @@ def evaluate_model(config: EvaluateConfig) -> dict[str, Any]:
         "same_split_as_training": None if split == "all" else same_split,
         **tally.result(bundle.class_names, probs_BK),
         "calibrated": calibrated,
+        "moved_formats": bundle.decode_spec.moved_formats(),
     }
 
 

@@ -8,14 +8,19 @@ or killed.
 import itertools
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 
+from imgcls import cluster
 from imgcls.config.scoring import NightlyConfig, PlanConfig, VerifyConfig
+from imgcls.image.formats.abilities import Abilities
 from imgcls.published import list_published
 from imgcls.scoring.cleanup import is_published
+from imgcls.scoring.decoders import abilities_of
 from imgcls.scoring.driver import (
     PlannedModel,
     check_config,
@@ -24,7 +29,7 @@ from imgcls.scoring.driver import (
     write_run_plan,
 )
 from imgcls.scoring.lease import Lease
-from imgcls.scoring.ledger import published_keys
+from imgcls.scoring.ledger import Outdated, published_keys
 from imgcls.scoring.listing import list_source
 from imgcls.scoring.plan import (
     Plan,
@@ -56,16 +61,19 @@ def nightly(config: NightlyConfig) -> dict[str, Any]:
     with RunLog() as run_log, Lease(config.output, name) as lease, Workers(config) as workers:
         model = resolve_model(config.model)
         plan, run_id = _unfinished_or_next(config, model)
+        again: dict[str, Any] = {}
         if plan is None:
-            with _difference(config, model) as (staging, counts):
+            with _difference(config, model, workers.abilities) as found:
+                staging, counts, again = found.staging, found.counts, found.again()
                 if staging.count() == 0:
                     log.info("nothing new: %s", counts)
-                    return _nothing_new(config, counts, time.monotonic() - start_s)
+                    return _nothing_new(config, counts, time.monotonic() - start_s) | again
                 plan = write_run_plan(config, run_id, model, staging, counts, workers.count())
         result = finish_run(config, plan, workers, run_log, before_manifest=lease.renew)
         verify(VerifyConfig(config.output, plan.run_id))
     difference = {name: plan.counts[name] for name in DIFFERENCE}
     elapsed_s = round(time.monotonic() - start_s, 3)
+    result |= again
     return result | {"difference": difference, "verified": True, "elapsed_s": elapsed_s}
 
 
@@ -123,16 +131,57 @@ def _may_go_on(config: NightlyConfig, plan: Plan, model: PlannedModel) -> bool:
     return same_model and same_work and not overtaken
 
 
+@dataclass(frozen=True)
+class Difference:
+    """What is listed and not yet published as this imgcls would publish it."""
+
+    staging: Staging
+    counts: dict[str, int]
+    outdated: Outdated
+
+    def again(self) -> dict[str, Any]:
+        """Return what is scored again although it is published, as a result tells it."""
+        return {
+            "planned_again": self.staging.planned_again,
+            "rescored_formats": sorted(self.outdated.moved_formats),
+            "rows_of_unknown_format": self.outdated.num_untold,
+        }
+
+    def log(self) -> None:
+        """Say what was found."""
+        log.info("difference: %s", ", ".join(f"{n} {name}" for name, n in self.counts.items()))
+        again, formats = self.staging.planned_again, ", ".join(sorted(self.outdated.moved_formats))
+        if again["failed_before"]:
+            log.info("%d that failed before are tried again", again["failed_before"])
+        if formats:
+            log.warning(
+                "%d published images of %s are scored again: their pixels have moved since",
+                again["pixels_moved"],
+                formats,
+            )
+        if self.outdated.num_untold:
+            log.warning(
+                "of %d published rows neither a column nor a suffix tells the format: they stay, "
+                "although pixels of some formats have moved since. To score them again, roll their "
+                "runs back",
+                self.outdated.num_untold,
+            )
+
+
 @contextmanager
 def _difference(
-    config: NightlyConfig | PlanConfig, model: PlannedModel
-) -> Iterator[tuple[Staging, dict[str, int]]]:
+    config: NightlyConfig | PlanConfig, model: PlannedModel, abilities: Callable[[], Abilities]
+) -> Iterator[Difference]:
     """Stage what is listed and not yet published with this model and spec."""
+    outdated = Outdated()
     with stage(list_source(config.source)) as staging:
-        published = published_keys(config.output, model.digest, model.spec_digest)
+        published = published_keys(
+            config.output, model.digest, model.spec_digest, abilities=abilities, outdated=outdated
+        )
         counts = staging.exclude(published, retry_failed=config.retry_failed)
-        log.info("difference: %s", ", ".join(f"{n} {name}" for name, n in counts.items()))
-        yield staging, counts
+        found = Difference(staging, counts, outdated)
+        found.log()
+        yield found
 
 
 def show_plan(config: PlanConfig) -> dict[str, Any]:
@@ -142,12 +191,16 @@ def show_plan(config: PlanConfig) -> dict[str, Any]:
         ConfigError: the source or the model is wrong.
     """
     model = resolve_model(config.model)
-    with _difference(config, model) as (staging, counts):
+    with _difference(
+        config, model, partial(abilities_of, on_cluster=cluster.in_cluster())
+    ) as found:
+        staging, counts = found.staging, found.counts
         num_images = staging.count()
         return {
             "source": config.source,
             "output": config.output,
             **counts,
+            **found.again(),
             "to_score": num_images,
             "skipped": staging.num_skipped,
             "size_bytes": staging.size_bytes(),

@@ -7,7 +7,7 @@ written last and once; parts without it are not there for a reader, nor for the 
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from imgcls.errors import ObjectMissingError, SourceError
@@ -34,6 +34,13 @@ class Manifest:
     counts: dict[str, int]
     status_counts: dict[str, int]
     published_at: str
+    decoders: dict[str, Any] | None = None
+    """What all decoders of the run could read ("reads") and by which "versions" of the decoding
+    code; None where some of its rows are of a version that did not record it."""
+    moved_formats: tuple[str, ...] = ()
+    """Format families whose pixels moved between the training of the model and this run."""
+    not_an_image: dict[str, int] = field(default_factory=dict)
+    """Of the rows that say so: how many files of which kind."""
 
 
 def published_uri(output: str, date: str, run_id: str) -> str:
@@ -55,7 +62,8 @@ def read_manifest(folder: str) -> Manifest | None:
     try:
         fields = json.loads(data)
         version = fields.pop("format_version")
-        manifest = Manifest(**fields | {"parts": tuple(fields["parts"])})
+        tuples = {name: tuple(fields.get(name, ())) for name in ("parts", "moved_formats")}
+        manifest = Manifest(**fields | tuples)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise SourceError(f"{uri} is no manifest of published predictions: {error}") from error
     if version != FORMAT_VERSION:

@@ -25,6 +25,9 @@ class Status(StrEnum):
     MODEL_ERROR = "model_error"  # decoded, but the model gave no finite probabilities
 
 
+# Statuses that count for nothing in a failure budget.
+NOT_FAILED = (Status.OK, Status.NOT_AN_IMAGE)
+
 TIMESTAMP = pa.timestamp("us", tz="UTC")
 
 # One row per object to score; one row group per shard.
@@ -37,6 +40,9 @@ PLAN_SCHEMA = pa.schema(
         pa.field("version_id", pa.string()),
     ]
 )
+
+# Only in plans that try images again which failed in an earlier night: true for those.
+FAILED_BEFORE_FIELD = pa.field("failed_before", pa.bool_())
 
 # A dictionary column stays small when a value repeats on every row, and reads as a plain string.
 _REPEATED = pa.dictionary(pa.int32(), pa.string())

@@ -74,7 +74,8 @@ class ScoreConfig(Config):
     """Add the column embedding: the input of the last layer."""
     max_failed_fraction: float = 0.05
     """Share of images that may fail to give a prediction before the run ends with exit code 3,
-    judged after 100.
+    judged after 100; of fewer images more than half, and three, must have failed. Files that are
+    not images do not count, nor does what failed in an earlier night and fails again.
     """
 
 

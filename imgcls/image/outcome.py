@@ -43,6 +43,23 @@ _OTHER_SUFFIXES: Final = (
     " pdf pkl ppt pptx properties pt pth py rar rst rtf safetensors sh sha1 sha256 so sqlite"
     " sqlite3 tar tbl tex tgz toml tsv txt url wav wmv xls xlsx xml xsd xsl xz yaml yml zip zst "
 )
+_FAMILY_BY_SUFFIX: Final = {
+    suffix: family
+    for family, suffixes in {
+        "avif": "avif",
+        "bmp": "bmp dib",
+        "dicom": "dcm dic dicom ima",
+        "gif": "gif",
+        "heif": "heic heif hif",
+        "jpeg": "jpg jpeg jpe jfif",
+        "jpeg2000": "jp2 j2k j2c jpc jpf jpx jph",
+        "png": "png apng",
+        "pnm": "pnm pbm pgm ppm pfm",
+        "tiff": "tif tiff svs",
+        "webp": "webp",
+    }.items()
+    for suffix in suffixes.split()
+}
 # What a file of these families is, is beyond doubt whatever its name says.
 _SURE_FAMILIES: Final = ("dicom", "appledouble")
 # What a failed download leaves in an image's place.
@@ -98,6 +115,11 @@ def _may_be_in_place_of_an_image(uri: str, family: str | None) -> bool:
     if family in _TEXT_FAMILIES:
         return not says_another_kind(uri)
     return says_image(uri)
+
+
+def family_by_name(uri: str) -> str | None:
+    """Return the format family that the suffix stands for, or None: for rows without a format."""
+    return _FAMILY_BY_SUFFIX.get(suffix_of(uri))
 
 
 def suffix_of(uri: str) -> str:

@@ -14,12 +14,14 @@ import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from imgcls.errors import ObjectExistsError
+from imgcls.schema import FAILED_BEFORE_FIELD, NOT_FAILED, Status
 from imgcls.storage.objects import list_objects, put, put_new, read
 from imgcls.storage.uri import join
 
@@ -36,15 +38,28 @@ class Commit:
     sha256: str
     num_rows: int
     status_counts: dict[str, int]
+    num_failed_again: int = 0
+    """Rows of images that failed and had failed in an earlier night already."""
+    decoders: dict[str, Any] | None = None
+    """What the decoders of this shard could read, and by which versions; see decoders.py."""
 
 
-def commit_shard(run: str, shard_id: str, table: pa.Table) -> Commit:
+def commit_shard(
+    run: str,
+    shard_id: str,
+    table: pa.Table,
+    *,
+    num_failed_again: int = 0,
+    decoders: dict[str, Any] | None = None,
+) -> Commit:
     """Store a shard's rows and commit them; return the commit that counts, ours or an earlier one.
 
     Args:
         run: the run's folder.
         shard_id: the shard.
         table: PREDICTION_SCHEMA rows of the whole shard.
+        num_failed_again: as in the commit.
+        decoders: as in the commit.
 
     Raises:
         StorageError: nothing was committed, or CommitStateUnknownError: that could not be learnt.
@@ -58,6 +73,8 @@ def commit_shard(run: str, shard_id: str, table: pa.Table) -> Commit:
         sha256=hashlib.sha256(data).hexdigest(),
         num_rows=table.num_rows,
         status_counts=count_statuses(table),
+        num_failed_again=num_failed_again,
+        decoders=decoders,
     )
     put(join(run, commit.attempt), data)
     uri = join(run, "commits", f"{shard_id}.json")
@@ -79,6 +96,23 @@ def count_statuses(table: pa.Table) -> dict[str, int]:
     """Count rows by status."""
     counted = pc.value_counts(table["status"].cast(pa.string()))
     return {entry["values"]: entry["counts"] for entry in counted.to_pylist()}
+
+
+def count_kinds(table: pa.Table) -> dict[str, int]:
+    """Count the files that are not images by what they are, in the words of their rows."""
+    is_none = pc.equal(table["status"].cast(pa.string()), Status.NOT_AN_IMAGE.value)
+    counted = pc.value_counts(table["error"].filter(is_none))
+    return {entry["values"]: entry["counts"] for entry in counted.to_pylist()}
+
+
+def count_failed_again(planned: pa.Table, rows: pa.Table) -> int:
+    """Count the rows of images that failed, and had failed in an earlier night already."""
+    if FAILED_BEFORE_FIELD.name not in planned.column_names:
+        return 0
+    before = planned["uri"].filter(planned[FAILED_BEFORE_FIELD.name])
+    is_no_failure = pc.is_in(rows["status"].cast(pa.string()), value_set=pa.array(NOT_FAILED))
+    is_again = pc.is_in(rows["uri"], value_set=before.combine_chunks())
+    return int(pc.sum(pc.and_(is_again, pc.invert(is_no_failure))).as_py() or 0)
 
 
 def read_commits(run: str) -> Iterator[Commit]:

@@ -19,6 +19,7 @@ from imgcls.config.paths import canonical_value, path_flags
 from imgcls.config.scoring import ScoreConfig
 from imgcls.config.values import check_name
 from imgcls.errors import ConfigError, DeviceFailedError, ShardFailedError, StorageError
+from imgcls.image.formats.versions import describe_moved
 from imgcls.image.spec import spec_digest
 from imgcls.logs import Progress
 from imgcls.model.artifact import read_bundle
@@ -90,7 +91,16 @@ def finish_run(
             progress.publishing()
             commits = {commit.shard_id: commit for commit in read_commits(run)}
             manifest = publish(config.output, plan, commits, before_manifest)
+            _log_published(manifest)
     return describe_run(config.output, plan, manifest) | scored.to_dict()
+
+
+def _log_published(manifest: Manifest) -> None:
+    """Say which files among the images were none, and which images the model saw otherwise."""
+    for kind, count in manifest.not_an_image.items():
+        log.info("not an image: %d x %s", count, kind)
+    if manifest.moved_formats:
+        log.warning("%s", describe_moved(manifest.moved_formats))
 
 
 def check_config(config: ScoreConfig) -> None:
@@ -141,6 +151,9 @@ def resolve_model(reference: str) -> PlannedModel:
     """Resolve a reference and read its bundle whole: a damaged one is found before the plan."""
     uri = resolve(reference)
     bundle = read_bundle(uri)
+    moved = bundle.decode_spec.moved_formats()
+    if moved:
+        log.warning("%s: %s", reference, describe_moved(moved))
     digest = spec_digest(bundle.decode_spec, bundle.preprocess_spec)
     return PlannedModel(reference, uri, bundle.digest, digest)
 
@@ -197,6 +210,11 @@ def check_same_run(config: ScoreConfig, plan: Plan) -> None:
                 f"run {plan.run_id} was planned with --{name.replace('_', '-')} {planned}, not "
                 f"{asked}: resume it with the same flags, or choose another --run-id"
             )
+    if config.date and config.date != plan.date:
+        raise ConfigError(
+            f"run {plan.run_id} was planned with --date {plan.date}, not {config.date}: its rows "
+            f"are those of {plan.date}. For another day choose another --run-id."
+        )
 
 
 @dataclass
@@ -232,12 +250,12 @@ def score_plan(config: ScoreConfig, plan: Plan, workers: Workers, progress: RunP
     committed = set()
     for commit in read_commits(run_uri(config.output, plan.run_id)):
         committed.add(commit.shard_id)
-        budget.add(commit.status_counts)
+        budget.add(commit.status_counts, commit.num_failed_again)
         progress.start_from(commit.shard_id, commit.num_rows, commit.status_counts)
     todo = [shard for shard in plan.shards() if shard.shard_id not in committed]
     if committed:
         log.info("%d shards are committed already, %d to do", len(committed), len(todo))
-    budget.check()
+    budget.check(at_end=not todo)
     if not todo:
         return scored
     run = run_uri(config.output, plan.run_id)
@@ -276,7 +294,7 @@ def _score_shards(
                 num_done += 1
                 scored.add(summary)
                 progress.add(summary)
-                budget.add(summary.status_counts)
+                budget.add(summary.status_counts, summary.num_failed_again)
                 shown.advance(summary.num_rows, budget.note())
                 budget.check()
     finally:
@@ -288,6 +306,7 @@ def _score_shards(
             f"with --run-id {plan.run_id} to do only those"
             + (_WITHOUT_DEVICE if any(map(_has_device_failed, failed)) else ".")
         )
+    budget.check(at_end=True)
 
 
 def _report(run: str, scored: Scored, within_s: float) -> None:
@@ -333,4 +352,6 @@ def describe_run(output: str, plan: Plan, manifest: Manifest) -> dict[str, Any]:
         "rows_ok": num_ok,
         "rows_not_ok": num_rows - num_ok,
         "status_counts": manifest.status_counts,
+        "not_an_image": manifest.not_an_image,
+        "moved_formats": list(manifest.moved_formats),
     }

@@ -28,7 +28,7 @@ import pyarrow.parquet as pq
 
 from imgcls.errors import ConfigError, ObjectExistsError, ObjectMissingError, SourceError
 from imgcls.logs import Progress
-from imgcls.schema import PLAN_SCHEMA
+from imgcls.schema import FAILED_BEFORE_FIELD, PLAN_SCHEMA
 from imgcls.storage.objects import ObjectInfo, Skipped, exists, put, put_new, read
 from imgcls.storage.uri import join
 
@@ -108,7 +108,7 @@ def read_plan(output: str, run_id: str) -> Plan | None:
 
 
 def read_shard_rows(output: str, plan: Plan, shard: Shard) -> pa.Table:
-    """Read the planned rows of one shard (schema PLAN_SCHEMA)."""
+    """Read the planned rows of one shard (PLAN_SCHEMA, or with failed_before)."""
     data = _read_plan_file(join(run_uri(output, plan.run_id), shard.path))
     return pq.ParquetFile(io.BytesIO(data)).read_row_group(shard.row_group)
 
@@ -130,10 +130,12 @@ class Staging:
         self._database.execute("SET TimeZone = 'UTC'")
         self._database.execute(
             "CREATE TABLE listing (uri VARCHAR, etag VARCHAR, size_bytes BIGINT,"
-            " last_modified TIMESTAMPTZ, version_id VARCHAR)"
+            " last_modified TIMESTAMPTZ, version_id VARCHAR, failed_before BOOLEAN DEFAULT false)"
         )
         self._skipped = Path(folder) / "skipped.jsonl"
         self.num_skipped = self.num_excluded = 0
+        self.planned_again: dict[str, int] = {}
+        self.plan_schema = PLAN_SCHEMA
 
     def fill(self, entries: Iterable[ObjectInfo | Skipped]) -> None:
         """Stage a listing, showing its count and rate as it goes."""
@@ -165,48 +167,74 @@ class Staging:
         columns = {name: [getattr(info, name) for info in batch] for name in PLAN_SCHEMA.names}
         staged = pa.table(columns, schema=PLAN_SCHEMA)
         self._database.register("staged", staged)
-        self._database.execute("INSERT INTO listing SELECT * FROM staged")
+        self._database.execute("INSERT INTO listing SELECT *, false FROM staged")
         self._database.unregister("staged")
 
     def exclude(self, published: Iterable[pa.Table], *, retry_failed: bool) -> dict[str, int]:
         """Drop what is published already with the same etag; return counts of what was found.
 
+        What stays although it is published is counted in `planned_again`: of images that were ok,
+        as pixels_moved, and of others, as failed_before.
+
         Args:
-            published: tables of uri, etag, status; any number of rows for one object.
+            published: tables of uri, etag, status and, where some rows are not current, is_current
+                (see ledger.py); any number of rows for one object.
             retry_failed: keep objects that are published, but never with status ok.
 
         Returns:
-            new (never published), changed (published with other etags only), failed_before
-            (published, never ok) and unchanged (published, ok).
+            new (never published), changed (published with other etags only, or with other pixels),
+            failed_before (published, never ok) and unchanged (published, ok).
         """
-        self._database.execute("CREATE TABLE rows (uri VARCHAR, etag VARCHAR, ok BOOLEAN)")
+        self._database.execute(
+            "CREATE TABLE rows (uri VARCHAR, etag VARCHAR, ok BOOLEAN, done BOOLEAN)"
+        )
         for table in published:
+            if "is_current" not in table.column_names:
+                table = table.append_column("is_current", pa.array([True] * table.num_rows))
             self._database.register("staged", table)
             # `missing` and `changed` say nothing of the version that was planned: had it been read,
             # it might well be ok. Only of an object that was never there is `missing` the outcome.
+            # What was `unreadable` is tried every night: its owner may have opened it.
             self._database.execute(
-                "INSERT INTO rows SELECT uri, etag, status = 'ok' FROM staged"
+                "INSERT INTO rows SELECT uri, etag, status = 'ok',"
+                " is_current AND status <> 'unreadable' FROM staged"
                 " WHERE etag = '' OR status NOT IN ('missing', 'changed')"
             )
             self._database.unregister("staged")
         self._database.execute(
-            "CREATE TABLE ledger AS SELECT uri, etag, bool_or(ok) AS ok FROM rows GROUP BY ALL;"
-            "DROP TABLE rows"
+            "CREATE TABLE ledger AS SELECT uri, etag, bool_or(ok) AS ok, bool_or(done) AS done"
+            " FROM rows GROUP BY ALL; DROP TABLE rows"
         )
         [counts] = self._database.sql(
             "SELECT count(*) FILTER (ledger.uri IS NULL AND known.uri IS NULL),"
-            " count(*) FILTER (ledger.uri IS NULL AND known.uri IS NOT NULL),"
-            " count(*) FILTER (NOT ledger.ok), count(*) FILTER (ledger.ok)"
+            " count(*) FILTER (ledger.uri IS NULL AND known.uri IS NOT NULL"
+            " OR ledger.ok AND NOT ledger.done),"
+            " count(*) FILTER (NOT ledger.ok), count(*) FILTER (ledger.ok AND ledger.done)"
             " FROM listing LEFT JOIN ledger USING (uri, etag)"
             " LEFT JOIN (SELECT DISTINCT uri FROM ledger) AS known ON known.uri = listing.uri"
         ).fetchall()
         self._database.execute(
             "DELETE FROM listing USING ledger WHERE listing.uri = ledger.uri"
-            " AND listing.etag = ledger.etag AND (ledger.ok OR NOT ?)",
+            " AND listing.etag = ledger.etag AND ledger.done AND (ledger.ok OR NOT ?)",
             [retry_failed],
         )
         self.num_excluded = sum(counts) - self.count()
+        self._mark_planned_again()
         return dict(zip(("new", "changed", "failed_before", "unchanged"), counts, strict=True))
+
+    def _mark_planned_again(self) -> None:
+        """Mark what failed in an earlier night; it is judged apart from what is new."""
+        self._database.execute(
+            "UPDATE listing SET failed_before = true FROM ledger WHERE listing.uri = ledger.uri"
+            " AND listing.etag = ledger.etag AND NOT ledger.ok"
+        )
+        [(moved, failed)] = self._database.sql(
+            "SELECT count(*) FILTER (ledger.ok), count(*) FILTER (NOT ledger.ok)"
+            " FROM listing JOIN ledger USING (uri, etag)"
+        ).fetchall()
+        self.planned_again = {"pixels_moved": moved, "failed_before": failed}
+        if failed:
+            self.plan_schema = PLAN_SCHEMA.append(FAILED_BEFORE_FIELD)
 
     def count(self) -> int:
         """Return the number of staged objects."""
@@ -228,8 +256,12 @@ class Staging:
         """Yield the objects sorted by uri, in tables of these sizes, as far as there are any."""
         left = iter(sizes)
         num_rows = next(left, 0)
-        batches = self._database.sql("SELECT * FROM listing ORDER BY uri").to_arrow_reader(
-            _STAGE_ROWS
+        columns = ", ".join(self.plan_schema.names)
+        batches = (
+            self._database.table("listing")
+            .project(columns)
+            .order("uri")
+            .to_arrow_reader(_STAGE_ROWS)
         )
         held: list[pa.RecordBatch] = []
         held_rows = 0
@@ -238,12 +270,12 @@ class Staging:
             held_rows += batch.num_rows
             while held_rows >= num_rows > 0:
                 table = pa.Table.from_batches(held)
-                yield table.slice(0, num_rows).cast(PLAN_SCHEMA)
+                yield table.slice(0, num_rows).cast(self.plan_schema)
                 held = table.slice(num_rows).to_batches()
                 held_rows -= num_rows
                 num_rows = next(left, 0)
         if held_rows:
-            yield pa.Table.from_batches(held).cast(PLAN_SCHEMA)
+            yield pa.Table.from_batches(held).cast(self.plan_schema)
 
     def close(self) -> None:
         """Close the database; its files go with the folder."""
@@ -286,13 +318,13 @@ def write_plan(
     planner = uuid.uuid4().hex[:8]
     files: list[dict[str, Any]] = []
     shard_rows: list[int] = []
-    writer = _PlanFileWriter()
+    writer = _PlanFileWriter(staging.plan_schema)
     for table in staging.sorted_tables(shard_sizes):
         writer.add(table)
         shard_rows.append(table.num_rows)
         if writer.num_rows >= ROWS_PER_PLAN_FILE:
             files.append(writer.finish(run, f"plan/{len(files):05d}-{planner}.parquet"))
-            writer = _PlanFileWriter()
+            writer = _PlanFileWriter(staging.plan_schema)
     if writer.num_shards:
         files.append(writer.finish(run, f"plan/{len(files):05d}-{planner}.parquet"))
     if staging.num_skipped:
@@ -330,10 +362,10 @@ def write_plan(
 class _PlanFileWriter:
     """One plan file in memory: a row group per shard."""
 
-    def __init__(self) -> None:
+    def __init__(self, schema: pa.Schema) -> None:
         self.num_shards = self.num_rows = 0
         self._buffer = io.BytesIO()
-        self._parquet = pq.ParquetWriter(self._buffer, PLAN_SCHEMA, compression="zstd")
+        self._parquet = pq.ParquetWriter(self._buffer, schema, compression="zstd")
 
     def add(self, table: pa.Table) -> None:
         self._parquet.write_table(table, row_group_size=max(1, table.num_rows))

@@ -22,7 +22,8 @@ import pyarrow.parquet as pq
 from imgcls.errors import ConfigError, ImgclsError, ObjectExistsError
 from imgcls.published import FORMAT_VERSION, MANIFEST, Manifest, published_uri, read_manifest
 from imgcls.schema import PREDICTION_SCHEMA
-from imgcls.scoring.commit import Commit, count_statuses, to_parquet
+from imgcls.scoring.commit import Commit, count_kinds, count_statuses, to_parquet
+from imgcls.scoring.decoders import moved_formats, record_of_run
 from imgcls.scoring.plan import Plan, Shard, is_rolled_back, read_shard_rows, run_uri
 from imgcls.storage.objects import delete, put_new, read
 from imgcls.storage.uri import join
@@ -55,11 +56,14 @@ def publish(
     folder = published_uri(output, plan.date, plan.run_id)
     parts: list[dict[str, Any]] = []
     status_counts: Counter[str] = Counter()
+    kinds: Counter[str] = Counter()
     tables = (_checked_attempt(output, plan, shard, commits) for shard in plan.shards())
     for num_shards, table in _regroup(tables):
         status_counts.update(count_statuses(table))
+        kinds.update(count_kinds(table))
         part = _write_part(folder, f"part-{len(parts):05d}.parquet", table)
         parts.append(part | {"num_shards": num_shards})
+    records = [commits[shard.shard_id].decoders for shard in plan.shards()]
     manifest = Manifest(
         run_id=plan.run_id,
         date=plan.date,
@@ -72,6 +76,9 @@ def publish(
         counts=plan.counts | {"rows": sum(part["num_rows"] for part in parts)},
         status_counts=dict(sorted(status_counts.items())),
         published_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        decoders=record_of_run(records),
+        moved_formats=moved_formats(records),
+        not_an_image=dict(kinds.most_common()),
     )
     text = json.dumps({"format_version": FORMAT_VERSION} | asdict(manifest), indent=1)
     before_manifest()

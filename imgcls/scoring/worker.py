@@ -20,7 +20,8 @@ from imgcls.errors import BundleError, ImgclsError
 from imgcls.image.pool import DecoderPool
 from imgcls.model.artifact import read_bundle
 from imgcls.model.predict import predictor_for_run, set_num_threads
-from imgcls.scoring.commit import Commit, commit_shard
+from imgcls.scoring.commit import Commit, commit_shard, count_failed_again
+from imgcls.scoring.decoders import record_here
 from imgcls.scoring.gpu_decode import share_with_gpu
 from imgcls.scoring.int8_run import read_or_make_int8
 from imgcls.scoring.plan import Plan, Shard, read_shard_rows, run_uri
@@ -63,6 +64,7 @@ class ShardSummary:
     seconds: float = 0.0
     engine: str = ""
     status_counts: dict[str, int] = field(default_factory=dict)
+    num_failed_again: int = 0
     error_kind: str = ""
     error_message: str = ""
     num_bytes: int = 0
@@ -143,6 +145,7 @@ class ShardWorker:
         self._remote: RemoteDecoder | None = None
         self._stages_so_far: StageDicts = {}
         self._lock = threading.Lock()  # of these
+        self._decoders = record_here(bundle.decode_spec)
         self._provenance = Provenance(
             model=plan.model,
             model_digest=plan.model_digest,
@@ -169,13 +172,15 @@ class ShardWorker:
             time.monotonic() - start_s,
             self._engine,
             commit.status_counts,
+            commit.num_failed_again,
             num_bytes=num_bytes,
             stages=stages,
         )
 
     def _score(self, shard: Shard) -> Commit:
+        planned = read_shard_rows(self._output, self._plan, shard)
         table = score_shard(
-            read_shard_rows(self._output, self._plan, shard),
+            planned,
             predictor=self._predictor,
             pool=self._pool,
             provenance=self._provenance,
@@ -185,7 +190,13 @@ class ShardWorker:
             remote=self._remote,
         )
         with self._clock.busy("write", table.num_rows):
-            return commit_shard(run_uri(self._output, self._plan.run_id), shard.shard_id, table)
+            return commit_shard(
+                run_uri(self._output, self._plan.run_id),
+                shard.shard_id,
+                table,
+                num_failed_again=count_failed_again(planned, table),
+                decoders=self._decoders,
+            )
 
     def _get_help_if_starving(self, stages: StageDicts) -> None:
         """Let others decode too from the next shard on, if the stages so far show the need."""

@@ -20,6 +20,8 @@ import torch
 from imgcls import cluster
 from imgcls.config.scoring import ScoreConfig
 from imgcls.errors import DeviceFailedError, StorageError
+from imgcls.image.formats.abilities import Abilities
+from imgcls.scoring.decoders import abilities_of
 from imgcls.scoring.layout import ActorRequest, lay_out_actors
 from imgcls.scoring.plan import Plan, Shard
 from imgcls.scoring.worker import SHARDS_IN_FLIGHT, ShardSummary, ShardWorker, WorkerOptions
@@ -51,6 +53,11 @@ class Workers:
                 resources = self._opened.enter_context(cluster.connected())
                 self._num_workers = len(lay_out_actors(resources, self._request))
         return self._num_workers
+
+    def abilities(self) -> Abilities:
+        """Return what the decoders of all workers can read."""
+        self.count()
+        return abilities_of(on_cluster=self._uses_ray())
 
     def run(self, plan: Plan, todo: list[Shard]) -> Generator[ShardSummary]:
         """Score shards; yield a summary of each, in any order. Close it before the block ends."""

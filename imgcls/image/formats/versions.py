@@ -12,7 +12,7 @@ A set of versions is written as the families that are beyond version 1; 1 stands
 as all bundles before these numbers say. So a family that is new changes no digest.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 from imgcls.errors import BundleError
@@ -88,3 +88,11 @@ def refuse_newer(versions: Versions) -> None:
                 f"decode spec: decoder_version {number} of {family}, but this imgcls decodes it by "
                 f"version {here}: use the imgcls that made the bundle, or a later one"
             )
+
+
+def describe_moved(families: Iterable[str]) -> str:
+    """Return what to say of families whose pixels moved since a model was trained."""
+    return (
+        f"pixels of {', '.join(families)} have moved since the model was trained: its decoders "
+        "gave wrong ones for some. Images of all other formats give the same pixels"
+    )
