@@ -42,6 +42,7 @@ from imgcls.scoring.runlog import RunLog
 from imgcls.scoring.sizes import derive_shard_size, shard_sizes
 from imgcls.scoring.verify import verify
 from imgcls.scoring.workers import Workers
+from imgcls.storage.probe import require_conditional_writes
 
 log = logging.getLogger(__name__)
 
@@ -58,6 +59,8 @@ def nightly(config: NightlyConfig) -> dict[str, Any]:
     start_s = time.monotonic()
     check_config(config)
     name = config.run_id or "nightly"
+    # The lease is the first thing that rests on it.
+    require_conditional_writes(config.output)
     with RunLog() as run_log, Lease(config.output, name) as lease, Workers(config) as workers:
         model = resolve_model(config.model)
         plan, run_id = _unfinished_or_next(config, model)

@@ -41,14 +41,17 @@ REPLIES = {
 class FaultProxy:
     """What the tests hold: the address, the knobs and the record.
 
-    `fraction` of all requests whose method is in `methods` meet one of `faults`; `fail_next` puts
-    certain faults before that. `requests` holds (method, target, fault or None) of each request.
+    `stripped` headers (in lower case) of requests never reach the server: it has to check no
+    signature. `fraction` of all requests whose method is in `methods` meet one of `faults`;
+    `fail_next` puts certain faults before that. `requests` holds (method, target, fault or None) of
+    each request.
     """
 
     endpoint_url: str
     fraction: float = 0.0
     faults: tuple[Fault, ...] = ALL_FAULTS
     methods: frozenset[str] = frozenset({"GET", "PUT", "HEAD", "DELETE", "POST"})
+    stripped: tuple[bytes, ...] = ()
     requests: list[tuple[str, str, Fault | None]] = field(default_factory=list)
     _queued: deque[tuple[Fault, str]] = field(default_factory=deque)
     _random: random.Random = field(default_factory=lambda: random.Random(0))
@@ -128,6 +131,10 @@ async def _exchange(
         writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         head = b"\r\n".join(
             line for line in head.split(b"\r\n") if not line.lower().startswith(b"expect:")
+        )
+    if proxy.stripped:
+        head = b"\r\n".join(
+            line for line in head.split(b"\r\n") if not line.lower().startswith(proxy.stripped)
         )
     body = await reader.readexactly(length)
     fault = proxy.choose(method, target)

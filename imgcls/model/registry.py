@@ -26,6 +26,7 @@ from imgcls.errors import (
 from imgcls.model.artifact import Bundle, read_digest, write_bundle
 from imgcls.model.bundle_files import SUMS
 from imgcls.storage import objects
+from imgcls.storage.probe import require_conditional_writes
 from imgcls.storage.uri import canonical, is_local, join, split_uri
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -136,6 +137,7 @@ def promote(ref: str, alias: str) -> dict[str, Any]:
     if reference is None:
         raise ConfigError(f"{ref!r} names no version of a registry: write REGISTRY/NAME@v3")
     found = _find(reference)
+    require_conditional_writes(reference.folder.rpartition("/")[0])
     uri = _alias_uri(reference.folder, alias)
     for attempt in range(_MAX_TRIES):
         record = {

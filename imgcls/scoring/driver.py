@@ -41,6 +41,7 @@ from imgcls.scoring.sizes import MAX_SHARD_SIZE, MIN_SHARD_SIZE, shard_sizes
 from imgcls.scoring.stages import StageDicts, add_stages, describe_bottleneck
 from imgcls.scoring.worker import ShardSummary
 from imgcls.scoring.workers import Workers
+from imgcls.storage.probe import require_conditional_writes
 from imgcls.storage.uri import is_inside, join
 
 log = logging.getLogger(__name__)
@@ -55,7 +56,7 @@ def score(config: ScoreConfig) -> dict[str, Any]:
     """Score a source and publish its predictions.
 
     Raises:
-        ConfigError: a flag, the source or the model is wrong; nothing was written.
+        ConfigError: a flag, the source, the model or the store is wrong; nothing was planned.
         BudgetExceededError: too many images failed; commits are kept, nothing is published.
         ShardFailedError: some shards could not be finished; the same run id resumes.
     """
@@ -63,6 +64,7 @@ def score(config: ScoreConfig) -> dict[str, Any]:
     check_config(config)
     run_id = config.run_id or new_run_id()
     refuse_rolled_back(config.output, run_id)
+    require_conditional_writes(config.output)
     with RunLog() as run_log, Workers(config) as workers:
         plan = read_plan(config.output, run_id) or make_plan(config, run_id, workers.count())
         check_same_run(config, plan)

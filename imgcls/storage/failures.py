@@ -49,7 +49,10 @@ def from_status(status: int, code: str, reason: str, what: str) -> ImgclsError |
         what: operation and URI, for the message.
     """
     if status == 501:
-        return StorageError(f"{what}: the store does not support this request ({reason})")
+        return ConfigError(
+            f"{what}: the store does not support this request ({reason}). imgcls needs writes on"
+            " condition (If-None-Match, If-Match); use a store that has them"
+        )
     if status >= 500 or status in _SLOW_DOWN_STATUSES or _MAY_PASS.search(code):
         return TransientError(reason, slow_down=status in _SLOW_DOWN_STATUSES)
     if _NO_BUCKET.search(code):

@@ -24,6 +24,7 @@ from imgcls.logs import Progress
 from imgcls.model.arithmetic import set_fp32_arithmetic
 from imgcls.model.predict import pick_device
 from imgcls.model.registry import register
+from imgcls.storage.probe import require_conditional_writes
 from imgcls.training.audit import check_groups, check_images
 from imgcls.training.checkpoint import CheckpointWriter, list_checkpoints, read_latest
 from imgcls.training.finish import describe, find_registered, make_bundle
@@ -58,6 +59,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
     """
     start_s = time.monotonic()
     plan = make_plan(config)
+    require_conditional_writes(plan.config.registry)
     # The first thing written: a registry that may not be written to is found now, not after the
     # training.
     check_writable(plan)

@@ -26,7 +26,7 @@ from imgcls.storage.retry import TransientError
         (301, "PermanentRedirect", ConfigError),
         (400, "AuthorizationHeaderMalformed", ConfigError),
         (400, "InvalidRequest", StorageError),
-        (501, "NotImplemented", StorageError),
+        (501, "NotImplemented", ConfigError),
         (500, "InternalError", TransientError),
         (502, "", TransientError),
         (503, "SlowDown", TransientError),
