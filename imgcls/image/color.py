@@ -37,6 +37,8 @@ def to_color(
     image: Image.Image = source
     if source.mode in _DEEP_MODES:
         image = _deep_gray(source, format_name, spec)
+    elif source.mode == "L" and _is_signed(source):
+        image = source.point(lambda value: value ^ 0x80)
     elif source.mode not in _PLAIN_MODES:
         raise UnsupportedImageError(f"{format_name}: colour mode {source.mode} is not read")
     if image.mode in _ALPHA_MODES or ("transparency" in image.info and image is source):
@@ -78,7 +80,7 @@ def _as_tiff_says(
     """Return the samples in the type that the tags declare, and its range; white may be zero."""
     tags = getattr(source, "tag_v2", {})
     bits = int(tags.get(_BITS_TAG, (16,))[0])
-    is_signed = tags.get(_SAMPLE_FORMAT_TAG, (1,))[0] == _SIGNED
+    is_signed = _is_signed(source)
     if values_HW.dtype == np.int32 and bits == 32 and not is_signed:
         values_HW = values_HW.view(np.uint32)  # Pillow has no unsigned 32-bit mode
     if values_HW.dtype.kind == "f":
@@ -90,6 +92,12 @@ def _as_tiff_says(
     if tags.get(_PHOTOMETRIC_TAG) == _WHITE_IS_ZERO:
         declared = declared[1], declared[0]
     return values_HW, declared
+
+
+def _is_signed(source: ImageFile.ImageFile) -> bool:
+    """Tell whether a TIFF holds two's complement; Pillow takes it for unsigned in 8 bits."""
+    tags = getattr(source, "tag_v2", {})
+    return bool(tags.get(_SAMPLE_FORMAT_TAG, (1,))[0] == _SIGNED)
 
 
 def _composite(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:

@@ -32,7 +32,7 @@ _PLUGINS: Final[dict[str, tuple[str, str]]] = {
     "WEBP": ("PIL.WebPImagePlugin", "WebPImageFile"),
     "AVIF": ("PIL.AvifImagePlugin", "AvifImageFile"),
     "HEIF": ("pi_heif.as_plugin", "HeifImageFile"),
-    "TIFF": ("PIL.TiffImagePlugin", "TiffImageFile"),
+    "TIFF": ("imgcls.image.formats.tiff", "TiffFile"),
     "BMP": ("PIL.BmpImagePlugin", "BmpImageFile"),
     "GIF": ("PIL.GifImagePlugin", "GifImageFile"),
     "PNM": ("PIL.PpmImagePlugin", "PpmImageFile"),
@@ -144,6 +144,8 @@ def _seek_frames(
     """Move `source` from one wanted frame to the next, giving its index, None in a single image."""
     num_frames = getattr(source, "n_frames", 1) if spec.frames != "first" else 1
     if num_frames == 1:
+        if spec.frames == "first" and hasattr(source, "seek_picture"):  # a TIFF
+            source.seek_picture()
         yield None
         return
     if spec.frames == "all" and num_frames > spec.max_frames:

@@ -28,7 +28,7 @@ DECODER_VERSIONS: Final[dict[str, int]] = {
     "jpeg2000": 1,
     "png": 1,
     "pnm": 1,
-    "tiff": 1,
+    "tiff": 2,  # planes, signed bytes, big-endian compressed samples, thumbnails
     "webp": 1,
 }
 Versions = tuple[tuple[str, int], ...]
