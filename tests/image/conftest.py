@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 
 OK, CORRUPT, UNSUPPORTED, TOO_LARGE = "ok", "corrupt", "unsupported", "too_large"
+NOT_AN_IMAGE = "not_an_image"
 ANY = frozenset({OK, CORRUPT, UNSUPPORTED, TOO_LARGE})
 SIZE = (48, 36)
 
@@ -207,7 +208,8 @@ def truncated(rng: np.random.Generator) -> Iterator[HostileFile]:
         even = np.linspace(0, len(data) - 1, 22, dtype=int)
         cuts = {*even.tolist(), 1, magic - 1, magic, magic + 1, len(data) - 1, len(data) - 2}
         for cut in sorted(cuts):
-            statuses = [UNSUPPORTED] if cut < magic else [CORRUPT]
+            # What is left of a magic number may be text.
+            statuses = [UNSUPPORTED, NOT_AN_IMAGE] if cut < magic else [CORRUPT]
             if cut >= len(data) - _LOSABLE_BYTES.get(name, 0):
                 statuses.append(OK)
             yield _case(f"truncated {name} at {cut} of {len(data)}", data[:cut], *statuses)
@@ -312,25 +314,27 @@ def bombs(rng: np.random.Generator) -> Iterator[HostileFile]:
 
 
 def not_images(rng: np.random.Generator) -> Iterator[HostileFile]:
-    bodies: list[bytes] = [
-        b"", b"\x00", b"\xff\xd8", b"GIF", b"BM", b"P6",
-        b"<!DOCTYPE html><html><body>404</body></html>",
-        b"\n\n<html>", b"%PDF-1.7\n", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",
-        b"PK\x03\x04" + bytes(60),
-        b"\x1f\x8b" + bytes(60), b"8BPS" + bytes(60), b"\x00\x00\x01\x00" + bytes(60),
-        b"<svg xmlns='x'/>",
-        b'<?xml version="1.0"?><svg/>', b'{"error": "no such key"}', b"\x7fELF" + bytes(200),
-        b"MZ" + bytes(200),
-        b"ID3" + bytes(200), b"OggS" + bytes(200), b"\x93NUMPY" + bytes(200),
-        b"\x89HDF\r\n\x1a\n" + bytes(200),
-        b"SIMPLE  =                    T" + bytes(200), b"\x00\x00\x00\x18ftypmp42" + bytes(200),
-        b"\x00\x00\x00\x18ftypheic\x00\x00\x00\x00mif1heic" + bytes(200), b"\xff\x0a" + bytes(200),
+    unknown: list[bytes] = [
+        b"", b"\x00", b"\xff\xd8", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",
+        b"8BPS" + bytes(60), b"\x00\x00\x01\x00" + bytes(60), b"<svg xmlns='x'/>",
+        b'<?xml version="1.0"?><svg/>', b"MZ" + bytes(200), b"ID3" + bytes(200),
+        b"OggS" + bytes(200), b"\x93NUMPY" + bytes(200), b"\x89HDF\r\n\x1a\n" + bytes(200),
+        b"SIMPLE  =                    T" + bytes(200),
+        b"\xff\x0a" + bytes(200),
         bytes(1000),
-        "résumé".encode("utf-16"), b"version https://git-lfs.github.com/spec/v1\n",
-        b"RIFF\x00\x00\x00\x00WAVE" + bytes(90),
     ]  # fmt: skip
-    for number, body in enumerate(bodies):
-        yield _case(f"no image {number} {body[:12]!r}", body, UNSUPPORTED)
+    others: list[bytes] = [
+        b"GIF", b"BM", b"P6", b"<!DOCTYPE html><html><body>404</body></html>", b"\n\n<html>",
+        b"%PDF-1.7\n", b"PK\x03\x04" + bytes(60), b"\x1f\x8b" + bytes(60),
+        b'{"error": "no such key"}', b"\x7fELF" + bytes(200),
+        b"\x00\x00\x00\x18ftypmp42" + bytes(200), "r\u00e9sum\u00e9".encode("utf-16"),
+        b"version https://git-lfs.github.com/spec/v1\n", b"RIFF\x00\x00\x00\x00WAVE" + bytes(90),
+    ]  # fmt: skip
+    heic = b"\x00\x00\x00\x18ftypheic\x00\x00\x00\x00mif1heic" + bytes(200)
+    yield _case("heic without content", heic, UNSUPPORTED, CORRUPT)  # as the extra is there
+    for status, bodies in ((UNSUPPORTED, unknown), (NOT_AN_IMAGE, others)):
+        for number, body in enumerate(bodies):
+            yield _case(f"{status} {number} {body[:12]!r}", body, status)
     for number in range(60):
         body = b"\x01" + rng.bytes(int(rng.integers(1, 400)))
         yield _case(f"random bytes {number}", body, UNSUPPORTED)

@@ -72,7 +72,9 @@ def test_damaged_dicom_of_every_coding_costs_one_row_each() -> None:
                 damaged[position] ^= 1 << int(rng.integers(0, 8))
             files.append(bytes(damaged))
     assert len(files) >= 200
-    statuses = {"corrupt", "unsupported", "too_large", "decoder_crash", "timeout"}
+    statuses = {
+        "corrupt", "unsupported", "not_an_image", "too_large", "decoder_crash", "timeout",
+    }  # fmt: skip
     with DecoderPool(DecodeSpec(), PreprocessSpec.for_image_px(32), 2) as pool:
         results = list(pool.decode_many(enumerate(files)))
     assert sorted(result.index for result in results) == list(range(len(files)))
