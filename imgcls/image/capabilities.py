@@ -14,7 +14,7 @@ from PIL import Image, features
 from imgcls.errors import DecodeError
 from imgcls.image.decode import decode
 from imgcls.image.decoders.memory import memory_limits, num_cpus_here, pool_memory_bytes
-from imgcls.image.dicom import plugins_here
+from imgcls.image.formats.dicom_plugins import plugins_here
 from imgcls.image.formats.versions import DECODER_VERSIONS
 from imgcls.image.pool import DecoderPool
 from imgcls.image.spec import DecodeSpec, PreprocessSpec

@@ -1,13 +1,11 @@
 """DICOM files: which object it is, which decoder its transfer syntax takes, which frames.
 
-In: a file with `DICM` at byte 128. Out: uint8 images. Invariant: only the elements in _ELEMENTS are
-read at all; no name, date or identifier of a patient is ever in memory as a value.
+In: a file with `DICM` at byte 128, or without. Out: uint8 images. Invariant: only the elements in
+_ELEMENTS are read at all; no name, date or identifier of a patient is ever in memory as a value.
 
-Needs the extra `dicom`: pydicom (MIT) and what PLUGINS names.
+Needs the extra `dicom`: pydicom and what formats/dicom_plugins.py names.
 """
 
-import codecs
-import contextlib
 import io
 import re
 from collections.abc import Callable, Iterator
@@ -24,41 +22,14 @@ from imgcls.errors import (
 )
 from imgcls.image.decoded import DecodedImage
 from imgcls.image.dicom_values import frame_values, gray_frame, palette_frame, to_uint8_by_bits
+from imgcls.image.formats.bare_dicom import set_transfer_syntax, with_preamble
+from imgcls.image.formats.dicom_plugins import decode_stored, find_decoder
 from imgcls.image.spec import DecodeSpec
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
     from pydicom.pixels.decoders.base import Decoder
 
-# Which of pydicom's plugins decodes a transfer syntax, in order. A lossy one has exactly one, so
-# that a file gives the same pixels wherever it is decoded; lossless ones agree by definition.
-# Licences: pylibjpeg and pylibjpeg-openjpeg MIT; python-gdcm Apache-2.0 by its metadata, GDCM
-# itself BSD. pylibjpeg-libjpeg is GPL-3.0 and therefore no part of the extra: only 12-bit JPEG
-# needs it.
-PLUGINS: Final[dict[str, tuple[str, ...]]] = {
-    "1.2.840.10008.1.2.5": ("pydicom",),  # RLE Lossless
-    "1.2.840.10008.1.2.4.50": ("pillow",),  # JPEG Baseline, 8 bit
-    "1.2.840.10008.1.2.4.51": ("pylibjpeg",),  # JPEG Extended, 12 bit
-    "1.2.840.10008.1.2.4.57": ("gdcm", "pylibjpeg"),  # JPEG Lossless, any predictor
-    "1.2.840.10008.1.2.4.70": ("gdcm", "pylibjpeg"),  # JPEG Lossless, first-order
-    "1.2.840.10008.1.2.4.80": ("gdcm", "pylibjpeg"),  # JPEG-LS Lossless
-    "1.2.840.10008.1.2.4.81": ("gdcm", "pylibjpeg"),  # JPEG-LS Near-Lossless: exact by its standard
-    "1.2.840.10008.1.2.4.90": ("pylibjpeg",),  # JPEG 2000 Lossless
-    "1.2.840.10008.1.2.4.91": ("pylibjpeg",),  # JPEG 2000
-    "1.2.840.10008.1.2.4.201": ("pylibjpeg",),  # HTJ2K Lossless
-    "1.2.840.10008.1.2.4.202": ("pylibjpeg",),  # HTJ2K Lossless RPCL
-    "1.2.840.10008.1.2.4.203": ("pylibjpeg",),  # HTJ2K
-}
-# Needs no decoder: implicit and explicit little endian, deflated, explicit big endian.
-NATIVE: Final = (
-    "1.2.840.10008.1.2",
-    "1.2.840.10008.1.2.1",
-    "1.2.840.10008.1.2.1.99",
-    "1.2.840.10008.1.2.2",
-)
-_JPEG_BASELINE: Final = "1.2.840.10008.1.2.4.50"
-_JPEG_EXTENDED: Final = "1.2.840.10008.1.2.4.51"
-_PACKAGES: Final = {"gdcm": "python-gdcm", "pylibjpeg": "pylibjpeg pylibjpeg-openjpeg"}
 _PIXELS: Final = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 # Kinds of objects that hold no pixels, by the names of their SOP classes (PS3.6, annex A). Of any
 # other kind an object without pixels is a failure.
@@ -123,10 +94,12 @@ def decode_dicom(
         import pydicom
     except ImportError as error:
         raise UnsupportedImageError("DICOM: pip install 'imgcls[dicom]' reads it") from error
-    dataset = pydicom.dcmread(io.BytesIO(data), specific_tags=_ELEMENTS)
+    stream = io.BytesIO(with_preamble(data))
+    dataset = pydicom.dcmread(stream, specific_tags=_ELEMENTS, force=True)
     _check_is_image(dataset)
+    set_transfer_syntax(dataset)
     _check_size(dataset, spec)
-    decoder, plugin = _decoder(dataset)
+    decoder, plugins = find_decoder(dataset)
     num_frames = int(dataset.get("NumberOfFrames") or 1)
     if spec.frames == "all" and num_frames > spec.max_frames:
         raise ImageTooLargeError(f"{num_frames} frames, the decode spec allows {spec.max_frames}")
@@ -135,7 +108,7 @@ def decode_dicom(
     for index in wanted[spec.frames]:
         if says_frame:
             begin_frame(index)
-        image_HWC = _decode_frame(dataset, decoder, plugin, index, spec)
+        image_HWC = _decode_frame(dataset, decoder, plugins, index, spec)
         frame = index if says_frame else None
         yield DecodedImage(image_HWC, int(dataset.Columns), int(dataset.Rows), frame)
 
@@ -167,43 +140,11 @@ def _check_size(dataset: "Dataset", spec: DecodeSpec) -> None:
         raise CorruptImageError(f"DICOM: {columns} x {rows} pixels")
 
 
-def _decoder(dataset: "Dataset") -> "tuple[Decoder, str]":
-    """Return pydicom's decoder for the transfer syntax, and the plugin for it to use.
-
-    Raises:
-        UnsupportedImageError: no such syntax, or its package is not installed: named.
-    """
-    from pydicom.pixels.decoders.base import get_decoder
-
-    uid = dataset.file_meta.get("TransferSyntaxUID")
-    if uid is None:
-        raise CorruptImageError("DICOM: no transfer syntax in the file meta information")
-    if uid in NATIVE:
-        return get_decoder(uid), ""
-    if uid not in PLUGINS:
-        name = uid.name if uid.name != uid else "of an unknown UID"
-        raise UnsupportedImageError(f"DICOM: transfer syntax {name} is not read")
-    decoder = get_decoder(uid)
-    is_8_bit = dataset.get("BitsAllocated") == 8
-    plugins = PLUGINS[_JPEG_BASELINE if uid == _JPEG_EXTENDED and is_8_bit else uid]
-    for plugin in plugins:
-        if plugin in decoder.available_plugins:
-            return decoder, plugin
-    raise UnsupportedImageError(f"DICOM: {uid.name}: pip install {_package(uid)} decodes it")
-
-
-def _package(uid: str) -> str:
-    """Name what to install for a transfer syntax that has no decoder here."""
-    if uid == _JPEG_EXTENDED:
-        return "pylibjpeg pylibjpeg-libjpeg (GPL-3.0)"
-    return _PACKAGES.get(PLUGINS[uid][0], PLUGINS[uid][0])
-
-
 def _decode_frame(
-    dataset: "Dataset", decoder: "Decoder", plugin: str, index: int, spec: DecodeSpec
+    dataset: "Dataset", decoder: "Decoder", plugins: tuple[str, ...], index: int, spec: DecodeSpec
 ) -> npt.NDArray[np.uint8]:
     """Return uint8 [H,W,C] of one frame."""
-    stored, says = decoder.as_array(dataset, index=index, decoding_plugin=plugin)
+    stored, says = decode_stored(dataset, decoder, plugins, index)
     photometric = says["photometric_interpretation"]
     values = frame_values(dataset, index)
     if photometric == "PALETTE COLOR":
@@ -224,34 +165,3 @@ def _in_channels(image_HWC: npt.NDArray[np.uint8], spec: DecodeSpec) -> npt.NDAr
     red, green, blue = (image_HWC[:, :, c].astype(np.uint32) for c in range(3))
     luma = red * 19595 + green * 38470 + blue * 7471 + 0x8000 >> 16  # ITU-R 601-2, as Pillow's L
     return luma.astype(np.uint8)[:, :, np.newaxis]
-
-
-def load_plugins() -> None:
-    """Import pydicom with all its plugins, for a process that can open no file later."""
-    try:
-        import pydicom.charset
-        import pydicom.pixels.processing
-        from pydicom.pixels.decoders.base import get_decoder
-        from pydicom.uid import UID
-    except ImportError:
-        return
-    for uid in (*NATIVE, *PLUGINS):
-        get_decoder(UID(uid))
-    for encoding in pydicom.charset.python_encoding.values():
-        with contextlib.suppress(LookupError):
-            codecs.lookup(encoding)
-
-
-def plugins_here() -> dict[str, str]:
-    """Return for each transfer syntax, by name, its plugin here, or how to get one."""
-    with contextlib.suppress(ImportError):
-        from pydicom.pixels.decoders.base import get_decoder
-        from pydicom.uid import UID
-
-        found = {str(UID(uid).name): "pydicom" for uid in NATIVE}
-        for uid, plugins in PLUGINS.items():
-            available = get_decoder(UID(uid)).available_plugins
-            usable = next((plugin for plugin in plugins if plugin in available), None)
-            found[str(UID(uid).name)] = usable or f"missing: pip install {_package(uid)}"
-        return found
-    return {}

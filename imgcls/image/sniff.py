@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from imgcls.errors import NotAnImageError, UnsupportedImageError
+from imgcls.image.formats.bare_dicom import is_bare_dicom
 from imgcls.image.formats.names import name_unread, peek_gzip
 
 FORMATS: Final = (
@@ -156,6 +157,8 @@ def _what_it_is(data: bytes) -> Told:
     """Name what is not read: an image, something else, or nothing known."""
     if not data:
         return Told(None, "the file is empty")
+    if is_bare_dicom(data):
+        return Told("dicom")
     if unread := name_unread(data):
         return Told(*unread)
     if (inside := _tell(peek_gzip(data))).is_image and inside.family:

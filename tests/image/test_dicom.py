@@ -16,7 +16,7 @@ from imgcls.errors import (
     UnsupportedImageError,
 )
 from imgcls.image.decode import decode
-from imgcls.image.dicom import NATIVE, PLUGINS, plugins_here
+from imgcls.image.formats.dicom_plugins import NATIVE, PLUGINS, plugins_here
 from imgcls.image.spec import DecodeSpec
 
 pydicom = pytest.importorskip("pydicom")

@@ -8,7 +8,8 @@ import codecs
 import time
 from typing import Final
 
-from imgcls.image import dicom, raster
+from imgcls.image import raster
+from imgcls.image.formats import dicom_plugins
 
 # Of texts in headers; Python imports each at its first use.
 _ENCODINGS: Final = ("ascii", "latin-1", "utf-8", "utf-16", "utf-16-le", "utf-16-be", "idna")
@@ -17,7 +18,7 @@ _ENCODINGS: Final = ("ascii", "latin-1", "utf-8", "utf-16", "utf-16-le", "utf-16
 def load_everything() -> None:
     """Load every decoder that is installed."""
     raster.load_plugins()
-    dicom.load_plugins()
+    dicom_plugins.load_plugins()
     for encoding in _ENCODINGS:
         codecs.lookup(encoding)
     time.localtime()  # reads the time zone
