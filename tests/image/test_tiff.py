@@ -3,6 +3,7 @@
 import contextlib
 import io
 import itertools
+import sys
 from typing import Any
 
 import numpy as np
@@ -81,12 +82,18 @@ def test_grey_with_alpha(order: str, alpha: int) -> None:
     assert np.abs(pixels(data, color="gray").astype(int) - shown * 255).max() <= 3
 
 
-def test_planes_that_cannot_be_read_are_named() -> None:
+@pytest.mark.parametrize("is_deflated", [False, True])
+def test_planes_that_pillow_cannot_read_are_read_by_tifffile_or_named(
+    is_deflated: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     values = samples(np.concatenate([GRAY, GRAY], axis=2), "u1")
-    for is_deflated in (False, True):
-        data = tiff(values, is_separate=True, is_deflated=is_deflated, extra_samples=(2,))
-        with pytest.raises(UnsupportedImageError, match="LA in separate planes"):
-            decode(data, DecodeSpec())
+    data = tiff(values, is_separate=True, is_deflated=is_deflated, extra_samples=(2,))
+    gray = values[:, :, 0].astype(float)
+    on_white = np.rint(gray * gray / 255 + 255 - gray)
+    assert np.abs(pixels(data, color="gray")[:, :, 0] - on_white).max() <= 1
+    monkeypatch.setitem(sys.modules, "tifffile", None)
+    with pytest.raises(UnsupportedImageError, match="2 x 8 bits unsigned in separate planes"):
+        decode(data, DecodeSpec())
 
 
 RAW = "camera raw"

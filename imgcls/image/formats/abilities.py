@@ -22,7 +22,11 @@ Abilities = dict[str, list[str]]
 # Stands for contents that say nothing: they may be of any family that is not read yet.
 UNKNOWN: Final = "unknown"
 # What imgcls learnt to read of a family since its first version, a word each.
-LEARNT: Final[dict[str, tuple[str, ...]]] = {}
+LEARNT: Final[dict[str, tuple[str, ...]]] = {
+    "dicom": ("12-bit JPEG", "6 and 7-bit JPEG-LS"),
+    "tiff": ("by tifffile",),
+    UNKNOWN: ("DICOM without preamble",),
+}
 # Modules that read more of a family; without those in NEEDED nothing of it is read.
 PACKAGES: Final[dict[str, tuple[str, ...]]] = {
     "dicom": ("pydicom", "gdcm", "pylibjpeg", "openjpeg", "libjpeg", "imagecodecs", "jpeg_ls"),
@@ -49,7 +53,7 @@ def abilities_here() -> Abilities:
         if _is_read(family)
         for packages in [PACKAGES.get(family, ())]
     }
-    return found | {UNKNOWN: sorted(found)}
+    return found | {UNKNOWN: sorted([*found, *LEARNT.get(UNKNOWN, ())])}
 
 
 def shared(abilities: Iterable[Abilities]) -> Abilities:
