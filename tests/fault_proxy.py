@@ -22,18 +22,20 @@ class Fault(StrEnum):
     SLOW_DOWN = "503 SlowDown instead of forwarding"
     INTERNAL = "500 InternalError instead of forwarding"
     DENY = "403 ExpiredToken instead of forwarding"
+    REFUSE = "403 AccessDenied instead of forwarding"
     RESET = "connection reset instead of forwarding"
     LOST_REPLY = "forwarded and done, then reset instead of the reply"
     TRUNCATE = "forwarded, half of the reply's body, then closed"
     SLOW_BODY = "forwarded, the reply's body in pieces with pauses"
 
 
-ALL_FAULTS = tuple(fault for fault in Fault if fault is not Fault.DENY)
+ALL_FAULTS = tuple(fault for fault in Fault if fault not in (Fault.DENY, Fault.REFUSE))
 SLOW_BODY_S = 0.3
 REPLIES = {
     Fault.SLOW_DOWN: (503, "SlowDown"),
     Fault.INTERNAL: (500, "InternalError"),
     Fault.DENY: (403, "ExpiredToken"),
+    Fault.REFUSE: (403, "AccessDenied"),
 }
 
 
@@ -50,6 +52,8 @@ class FaultProxy:
     endpoint_url: str
     fraction: float = 0.0
     faults: tuple[Fault, ...] = ALL_FAULTS
+    refused_keys: tuple[str, ...] = ()  # parts of targets whose GETs are refused, for good
+    refusal: Fault = Fault.REFUSE
     methods: frozenset[str] = frozenset({"GET", "PUT", "HEAD", "DELETE", "POST"})
     stripped: tuple[bytes, ...] = ()
     requests: list[tuple[str, str, Fault | None]] = field(default_factory=list)
@@ -66,7 +70,9 @@ class FaultProxy:
 
     def choose(self, method: str, target: str) -> Fault | None:
         fault = None
-        if self._queued and self._queued[0][1] == method:
+        if method == "GET" and any(key in target for key in self.refused_keys):
+            fault = self.refusal
+        elif self._queued and self._queued[0][1] == method:
             fault = self._queued.popleft()[0]
         elif method in self.methods and self._random.random() < self.fraction:
             fault = self._random.choice(self.faults)

@@ -31,6 +31,7 @@ from imgcls.errors import (
 )
 from imgcls.schema import Status
 
+_MAX_REASON_CHARS: Final = 200
 _IMAGE_SUFFIXES: Final = (
     " apng arw avif bmp cr2 cr3 czi dcm dib dic dicom dng exr fit fits gif hdr heic heics heif hif"
     " ico ima j2c j2k jfif jls jp2 jpc jpe jpeg jpf jpg jph jpx jxl jxr mha mhd mpo ndpi nef nhdr"
@@ -83,7 +84,7 @@ def outcome_of(error: Exception, uri: str, family: str | None) -> tuple[Status, 
         case ObjectChangedError():
             return Status.CHANGED, "overwritten since it was planned"
         case ObjectUnreadableError():
-            return Status.UNREADABLE, str(error)
+            return Status.UNREADABLE, str(error).partition(";")[0][:_MAX_REASON_CHARS]
         case NotAnImageError() if _may_be_in_place_of_an_image(uri, family):
             return Status.UNSUPPORTED, f"{error} where an image may have been meant"
         case UnsupportedImageError() if family is None and says_another_kind(uri):

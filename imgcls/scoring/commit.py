@@ -105,13 +105,19 @@ def count_kinds(table: pa.Table) -> dict[str, int]:
     return {entry["values"]: entry["counts"] for entry in counted.to_pylist()}
 
 
+def uris_failed_before(planned: pa.Table) -> frozenset[str]:
+    """Return the planned images that failed in an earlier night already."""
+    name = FAILED_BEFORE_FIELD.name
+    if name not in planned.column_names:
+        return frozenset()
+    return frozenset(planned["uri"].filter(planned[name]).to_pylist())
+
+
 def count_failed_again(planned: pa.Table, rows: pa.Table) -> int:
     """Count the rows of images that failed, and had failed in an earlier night already."""
-    if FAILED_BEFORE_FIELD.name not in planned.column_names:
-        return 0
-    before = planned["uri"].filter(planned[FAILED_BEFORE_FIELD.name])
+    before = pa.array(sorted(uris_failed_before(planned)), pa.string())
     is_no_failure = pc.is_in(rows["status"].cast(pa.string()), value_set=pa.array(NOT_FAILED))
-    is_again = pc.is_in(rows["uri"], value_set=before.combine_chunks())
+    is_again = pc.is_in(rows["uri"], value_set=before)
     return int(pc.sum(pc.and_(is_again, pc.invert(is_no_failure))).as_py() or 0)
 
 

@@ -57,7 +57,7 @@ class DecodingActor:
         """
         crops: list[npt.NDArray[np.uint8]] = []
         sources: _Sources = []
-        for decoded in self._pool.decode_many(get_many(requests)):
+        for decoded in self._pool.decode_many(get_many(requests, gives_unreadable=True)):
             found = decoded.crops
             if not found:
                 continue

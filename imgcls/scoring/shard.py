@@ -22,10 +22,12 @@ import pyarrow as pa
 
 from imgcls.image.pool import Crop, Decoded, DecoderPool
 from imgcls.model.predict import Predictions, Predictor
+from imgcls.scoring.access import MAX_REFUSED_IN_A_ROW, Access
+from imgcls.scoring.commit import uris_failed_before
 from imgcls.scoring.remote_decode import RemoteDecoder, decode_shared
 from imgcls.scoring.rows import Provenance, ShardRows
 from imgcls.scoring.stages import DECODE_REMOTE, StageClock
-from imgcls.storage.transfer import GetRequest, get_many
+from imgcls.storage.transfer import GetRequest
 
 
 def score_shard(
@@ -38,6 +40,7 @@ def score_shard(
     write_embedding: bool = False,
     clock: StageClock | None = None,
     remote: RemoteDecoder | None = None,
+    access: Access | None = None,
 ) -> pa.Table:
     """Score the planned rows.
 
@@ -50,6 +53,7 @@ def score_shard(
         write_embedding: add the column embedding (the predictor must have been made with it).
         clock: counts what the stages do, if that is wanted.
         remote: reads and decodes some of the images elsewhere, as many as it is fast enough for.
+        access: what the worker knows of the run's images; by default only these rows.
 
     Raises:
         StorageError: the store failed after all retries. No row is made of that.
@@ -59,9 +63,12 @@ def score_shard(
     batches = _Batches(predictor, rows, clock)
     num_decoded = num_here = 0
 
+    access = access or Access(lambda: get_requests(plan_rows.slice(0, MAX_REFUSED_IN_A_ROW)))
+    refused_before = uris_failed_before(plan_rows)
+
     def decode_here(requests: Iterable[GetRequest]) -> Iterator[Decoded]:
         nonlocal num_here
-        for decoded in pool.decode_many(clock.reads(get_many(requests))):
+        for decoded in pool.decode_many(clock.reads(access.read(requests, refused_before))):
             num_here += 1
             yield decoded
 

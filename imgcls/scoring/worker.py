@@ -9,8 +9,9 @@ import json
 import logging
 import threading
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import chain
 from types import TracebackType
 from typing import Self, cast
 
@@ -20,6 +21,7 @@ from imgcls.errors import BundleError, ImgclsError
 from imgcls.image.pool import DecoderPool
 from imgcls.model.artifact import read_bundle
 from imgcls.model.predict import predictor_for_run, set_num_threads
+from imgcls.scoring.access import MAX_REFUSED_IN_A_ROW, Access
 from imgcls.scoring.commit import Commit, commit_shard, count_failed_again
 from imgcls.scoring.decoders import record_here
 from imgcls.scoring.gpu_decode import share_with_gpu
@@ -27,9 +29,11 @@ from imgcls.scoring.int8_run import read_or_make_int8
 from imgcls.scoring.plan import Plan, Shard, read_shard_rows, run_uri
 from imgcls.scoring.remote_decode import MakeRemoteDecoder, RemoteDecoder
 from imgcls.scoring.rows import Provenance
+from imgcls.scoring.sample import spread_requests
 from imgcls.scoring.shard import make_clock, score_shard
 from imgcls.scoring.stages import StageDicts, add_stages, describe_starvation
 from imgcls.storage.objects import put_first
+from imgcls.storage.transfer import GetRequest
 from imgcls.storage.uri import join
 
 log = logging.getLogger(__name__)
@@ -145,6 +149,7 @@ class ShardWorker:
         self._remote: RemoteDecoder | None = None
         self._stages_so_far: StageDicts = {}
         self._lock = threading.Lock()  # of these
+        self._access = Access(partial(_from_all_over, output, plan))
         self._decoders = record_here(bundle.decode_spec)
         self._provenance = Provenance(
             model=plan.model,
@@ -188,6 +193,7 @@ class ShardWorker:
             write_embedding=self._options.write_embedding,
             clock=self._clock,
             remote=self._remote,
+            access=self._access,
         )
         with self._clock.busy("write", table.num_rows):
             return commit_shard(
@@ -223,6 +229,12 @@ class ShardWorker:
         if self._gpu is not None:
             self._gpu.close()
         self._pool.__exit__(kind, error, trace)
+
+
+def _from_all_over(output: str, plan: Plan) -> list[GetRequest]:
+    """Return what to read where nothing of a shard can be read: a few images of the whole run."""
+    found = chain.from_iterable(spread_requests(output, plan, MAX_REFUSED_IN_A_ROW))
+    return [replace(request, index=index) for index, request in enumerate(found)]
 
 
 def agree_on_precision(run: str, mine: str) -> Precision:

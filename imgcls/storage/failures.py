@@ -15,6 +15,7 @@ from imgcls.errors import (
     ObjectChangedError,
     ObjectExistsError,
     ObjectMissingError,
+    ObjectUnreadableError,
     StorageError,
 )
 from imgcls.storage.advice import advice_for
@@ -25,6 +26,12 @@ _NO_BUCKET = re.compile(
     r"|bucket does not exist"
 )
 _EXPIRED = re.compile(r"ExpiredToken|TokenRefreshRequired|InvalidToken|RequestTimeTooSkewed")
+# A 403 with one of these is about who we are; any other may be about the one object.
+_OF_CREDENTIALS = re.compile(
+    r"InvalidAccessKeyId|SignatureDoesNotMatch|RequestExpired|AuthenticationFailed|AccountProblem"
+    r"|InvalidAuthenticationInfo|InvalidSecurity|NotSignedUp|AllAccessDisabled|AccountIsDisabled"
+)
+_ARCHIVED = re.compile(r"BlobArchived|BlobBeingRehydrated|KMS\.\w*Exception")
 _WRONG_REGION = re.compile(
     r"AuthorizationHeaderMalformed|PermanentRedirect|IllegalLocationConstraint|Received redirect"
 )
@@ -60,9 +67,11 @@ def from_status(status: int, code: str, reason: str, what: str) -> ImgclsError |
     if _WRONG_REGION.search(code) or status in (301, 307):
         return ConfigError(f"{what}: {advice_for(what).elsewhere} ({reason})")
     if status in (401, 403) or _EXPIRED.search(code):
-        return AccessDeniedError(
-            f"{what}: access denied ({reason}); {advice_for(what).credentials}"
-        )
+        is_of_us = status != 403 or _EXPIRED.search(code) or _OF_CREDENTIALS.search(code)
+        kind = AccessDeniedError if is_of_us else ObjectUnreadableError
+        return kind(f"{what}: access denied ({reason}); {advice_for(what).credentials}")
+    if _ARCHIVED.search(code):
+        return ObjectUnreadableError(f"{what}: {reason}")
     if status == 404:
         return ObjectMissingError(f"{what}: no such object")
     if status == 412:
@@ -83,7 +92,9 @@ def from_obstore(error: Exception, what: str) -> ImgclsError | TransientError:
     status = int(match[1]) if match else 0
     if isinstance(error, FileNotFoundError):
         status = 404
-    elif isinstance(error, exceptions.PermissionDeniedError | exceptions.UnauthenticatedError):
+    elif isinstance(error, exceptions.UnauthenticatedError):
+        status = 401
+    elif isinstance(error, exceptions.PermissionDeniedError):
         status = 403
     elif isinstance(error, exceptions.AlreadyExistsError):
         return ObjectExistsError(f"{what}: another writer was first")

@@ -5,6 +5,7 @@ name whole and synced, or not at all; what a killed writer leaves begins with TE
 listing shows it.
 """
 
+import errno
 import fcntl
 import os
 import stat
@@ -19,6 +20,7 @@ from imgcls.errors import (
     ObjectChangedError,
     ObjectExistsError,
     ObjectMissingError,
+    ObjectUnreadableError,
     StorageError,
 )
 from imgcls.storage.info import ObjectInfo
@@ -158,9 +160,12 @@ def _errors(operation: str, path: str) -> Iterator[None]:
     except FileExistsError as error:
         raise StorageError(f"{operation} {path}: a file is in the way of a folder") from error
     except PermissionError as error:
-        raise AccessDeniedError(
+        kind = ObjectUnreadableError if operation == "read" else AccessDeniedError
+        raise kind(
             f"{operation} {path}: {error.strerror};"
             " check the owner and mode of the file and its folder"
         ) from error
     except OSError as error:
+        if operation == "read" and error.errno == errno.EIO:  # a bad sector, or the whole disk
+            raise ObjectUnreadableError(f"read {path}: {error.strerror}") from error
         raise StorageError(f"{operation} {path}: {error.strerror or error}") from error

@@ -6,10 +6,11 @@ seconds depends only on whether this store has ever answered us.
 """
 
 import asyncio
+import math
 import random
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 from imgcls.errors import (
@@ -18,10 +19,13 @@ from imgcls.errors import (
     ObjectChangedError,
     ObjectExistsError,
     ObjectMissingError,
+    ObjectUnreadableError,
     StorageError,
 )
 
 T = TypeVar("T")
+# So often an object is asked for before a refusal counts as its own.
+MIN_REFUSALS = 3
 ANSWERS = (ObjectMissingError, ObjectChangedError, ObjectExistsError)
 
 
@@ -71,11 +75,14 @@ class StoreHealth:
 
     has_answered: bool = False
     has_allowed: bool = False
+    allowed_since_s: float = field(default=-math.inf, compare=False)
+    """When the latest of the attempts that were allowed had begun; monotonic."""
 
-    def note(self, error: Exception | None) -> None:
+    def note(self, error: Exception | None, began_s: float) -> None:
         """Take in the outcome of one attempt."""
         if error is None or isinstance(error, ANSWERS):
             self.has_answered = self.has_allowed = True
+            self.allowed_since_s = max(self.allowed_since_s, began_s)
         elif isinstance(error, AccessDeniedError | ConfigError):
             self.has_answered = True
 
@@ -107,6 +114,7 @@ async def retried(
     num_attempts = 0
     while True:
         num_attempts += 1
+        began_s = time.monotonic()
         try:
             quick_s = POLICY.first_contact_s if is_quick and not health.has_answered else None
             result = await _within(quick_s, attempt)
@@ -116,25 +124,31 @@ async def retried(
             if error.slow_down and on_slow_down is not None:
                 on_slow_down()
         except AccessDeniedError as error:
-            if not health.has_allowed:
+            is_often = num_attempts >= MIN_REFUSALS
+            if not health.has_allowed or (is_often and _is_its_own(error, health, start_s)):
                 raise
             cause, budget_s = error, POLICY.access_denied_s
         except Exception as error:
-            health.note(error)
+            health.note(error, began_s)
             raise
         else:
-            health.note(None)
+            health.note(None, began_s)
             return result
         delay_s = POLICY.delay_s(num_attempts)
         elapsed_s = time.monotonic() - start_s
         if elapsed_s + delay_s > budget_s:
-            kind = AccessDeniedError if isinstance(cause, AccessDeniedError) else StorageError
+            kind = type(cause) if isinstance(cause, AccessDeniedError) else StorageError
             raise kind(
                 f"{what()} failed {num_attempts} times in {elapsed_s:.1f} s; last: {cause}"
             ) from cause
         await asyncio.sleep(delay_s)
         if isinstance(cause, AccessDeniedError):
             await renew()
+
+
+def _is_its_own(error: AccessDeniedError, health: StoreHealth, since_s: float) -> bool:
+    """Tell whether others were allowed meanwhile: then it is this object, not who we are."""
+    return isinstance(error, ObjectUnreadableError) and health.allowed_since_s > since_s
 
 
 async def _within(seconds: float | None, attempt: Callable[[], Awaitable[T]]) -> T:

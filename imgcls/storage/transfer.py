@@ -10,13 +10,18 @@ import asyncio
 import logging
 import sys
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from itertools import islice
 from queue import SimpleQueue
 
-from imgcls.errors import ObjectChangedError, ObjectMissingError, StorageError
+from imgcls.errors import (
+    ObjectChangedError,
+    ObjectMissingError,
+    ObjectUnreadableError,
+    StorageError,
+)
 from imgcls.storage import local
 from imgcls.storage.bucket import Bucket
 from imgcls.storage.concurrency import AdaptiveLimit
@@ -42,7 +47,9 @@ class GetRequest:
     version_id: str | None = None
 
 
-def get_many(requests: Iterable[GetRequest], *, max_in_flight: int = 32) -> Iterator[Result]:
+def get_many(
+    requests: Iterable[GetRequest], *, max_in_flight: int = 32, gives_unreadable: bool = False
+) -> Generator[Result]:
     """Read many objects whole, in order of completion.
 
     Args:
@@ -51,15 +58,18 @@ def get_many(requests: Iterable[GetRequest], *, max_in_flight: int = 32) -> Iter
             version id that one.
         max_in_flight: GETs at a time; fewer while the store asks to slow down. A quarter more may
             wait, read but not yet taken.
+        gives_unreadable: an object that is refused is a result too; the caller must find out
+            whether it alone is.
 
     Yields:
-        (index, bytes), or (index, ObjectMissingError or ObjectChangedError).
+        (index, bytes), or (index, ObjectMissingError or ObjectChangedError), or where that is asked
+        for (index, ObjectUnreadableError).
 
     Raises:
         AccessDeniedError, StorageError: the store did not give an object within the retry budget.
         ConfigError: no such bucket.
     """
-    transfer = _Transfer(max_in_flight)
+    transfer = _Transfer(max_in_flight, gives_unreadable=gives_unreadable)
     pending = iter(requests)
     try:
         while True:
@@ -77,8 +87,11 @@ def get_many(requests: Iterable[GetRequest], *, max_in_flight: int = 32) -> Iter
 class _Transfer:
     """The two ends of one `get_many`: the caller's thread and the background loop."""
 
-    def __init__(self, max_in_flight: int) -> None:
+    def __init__(self, max_in_flight: int, *, gives_unreadable: bool) -> None:
         self._limit = AdaptiveLimit(max_in_flight)
+        self._outcomes: tuple[type[StorageError], ...] = (ObjectMissingError, ObjectChangedError)
+        if gives_unreadable:
+            self._outcomes += (ObjectUnreadableError,)
         # To wake the loop costs a tenth of a small GET: requests go over a few at a time.
         self._step = max(1, max_in_flight // 8)
         self._max_outstanding = max_in_flight + 2 * self._step
@@ -169,7 +182,7 @@ class _Transfer:
             if not scheme:
                 return await self._read_local(request, key)
             return await self._get(request, scheme, name, key)
-        except (ObjectMissingError, ObjectChangedError) as error:
+        except self._outcomes as error:
             return error
 
     async def _get(self, request: GetRequest, scheme: str, name: str, key: str) -> bytes:

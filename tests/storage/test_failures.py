@@ -8,6 +8,7 @@ from imgcls.errors import (
     ImgclsError,
     ObjectChangedError,
     ObjectMissingError,
+    ObjectUnreadableError,
     StorageError,
 )
 from imgcls.storage.failures import from_obstore, from_status
@@ -20,7 +21,14 @@ from imgcls.storage.retry import TransientError
         (404, "NoSuchKey", ObjectMissingError),
         (404, "NoSuchBucket", ConfigError),
         (412, "PreconditionFailed", ObjectChangedError),
-        (403, "AccessDenied", AccessDeniedError),
+        (403, "AccessDenied", ObjectUnreadableError),
+        (403, "InvalidObjectState", ObjectUnreadableError),
+        (409, "BlobArchived", ObjectUnreadableError),
+        (403, "ExpiredToken", AccessDeniedError),
+        (403, "InvalidAccessKeyId", AccessDeniedError),
+        (403, "SignatureDoesNotMatch", AccessDeniedError),
+        (403, "RequestTimeTooSkewed", AccessDeniedError),
+        (403, "AuthenticationFailed", AccessDeniedError),
         (401, "", AccessDeniedError),
         (400, "ExpiredToken", AccessDeniedError),
         (301, "PermanentRedirect", ConfigError),

@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from imgcls.errors import AccessDeniedError, ObjectMissingError, StorageError
+from imgcls.errors import AccessDeniedError, ObjectMissingError, ObjectUnreadableError, StorageError
 from imgcls.storage import concurrency, retry
 from imgcls.storage.concurrency import SUCCESSES_PER_STEP, AdaptiveLimit
 from imgcls.storage.retry import RetryPolicy, StoreHealth, TransientError, retried
@@ -85,6 +85,36 @@ def test_denial_after_success_renews_and_tries_again() -> None:
     attempts = Attempts(AccessDeniedError("403"), AccessDeniedError("403"))
     assert run_retried(attempts, StoreHealth(has_answered=True, has_allowed=True)) == "done"
     assert (attempts.num_made, attempts.num_renewed) == (3, 2)
+
+
+def test_an_object_that_is_refused_while_others_are_given_is_not_waited_for() -> None:
+    health = StoreHealth(has_answered=True, has_allowed=True)
+    refused = Attempts(*[ObjectUnreadableError("403")] * 100)
+
+    async def both() -> None:
+        async def give() -> None:
+            while not is_over.is_set():
+                await retried(lambda: "it", health, Attempts().make, renew=refused.renew)
+                await asyncio.sleep(0.01)
+
+        is_over = asyncio.Event()
+        giving = asyncio.create_task(give())
+        try:
+            await retried(lambda: "it", health, refused.make, renew=refused.renew)
+        finally:
+            is_over.set()
+            await giving
+
+    with pytest.raises(ObjectUnreadableError):
+        asyncio.run(both())
+    assert 3 <= refused.num_made < 10
+
+
+def test_an_object_that_is_refused_alone_is_waited_for_as_for_new_credentials() -> None:
+    health = StoreHealth(has_answered=True, has_allowed=True)
+    attempts = Attempts(*[ObjectUnreadableError("403")] * 5)
+    assert run_retried(attempts, health) == "done"
+    assert (attempts.num_made, attempts.num_renewed) == (6, 5)
 
 
 def test_slow_down_is_passed_on() -> None:
