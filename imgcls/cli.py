@@ -24,6 +24,7 @@ from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 from imgcls import logs
 from imgcls.config import models, operations, scoring, training
 from imgcls.errors import ImgclsError, RunStoppedError
+from imgcls.inert import in_log
 
 log = logging.getLogger("imgcls.cli")  # __name__ is __main__ under `python -m`
 
@@ -104,7 +105,7 @@ class _Parser(argparse.ArgumentParser):
     """Argparse, with errors in one line that names the value and the way out."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
+        self.exit(2, f"{self.prog}: {in_log(message)}; see {self.prog} --help\n")
 
     def checked(self, values: dict[str, Any], unknown: list[str]) -> dict[str, Any]:
         """Return the values, or exit 2 for an unknown flag, then for a missing one."""

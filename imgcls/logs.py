@@ -11,17 +11,32 @@ import time
 from types import TracebackType
 from typing import Any, Self
 
+from imgcls.inert import in_log, in_log_lines
+
 LINE_EVERY_S = 5.0
 
 
 def configure(level: int = logging.INFO) -> None:
     """Send the log of imgcls to stderr, with a time, and leave other libraries at warnings."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
+    handler.setFormatter(InertFormatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
     root = logging.getLogger("imgcls")
     root.handlers[:] = [handler]
     root.setLevel(level)
     root.propagate = False
+
+
+class InertFormatter(logging.Formatter):
+    """Formats records so that names of files and classes in them cannot steer a terminal."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  (of logging)
+        """Return the record's line."""
+        record.message = in_log(record.message)
+        return super().formatMessage(record)
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802, ANN401  (of logging)
+        """Return the traceback, whose last line may hold such names too."""
+        return in_log_lines(super().formatException(ei))
 
 
 def print_result(result: dict[str, Any]) -> None:

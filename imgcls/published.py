@@ -4,13 +4,13 @@ In: an output prefix. Out: folders and manifests. Invariant: OUT/date=<D>/run=<R
 written last and once; parts without it are not there for a reader, nor for the ledger.
 """
 
-import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 from imgcls.errors import ObjectMissingError, SourceError
+from imgcls.storage.json_text import parse_record
 from imgcls.storage.objects import list_objects, read
 from imgcls.storage.uri import canonical, join
 
@@ -59,19 +59,20 @@ def read_manifest(folder: str) -> Manifest | None:
         data = read(uri)
     except ObjectMissingError:
         return None
-    try:
-        fields = json.loads(data)
-        version = fields.pop("format_version")
-        tuples = {name: tuple(fields.get(name, ())) for name in ("parts", "moved_formats")}
-        manifest = Manifest(**fields | tuples)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise SourceError(f"{uri} is no manifest of published predictions: {error}") from error
+    what = f"{uri}, which should be a manifest of published predictions,"
+    version, manifest = parse_record(data, what, SourceError, _manifest_of)
     if version != FORMAT_VERSION:
         raise SourceError(
             f"{uri} was written by another version of imgcls (manifest format {version}, this one "
             f"reads {FORMAT_VERSION})"
         )
     return manifest
+
+
+def _manifest_of(fields: dict[str, Any]) -> tuple[Any, Manifest]:
+    version = fields.pop("format_version")
+    tuples = {name: tuple(fields.get(name, ())) for name in ("parts", "moved_formats")}
+    return version, Manifest(**fields | tuples)
 
 
 def list_published(output: str) -> Iterator[tuple[str, Manifest]]:

@@ -5,14 +5,15 @@ sha256 was compared with SHA256SUMS.
 """
 
 import hashlib
-import json
 import re
+from pathlib import Path
 from typing import Any
 
 from imgcls.errors import BundleError, ObjectMissingError
 from imgcls.model.labels import enumerate_names
 from imgcls.storage import objects
-from imgcls.storage.uri import join
+from imgcls.storage.json_text import parse_object
+from imgcls.storage.uri import is_local, join, split_uri
 
 FORMAT_VERSION = 1
 SUMS = "SHA256SUMS"
@@ -49,6 +50,7 @@ def read_sums(uri: str) -> bytes:
     Raises:
         BundleError: there is no complete bundle; says what there is instead.
     """
+    _refuse_link(uri, SUMS)
     try:
         return objects.read(join(uri, SUMS))
     except ObjectMissingError as error:
@@ -65,6 +67,19 @@ def read_sums(uri: str) -> bytes:
         raise BundleError(f"{uri} is no model bundle: {hint}") from error
 
 
+def _refuse_link(uri: str, name: str) -> None:
+    """Refuse a file of a local bundle that leads elsewhere: it may name any file of this machine.
+
+    Raises:
+        BundleError: it is a link.
+    """
+    if is_local(uri) and Path(split_uri(uri)[2], name).is_symlink():
+        raise BundleError(
+            f"{join(uri, name)} is a link, and a bundle holds its files itself: copy it with "
+            "cp -L if you trust where the link leads"
+        )
+
+
 def parse_sums(sums: bytes, uri: str) -> dict[str, str]:
     """Return file name -> sha256.
 
@@ -72,11 +87,11 @@ def parse_sums(sums: bytes, uri: str) -> dict[str, str]:
         BundleError: a line that is none, or a file that no bundle holds, or one too few.
     """
     by_name = {}
-    for line in sums.decode("ascii", "replace").splitlines():
+    for number, line in enumerate(sums.decode("ascii", "replace").splitlines(), 1):
         match = _SUMS_LINE.fullmatch(line)
         if match is None:
             raise BundleError(
-                f"{join(uri, SUMS)} has a line that is none of its own: {line[:80]!r}"
+                f"{join(uri, SUMS)} has a line that is none of its own (line {number})"
             )
         sha256, name = match.groups()
         if name not in REQUIRED_FILES and not ATTACHMENT.fullmatch(name):
@@ -94,6 +109,7 @@ def read_file(uri: str, name: str, sha256: str) -> bytes:
     Raises:
         BundleError: it is missing, or its sha256 is another.
     """
+    _refuse_link(uri, name)
     try:
         data = objects.read(join(uri, name))
     except ObjectMissingError as error:
@@ -112,12 +128,7 @@ def parse_facts(data: bytes, uri: str) -> dict[str, Any]:
     Raises:
         BundleError: no JSON, a newer format, or keys that are unknown, missing or of another type.
     """
-    try:
-        facts = json.loads(data)
-    except ValueError as error:
-        raise BundleError(f"{uri} is no JSON: {error}") from error
-    if not isinstance(facts, dict):
-        raise BundleError(f"{uri} is no JSON object")
+    facts = parse_object(data, uri, BundleError)
     version = facts.get("format_version")
     if isinstance(version, int) and version > FORMAT_VERSION:
         raise BundleError(

@@ -7,6 +7,8 @@ computed here.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from imgcls.inert import in_markdown
+
 _MAX_LISTED = 5
 _HEADLINE_METRICS = (
     "accuracy",
@@ -63,7 +65,7 @@ def model_card(facts: Mapping[str, Any], attachments: Sequence[str] = ()) -> str
         *_calibration(facts, metrics),
     ]
     sections = [
-        f"# {_name(training)}{facts['arch']} for {len(facts['class_names'])} classes"
+        f"# {_name(training)}{in_markdown(facts['arch'])} for {len(facts['class_names'])} classes"
         + (", any number of them per image" if facts["multi_label"] else ""),
         "Trained and stored by imgcls. Every file is listed with its sha256 in SHA256SUMS; "
         "`sha256sum -c SHA256SUMS` checks them.",
@@ -90,14 +92,14 @@ def _golden_miss(training: Mapping[str, Any]) -> list[str]:
         return []
     return [
         "**Where it was trained this model does not give its golden answers: the CPU measured.** "
-        f"{training['golden_miss']} Score it with `--device cpu` or on another GPU."
+        f"{in_markdown(training['golden_miss'])} Score it with `--device cpu` or on another GPU."
     ]
 
 
 def _name(training: Mapping[str, Any]) -> str:
     config = training.get("config")
     name = config.get("name") if isinstance(config, Mapping) else None
-    return f"{name}: " if name else ""
+    return f"{in_markdown(str(name))}: " if name else ""
 
 
 def _data(facts: Mapping[str, Any]) -> str:
@@ -226,12 +228,12 @@ def _slices(metrics: Mapping[str, Any]) -> list[str]:
 def _calibration(facts: Mapping[str, Any], metrics: Mapping[str, Any]) -> list[str]:
     """Show what was fitted on validation, and what it achieves on each split."""
     calibration, missing = facts.get("calibration"), facts["training"].get("no_operating_point")
-    without = f"**{missing[0].upper()}{missing[1:]}.**" if missing else ""
+    without = f"**{in_markdown(missing[0].upper() + missing[1:])}.**" if missing else ""
     if not calibration:
         return [f"## Calibration\n\n{without}"] if without else []
     text = (
         f"## Calibration\n\nTemperature {_shown(float(calibration['temperature']))} "
-        f"({calibration['note']}, {calibration['num_images']} images)."
+        f"({in_markdown(calibration['note'])}, {calibration['num_images']} images)."
     )
     measured = {
         split: values["calibrated"]
@@ -268,8 +270,8 @@ def _calibration(facts: Mapping[str, Any], metrics: Mapping[str, Any]) -> list[s
         )
         for point in calibration["operating_points"]:
             text += (
-                f" {point['threshold_id']} rests on {point['num_positive']} images of the class "
-                f"and {point['num_negative']} others."
+                f" {in_markdown(point['threshold_id'])} rests on {point['num_positive']} images of "
+                f"the class and {point['num_negative']} others."
             )
     return [f"{text}\n\n{without}" if without else text]
 
@@ -323,9 +325,9 @@ def _interval(bounds: Any) -> str:  # noqa: ANN401  (a JSON value: a pair, or no
 
 
 def _table(header: tuple[str, ...], rows: Any) -> str:  # noqa: ANN401  (any iterable of tuples)
-    lines = [header, ("---",) * len(header), *rows]
-    return "\n".join("| " + " | ".join(_cell(cell) for cell in line) + " |" for line in lines)
+    lines = ["| " + " | ".join(map(_cell, line)) + " |" for line in (header, *rows)]
+    return "\n".join([lines[0], "|" + " --- |" * len(header), *lines[1:]])
 
 
 def _cell(value: object) -> str:
-    return str(value).replace("|", "\\|").replace("\n", " ")
+    return in_markdown(str(value))

@@ -27,6 +27,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from imgcls.errors import SourceError
+from imgcls.inert import from_csv, in_csv
 from imgcls.model.dataset import Sample
 
 _DCT_SIDE = 32
@@ -213,14 +214,14 @@ def leaks_to_csv(leaks: Sequence[Leak]) -> bytes:
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(CSV_COLUMNS)
-    writer.writerows(astuple(leak) for leak in leaks)
+    writer.writerows(map(in_csv, astuple(leak)) for leak in leaks)
     return text.getvalue().encode("utf-8", "surrogatepass")
 
 
 def leaks_from_csv(data: bytes) -> list[Leak]:
     """Read `leaks_to_csv`'s table."""
     lines = csv.reader(io.StringIO(data.decode("utf-8", "surrogatepass"), newline=""))
-    return [Leak(*line) for line in lines if tuple(line) != CSV_COLUMNS]
+    return [Leak(*map(from_csv, line)) for line in lines if tuple(line) != CSV_COLUMNS]
 
 
 def _mean_and_contrast(

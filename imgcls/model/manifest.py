@@ -18,13 +18,15 @@ from typing import Any
 
 from imgcls.config.paths import absolute_path
 from imgcls.errors import ObjectMissingError, SourceError
+from imgcls.inert import from_csv, in_csv
 from imgcls.model.columns import Columns, Row, is_table, name_of, read_rows
 from imgcls.storage import objects
 from imgcls.storage.uri import is_local, join, split_uri
 
 MULTI_LABEL_SEPARATOR = "|"
 _REQUIRED = ("uri", "label")
-_OPTIONAL = ("split", "group", "weight", "split_key")
+_FROZEN = "split_key"
+_OPTIONAL = ("split", "group", "weight", _FROZEN)
 _NUM_NAMED = 3
 
 _log = logging.getLogger(__name__)
@@ -84,10 +86,11 @@ def write_manifest(rows: Iterable[LabelRow], *, slice_by: str = "") -> bytes:
     """
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
+    # The column split_key, which we alone write, says that cells are to be read by `from_csv`.
     writer.writerow([*_REQUIRED, *_OPTIONAL, *([slice_by] if slice_by else [])])
     for row in rows:
         given = (row.uri, row.label, row.split, row.group, f"{row.weight!r}", row.key)
-        writer.writerow([*given, row.slice_name] if slice_by else given)
+        writer.writerow(map(in_csv, [*given, row.slice_name] if slice_by else given))
     return text.getvalue().encode("utf-8", "surrogatepass")
 
 
@@ -97,7 +100,7 @@ def read_uris(manifest: str) -> list[str]:
     Raises:
         SourceError: as for `read_manifest`, but that no label is needed.
     """
-    columns = Columns(("uri",))
+    columns = Columns(("uri",), (_FROZEN,))
     uris = [_uri(row, folder) for row, folder in _read_rows(manifest, columns)]
     if not uris:
         raise SourceError(f"{manifest} holds no rows: give one line per image")
@@ -115,7 +118,14 @@ def _read_rows(manifest: str, columns: Columns) -> Iterator[tuple[Row, str]]:
         raise SourceError(f"there is no manifest {manifest}") from error
     folder = manifest.rpartition("/")[0] + "/"
     for row in read_rows(data, manifest, columns):
-        yield row, folder
+        if _FROZEN in row.cells and manifest.lower().endswith(".csv"):
+            cells = {
+                name: from_csv(cell) if isinstance(cell, str) else cell
+                for name, cell in row.cells.items()
+            }
+            yield Row(cells, row.where), folder
+        else:
+            yield row, folder
 
 
 def _row(
@@ -134,7 +144,7 @@ def _row(
     return LabelRow(
         uri=uri,
         # Of a frozen split, see `write_manifest`: so the same images have the same digest.
-        key=name_of(row.cells.get("split_key"), "split_key", row.where) or key,
+        key=name_of(row.cells.get(_FROZEN), _FROZEN, row.where) or key,
         label=label,
         split=columns.text(row, "split"),
         group=columns.text(row, "group"),

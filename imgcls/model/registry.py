@@ -26,6 +26,7 @@ from imgcls.errors import (
 from imgcls.model.artifact import Bundle, read_digest, write_bundle
 from imgcls.model.bundle_files import SUMS
 from imgcls.storage import objects
+from imgcls.storage.json_text import parse_record
 from imgcls.storage.probe import require_conditional_writes
 from imgcls.storage.uri import canonical, is_local, join, split_uri
 
@@ -252,10 +253,14 @@ def _alias_uri(folder: str, alias: str) -> str:
 
 def _parse_alias(data: bytes, uri: str) -> dict[str, Any]:
     try:
-        alias = json.loads(data)
-        return {"version": int(alias["version"]), "digest": str(alias["digest"])}
-    except (ValueError, KeyError, TypeError) as error:
-        raise BundleError(f"{uri} is no alias: {data[:80]!r}; promote again") from error
+        return parse_record(
+            data,
+            "it",
+            BundleError,
+            lambda alias: {"version": int(alias["version"]), "digest": str(alias["digest"])},
+        )
+    except BundleError as error:
+        raise BundleError(f"{uri} is no alias: {error}; promote again") from error
 
 
 def _what_exists(reference: _Reference) -> str:

@@ -6,14 +6,15 @@ SUCCEEDED is success (ray-project/ray#51601).
 """
 
 import asyncio
-import json
 import logging
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any, Protocol, TextIO
 
-from imgcls.errors import RunStoppedError
+from imgcls.errors import ImgclsError, RunStoppedError
+from imgcls.inert import in_log_lines
+from imgcls.storage.json_text import parse_object
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +60,7 @@ class JobLog:
         new = text[max(0, self._written - position) :]
         self._written += len(new)
         self._tail = (self._tail + new)[-MAX_RESULT_CHARS:]
-        self._stream.write(new)
+        self._stream.write(in_log_lines(new))
         self._stream.flush()
 
     def result(self) -> dict[str, Any] | None:
@@ -67,10 +68,9 @@ class JobLog:
         for line in reversed(self._tail.splitlines()):
             if line.startswith("{"):
                 try:
-                    found = json.loads(line)
-                except ValueError:
+                    return parse_object(line, "the last line", ImgclsError)
+                except ImgclsError:
                     continue
-                return found if isinstance(found, dict) else None
         return None
 
 

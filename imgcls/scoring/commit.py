@@ -20,8 +20,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from imgcls.errors import ObjectExistsError
+from imgcls.errors import ObjectExistsError, SourceError
 from imgcls.schema import FAILED_BEFORE_FIELD, NOT_FAILED, Status
+from imgcls.storage.json_text import parse_record
 from imgcls.storage.objects import list_objects, put, put_new, read
 from imgcls.storage.uri import join
 
@@ -81,8 +82,12 @@ def commit_shard(
     try:
         put_new(uri, json.dumps(asdict(commit)).encode())
     except ObjectExistsError:
-        return Commit(**json.loads(read(uri)))
+        return _parse_commit(read(uri), uri)
     return commit
+
+
+def _parse_commit(data: bytes, uri: str) -> Commit:
+    return parse_record(data, uri, SourceError, lambda fields: Commit(**fields))
 
 
 def to_parquet(table: pa.Table) -> bytes:
@@ -127,8 +132,8 @@ def read_commits(run: str) -> Iterator[Commit]:
     named = sorted(uri for uri in uris if _COMMIT_NAME.search(uri))
     pool = ThreadPoolExecutor(READS_IN_FLIGHT)
     try:
-        for data in pool.map(read, named):
-            yield Commit(**json.loads(data))
+        for uri, data in zip(named, pool.map(read, named), strict=True):
+            yield _parse_commit(data, uri)
     finally:
         # Not waited for: a run that is stopped must not sit out a store that stalls.
         pool.shutdown(wait=False, cancel_futures=True)

@@ -24,6 +24,7 @@ from types import TracebackType
 from typing import Self
 
 from imgcls.errors import (
+    ConfigError,
     LeaseHeldError,
     ObjectChangedError,
     ObjectExistsError,
@@ -31,11 +32,13 @@ from imgcls.errors import (
     RunStoppedError,
     StorageError,
 )
+from imgcls.storage.json_text import parse_record
 from imgcls.storage.objects import put_if_match, put_new, read_with_etag
 from imgcls.storage.uri import join
 
 log = logging.getLogger(__name__)
 
+LEASE = "_lease.json"
 TTL_S = 120.0
 HEARTBEAT_S = 10.0
 WATCH_EVERY_S = 1.0
@@ -73,7 +76,12 @@ class LeaseRecord:
     def from_json(cls, data: bytes) -> Self:
         """Read a record; fields of a later version are passed over."""
         known = {field.name for field in fields(cls)}
-        return cls(**{name: value for name, value in json.loads(data).items() if name in known})
+        return parse_record(
+            data,
+            LEASE,
+            ConfigError,
+            lambda found: cls(**{name: value for name, value in found.items() if name in known}),
+        )
 
     def judge(self) -> Holder:
         """Return what this process can know of the holder, without any clock of the wall."""
@@ -101,7 +109,7 @@ class Lease:
     """
 
     def __init__(self, output: str, holder: str) -> None:
-        self._uri = join(output, "_lease.json")
+        self._uri = join(output, LEASE)
         self._record = LeaseRecord(
             holder=holder,
             token=secrets.token_hex(8),
@@ -190,7 +198,7 @@ class Lease:
             self._etag = put_if_match(self._uri, self._renewed(), self._etag)
         except ObjectChangedError:
             data, etag = read_with_etag(self._uri)
-            if json.loads(data)["token"] != self._record.token:
+            if LeaseRecord.from_json(data).token != self._record.token:
                 raise
             self._etag = put_if_match(self._uri, self._renewed(), etag)
 

@@ -29,6 +29,7 @@ import pyarrow.parquet as pq
 from imgcls.errors import ConfigError, ObjectExistsError, ObjectMissingError, SourceError
 from imgcls.logs import Progress
 from imgcls.schema import FAILED_BEFORE_FIELD, PLAN_SCHEMA
+from imgcls.storage.json_text import build_record, parse_object
 from imgcls.storage.objects import ObjectInfo, Skipped, exists, put, put_new, read
 from imgcls.storage.uri import join
 
@@ -91,17 +92,22 @@ def is_rolled_back(output: str, run_id: str) -> bool:
 
 def read_plan(output: str, run_id: str) -> Plan | None:
     """Read the plan of a run, or None when there is none yet."""
+    uri = join(run_uri(output, run_id), "plan.json")
     try:
-        text = read(join(run_uri(output, run_id), "plan.json"))
+        text = read(uri)
     except ObjectMissingError:
         return None
-    fields = json.loads(text)
-    version = fields.pop("format_version")
+    fields = parse_object(text, uri, ConfigError)
+    version = fields.pop("format_version", None)
     if version != FORMAT_VERSION:
         raise ConfigError(
             f"run {run_id} was planned by another version of imgcls (plan format {version}, this "
             f"one reads {FORMAT_VERSION}): finish it there or start a new run id"
         )
+    return build_record(fields, uri, ConfigError, _plan_of)
+
+
+def _plan_of(fields: dict[str, Any]) -> Plan:
     return Plan(
         **fields | {"files": tuple(fields["files"]), "shard_rows": tuple(fields["shard_rows"])}
     )

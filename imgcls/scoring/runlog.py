@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from types import TracebackType
 from typing import Self
 
+from imgcls.logs import InertFormatter
 from imgcls.scoring.last_words import last_word_within_s, put_within
 from imgcls.storage.uri import join
 
@@ -33,9 +34,7 @@ class RunLog:
         # Without a name, so that a kill leaves nothing behind.
         self._file = tempfile.TemporaryFile("w+", encoding="utf-8", errors="backslashreplace")
         self._handler = logging.StreamHandler(self._file)
-        self._handler.setFormatter(
-            logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s")
-        )
+        self._handler.setFormatter(InertFormatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
         logging.getLogger(_LOGGER).addHandler(self._handler)
         return self
 

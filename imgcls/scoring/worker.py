@@ -17,7 +17,7 @@ from typing import Self, cast
 
 from imgcls import errors
 from imgcls.config.values import CpuHelpers, GpuDecode, Precision
-from imgcls.errors import BundleError, ImgclsError
+from imgcls.errors import BundleError, ConfigError, ImgclsError
 from imgcls.image.pool import DecoderPool
 from imgcls.model.artifact import read_bundle
 from imgcls.model.predict import predictor_for_run, set_num_threads
@@ -32,6 +32,7 @@ from imgcls.scoring.rows import Provenance
 from imgcls.scoring.sample import spread_requests
 from imgcls.scoring.shard import make_clock, score_shard
 from imgcls.scoring.stages import StageDicts, add_stages, describe_starvation
+from imgcls.storage.json_text import parse_record
 from imgcls.storage.objects import put_first
 from imgcls.storage.transfer import GetRequest
 from imgcls.storage.uri import join
@@ -244,4 +245,4 @@ def agree_on_precision(run: str, mine: str) -> Precision:
     """
     uri = join(run, "precision.json")
     first = put_first(uri, json.dumps({"precision": mine}).encode())
-    return cast(Precision, json.loads(first)["precision"])
+    return cast(Precision, parse_record(first, uri, ConfigError, lambda f: f["precision"]))

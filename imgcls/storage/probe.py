@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from imgcls.errors import ConfigError, ObjectChangedError, ObjectExistsError, ObjectMissingError
+from imgcls.storage.json_text import parse_object
 from imgcls.storage.objects import put_if_match, put_new, read_with_etag
 from imgcls.storage.resolver import bucket_of
 from imgcls.storage.uri import is_local, join, split_uri
@@ -93,7 +94,7 @@ def _record(proved: dict[str, str]) -> bytes:
 def _proved(data: bytes) -> dict[str, str]:
     """Return at which endpoints it was proved, and when; nothing of what cannot be read."""
     try:
-        found: Any = json.loads(data)["conditional_writes"]
-    except (ValueError, KeyError, TypeError):
+        found: Any = parse_object(data, "the record", ConfigError).get("conditional_writes")
+    except ConfigError:
         return {}
     return dict(found) if isinstance(found, dict) else {}

@@ -24,8 +24,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from imgcls.errors import ObjectMissingError
+from imgcls.errors import ConfigError, ObjectMissingError
 from imgcls.image.pool import DecoderPool
+from imgcls.inert import in_csv
 from imgcls.model.dataset import Sample
 from imgcls.model.leaks import (
     Fingerprints,
@@ -39,6 +40,7 @@ from imgcls.model.leaks import (
     leaks_to_csv,
     refuse_leaks,
 )
+from imgcls.storage.json_text import parse_object
 from imgcls.storage.objects import put, put_first, read
 from imgcls.storage.transfer import GetRequest, get_many
 from imgcls.storage.uri import join
@@ -221,7 +223,8 @@ def _tell_conflicts(plan: TrainPlan, conflicts: Sequence[tuple[Sample, Sample]])
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(("uri", "label", "other_uri", "other_label"))
-    writer.writerows((a.uri, a.class_name, b.uri, b.class_name) for a, b in conflicts)
+    rows = ((a.uri, a.class_name, b.uri, b.class_name) for a, b in conflicts)
+    writer.writerows(map(in_csv, row) for row in rows)
     put(uri, text.getvalue().encode("utf-8", "surrogatepass"))
     one, other = conflicts[0]
     log.warning(
@@ -238,7 +241,8 @@ def _shared_groups(samples: Sequence[Sample]) -> list[Leak]:
 def _read_earlier(plan: TrainPlan) -> _Found | None:
     """Return what the attempt before this one found, if it came to write it."""
     try:
-        check = json.loads(read(join(plan.run_uri, LEAK_CHECK)))
+        uri = join(plan.run_uri, LEAK_CHECK)
+        check = parse_object(read(uri), uri, ConfigError)
         leaks = leaks_from_csv(read(join(plan.run_uri, LEAKS)))
         return _Found(leaks, tuple(check["incomplete_because"]))
     except ObjectMissingError:

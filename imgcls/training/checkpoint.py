@@ -26,6 +26,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from imgcls.errors import ConfigError, ImgclsError, ObjectMissingError
+from imgcls.storage.json_text import parse_object
 from imgcls.storage.objects import delete, list_objects, put_new, read
 from imgcls.storage.uri import join
 from imgcls.training.state import Snapshot
@@ -177,7 +178,9 @@ def read_checkpoint(folder: str) -> Snapshot:
         changed = [n for digest, n in digests if hashlib.sha256(files[n]).hexdigest() != digest]
         if changed:
             raise DamagedCheckpointError(f"{folder}: {', '.join(changed)} changed since written")
-        return Snapshot(load(files[TENSORS]), json.loads(files[VALUES]))
+        return Snapshot(
+            load(files[TENSORS]), parse_object(files[VALUES], VALUES, DamagedCheckpointError)
+        )
     except (ObjectMissingError, SafetensorError, ValueError, KeyError) as error:
         raise DamagedCheckpointError(f"{folder} is damaged: {error}") from error
 

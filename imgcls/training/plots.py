@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from imgcls.inert import in_picture
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -105,10 +107,10 @@ def confusion(
                 color = "white" if share_KK[true, predicted] > 0.5 else "black"
                 ax.text(predicted, true, str(count), ha="center", va="center", color=color)
     every = range(0, num_classes, 1 + (num_classes - 1) // _MAX_NAMED)
-    names = [_short(class_names[k]) for k in every]
+    names = [in_picture(class_names[k], _MAX_NAME) for k in every]
     font_pt = float(np.clip(side_inch * 72 * 0.55 / max(1, num_classes), 4, 10))
-    ax.set_xticks(list(every), names, rotation=90, fontsize=font_pt)
-    ax.set_yticks(list(every), names, fontsize=font_pt)
+    ax.set_xticks(list(every), names, rotation=90, fontsize=font_pt, parse_math=False)
+    ax.set_yticks(list(every), names, fontsize=font_pt, parse_math=False)
     num_right, num_images = int(np.trace(count_KK)), int(count_KK.sum())
     ax.set(xlabel="predicted", ylabel="true", title=f"{split}: {num_right} of {num_images} right")
     return _png(figure)
@@ -183,9 +185,3 @@ def _png(figure: "Figure") -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=_DPI)
     return buffer.getvalue()
-
-
-def _short(name: str) -> str:
-    # A "$" would begin a formula.
-    name = name.replace("$", r"\$")
-    return name if len(name) <= _MAX_NAME else f"{name[: _MAX_NAME - 1]}…"

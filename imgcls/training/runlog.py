@@ -17,7 +17,8 @@ from threading import Thread
 from types import TracebackType
 from typing import Any, Self
 
-from imgcls.errors import ObjectMissingError
+from imgcls.errors import ConfigError, ObjectMissingError
+from imgcls.storage.json_text import parse_object
 from imgcls.storage.objects import put, read
 from imgcls.storage.uri import join
 from imgcls.training.tracking import Line, Tracker
@@ -86,10 +87,11 @@ class RunLog:
 
     def _earlier_lines(self, num_steps: int) -> list[Line]:
         try:
-            lines = [json.loads(line) for line in read(self._uri()).decode().splitlines()]
+            found = read(self._uri()).decode().splitlines()
         except ObjectMissingError:
             return []
-        return [line for line in lines[:num_steps] if line["kind"] == "step"]
+        lines = [parse_object(line, self._uri(), ConfigError) for line in found[:num_steps]]
+        return [line for line in lines if line["kind"] == "step"]
 
     def __exit__(
         self,

@@ -10,7 +10,9 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
+from imgcls.errors import ConfigError
 from imgcls.model.dataset import freeze_split
+from imgcls.storage.json_text import parse_object
 from imgcls.storage.objects import put, put_first, read
 from imgcls.storage.uri import join
 from imgcls.training.plan import RUN, TrainPlan
@@ -45,7 +47,7 @@ def write_start(plan: TrainPlan, *, resumed: bool) -> None:
     """
     uri = join(plan.run_uri, RUN)
     if resumed:
-        earlier = json.loads(read(uri))
+        earlier = parse_object(read(uri), uri, ConfigError)
         for name in changed_at_the_end(plan, earlier):
             log.warning(
                 "--%s is %r and was %r when this run began: it is applied after the last epoch, "

@@ -40,7 +40,7 @@ def measure_channels(
     with DecoderPool(decode_spec, preprocess_spec, num_decoders or 1) as pool:
         for image in pool.decode_many(get_many(requests)):
             if image.error is not None:
-                reason = f"{uris[image.index]}: {image.error}"
+                reason = f"{uris[image.index]!r}: {image.error}"
                 continue
             x_CHW = image.crops[0].x_CHW.astype(np.float64)
             count += x_CHW[0].size
