@@ -14,7 +14,7 @@ import numpy.typing as npt
 from PIL import Image, ImageFile
 
 from imgcls.errors import UnsupportedImageError
-from imgcls.image.gray import to_uint8, type_range
+from imgcls.image.gray import float_range, to_uint8, type_range
 from imgcls.image.spec import DecodeSpec
 
 _DEEP_MODES: Final = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
@@ -61,7 +61,8 @@ def _deep_gray(source: ImageFile.ImageFile, format_name: str, spec: DecodeSpec) 
     """Return mode L, or LA where one sample value is transparent (PNG tRNS)."""
     values_HW = np.asarray(source)
     values_HW = values_HW.astype(values_HW.dtype.newbyteorder("="), copy=False)
-    declared = type_range(values_HW.dtype)
+    is_float = values_HW.dtype.kind == "f"
+    declared = float_range(values_HW) if is_float else type_range(values_HW.dtype)
     if format_name == "TIFF":
         values_HW, declared = _as_tiff_says(source, values_HW)
     elif format_name == "PNM" and source.mode == "I":  # Pillow has scaled maxval to 65535
@@ -84,7 +85,7 @@ def _as_tiff_says(
     if values_HW.dtype == np.int32 and bits == 32 and not is_signed:
         values_HW = values_HW.view(np.uint32)  # Pillow has no unsigned 32-bit mode
     if values_HW.dtype.kind == "f":
-        declared = type_range(values_HW.dtype)
+        declared = float_range(values_HW)
     elif is_signed:
         declared = -(2.0 ** (bits - 1)), 2.0 ** (bits - 1) - 1
     else:

@@ -21,7 +21,13 @@ from imgcls.errors import (
     UnsupportedImageError,
 )
 from imgcls.image.decoded import DecodedImage
-from imgcls.image.dicom_values import frame_values, gray_frame, palette_frame, to_uint8_by_bits
+from imgcls.image.dicom_values import (
+    color_frame,
+    frame_values,
+    gray_frame,
+    palette_frame,
+    significant,
+)
 from imgcls.image.formats.bare_dicom import set_transfer_syntax, with_preamble
 from imgcls.image.formats.dicom_plugins import decode_stored, find_decoder
 from imgcls.image.spec import DecodeSpec
@@ -144,13 +150,19 @@ def _decode_frame(
     dataset: "Dataset", decoder: "Decoder", plugins: tuple[str, ...], index: int, spec: DecodeSpec
 ) -> npt.NDArray[np.uint8]:
     """Return uint8 [H,W,C] of one frame."""
-    stored, says = decode_stored(dataset, decoder, plugins, index)
+    is_native = plugins == ("",)
+    is_odd = dataset.get("HighBit", 0) != dataset.get("BitsStored", 0) - 1
+    stored, says = decode_stored(dataset, decoder, plugins, index, correct_unused_bits=not is_odd)
+    if stored.shape[:2] != (dataset.Rows, dataset.Columns):
+        raise CorruptImageError("DICOM: the pixels have not the size that the object says")
+    if stored.ndim == 2 and (is_odd or not is_native):
+        stored = significant(stored, dataset, is_native=is_native)
     photometric = says["photometric_interpretation"]
     values = frame_values(dataset, index)
     if photometric == "PALETTE COLOR":
         image_HWC = palette_frame(stored, dataset)
     elif stored.ndim == 3:
-        image_HWC = to_uint8_by_bits(stored, int(says["bits_stored"]))
+        image_HWC = color_frame(stored, int(says["bits_stored"]), spec)
     else:
         image_HWC = gray_frame(stored, values, str(photometric), spec)
     return _in_channels(image_HWC, spec)

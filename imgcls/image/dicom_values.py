@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from imgcls.errors import CorruptImageError
-from imgcls.image.gray import to_uint8
+from imgcls.image.formats.dicom_lut import palette, usable_tables
+from imgcls.image.gray import float_range, to_uint8
 from imgcls.image.spec import DecodeSpec
 
 if TYPE_CHECKING:
@@ -71,7 +71,8 @@ def gray_frame(
     elif spec.dicom_window == "none":
         channels = [to_uint8(real_HW, declared, spec)]
     else:
-        channels = [_voi(real_HW, declared, values.voi, spec)]
+        is_float = stored_HW.dtype.kind == "f"
+        channels = [_voi(real_HW, declared, values, spec, is_float=is_float)]
     image_HWC = np.stack(channels, axis=-1)
     # Presentation LUT Shape INVERSE says of a MONOCHROME1 image what its photometric interpretation
     # says already (PS3.3, C.11.6): the two together invert once.
@@ -84,13 +85,57 @@ def gray_frame(
 
 def palette_frame(stored_HW: npt.NDArray[Any], dataset: "Dataset") -> npt.NDArray[np.uint8]:
     """Return uint8 [H,W,3] of a PALETTE COLOR frame."""
-    from pydicom.pixels.processing import apply_color_lut
+    if "SegmentedRedPaletteColorLookupTableData" in dataset:
+        from pydicom.pixels.processing import apply_color_lut
 
-    colors_HWC = apply_color_lut(stored_HW, dataset)
-    return to_uint8_by_bits(colors_HWC, 8 * colors_HWC.dtype.itemsize)
+        colors_HWC = apply_color_lut(stored_HW, dataset)
+        return _by_bits(colors_HWC, 8 * colors_HWC.dtype.itemsize)
+    table = palette(dataset)
+    return _by_bits(table.look_up(stored_HW), table.bits)
 
 
-def to_uint8_by_bits(colors_HWC: npt.NDArray[Any], bits_stored: int) -> npt.NDArray[np.uint8]:
+def color_frame(
+    stored_HWC: npt.NDArray[Any], bits_stored: int, spec: DecodeSpec
+) -> npt.NDArray[np.uint8]:
+    """Return uint8 [H,W,3] of a colour frame; beyond 8 bits by the spec's range for the picture."""
+    if bits_stored <= 8:
+        return _by_bits(stored_HWC, bits_stored)
+    flat_HN = stored_HWC.reshape(stored_HWC.shape[0], -1)
+    return to_uint8(flat_HN, (0.0, 2.0**bits_stored - 1), spec).reshape(stored_HWC.shape)
+
+
+def significant(
+    stored_HW: npt.NDArray[Any], dataset: "Dataset", *, is_native: bool
+) -> npt.NDArray[Any]:
+    """Return the samples of a grey frame without what stands beside them: overlays, rubbish.
+
+    They end at the bit HighBit and have BitsStored bits (PS3.5, 8.1.1). A codec gives them shifted
+    down where it stored no more than these bits.
+    """
+    if stored_HW.dtype.kind == "f":
+        return stored_HW
+    bits, allocated = int(dataset.BitsStored), 8 * stored_HW.itemsize
+    if not 0 < bits < allocated:
+        return stored_HW
+    in_order_HW = stored_HW.astype(stored_HW.dtype.newbyteorder("="), copy=False)
+    raw_HW = in_order_HW.view(f"u{stored_HW.itemsize}")
+    shift = max(0, int(dataset.get("HighBit") or bits - 1) + 1 - bits)
+    if shift and (is_native or not _fit(in_order_HW, bits)):
+        raw_HW = raw_HW >> shift
+    raw_HW = raw_HW & ((1 << bits) - 1)
+    if int(dataset.get("PixelRepresentation") or 0) == 1:
+        sign = 1 << (bits - 1)
+        return ((raw_HW ^ sign) - sign).view(f"i{stored_HW.itemsize}")
+    return raw_HW
+
+
+def _fit(values_HW: npt.NDArray[Any], bits: int) -> bool:
+    low, high = int(values_HW.min()), int(values_HW.max())
+    half = 1 << (bits - 1)
+    return (low >= 0 and high < 2 * half) or (low >= -half and high < half)
+
+
+def _by_bits(colors_HWC: npt.NDArray[Any], bits_stored: int) -> npt.NDArray[np.uint8]:
     """Scale colour samples of `bits_stored` bits to 0..255, rounded to nearest."""
     if bits_stored == 8 and colors_HWC.dtype == np.uint8:
         return colors_HWC
@@ -106,14 +151,10 @@ def _modality(
     """Apply the modality LUT, else the rescale; return also what the stored range becomes."""
     declared = _stored_range(stored_HW, values.dataset)
     source = values.transformation
-    if source.get("ModalityLUTSequence"):
-        from pydicom.pixels.processing import apply_modality_lut
-
-        entries = source.ModalityLUTSequence[0]
-        bits = int(entries.LUTDescriptor[2])
-        return apply_modality_lut(stored_HW, source), (0.0, 2.0**bits - 1)
-    slope = float(source.get("RescaleSlope") if source.get("RescaleSlope") is not None else 1)
-    intercept = float(source.get("RescaleIntercept") or 0)
+    if tables := usable_tables(source.get("ModalityLUTSequence"), values.dataset)[:1]:
+        return tables[0].look_up(stored_HW), (0.0, 2.0 ** tables[0].bits - 1)
+    slope = _finite(source.get("RescaleSlope")) or 1.0  # 0 would make every picture one grey
+    intercept = _finite(source.get("RescaleIntercept")) or 0.0
     if (slope, intercept) == (1.0, 0.0):
         return stored_HW, declared
     real_HW = stored_HW.astype(np.float64) * slope + intercept
@@ -121,9 +162,15 @@ def _modality(
     return real_HW, (ends[0], ends[1])
 
 
+def _finite(value: object) -> float | None:
+    """Return a decimal string as a number, None where it is empty or not finite."""
+    numbers = [number for number in _numbers(value) if np.isfinite(number)]
+    return numbers[0] if numbers else None
+
+
 def _stored_range(stored_HW: npt.NDArray[Any], dataset: "Dataset") -> tuple[float, float]:
     if stored_HW.dtype.kind == "f":
-        return 0.0, 1.0
+        return float_range(stored_HW)
     bits = int(dataset.BitsStored)
     if int(dataset.get("PixelRepresentation") or 0) == 1:
         return -(2.0 ** (bits - 1)), 2.0 ** (bits - 1) - 1
@@ -131,22 +178,30 @@ def _stored_range(stored_HW: npt.NDArray[Any], dataset: "Dataset") -> tuple[floa
 
 
 def _voi(
-    real_HW: npt.NDArray[Any], declared: tuple[float, float], source: "Dataset", spec: DecodeSpec
+    real_HW: npt.NDArray[Any],
+    declared: tuple[float, float],
+    values: FrameValues,
+    spec: DecodeSpec,
+    *,
+    is_float: bool,
 ) -> npt.NDArray[np.uint8]:
-    """Apply the file's VOI LUT or window, the one that the spec's index chooses, else its range."""
-    if source.get("VOILUTSequence"):
-        from pydicom.pixels.processing import apply_voi
+    """Apply the file's VOI LUT or window, the one that the spec's index chooses, else its range.
 
-        index = min(spec.dicom_window_index, len(source.VOILUTSequence) - 1)
-        bits = int(source.VOILUTSequence[index].LUTDescriptor[2])
-        mapped_HW = apply_voi(np.rint(real_HW).astype(np.int64), source, index=index)
-        return to_uint8_by_bits(mapped_HW, bits)
-    centers, widths = _numbers(source.get("WindowCenter")), _numbers(source.get("WindowWidth"))
-    if not centers or not widths:
+    A table without entries and a window without a width show nothing: they count as not there.
+    """
+    source = values.voi
+    if tables := usable_tables(source.get("VOILUTSequence"), values.dataset):
+        table = tables[min(spec.dicom_window_index, len(tables) - 1)]
+        return _by_bits(table.look_up(real_HW), table.bits)
+    pairs = zip(
+        _numbers(source.get("WindowCenter")), _numbers(source.get("WindowWidth")), strict=False
+    )
+    windows = [(c, w) for c, w in pairs if np.isfinite((c, w)).all() and w > 0]
+    if not windows:
         return to_uint8(real_HW, declared, spec)
-    index = min(spec.dicom_window_index, len(centers) - 1, len(widths) - 1)
-    function = source.get("VOILUTFunction") or "LINEAR"
-    return _window(real_HW, centers[index], widths[index], str(function))
+    center, width = windows[min(spec.dicom_window_index, len(windows) - 1)]
+    function = str(source.get("VOILUTFunction") or "LINEAR")
+    return _window(real_HW, center, width, function, is_float=is_float)
 
 
 def _numbers(value: object) -> list[float]:
@@ -158,32 +213,37 @@ def _numbers(value: object) -> list[float]:
 
 
 def _window(
-    real_HW: npt.NDArray[Any], center: float, width: float, function: str = "LINEAR"
+    real_HW: npt.NDArray[Any],
+    center: float,
+    width: float,
+    function: str = "LINEAR",
+    *,
+    is_float: bool = False,
 ) -> npt.NDArray[np.uint8]:
     """Map a window to 0..255 (PS3.3, C.11.2.1.2 and C.11.2.1.3).
 
-    Raises:
-        CorruptImageError: a width that the function does not allow, or a function that there is
-        not.
+    LINEAR is made for integers: its ends are samples, and a width of 1 is a threshold. Dose, SUV
+    and perfusion are fractions, and are written with it all the same: a width of 1 or less is
+    LINEAR_EXACT for them, and any width where the file stores floats. A function that the standard
+    does not know is LINEAR, its default.
     """
     x = real_HW.astype(np.float64)
+    if function not in ("LINEAR_EXACT", "SIGMOID"):
+        is_exact = is_float or width < 1 or (width == 1 and not _are_integers(x))
+        function = "LINEAR_EXACT" if is_exact else "LINEAR"
     if function == "LINEAR":
-        if width < 1:
-            raise CorruptImageError(f"DICOM: window width {width} is below 1")
         center, width = center - 0.5, width - 1
         if width == 0:  # a threshold
             return np.where(x > center, 255, 0).astype(np.uint8)
-        y = (x - center) / width + 0.5
-    elif function in ("LINEAR_EXACT", "SIGMOID"):
-        if width <= 0:
-            raise CorruptImageError(f"DICOM: window width {width} is not above 0")
-        with np.errstate(over="ignore"):
-            exact = (x - center) / width
-            y = exact + 0.5 if function == "LINEAR_EXACT" else 1 / (1 + np.exp(-4 * exact))
-    else:
-        raise CorruptImageError("DICOM: a VOI LUT function that there is not")
-    result: npt.NDArray[np.uint8] = np.clip(np.rint(y * 255), 0, 255).astype(np.uint8)
-    return result
+    with np.errstate(over="ignore", invalid="ignore"):
+        exact = (x - center) / width
+        y = 1 / (1 + np.exp(-4 * exact)) if function == "SIGMOID" else exact + 0.5
+        scaled = np.nan_to_num(np.rint(y * 255), nan=0.0, posinf=255.0, neginf=0.0)
+    return np.clip(scaled, 0, 255).astype(np.uint8)
+
+
+def _are_integers(x: npt.NDArray[np.float64]) -> bool:
+    return bool((x == np.rint(x)).all())
 
 
 def _is_padding(stored_HW: npt.NDArray[Any], dataset: "Dataset") -> npt.NDArray[np.bool_]:

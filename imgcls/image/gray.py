@@ -5,7 +5,7 @@ Invariant: the map is linear and, but for the rule min_max, the same for every i
 sample is never darker in another image.
 """
 
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -49,6 +49,20 @@ def type_range(dtype: np.dtype[np.generic]) -> tuple[float, float]:
         return 0.0, 1.0
     limits = np.iinfo(dtype.type)  # type: ignore[type-var]  # an integer type, checked above
     return float(limits.min), float(limits.max)
+
+
+def float_range(values_HW: npt.NDArray[np.floating[Any]]) -> tuple[float, float]:
+    """Return what is black and white in a picture of floats, which declares nothing.
+
+    0..1, the custom; but its own extremes where that would clip most of it, zeros aside: a map of
+    Hounsfield units or of a temperature would become a threshold.
+    """
+    finite = values_HW[np.isfinite(values_HW)]
+    shown = finite[finite != 0]
+    if 2 * np.count_nonzero((shown < 0) | (shown > 1)) <= shown.size:
+        return 0.0, 1.0
+    low, high = float(finite.min()), float(finite.max())
+    return low, high if high > low else low + 1.0
 
 
 def _range(

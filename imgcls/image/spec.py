@@ -63,13 +63,15 @@ class DecodeSpec:
     """ignore takes the numbers as they are stored, as every training set does; srgb converts
     embedded profiles."""
     gray_range: GrayRange = "declared"
-    """Which values of a grey deeper than 8 bits become 0 and 255, linearly, clipped beyond.
-    declared: all that the file's samples could hold: 0..2^b-1 unsigned, -2^(b-1)..2^(b-1)-1 signed,
-    0..1 float, where b are the bits per sample of TIFF and PNG, the BitsStored of DICOM (rescaled),
-    and a PNM has its maxval. bits: 0..2^gray_bits-1. window: gray_window. min_max: the image's own
-    extremes, per frame."""
+    """Which values become 0 and 255, linearly, clipped beyond, in a grey deeper than 8 bits; and in
+    a colour picture deeper than 8 bits (PNG, TIFF, PNM, JPEG 2000, DICOM), by one range for all its
+    channels. declared: all that the file's samples could hold: 0..2^b-1 unsigned,
+    -2^(b-1)..2^(b-1)-1 signed, 0..1 float, where b are the bits per sample of TIFF and PNG, the
+    BitsStored of DICOM (rescaled), and a PNM has its maxval; a float picture of which 0..1 would
+    clip most has its own extremes. bits: 0..2^gray_bits-1. window: gray_window. min_max: the
+    image's own extremes, per frame."""
     gray_bits: int = 16
-    """Significant bits of a grey, for gray_range bits: 12 for a 12-bit camera that stores 16."""
+    """Significant bits of a sample, for gray_range bits: 12 for a 12-bit camera that stores 16."""
     gray_window: tuple[float, float] = (0.0, 65535.0)
     """Lowest and highest value, for gray_range window."""
     frames: Frames = "first"

@@ -19,7 +19,7 @@ from PIL import Image
 from imgcls.errors import CorruptImageError, ImageTooLargeError, UnsupportedImageError
 from imgcls.image.color import finish
 from imgcls.image.formats.tiff_tags import TiffTags
-from imgcls.image.gray import to_uint8
+from imgcls.image.gray import float_range, to_uint8
 from imgcls.image.spec import DecodeSpec
 
 if TYPE_CHECKING:
@@ -161,7 +161,7 @@ def _to_color(
     spec: DecodeSpec,
 ) -> npt.NDArray[np.uint8]:
     num_colors = _NUM_COLORS[kind]
-    declared = _declared(samples_HWS.dtype, int(page.bitspersample))
+    declared = _declared(samples_HWS[:, :, :num_colors], int(page.bitspersample))
     if kind == "palette":
         table = np.asarray(page.colormap)
         index_HW = samples_HWS[:, :, 0].astype(np.int64)
@@ -178,7 +178,9 @@ def _to_color(
     extras = tuple(int(extra) for extra in page.extrasamples)
     if extras and extras[0] in (_UNASSOCIATED, _ASSOCIATED):
         plain = dataclasses.replace(spec, gray_range="declared")
-        alpha = _scale(samples_HWS[:, :, num_colors : num_colors + 1], declared, plain)
+        alpha_HW1 = samples_HWS[:, :, num_colors : num_colors + 1]
+        opaque = (0.0, 1.0) if alpha_HW1.dtype.kind == "f" else declared
+        alpha = _scale(alpha_HW1, opaque, plain)
         image = _on_background(image, alpha, extras[0] == _ASSOCIATED, spec)
     return _finish(page, image, spec)
 
@@ -200,10 +202,10 @@ def _scale(
     return to_uint8(flat, declared, spec).reshape(samples_HWC.shape)
 
 
-def _declared(dtype: np.dtype[Any], bits: int) -> tuple[float, float]:
-    if dtype.kind == "f":
-        return 0.0, 1.0
-    if dtype.kind == "i":
+def _declared(samples_HWC: npt.NDArray[Any], bits: int) -> tuple[float, float]:
+    if samples_HWC.dtype.kind == "f":
+        return float_range(samples_HWC)
+    if samples_HWC.dtype.kind == "i":
         return -(2.0 ** (bits - 1)), 2.0 ** (bits - 1) - 1
     return 0.0, 2.0**bits - 1
 

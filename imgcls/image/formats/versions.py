@@ -21,7 +21,7 @@ from imgcls.errors import BundleError
 DECODER_VERSIONS: Final[dict[str, int]] = {
     "avif": 1,
     "bmp": 1,
-    "dicom": 1,
+    "dicom": 2,  # bits beside the samples, palettes and tables, windows over fractions, float maps
     "gif": 1,
     "heif": 1,
     "jpeg": 1,
