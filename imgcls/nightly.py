@@ -17,10 +17,13 @@ from typing import Any
 
 from imgcls import cluster
 from imgcls.config.scoring import NightlyConfig, PlanConfig, VerifyConfig
-from imgcls.image.formats.abilities import Abilities
+from imgcls.errors import BudgetExceededError
+from imgcls.image.formats.abilities import AT_27535E0, Abilities, grown
 from imgcls.published import list_published
+from imgcls.scoring.budget import Budget
 from imgcls.scoring.cleanup import is_published
-from imgcls.scoring.decoders import abilities_of
+from imgcls.scoring.commit import read_commits
+from imgcls.scoring.decoders import abilities_of, record_of_run
 from imgcls.scoring.driver import (
     PlannedModel,
     check_config,
@@ -36,6 +39,7 @@ from imgcls.scoring.plan import (
     Staging,
     is_rolled_back,
     read_plan,
+    run_uri,
     stage,
 )
 from imgcls.scoring.runlog import RunLog
@@ -63,13 +67,14 @@ def nightly(config: NightlyConfig) -> dict[str, Any]:
     require_conditional_writes(config.output)
     with RunLog() as run_log, Lease(config.output, name) as lease, Workers(config) as workers:
         model = resolve_model(config.model)
-        plan, run_id = _unfinished_or_next(config, model)
+        plan, run_id = _unfinished_or_next(config, model, workers.abilities)
         again: dict[str, Any] = {}
         if plan is None:
             with _difference(config, model, workers.abilities) as found:
                 staging, counts, again = found.staging, found.counts, found.again()
                 if staging.count() == 0:
                     log.info("nothing new: %s", counts)
+                    again["skipped"] = staging.num_skipped
                     return _nothing_new(config, counts, time.monotonic() - start_s) | again
                 plan = write_run_plan(config, run_id, model, staging, counts, workers.count())
         result = finish_run(config, plan, workers, run_log, before_manifest=lease.renew)
@@ -91,7 +96,9 @@ def _nothing_new(config: NightlyConfig, counts: dict[str, int], elapsed_s: float
     }
 
 
-def _unfinished_or_next(config: NightlyConfig, model: PlannedModel) -> tuple[Plan | None, str]:
+def _unfinished_or_next(
+    config: NightlyConfig, model: PlannedModel, abilities: Callable[[], Abilities]
+) -> tuple[Plan | None, str]:
     """Return the plan of an unfinished night to go on with, or the next free run id."""
     free = ""
     for name in _names(config):
@@ -100,7 +107,11 @@ def _unfinished_or_next(config: NightlyConfig, model: PlannedModel) -> tuple[Pla
             plan = read_plan(config.output, free)
             if plan is None and not is_rolled_back(config.output, free):
                 break
-            if plan is not None and _may_go_on(config, plan, model):
+            if (
+                plan is not None
+                and _may_go_on(config, plan, model)
+                and not _would_read_more(config, plan, abilities)
+            ):
                 log.info("going on with run %s", plan.run_id)
                 return plan, plan.run_id
     return None, free
@@ -132,6 +143,21 @@ def _may_go_on(config: NightlyConfig, plan: Plan, model: PlannedModel) -> bool:
         if (manifest.model_digest, manifest.spec_digest) == (model.digest, model.spec_digest)
     )
     return same_model and same_work and not overtaken
+
+
+def _would_read_more(config: NightlyConfig, plan: Plan, abilities: Callable[[], Abilities]) -> bool:
+    """Tell whether a night that ended at its failure budget might not, as more is read now."""
+    commits = list(read_commits(run_uri(config.output, plan.run_id)))
+    budget = Budget(config.max_failed_fraction)
+    for commit in commits:
+        budget.add(commit.status_counts, commit.num_failed_again)
+    try:
+        budget.check(at_end=len(commits) == len(plan.shard_rows))
+    except BudgetExceededError:
+        record = record_of_run(commit.decoders for commit in commits)
+        then, now = (record or {"reads": AT_27535E0})["reads"], abilities()
+        return any(grown(family, then, now) for family in now)
+    return False
 
 
 @dataclass(frozen=True)
@@ -177,7 +203,8 @@ def _difference(
 ) -> Iterator[Difference]:
     """Stage what is listed and not yet published with this model and spec."""
     outdated = Outdated()
-    with stage(list_source(config.source)) as staging:
+    was_there = partial(_was_read_before, config.output, config.source)
+    with stage(list_source(config.source, was_there=was_there)) as staging:
         published = published_keys(
             config.output, model.digest, model.spec_digest, abilities=abilities, outdated=outdated
         )
@@ -185,6 +212,11 @@ def _difference(
         found = Difference(staging, counts, outdated)
         found.log()
         yield found
+
+
+def _was_read_before(output: str, source: str) -> bool:
+    """Tell whether a published run read this very source: then its name is right, though empty."""
+    return any(manifest.source == source for _, manifest in list_published(output))
 
 
 def show_plan(config: PlanConfig) -> dict[str, Any]:

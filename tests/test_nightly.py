@@ -1,3 +1,4 @@
+import io
 import itertools
 import json
 import time
@@ -15,7 +16,14 @@ from imgcls.config.scoring import (
     ScoreConfig,
     VerifyConfig,
 )
-from imgcls.errors import ConfigError, ImgclsError, LeaseHeldError
+from imgcls.errors import (
+    BudgetExceededError,
+    ConfigError,
+    ImgclsError,
+    LeaseHeldError,
+    SourceError,
+)
+from imgcls.image.formats.abilities import LEARNT, NEEDED
 from imgcls.model.registry import promote, register
 from imgcls.nightly import nightly, show_plan
 from imgcls.published import list_published
@@ -25,7 +33,7 @@ from imgcls.scoring.driver import score, write_run_plan
 from imgcls.scoring.lease import Lease
 from imgcls.scoring.verify import verify
 from imgcls.storage.embedded import EmbeddedS3
-from imgcls.storage.objects import list_objects, put
+from imgcls.storage.objects import delete, list_objects, put
 from tests.scoring.tiny import image_bytes, make_bundle, published_rows, write_images
 
 
@@ -381,3 +389,114 @@ def test_ledger_differences_in_duckdb_match_a_plain_set_difference(tmp_path: Pat
         "failed_before": sum(known.get(key) == "corrupt" for key in keys),
         "unchanged": sum(known.get(key) == "ok" for key in keys),
     }
+
+
+def test_night_over_an_empty_folder_is_a_night_of_nothing(
+    night: NightlyConfig, tmp_path: Path
+) -> None:
+    (tmp_path / "empty").mkdir()
+    for source in (tmp_path / "empty", tmp_path / "empty" / "*.png"):
+        result = nightly(NightlyConfig(**{**vars(night), "source": str(source)}))
+        assert (result["run_id"], result["rows"], result["skipped"]) == (None, 0, 0)
+    with pytest.raises(SourceError, match="nowhere"):
+        nightly(NightlyConfig(**{**vars(night), "source": f"{tmp_path}/nowhere"}))
+    with pytest.raises(SourceError, match="no objects found"):
+        nightly(NightlyConfig(**{**vars(night), "source": f"{night.source}/**/*.pgn"}))
+    with pytest.raises(SourceError, match="empty"):
+        score(ScoreConfig(str(tmp_path / "empty"), night.model, night.output))
+
+
+def test_night_over_a_prefix_that_was_emptied_is_one_and_a_wrong_prefix_is_not(
+    night: NightlyConfig, s3_bucket: str
+) -> None:
+    source = f"{s3_bucket}/incoming"
+    on_s3 = NightlyConfig(**{**vars(night), "source": source, "output": f"{s3_bucket}/out"})
+    with pytest.raises(SourceError, match="incoming"):
+        nightly(on_s3)
+    write_images(source, 3)
+    assert nightly(on_s3)["rows"] == 3
+    for info in list(list_objects(source)):
+        delete(info.uri)
+    assert nightly(on_s3)["rows"] == 0
+    assert show_plan(PlanConfig(source, on_s3.model, on_s3.output))["to_score"] == 0
+    with pytest.raises(SourceError, match="incomming"):
+        nightly(NightlyConfig(**{**vars(on_s3), "source": f"{s3_bucket}/incomming"}))
+
+
+def test_sidecars_and_reports_are_no_failures_and_are_not_planned_again(
+    night: NightlyConfig,
+) -> None:
+    for number in range(40):
+        put(f"{night.source}/{number}.json", b'{"station": %d}' % number)
+    for name in ("Thumbs.db", ".DS_Store", "desktop.ini"):
+        put(f"{night.source}/lot-0/{name}", b"\x00\x00\x00\x01Bud1" + bytes(100))
+    put(f"{night.source}/lot-1/.hidden.jpg", bytes(100))
+    result = nightly(night)
+    assert result["status_counts"] == {"not_an_image": 43, "ok": 70, "unsupported": 1}
+    assert result["not_an_image"] == {
+        "a JSON document": 40, "a folder's settings of macOS (.DS_Store)": 3,
+    }  # fmt: skip
+    assert nightly(night)["rows"] == 0
+    put(f"{night.source}/0.json", image_bytes(3))
+    assert nightly(night)["status_counts"] == {"ok": 1}
+
+
+def test_objects_of_a_pacs_export_without_pixels_are_no_failures(night: NightlyConfig) -> None:
+    pydicom = pytest.importorskip("pydicom")
+    from pydicom.uid import ExplicitVRLittleEndian, generate_uid
+
+    def dicom(sop_class: str) -> bytes:
+        dataset = pydicom.Dataset()
+        dataset.file_meta = pydicom.dataset.FileMetaDataset()
+        dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+        dataset.SOPClassUID = dataset.file_meta.MediaStorageSOPClassUID = sop_class
+        dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = generate_uid()
+        buffer = io.BytesIO()
+        dataset.save_as(buffer, enforce_file_format=True)
+        return buffer.getvalue()
+
+    classes = {
+        "SR": "1.2.840.10008.5.1.4.1.1.88.33", "PR": "1.2.840.10008.5.1.4.1.1.11.1",
+        "KO": "1.2.840.10008.5.1.4.1.1.88.59", "RS": "1.2.840.10008.5.1.4.1.1.481.3",
+        "DICOMDIR": "1.2.840.10008.1.3.10", "x.dcm": "1.2.840.10008.5.1.4.1.1.104.1",
+    }  # fmt: skip
+    for number, (name, sop_class) in enumerate(classes.items()):
+        put(f"{night.source}/ST{number}/{name}", dicom(sop_class))
+    # Of a class of images: it lost its pixels, and must not hide.
+    put(f"{night.source}/ST9/CT", dicom("1.2.840.10008.5.1.4.1.1.2"))
+    result = nightly(night)
+    assert result["status_counts"] == {"corrupt": 1, "not_an_image": 6, "ok": 70}
+    assert sum(result["not_an_image"].values()) == len(result["not_an_image"]) == 6
+
+
+def test_small_night_of_which_most_failed_is_not_published(
+    night: NightlyConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(NEEDED, "heif", "json")
+    for number in range(71):
+        put(f"{night.source}/{number}.heic", b"\x00\x00\x00\x18ftypheic" + bytes(40))
+    night = NightlyConfig(**{**vars(night), "source": f"{night.source}/*.heic"})
+    with pytest.raises(BudgetExceededError, match=r"71 of 71 images failed"):
+        nightly(night)
+    # The same command goes on with the same run, and its end is judged again.
+    with pytest.raises(BudgetExceededError, match=r"71 of 71 images failed"):
+        nightly(night)
+    assert list(list_published(night.output)) == []
+    assert len(list(Path(night.output).glob("_runs/*"))) == 1
+    # Once more is read of some format, it is worth another try.
+    monkeypatch.setitem(LEARNT, "heif", ("what it lacked",))
+    with pytest.raises(BudgetExceededError, match=r"71 of 71 images failed"):
+        nightly(night)
+    assert len(list(Path(night.output).glob("_runs/*"))) == 2
+    forgiving = NightlyConfig(**{**vars(night), "max_failed_fraction": 1.0})
+    assert nightly(forgiving)["rows"] == 71
+
+
+def test_a_run_id_belongs_to_its_date(night: NightlyConfig) -> None:
+    config = ScoreConfig(
+        night.source, night.model, night.output, run_id="x", date="2026-11-22", executor="local"
+    )
+    score(config)
+    with pytest.raises(ConfigError, match="--date 2026-11-22, not 2026-11-23"):
+        score(ScoreConfig(**{**vars(config), "date": "2026-11-23"}))
+    assert score(ScoreConfig(**{**vars(config), "date": ""}))["rows"] == 70

@@ -6,18 +6,28 @@ name.
 """
 
 import itertools
+import logging
 import queue
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from functools import lru_cache
 
 from imgcls.errors import ObjectMissingError, SourceError
 from imgcls.model.manifest import is_manifest, read_uris
-from imgcls.storage.objects import ObjectInfo, Skipped, head, list_entries, list_folder
+from imgcls.storage.objects import (
+    ObjectInfo,
+    Skipped,
+    head,
+    is_folder,
+    list_entries,
+    list_folder,
+)
 from imgcls.storage.uri import canonical, is_local, split_uri
+
+log = logging.getLogger(__name__)
 
 HEADS_IN_FLIGHT = 32
 LISTINGS_IN_FLIGHT = 8
@@ -26,12 +36,19 @@ PAGE_SIZE = 1000
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
-def list_source(source: str) -> Iterator[ObjectInfo | Skipped]:
+def list_source(
+    source: str, *, was_there: Callable[[], bool] | None = None
+) -> Iterator[ObjectInfo | Skipped]:
     """Stream every entry of a source.
 
     A source with `*` is a glob: `*` stays within a folder, `**` crosses folders. A source that ends
     in .csv, .parquet or .jsonl is a manifest with a column uri. Anything else is a prefix, read as
     a folder.
+
+    Args:
+        source: what to list.
+        was_there: allows a source to be empty where its folder is there and empty too, or where
+            this tells that there was something before. By default an empty one is refused.
 
     Raises:
         SourceError: nothing is there.
@@ -39,7 +56,7 @@ def list_source(source: str) -> Iterator[ObjectInfo | Skipped]:
     """
     if is_manifest(source):
         return _list_manifest(source)
-    return _refuse_empty(source, _list_glob(source) if "*" in source else list_parallel(source))
+    return _list_folder(source, was_there)
 
 
 def covers(source: str, uri: str) -> bool:
@@ -54,23 +71,30 @@ def covers(source: str, uri: str) -> bool:
     return place == [scheme, bucket] and candidate.startswith(folder)
 
 
-def _refuse_empty(
-    source: str, entries: Iterator[ObjectInfo | Skipped]
+def _list_folder(
+    source: str, was_there: Callable[[], bool] | None
 ) -> Iterator[ObjectInfo | Skipped]:
-    found = False
-    for entry in entries:
-        found = found or isinstance(entry, ObjectInfo)
+    is_glob = "*" in source
+    folder = source[: source.index("*")].rpartition("/")[0] if is_glob else source
+    num_found = num_others = num_skipped = 0
+    for entry in list_parallel(folder):
+        num_skipped += isinstance(entry, Skipped)
+        if is_glob and not covers(source, entry.uri):
+            num_others += isinstance(entry, ObjectInfo)
+            continue
+        num_found += isinstance(entry, ObjectInfo)
         yield entry
-    if not found:
-        raise SourceError(
-            f"{source}: no objects found. Check the spelling; a prefix is read as a folder, and "
-            "`*` in a glob does not cross folders (`**` does)."
-        )
-
-
-def _list_glob(source: str) -> Iterator[ObjectInfo | Skipped]:
-    folder = source[: source.index("*")].rpartition("/")[0]
-    return (entry for entry in list_parallel(folder) if covers(source, entry.uri))
+    if num_found:
+        return
+    # An object store has a folder only where somebody made a marker of it.
+    is_empty = num_others == 0 and (num_skipped > 0 or is_folder(folder))
+    if was_there is not None and (is_empty or was_there()):
+        log.warning("%s: holds no image", source)
+        return
+    raise SourceError(
+        f"{source}: no objects found. Check the spelling; a prefix is read as a folder, and "
+        "`*` in a glob does not cross folders (`**` does)."
+    )
 
 
 def list_parallel(prefix: str) -> Iterator[ObjectInfo | Skipped]:

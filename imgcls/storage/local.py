@@ -29,12 +29,18 @@ from imgcls.storage.local_listing import TEMP_PREFIX, etag_of, info_of, list_ent
 __all__ = [
     "delete",
     "head",
+    "is_folder",
     "list_entries",
     "put",
     "put_if_match",
     "put_new",
     "read_with_etag",
 ]
+
+
+def is_folder(path: str) -> bool:
+    """Tell whether there is a folder of this name."""
+    return Path(path).is_dir()
 
 
 def head(path: str) -> ObjectInfo:

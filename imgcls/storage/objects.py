@@ -19,6 +19,7 @@ __all__ = [
     "delete",
     "exists",
     "head",
+    "is_folder",
     "list_entries",
     "list_folder",
     "list_objects",
@@ -75,6 +76,11 @@ def list_folder(prefix_uri: str) -> Folder | None:
         ConfigError, AccessDeniedError, StorageError: as for `list_entries`.
     """
     return None if is_local(prefix_uri) else remote.list_folder(prefix_uri)
+
+
+def is_folder(uri: str) -> bool:
+    """Tell whether there is a local folder of this name; an object store has none by itself."""
+    return is_local(uri) and local.is_folder(_path(uri))
 
 
 def head(uri: str) -> ObjectInfo:
