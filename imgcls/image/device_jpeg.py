@@ -21,6 +21,7 @@ import os
 import queue
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
@@ -38,7 +39,7 @@ from imgcls.image.raster import exif_orientation, open_raster
 from imgcls.image.spec import DecodeSpec, PreprocessSpec
 
 _BATCH_SIZE: Final = 64
-# The batch on the device, and two that wait for it.
+# The batch on the device, the one that is started meanwhile, and one that waits.
 _MAX_IN_FLIGHT: Final = 3 * _BATCH_SIZE
 # Larger ones would fill the device; a decoder process takes them at a half or less of their size.
 _MAX_PIXELS: Final = 4 << 20
@@ -48,6 +49,29 @@ _MAX_FAILURES_IN_A_ROW: Final = 3
 _SAMPLINGS: Final = ((1, 1), (2, 1), (2, 2))
 
 _log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Started:
+    """Files that the device is at: what it decoded, and where the crops will lie once copied."""
+
+    images: list[torch.Tensor | None]
+    x_BCPP: torch.Tensor | None
+    is_copied: torch.cuda.Event | None
+
+
+_Item = tuple[Task, Callable[[Task], None]]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _UnderWay:
+    """Tasks, each with who takes it back; nothing is started for them where that failed."""
+
+    wanted: list[_Item]
+    started: _Started | None
+
+
+_NOTHING: Final = _UnderWay([], None)
 
 
 class DeviceJpegDecoder:
@@ -82,7 +106,7 @@ class DeviceJpegDecoder:
         self._num_in_flight = self._num_decoded = 0
         self._is_closed = False
         self._num_failures = 0
-        self._inbox: queue.SimpleQueue[tuple[Task, Callable[[Task], None]] | None]
+        self._inbox: queue.SimpleQueue[_Item | None]
         self._inbox = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="imgcls-device-jpeg", daemon=True)
         self._thread.start()
@@ -133,20 +157,32 @@ class DeviceJpegDecoder:
 
     def decode(self, files: Sequence[bytes]) -> list[list[Crop] | None]:
         """Decode and preprocess files that are plain; None for one that can't be decoded here."""
+        return self._finish(self._start(files))
+
+    def _start(self, files: Sequence[bytes]) -> "_Started":
+        """Have the device decode, resize and copy back; on CUDA, without waiting for that."""
         with torch.cuda.stream(self._stream), torch.inference_mode():
             images = [
                 self._to_tensor(image, read_frame(data))
                 for image, data in zip(self._decode(files), files, strict=True)
             ]
             crops = [self._preprocess(image_HWC) for image_HWC in images if image_HWC is not None]
-            # One copy for all of them, which also waits for all that was done to them.
-            x_BCPP = torch.stack(crops).cpu().numpy() if crops else np.empty(0, np.uint8)
-        on_host = iter(x_BCPP)
+            # One copy for all of them, into pinned memory.
+            x_BCPP = torch.stack(crops).to("cpu", non_blocking=True) if crops else None
+            is_copied = self._stream.record_event() if self._stream is not None else None
+        # The images themselves stay until then: the device reads them.
+        return _Started(images, x_BCPP, is_copied)
+
+    def _finish(self, started: "_Started") -> list[list[Crop] | None]:
+        """Wait for what was started, and return its crops."""
+        if started.is_copied is not None:
+            started.is_copied.synchronize()
+        on_host = iter(started.x_BCPP.numpy() if started.x_BCPP is not None else ())
         return [
             None
             if image_HWC is None
             else [Crop(next(on_host), image_HWC.shape[1], image_HWC.shape[0], None)]
-            for image_HWC in images
+            for image_HWC in started.images
         ]
 
     def num_decoded(self) -> int:
@@ -161,27 +197,43 @@ class DeviceJpegDecoder:
         self._thread.join()
 
     def _run(self) -> None:
-        is_open = True
-        while is_open:
-            batch = [self._inbox.get()]
-            while len(batch) < _BATCH_SIZE and not self._inbox.empty():
+        """Start a batch before the last one is waited for, so that the device always has one."""
+        is_open, under_way = True, _NOTHING
+        while is_open or under_way.wanted:
+            batch: list[_Item | None] = []
+            if is_open and not under_way.wanted:
                 batch.append(self._inbox.get())
-            is_open = None not in batch
-            self._work_on([item for item in batch if item is not None])
+            while is_open and len(batch) < _BATCH_SIZE and not self._inbox.empty():
+                batch.append(self._inbox.get())
+            is_open = is_open and None not in batch
+            next_one = self._start_on([item for item in batch if item is not None])
+            self._finish_on(under_way)
+            under_way = next_one
 
-    def _work_on(self, batch: list[tuple[Task, Callable[[Task], None]]]) -> None:
+    def _start_on(self, batch: "list[_Item]") -> "_UnderWay":
         wanted = [(task, give_back) for task, give_back in batch if task.is_wanted()]
-        found: list[list[Crop] | None] = [None] * len(wanted)
-        if not self._is_closed:
+        started: _Started | None = None
+        if wanted and not self._is_closed:
             try:
-                found = self.decode([task.data for task, _ in wanted]) if wanted else []
-                self._num_failures = 0
+                started = self._start([task.data for task, _ in wanted])
             except Exception as error:  # noqa: BLE001 - whatever it is, the processes can do it
                 self._note_failure(error)
         with self._lock:
-            self._num_in_flight -= len(batch)
+            self._num_in_flight -= len(batch) - len(wanted)
+        return _UnderWay(wanted, started)
+
+    def _finish_on(self, under_way: "_UnderWay") -> None:
+        found: list[list[Crop] | None] = [None] * len(under_way.wanted)
+        if under_way.started is not None:
+            try:
+                found = self._finish(under_way.started)
+                self._num_failures = 0
+            except Exception as error:  # noqa: BLE001 - as above
+                self._note_failure(error)
+        with self._lock:
+            self._num_in_flight -= len(under_way.wanted)
             self._num_decoded += sum(crops is not None for crops in found)
-        for (task, give_back), crops in zip(wanted, found, strict=True):
+        for (task, give_back), crops in zip(under_way.wanted, found, strict=True):
             if crops is None:
                 give_back(task)
             else:

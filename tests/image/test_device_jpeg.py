@@ -1,7 +1,10 @@
 """JPEGs decoded beside the pool, by nvImageCodec on the CPU: the code that runs on a GPU."""
 
 import io
+import queue
+import threading
 from collections.abc import Callable, Iterator
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -12,6 +15,7 @@ from PIL import Image
 
 from imgcls.errors import DecodeError, ImgclsError
 from imgcls.image.device_jpeg import DeviceJpegDecoder
+from imgcls.image.engine import Task
 from imgcls.image.pool import Crop, Decoded, DecoderPool, decode_one
 from imgcls.image.spec import DecodeSpec, PreprocessSpec
 
@@ -273,3 +277,36 @@ def test_abandoned_stream_leaves_nothing_behind(
         check_all(list(pool.decode_many(enumerate(files))), files)
     with pytest.raises(ImgclsError, match="closed"):
         list(pool.decode_many(enumerate(files)))
+
+
+def test_a_batch_is_started_before_the_one_before_it_is_waited_for(
+    make_decoder: Callable[..., DeviceJpegDecoder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoder, is_full, order = make_decoder(), threading.Event(), list[str]()
+    start, finish = decoder._start, decoder._finish
+
+    def record_start(files: Any) -> Any:
+        assert is_full.wait(60)
+        order.append(f"start {len(files)}")
+        return start(files)
+
+    def record_finish(started: Any) -> Any:
+        order.append(f"finish {len(started.images)}")
+        return finish(started)
+
+    monkeypatch.setattr(decoder, "_start", record_start)
+    monkeypatch.setattr(decoder, "_finish", record_finish)
+    done: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    tasks = [Task(PLAIN["4:2:0"], done.put, lambda: True) for _ in range(decoder.capacity)]
+    assert all(decoder.take(task, lambda _task: None) for task in tasks)
+    assert not decoder.take(tasks[0], lambda _task: None), "it has as many as it may have"
+    is_full.set()
+    assert all(isinstance(done.get(timeout=60), list) for _ in tasks)
+    decoder.close()
+    assert decoder.num_decoded() == decoder.capacity
+    # The first batch is whatever had come when the thread looked.
+    assert [step.split()[0] for step in order[:3]] == ["start", "start", "finish"]
+    assert order[-1].startswith("finish")
+    assert sum(int(step.split()[1]) for step in order) == 2 * decoder.capacity
+    under_way = list(accumulate(1 if step.startswith("start") else -1 for step in order))
+    assert max(under_way) == 2
