@@ -189,13 +189,14 @@ class Predictor:
             return self._to_predictions(found)
 
     def _forward(self, x_BCHW: torch.Tensor, rows: slice, size: int) -> npt.NDArray[np.float32]:
-        """Run some rows in a pass of `size`: their probabilities, whether finite, embeddings."""
+        """Run some rows in a pass of `size`: probabilities, 0 if finite, embeddings."""
         # Outside of inference mode: code is compiled anew for tensors that were made inside.
         padded_BCHW, num_rows = pad(x_BCHW[rows], size), rows.stop - rows.start
         with self._on_own_cuda_stream(), torch.inference_mode():
             logits_BN = self._model(self._to_device(padded_BCHW))[:num_rows]
-            finite_B1 = logits_BN.isfinite().all(dim=1, keepdim=True)
-            parts = [to_probs(logits_BN, multi_label=self._multi_label), finite_B1.float()]
+            # Exactly 0 where every logit is finite, else NaN.
+            zero_B1 = (logits_BN * 0).sum(dim=1, keepdim=True)
+            parts = [to_probs(logits_BN, multi_label=self._multi_label), zero_B1]
             if self._embedding is not None:
                 parts.append(self._embedding()[:num_rows].float())
             # In one piece: each copy from a device waits for all that it has to do.
@@ -203,27 +204,27 @@ class Predictor:
             return packed
 
     def _to_predictions(self, found: Found[npt.NDArray[np.float32]]) -> Predictions:
-        error_by_row, parts = dict[int, str](), list[npt.NDArray[np.float32]]()
+        error_by_row: dict[int, str] = {}
+        parts: list[npt.NDArray[np.float32]] = []
         width = next((r.shape[1] for _, r in found if not isinstance(r, Failure)), None)
         for rows, result in found:
             if isinstance(result, Failure):
                 error_by_row[rows.start] = f"the model fails on it: {result.reason}"
-                result = np.ones((1, width or self.num_classes + 1), np.float32)
+                result = np.zeros((1, width or self.num_classes + 1), np.float32)
             parts.append(result)
         packed_BX = parts[0] if len(parts) == 1 else np.concatenate(parts)
-        probs_BN, finite_B, embedding_BE = np.split(
-            packed_BX, [self.num_classes, self.num_classes + 1], axis=1
-        )
-        error_by_row |= dict.fromkeys(np.flatnonzero(finite_B[:, 0] == 0).tolist(), _NOT_FINITE)
+        probs_BN, zero_B = packed_BX[:, : self.num_classes], packed_BX[:, self.num_classes]
+        if zero_B.any():
+            error_by_row |= dict.fromkeys(np.flatnonzero(zero_B).tolist(), _NOT_FINITE)
         topk_label_BK = top_labels(probs_BN, self.top_k)
-        topk_prob_BK = np.take_along_axis(probs_BN, topk_label_BK, axis=1)
+        topk_prob_BK = probs_BN[np.arange(len(probs_BN))[:, None], topk_label_BK]
         return Predictions(
             label_B=topk_label_BK[:, 0],
             confidence_B=topk_prob_BK[:, 0],
             topk_label_BK=topk_label_BK.astype(np.int32),
             topk_prob_BK=topk_prob_BK,
             probs_BN=probs_BN,
-            embedding_BE=embedding_BE if self._embedding is not None else None,
+            embedding_BE=None if self._embedding is None else packed_BX[:, self.num_classes + 1 :],
             error_by_row=error_by_row,
         )
 
