@@ -2,12 +2,14 @@
 
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
 import torch
 
-from imgcls.errors import ConfigError
+from imgcls.errors import BundleError, ConfigError
 from imgcls.model import arithmetic, engine
 from imgcls.model.arithmetic import gpu_has_bf16, has_tf32, set_fp32_arithmetic
+from imgcls.model.network import Network
 from imgcls.model.predict import Predictor
 from tests.scoring.tiny import make_bundle
 
@@ -39,10 +41,39 @@ def test_fp32_is_ieee_and_tf32_is_not() -> None:
         assert allowed() == (False, False, "none")
 
 
-def test_whatever_predicts_in_fp32_has_set_it() -> None:
+@pytest.fixture
+def passes(monkeypatch: pytest.MonkeyPatch) -> list[tuple[bool, bool, str]]:
+    """What was allowed in each pass of a network."""
+    real, found = Network.forward, list[tuple[bool, bool, str]]()
+
+    def forward(self: Network, x_BCHW: torch.Tensor) -> torch.Tensor:
+        found.append(allowed())
+        return real(self, x_BCHW)
+
+    monkeypatch.setattr(Network, "forward", forward)
+    return found
+
+
+def test_whatever_predicts_in_fp32_is_ieee_from_its_first_pass_on(
+    passes: list[tuple[bool, bool, str]],
+) -> None:
     torch.backends.cuda.matmul.allow_tf32 = True
-    Predictor(make_bundle(), device="cpu", precision="fp32")
-    assert allowed() == (False, False, "none")
+    predictor = Predictor(make_bundle(), device="cpu", precision="fp32")
+    predictor.predict(np.zeros((1, 3, 32, 32), np.uint8))
+    assert passes == [(False, False, "none")] * 2
+
+
+def test_tf32_is_proven_beside_fp32_with_the_tolerance_of_bf16(
+    passes: list[tuple[bool, bool, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "has_tf32", lambda device: True)
+    predictor = Predictor(make_bundle(), device="cpu", precision="tf32")
+    assert predictor.engine == "eager tf32 on cpu"
+    predictor.predict(np.zeros((1, 3, 32, 32), np.uint8))
+    assert passes == [(False, False, "none"), (True, True, "tf32"), (True, True, "tf32")]
+    monkeypatch.setattr(engine, "LOW_PRECISION_TOLERANCE", -1.0)
+    with pytest.raises(BundleError, match=r"golden probabilities move by .*, allowed -1"):
+        Predictor(make_bundle(), device="cpu", precision="tf32")
 
 
 @pytest.mark.parametrize(

@@ -156,13 +156,15 @@ def test_a_network_that_fails_on_every_image_ends_by_the_budget_not_as_rows(
 def test_an_image_at_fault_does_not_keep_a_run_from_calibrating(tmp_path: Path) -> None:
     """The plain network judges the calibrated one, on images of the run."""
     write_images(str(tmp_path / "bucket"), 70)
-    put(str(tmp_path / "bucket/white.png"), white_image())
+    # Of each two images one calibrates and the other one judges.
+    for number in range(2):
+        put(str(tmp_path / f"bucket/white-{number}.png"), white_image())
     model = register(str(tmp_path / "registry"), "m", make_sure_bundle()).uri
     spoil("white")
     config = ScoreConfig(
         str(tmp_path / "bucket"), model, str(tmp_path / "out"), precision="int8", device="cpu"
     )
-    assert score(config)["rows"] == 71
+    assert score(config)["rows"] == 72
 
 
 def _run_job(
