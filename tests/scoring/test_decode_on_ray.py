@@ -228,7 +228,7 @@ def test_a_chunk_that_grows_too_large_is_cut(
     crops, sources = actor.decode(requests)
     assert crops is not None
     assert crops.shape == (10, 3, 32, 32)
-    assert [len(of_image) for _, of_image in sources] == [5, 5]
+    assert [len(of_image) for *_, of_image in sources] == [5, 5]
 
 
 @pytest.mark.parametrize(
