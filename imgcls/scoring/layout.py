@@ -135,6 +135,12 @@ def cpu_only_nodes(resources: ClusterResources) -> list[NodeResources]:
     return [node for node in resources.nodes if node.num_cpus and not node.num_gpus]
 
 
+def num_idle_gpus(resources: ClusterResources, placements: list[Placement]) -> int:
+    """Return how many whole GPUs the actors leave unused, on nodes there and where they compute."""
+    taken = sum(placement.num_gpus for placement in placements if placement.node_id)
+    return int(resources.num_gpus - taken + 1e-6) if placements[0].num_gpus else 0
+
+
 def _room(
     node_id: str, num_cpus: int, num_gpus: int, request: ActorRequest, gpus_per_actor: float
 ) -> _Room:

@@ -36,7 +36,13 @@ from imgcls import cluster
 from imgcls.errors import ConfigError, DeviceFailedError, ImgclsError, ShardFailedError
 from imgcls.model.passes import describe_error
 from imgcls.scoring.decode_on_ray import DecodersOnRay
-from imgcls.scoring.layout import ActorRequest, Placement, cpu_only_nodes, lay_out_actors
+from imgcls.scoring.layout import (
+    ActorRequest,
+    Placement,
+    cpu_only_nodes,
+    lay_out_actors,
+    num_idle_gpus,
+)
 from imgcls.scoring.plan import Plan, Shard, read_plan
 from imgcls.scoring.ray_metrics import RayMetrics
 from imgcls.scoring.runlog import KeptLines
@@ -135,6 +141,15 @@ def _placements(
             f"no node is left that holds an actor ({resources.describe()}). Look at the cluster; "
             f"--run-id {plan.run_id} does what is left."
         ) from error
+    num_idle = num_idle_gpus(resources, placements)
+    if num_idle and not request.num_actors:
+        log.warning(
+            "%d of %d GPUs idle: an actor needs a CPU of its own beside its GPU, and a node keeps "
+            "one for Ray; the cluster has %s",
+            num_idle,
+            resources.num_gpus,
+            resources.describe(),
+        )
     placements = placements[: max(1, len(left))]
     num_waiting = sum(1 for placement in placements if not placement.node_id)
     log.info(

@@ -7,6 +7,7 @@ from imgcls.scoring.layout import (
     Placement,
     cpu_only_nodes,
     lay_out_actors,
+    num_idle_gpus,
     usable_cpus,
 )
 from tests.ray_nodes import nodes_of
@@ -40,6 +41,25 @@ def test_by_default_an_actor_per_gpu_or_else_per_node(
     nodes: list[tuple[int, int]], placed: list[tuple[str, int, float]]
 ) -> None:
     assert laid_out(nodes_of(*nodes)) == placed
+
+
+@pytest.mark.parametrize(
+    ("nodes", "request_", "num_idle"),
+    [
+        ([(16, 8)], ANY, 0),
+        ([(3, 4)], ANY, 2),  # CPUs for two of them
+        ([(3, 4), (9, 2)], ANY, 2),
+        ([(16, 4)], ActorRequest(cpus_per_actor=7), 2),
+        ([(16, 4)], ActorRequest(gpus_per_actor=0.3), 0),
+        ([(16, 2)], ActorRequest(device="cpu"), 0),
+        ([(16, 0)], ANY, 0),
+    ],
+)
+def test_gpus_that_no_actor_has_a_cpu_for_are_counted(
+    nodes: list[tuple[int, int]], request_: ActorRequest, num_idle: int
+) -> None:
+    resources = nodes_of(*nodes)
+    assert num_idle_gpus(resources, lay_out_actors(resources, request_)) == num_idle
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from imgcls.image.spec import DecodeSpec, PreprocessSpec
 from imgcls.model.artifact import Bundle
 from imgcls.model.predict import Predictor
 from imgcls.schema import PLAN_SCHEMA
-from imgcls.scoring import shard
+from imgcls.scoring import access
 from imgcls.scoring.rows import Provenance
 from imgcls.scoring.shard import score_shard
 from imgcls.storage.objects import list_objects, put
@@ -127,8 +127,10 @@ def test_lost_outcome_is_an_error_not_a_shorter_table(
 ) -> None:
     write_images(str(tmp_path), 5)
     bundle = make_bundle()
-    real = shard.get_many
-    monkeypatch.setattr(shard, "get_many", lambda requests: list(real(requests))[:-1])
+    real = access.get_many
+    monkeypatch.setattr(
+        access, "get_many", lambda *args, **how: (one for one in list(real(*args, **how))[:-1])
+    )
     with (
         DecoderPool(bundle.decode_spec, bundle.preprocess_spec, 1) as pool,
         pytest.raises(AssertionError, match="1 planned rows got no outcome"),
