@@ -6,6 +6,7 @@ a conversion that does not know its range (Pillow's own turns a 16-bit picture i
 16-bit colour keeps its high byte; CMYK becomes RGB by (1-C)(1-K), without a profile.
 """
 
+import dataclasses
 import io
 from typing import Final
 
@@ -55,6 +56,29 @@ def finish(
     mode = "RGB" if spec.color == "rgb" else "L"
     pixels = np.asarray(image if image.mode == mode else image.convert(mode))
     return pixels.reshape(*pixels.shape[:2], spec.num_channels)
+
+
+def from_samples(
+    samples_HWC: npt.NDArray[np.generic],
+    declared: tuple[float, float],
+    icc_profile: bytes | None,
+    spec: DecodeSpec,
+) -> npt.NDArray[np.uint8]:
+    """Return a grey or a colour, with or without alpha, of any depth as uint8 [H,W,C].
+
+    One range holds for all channels; alpha keeps the declared one.
+    """
+    height, width, channels = samples_HWC.shape
+    num_colors = 1 if channels <= 2 else 3
+    colors_HN = np.ascontiguousarray(samples_HWC[:, :, :num_colors]).reshape(height, -1)
+    colors_HWC = to_uint8(colors_HN, declared, spec).reshape(height, width, num_colors)
+    image = Image.fromarray(colors_HWC[:, :, 0] if num_colors == 1 else colors_HWC)
+    if channels in (2, 4):
+        as_declared = dataclasses.replace(spec, gray_range="declared")
+        alpha_HW = np.ascontiguousarray(samples_HWC[:, :, -1])
+        image.putalpha(Image.fromarray(to_uint8(alpha_HW, declared, as_declared)))
+        image = _composite(image, spec.alpha_background)
+    return finish(image, icc_profile, spec)
 
 
 def _deep_gray(source: ImageFile.ImageFile, format_name: str, spec: DecodeSpec) -> Image.Image:

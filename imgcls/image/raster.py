@@ -18,7 +18,8 @@ from PIL import Image, ImageFile
 from imgcls.errors import ImageTooLargeError, UnsupportedImageError
 from imgcls.image.color import to_color
 from imgcls.image.decoded import DecodedImage
-from imgcls.image.formats.jpeg_markers import read_frame
+from imgcls.image.formats.all_bits import decode_all_bits, decode_deep_jpeg
+from imgcls.image.formats.jpeg_markers import JPEG_LS, read_frame
 from imgcls.image.formats.scientific import load_codecs, read_pages
 from imgcls.image.formats.tiff_tags import TiffTags
 from imgcls.image.headers import check_png_is_complete, checked_png, webp_size
@@ -71,7 +72,13 @@ def decode_raster(
         _check_size(*webp_size(data), spec)  # opening already allocates the canvas
     if format_name == "PNG":
         data = checked_png(data, spec)
-    if format_name == "TIFF" and TiffTags.of(data).needs_tifffile:
+    if format_name == "JPEG":
+        frame = read_frame(data)
+        if frame.marker == JPEG_LS or frame.precision > 8:
+            image_HWC = decode_deep_jpeg(data, frame, spec)
+            yield DecodedImage(image_HWC, frame.width_px, frame.height_px)
+            return
+    if format_name == "TIFF" and TiffTags.of(data).needs_tifffile(spec):
         yield from _decode_by_tifffile(data, spec, begin_frame)
         return
     try:
@@ -169,11 +176,14 @@ def _decode_frame(
     if format_name == "JPEG":
         divisor = scale_by_dct(source.size, min_short_px)
         image_HWC = decode_jpeg(source, data, read_frame(data), divisor, spec)
+    elif (all_bits_HWC := decode_all_bits(source, data, format_name, spec)) is not None:
+        image_HWC = all_bits_HWC
     else:
         with _unknown_variants(format_name):
             source.load()
         image_HWC = to_color(source, format_name, spec)
     if format_name == "PNG":
+        source.load()  # where it is not yet: Pillow tells of damage
         check_png_is_complete(source, data)
     # Not before the pixels: to find the tag, Pillow loads a PNG and keeps its failure to itself.
     orientation = 1 if format_name == "TIFF" else exif_orientation(source)

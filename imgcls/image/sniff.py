@@ -12,6 +12,7 @@ from typing import Final
 
 from imgcls.errors import NotAnImageError, UnsupportedImageError
 from imgcls.image.formats.bare_dicom import is_bare_dicom
+from imgcls.image.formats.jpeg_markers import SCALABLE, read_frame
 from imgcls.image.formats.names import name_unread, peek_gzip
 
 FORMATS: Final = (
@@ -58,6 +59,8 @@ _NOT_IMAGES: Final[tuple[tuple[bytes, str, str], ...]] = (
 )
 _PNM: Final = re.compile(rb"P(?:[4-6f][ \t\r\n#]|[1-3]\s+(?:#[^\n]*\n\s*)*\d)")
 _BMP_HEADER_BYTES: Final = (12, 16, 40, 52, 56, 64, 108, 124)
+_PNG_DEPTH_AT: Final = 24
+_PNG_DEEP_COLORS: Final = (b"\x10\x02", b"\x10\x04", b"\x10\x06")
 _DICOM_PREAMBLE_BYTES: Final = 128
 _AVIF_BRANDS: Final = (b"avif", b"avis")
 # Of still images by HEVC, AVC, JPEG and their like, and of structure alone (ISO/IEC 23008-12).
@@ -103,8 +106,19 @@ def sniff(data: bytes) -> str:
 
 
 def family_of(data: bytes) -> str | None:
-    """Return the format family of a content, as the column `format` has it, or None."""
-    return _tell(data).family
+    """Return the format family of a content, as the column `format` has it, or None.
+
+    A JPEG that is not grey or of three channels, or not of a process that is scaled, is jpeg_rare;
+    a PNG of 16-bit colours is png_deep.
+    """
+    family = _tell(data).family
+    if family == "jpeg":
+        frame = read_frame(data)
+        is_common = frame.marker in SCALABLE and frame.num_channels in (1, 3)
+        return family if is_common or not frame.marker else "jpeg_rare"
+    if family == "png" and data[_PNG_DEPTH_AT : _PNG_DEPTH_AT + 2] in _PNG_DEEP_COLORS:
+        return "png_deep"
+    return family
 
 
 def _tell(data: bytes) -> Told:

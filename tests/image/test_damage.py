@@ -219,3 +219,15 @@ def test_the_smallest_webp_is_read(size: tuple[int, int]) -> None:
     for cut in range(12, len(data)):
         with pytest.raises(CorruptImageError):
             decode(data[:cut], DecodeSpec())
+
+
+@pytest.mark.parametrize("name", ["jp2", "jp2 lossy", "jp2 16", "jp2 tiled"])
+def test_a_jpeg_2000_that_ends_between_two_packets_is_corrupt(name: str) -> None:
+    data = FILES[name]()
+    tile_parts = [at for at in range(len(data)) if data.startswith(b"\xff\x90\x00\x0a", at)]
+    assert len(tile_parts) == (6 if "tiled" in name else 1)
+    for at in tile_parts:
+        header = data.index(b"\xff\x93", at) + 2
+        for cut in (at, at + 12, header, header + 1):
+            with pytest.raises(CorruptImageError):
+                decode(data[:cut], DecodeSpec())

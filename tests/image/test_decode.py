@@ -4,13 +4,20 @@ import io
 import struct
 from typing import Any
 
+import imagecodecs
 import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from imgcls.errors import ImageTooLargeError, NotAnImageError, UnsupportedImageError
+from imgcls.errors import (
+    CorruptImageError,
+    ImageTooLargeError,
+    NotAnImageError,
+    UnsupportedImageError,
+)
 from imgcls.image.decode import decode
 from imgcls.image.spec import DecodeSpec
+from tests.image.encoders import tiff as tiff_file
 
 RAMP_16 = np.tile(np.arange(256, dtype=np.uint16) * 257, (4, 1))
 
@@ -296,3 +303,82 @@ def test_format_is_told_by_content_and_unread_ones_are_named() -> None:
     ]:
         with pytest.raises((UnsupportedImageError, NotAnImageError), match=words):
             decode(data, DecodeSpec())
+
+
+DEEP = (np.add.outer(np.arange(40), np.arange(50)) * 41).astype(np.uint16)  # 0..3608
+DEEP_COLORS = np.stack([DEEP, DEEP[::-1], np.full_like(DEEP, 4095)], axis=2)
+
+
+def deep_file(kind: str, colors_HWC: np.ndarray[Any, Any]) -> bytes:
+    height, width, _ = colors_HWC.shape
+    match kind:
+        case "png":
+            return imagecodecs.png_encode(colors_HWC)
+        case "jp2":
+            return imagecodecs.jpeg2k_encode(colors_HWC, level=0)
+        case "ppm":
+            return b"P6\n%d %d\n65535\n" % (width, height) + colors_HWC.astype(">u2").tobytes()
+        case "plain ppm":
+            numbers = b" ".join(b"%d" % value for value in colors_HWC.ravel())
+            return b"P3\n# words\n%d %d\n65535\n" % (width, height) + numbers
+    order = ">" if "big" in kind else "<"
+    return tiff_file(
+        colors_HWC, photometric=2, order=order, is_separate="planes" in kind, is_deflated=True
+    )
+
+
+@pytest.mark.parametrize(
+    "kind", ["png", "jp2", "ppm", "plain ppm", "tiff", "tiff big", "tiff planes"]
+)
+def test_deep_colours_take_the_range_of_the_spec(kind: str) -> None:
+    data = deep_file(kind, DEEP_COLORS)
+    plain = pixels(data).astype(int)
+    assert np.abs(plain - DEEP_COLORS / 65535 * 255).max() <= 1
+    found = pixels(data, gray_range="bits", gray_bits=12).astype(int)
+    np.testing.assert_array_equal(found, np.rint(DEEP_COLORS / 4095 * 255))
+    found = pixels(data, gray_range="min_max").astype(int)  # of all channels together
+    np.testing.assert_array_equal(found, np.rint(DEEP_COLORS / 4095 * 255))
+    found = pixels(data, gray_range="window", gray_window=(1000.0, 2000.0)).astype(int)
+    expected = np.rint(np.clip((DEEP_COLORS - 1000.0) / 1000 * 255, 0, 255))
+    np.testing.assert_array_equal(found, expected)
+    shallow = (DEEP_COLORS >> 4).astype(np.uint8)
+    eight = encode(Image.fromarray(shallow), "PNG")
+    np.testing.assert_array_equal(pixels(eight, gray_range="min_max"), shallow)
+
+
+@pytest.mark.parametrize("bits", [10, 12, 16])
+@pytest.mark.parametrize("channels", [3, 4])
+def test_white_stays_white_in_a_deep_jpeg_2000(bits: int, channels: int) -> None:
+    ramp = np.tile(np.linspace(0, 2**bits - 1, 512).round().astype(np.uint16), (8, 1))
+    stored = np.stack([ramp, ramp[:, ::-1], ramp, np.full_like(ramp, 2**bits - 1)][:channels], 2)
+    data = imagecodecs.jpeg2k_encode(stored, level=0, bitspersample=bits)
+    expected = np.rint(stored[:, :, :3] / (2**bits - 1) * 255)
+    assert np.abs(pixels(data).astype(int) - expected).max() <= 1
+
+
+def test_16_bit_colours_with_one_transparent_colour(make_png: Any) -> None:
+    values = np.array([[[0x1234, 7, 9], [0x1235, 7, 9], [0x3412, 0x0707, 0x0909]]], ">u2")
+    rows = b"\x00" + values.tobytes()
+    data = make_png(3, 1, 16, 2, rows, transparent=struct.pack(">HHH", 0x1234, 7, 9))
+    found = pixels(data, alpha_background=(200, 100, 50))
+    np.testing.assert_array_equal(found, [[[200, 100, 50], [18, 0, 0], [52, 7, 9]]])
+
+
+@pytest.mark.parametrize(
+    ("coding", "bits"), [("lossy", 12), ("lossless", 12), ("lossless", 16), ("jpeg_ls", 16)]
+)
+def test_jpegs_of_more_than_8_bits(coding: str, bits: int) -> None:
+    stored = (DEEP_COLORS[:, :, 0].astype(np.uint32) * (2**bits - 1) // 4095).astype(np.uint16)
+    if coding == "jpeg_ls":
+        data = imagecodecs.jpegls_encode(stored)
+    elif coding == "lossless":
+        data = imagecodecs.jpeg_encode(stored, lossless=True, bitspersample=bits)
+    else:
+        data = imagecodecs.jpeg_encode(stored, bitspersample=bits, level=100)
+    found = pixels(data, color="gray")[:, :, 0].astype(int)
+    assert np.abs(found - stored / (2**bits - 1) * 255).max() <= 1
+    for cut in (40, len(data) // 2, len(data) - 40):
+        with pytest.raises(CorruptImageError):
+            pixels(data[:cut])
+    with pytest.raises(ImageTooLargeError):
+        pixels(data, max_pixels=1999)

@@ -14,7 +14,7 @@ from typing import Final
 
 from PIL import features
 
-from imgcls.image.formats.versions import DECODER_VERSIONS
+from imgcls.image.formats.versions import DECODER_VERSIONS, RARE_KINDS
 
 Abilities = dict[str, list[str]]
 """Of each family that is read at all, words for what is read of it."""
@@ -24,6 +24,8 @@ UNKNOWN: Final = "unknown"
 # What imgcls learnt to read of a family since its first version, a word each.
 LEARNT: Final[dict[str, tuple[str, ...]]] = {
     "dicom": ("12-bit JPEG", "6 and 7-bit JPEG-LS"),
+    "jpeg": ("more than 8 bits",),
+    "jpeg_rare": ("more than 8 bits",),
     "tiff": ("by tifffile",),
     UNKNOWN: ("DICOM without preamble",),
 }
@@ -31,6 +33,8 @@ LEARNT: Final[dict[str, tuple[str, ...]]] = {
 PACKAGES: Final[dict[str, tuple[str, ...]]] = {
     "dicom": ("pydicom", "gdcm", "pylibjpeg", "openjpeg", "libjpeg", "imagecodecs", "jpeg_ls"),
     "heif": ("pi_heif",),
+    "jpeg_rare": ("imagecodecs",),
+    "png_deep": ("imagecodecs",),
     "tiff": ("tifffile", "imagecodecs"),
 }
 NEEDED: Final[dict[str, str]] = {"dicom": "pydicom", "heif": "pi_heif"}
@@ -53,7 +57,8 @@ def abilities_here() -> Abilities:
         if _is_read(family)
         for packages in [PACKAGES.get(family, ())]
     }
-    return found | {UNKNOWN: sorted([*found, *LEARNT.get(UNKNOWN, ())])}
+    families = [family for family in found if family not in RARE_KINDS]
+    return found | {UNKNOWN: sorted([*families, *LEARNT.get(UNKNOWN, ())])}
 
 
 def shared(abilities: Iterable[Abilities]) -> Abilities:

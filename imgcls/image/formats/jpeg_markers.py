@@ -20,7 +20,7 @@ JPEG_LS: Final = 0xF7
 SCALABLE: Final = (BASELINE, EXTENDED, PROGRESSIVE)
 
 _END, _SCAN = 0xD9, 0xDA
-_FRAME_HEADER: Final = struct.Struct(">BHH")
+_FRAME_HEADER: Final = struct.Struct(">BHHB")
 _JFIF, _ADOBE = 0xE0, 0xEE
 _FRAMES: Final = (*(m for m in range(0xC0, 0xD0) if m not in (0xC4, 0xC8, 0xCC)), JPEG_LS)
 _SEQUENTIAL: Final = (BASELINE, EXTENDED, 0xC9)
@@ -49,6 +49,7 @@ class Frame(NamedTuple):
     """Bits of a sample."""
     height_px: int
     width_px: int
+    num_channels: int
 
 
 def read_frame(data: bytes) -> Frame:
@@ -56,7 +57,7 @@ def read_frame(data: bytes) -> Frame:
     for marker, body, _ in _segments(data, has_coded_data=False):
         if marker in _FRAMES and len(body) >= 6:
             return Frame(marker, *_FRAME_HEADER.unpack_from(body))
-    return Frame(0, 0, 0, 0)
+    return Frame(0, 0, 0, 0, 0)
 
 
 def without_oddities(data: bytes) -> bytes:

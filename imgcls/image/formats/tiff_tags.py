@@ -8,6 +8,8 @@ import struct
 from dataclasses import dataclass
 from typing import Final, Self
 
+from imgcls.image.spec import DecodeSpec
+
 _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC = 256, 257, 258, 259, 262
 _SAMPLES, _PLANES, _SAMPLE_FORMAT = 277, 284, 339
 _KEPT: Final = frozenset(
@@ -67,10 +69,14 @@ class TiffTags:
             is_big, tags = False, {}
         return cls(is_big and order == ">", tags)
 
-    @property
-    def needs_tifffile(self) -> bool:
-        """True where it is known beforehand that Pillow cannot decode this."""
-        return self.is_big_bigtiff or self._compression in _SCIENTIFIC_COMPRESSIONS
+    def needs_tifffile(self, spec: DecodeSpec) -> bool:
+        """True where Pillow cannot decode this, or of deep colours gives only the high byte."""
+        is_deep_color = len(self.tags.get(_BITS, ())) > 2 and max(self.tags[_BITS]) > 8
+        return (
+            self.is_big_bigtiff
+            or self._compression in _SCIENTIFIC_COMPRESSIONS
+            or (is_deep_color and spec.gray_range != "declared")
+        )
 
     @property
     def _compression(self) -> int:

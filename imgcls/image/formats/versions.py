@@ -8,6 +8,10 @@ and is now, moves no pixel: it gets a word in `abilities.py` instead. A bundle k
 was trained with and loads under higher ones; the run names the families whose pixels moved, and of
 the published rows only theirs count as not done.
 
+Where only a rare kind of a common format moves, it gets a family of its own (`jpeg_rare`,
+`png_deep`: see `family_of`), for nobody wants a bucket of photographs scored again. Rows older than
+the column `format` are told by their suffix: of these the rare kinds stay as they are.
+
 A set of versions is written as the families that are beyond version 1; 1 stands for none of them,
 as all bundles before these numbers say. So a family that is new changes no digest.
 """
@@ -25,12 +29,16 @@ DECODER_VERSIONS: Final[dict[str, int]] = {
     "gif": 1,
     "heif": 1,
     "jpeg": 1,
-    "jpeg2000": 1,
+    "jpeg2000": 2,  # white in colours of more than 8 bits
+    "jpeg_rare": 2,  # four channels without Adobe's marker; other processes are not scaled
     "png": 1,
-    "pnm": 1,
+    "png_deep": 2,  # the transparent one of 16-bit colours; their range
+    "pnm": 2,  # the range of 16-bit colours
     "tiff": 2,  # planes, signed bytes, big-endian compressed samples, thumbnails
     "webp": 1,
 }
+# Families of a rare kind of a common format, see `family_of`.
+RARE_KINDS: Final = ("jpeg_rare", "png_deep")
 Versions = tuple[tuple[str, int], ...]
 """(family, number) of those beyond version 1, sorted."""
 
