@@ -1,5 +1,8 @@
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
+from torchvision.transforms import v2
 
 from imgcls.image.policy import apply_policy
 
@@ -35,3 +38,44 @@ def test_the_generator_is_left_as_it_was() -> None:
     torch.manual_seed(3)
     apply_policy(images(), list(range(6)), "trivialaugment")
     assert torch.equal(torch.rand(1), expected)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_no_generator_of_any_device_is_seeded_or_read(
+    policy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torch.manual_seed seeds those of every CUDA device, too, and dropout draws from them."""
+    seeded: list[int] = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeded.append)
+    before = torch.get_rng_state()
+    apply_policy(images(), list(range(6)), policy)  # type: ignore[arg-type]  # parametrised
+    assert seeded == []
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_threads_draw_what_one_draws() -> None:
+    x = images()
+
+    def change(seed: int) -> torch.Tensor:
+        torch.manual_seed(seed)  # as training does meanwhile
+        return apply_policy(x[:1], [seed], "trivialaugment")
+
+    expected = torch.cat([apply_policy(x[:1], [seed], "trivialaugment") for seed in range(64)])
+    with ThreadPoolExecutor(4) as threads:
+        assert torch.equal(torch.cat(list(threads.map(change, range(64)))), expected)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_the_draws_are_those_of_a_seeded_generator_of_torch(policy: str) -> None:
+    """So a run that was begun by an older version goes on with the same images."""
+    transforms = {
+        "randaugment": v2.RandAugment,
+        "trivialaugment": v2.TrivialAugmentWide,
+        "augmix": v2.AugMix,
+    }
+    x = images()
+    for seed in range(6):
+        torch.manual_seed(seed)
+        expected = transforms[policy]()(x[seed])
+        found = apply_policy(x[seed : seed + 1], [seed], policy)  # type: ignore[arg-type]  # as above
+        assert torch.equal(found[0], expected)
