@@ -8,6 +8,7 @@ import logging
 import os
 import shutil
 import signal
+import sys
 import tempfile
 import threading
 from collections import Counter
@@ -60,6 +61,7 @@ class ClusterResources:
 
     nodes: tuple[NodeResources, ...]
     node_types: tuple[NodeType, ...] = ()
+    max_started: int = sys.maxsize  # nodes of all types together
 
     @property
     def num_nodes(self) -> int:
@@ -94,6 +96,14 @@ class ClusterResources:
 def in_cluster() -> bool:
     """Return whether this process was started inside a Ray job or pointed at a cluster."""
     return bool(os.environ.get("RAY_ADDRESS") or os.environ.get("RAY_JOB_ID"))
+
+
+def may_grow_unseen() -> bool:
+    """Return whether an autoscaler may be at work here that tells nobody what it may start.
+
+    On Kubernetes it is a container beside the head, with limits of its own.
+    """
+    return in_cluster() and bool(os.environ.get("KUBERNETES_SERVICE_HOST")) and not node_types()
 
 
 @contextmanager
@@ -149,6 +159,7 @@ def current_resources() -> ClusterResources:
             if node["Alive"]
         ),
         node_types(),
+        _autoscaler_config().get("max_workers", 0),
     )
 
 
@@ -178,12 +189,7 @@ def node_types() -> tuple[NodeType, ...]:
     Nothing where there is no autoscaler, or (KubeRay) none that tells: such a cluster counts as
     what it has at the moment.
     """
-    path = Path.home() / BOOTSTRAP_CONFIG
-    if not in_cluster() or not path.exists():
-        return ()
-    import yaml  # Ray brings it along
-
-    config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    config = _autoscaler_config()
     return tuple(
         NodeType(
             name=name,
@@ -191,6 +197,16 @@ def node_types() -> tuple[NodeType, ...]:
             num_gpus=int(kind.get("resources", {}).get("GPU", 0)),
             max_count=min(kind.get("max_workers", 0), config.get("max_workers", 0)),
         )
-        for name, kind in config["available_node_types"].items()
+        for name, kind in config.get("available_node_types", {}).items()
         if name != config["head_node_type"] and kind.get("max_workers", 0)
     )
+
+
+def _autoscaler_config() -> dict[str, Any]:
+    path = Path.home() / BOOTSTRAP_CONFIG
+    if not in_cluster() or not path.exists():
+        return {}
+    import yaml  # Ray brings it along
+
+    config: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    return config

@@ -24,6 +24,7 @@ class Post:
 
     num_images: int = 0
     note: str = ""
+    silent_s: float = 0.0  # since a worker was last known to be at work
     lines: list[tuple[int, str]] = field(default_factory=list)  # log level, text
 
     def show(self, progress: Progress) -> None:
@@ -39,7 +40,12 @@ class Mailbox:
 
     def __init__(self) -> None:
         self._post = Post()
-        self._is_stopping = False
+        self._is_stopping = self._is_done = False
+        self._heard_s = time.monotonic()
+
+    def beat(self, *, is_done: bool = False) -> None:
+        """Hear that the first worker is at work, or has done all of it."""
+        self._heard_s, self._is_done = time.monotonic(), is_done
 
     def stop(self) -> None:
         """Ask the worker to stop."""
@@ -61,6 +67,7 @@ class Mailbox:
     def take(self) -> Post:
         """Return what there is and start anew."""
         post, self._post = self._post, Post()
+        post.silent_s = 0.0 if self._is_done else time.monotonic() - self._heard_s
         return post
 
 

@@ -40,16 +40,18 @@ from ray.train.torch import TorchTrainer, get_device
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from imgcls import cluster
-from imgcls.cluster import ClusterResources
 from imgcls.config.values import Device, WorkerRange
 from imgcls.errors import BudgetExceededError, ConfigError, ImgclsError, RunStoppedError
 from imgcls.logs import Progress
 from imgcls.model.predict import set_num_threads
 from imgcls.training.mailbox import Mailbox, Sender
 from imgcls.training.place import Place, refuse_mig_slices
+from imgcls.training.placement import Placement, place_workers
 from imgcls.training.stop import StopRequest
 
 POLL_EVERY_S = 0.5
+# While no worker is at work: Ray waits for nodes, and tries again, without end and without a word.
+SAY_EVERY_S = 10.0
 LOOK_FOR_NOTICES_EVERY_S = 1.0
 # Ray asks itself every 5 s which nodes are to go; some clouds give 30 s of notice.
 _RAY_LOOKS_EVERY_S = "2"
@@ -87,7 +89,7 @@ def run_on_workers(
         Rank 0's result and num_preemptions: how often the workers moved because of a notice.
 
     Raises:
-        ConfigError: more workers than CPUs or GPUs.
+        ConfigError: more workers than fit on the CPUs and GPUs of the cluster's nodes.
         ImgclsError: the function's own error.
         RunStoppedError: workers died more often than that, or SIGTERM came.
     """
@@ -98,18 +100,18 @@ def run_on_workers(
         StopRequest() as stop,
         progress,
     ):
-        num_cpus = cpus_per_worker(resources, workers.most)
+        placement = place_workers(resources, workers, device)
         mailbox = _open_mailbox()
         settings = {
             "function": function,
             "argument": ray.put(argument),
             "mailbox": mailbox,
-            "num_cpus": num_cpus,
+            "num_cpus": placement.num_cpus,
         }
         scaling = ScalingConfig(
             num_workers=(workers.fewest, workers.most) if workers.is_elastic else workers.most,  # type: ignore[arg-type]  # the annotations of ray.train are those of Ray Train V1
-            use_gpu=use_gpus(resources, workers, device),
-            resources_per_worker={"CPU": num_cpus},
+            use_gpu=placement.use_gpu,
+            resources_per_worker=placement.resources,
         )
         num_preemptions = 0
         while True:
@@ -121,11 +123,11 @@ def run_on_workers(
                     name=f"{name}-{num_preemptions}",
                     storage_path=scratch,  # Ray's own notes; nothing that we read again
                     failure_config=FailureConfig(max_failures=max_failures),
-                    callbacks=[_StopOnOurErrors()],  # type: ignore[list-item]  # as above
+                    callbacks=[_WatchErrors(mailbox)],  # type: ignore[list-item]  # as above
                     logging_config=LoggingConfig(log_level="CRITICAL"),
                 ),
             )
-            result = _fit(trainer, mailbox, progress, stop)
+            result = _fit(trainer, mailbox, progress, stop, Waiting(placement))
             if _STOPPED not in result:
                 return result | {"num_preemptions": num_preemptions}
             if stop.requested:
@@ -141,49 +143,29 @@ def _open_mailbox() -> Any:  # noqa: ANN401  # Ray has no types
     return mailbox.options(scheduling_strategy=here).remote()
 
 
-def cpus_per_worker(resources: ClusterResources, num_workers: int) -> int:
-    """Return the CPUs that each worker may have; one stays free where there are enough.
-
-    Raises:
-        ConfigError: more workers than CPUs, on a Ray of our own, which will not grow.
-    """
-    if num_workers > resources.num_cpus and not cluster.in_cluster():
-        raise ConfigError(
-            f"--num-workers {num_workers}: this machine has {resources.num_cpus} CPUs; use fewer, "
-            "or a cluster (RAY_ADDRESS)"
-        )
-    # A worker has to fit on one node.
-    cpus_per_node = resources.num_cpus // max(1, resources.num_nodes)
-    return max(1, min((resources.num_cpus - 1) // num_workers, cpus_per_node))
-
-
-def use_gpus(resources: ClusterResources, workers: WorkerRange, device: Device) -> bool:
-    """Say whether each worker gets a GPU.
-
-    Raises:
-        ConfigError: "cuda" is asked for and there are fewer GPUs than workers.
-    """
-    has_enough = resources.num_gpus >= workers.fewest
-    if device == "cuda" and not has_enough:
-        raise ConfigError(
-            f"--device cuda with {workers.fewest} workers: Ray sees {resources.num_gpus} GPUs; "
-            "give a lower --num-workers or --device cpu"
-        )
-    return device != "cpu" and has_enough
-
-
-class _StopOnOurErrors(UserCallback):
+class _WatchErrors(UserCallback):
     """Ends the run where a worker raised what only the user can mend: another try would, too.
 
-    Ray retries whatever a worker raises, but gives up at once when a callback does.
+    Ray retries whatever a worker raises, but gives up at once when a callback does. Of its retries
+    it says nothing that could be seen here, so this does.
     """
 
+    def __init__(self, mailbox: Any) -> None:  # noqa: ANN401  # Ray has no types
+        self._mailbox = mailbox
+
     def after_exception(self, run_context: object, worker_exceptions: dict[int, Exception]) -> None:
-        """Raise the first such error in the controller."""
+        """Raise the first such error in the controller; write the others down."""
         del run_context
         for error in worker_exceptions.values():
             if isinstance(error, ImgclsError) and error.exit_code in _EXIT_CODES_OF_USERS:
                 raise error
+        for rank, error in worker_exceptions.items():
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            self._mailbox.write.remote(
+                logging.WARNING,
+                f"worker {rank} failed: {reason}; the workers are started again, from the last "
+                "checkpoint, as often as --max-failures allows",
+            )
 
 
 def _run_rank(settings: dict[str, Any]) -> dict[str, Any]:
@@ -199,16 +181,27 @@ def _run_rank(settings: dict[str, Any]) -> dict[str, Any]:
         daemon=True,  # not joined: it may wait for a rank that has ended
     )
     watch.start()
+    if place.rank == 0:
+        Thread(target=_beat, args=(mailbox, ended), name="imgcls-beat", daemon=True).start()
     with Sender(mailbox, is_first=place.rank == 0) as sender:
         try:
             result = settings["function"](ray.get(settings["argument"]), place, sender.show, stop)
         except RunStoppedError as error:
             # Not an error to Ray, which would count it as a failure.
-            return {_STOPPED: str(error)}
+            result = {_STOPPED: str(error)}
         finally:
             ended.set()
         assert isinstance(result, dict)
+        if place.rank == 0:
+            mailbox.beat.remote(is_done=True)
         return result
+
+
+def _beat(mailbox: Any, ended: Event) -> None:  # noqa: ANN401  # Ray has no types
+    """Let the driver know that this rank has a place and is at work."""
+    while not ended.is_set():
+        mailbox.beat.remote()
+        ended.wait(LOOK_FOR_NOTICES_EVERY_S)
 
 
 def _look_for_notices(mailbox: Any, stop: StopRequest, ended: Event) -> None:  # noqa: ANN401  # Ray has no types
@@ -223,11 +216,40 @@ def _look_for_notices(mailbox: Any, stop: StopRequest, ended: Event) -> None:  #
             return
 
 
+class Waiting:
+    """Says now and then that the workers have no place yet, and what the cluster has.
+
+    Args:
+        placement: what they are waiting for.
+    """
+
+    def __init__(self, placement: Placement) -> None:
+        self._placement = placement
+        self._num_said = 0
+
+    def look(self, silent_s: float) -> None:
+        """Say it once for each SAY_EVERY_S in which no worker was at work."""
+        num_due = int(silent_s / SAY_EVERY_S)
+        if num_due > self._num_said:
+            free: dict[str, float] = ray.available_resources()  # type: ignore[no-untyped-call]  # Ray
+            log.warning(
+                "waiting for %s, for %.0f s now: the cluster has %s; free at the moment: %g CPUs, "
+                "%g GPUs",
+                self._placement.describe(),
+                silent_s,
+                cluster.current_resources().describe(),
+                free.get("CPU", 0),
+                free.get("GPU", 0),
+            )
+        self._num_said = num_due
+
+
 def _fit(
     trainer: TorchTrainer,
     mailbox: Any,  # noqa: ANN401  # Ray has no types
     progress: Progress,
     stop: StopRequest,
+    waiting: Waiting,
 ) -> dict[str, Any]:
     """Run the trainer, showing progress meanwhile; raise an error of ours as itself."""
     fitting: Future[Any] = Future()
@@ -243,7 +265,9 @@ def _fit(
     stop_by_s = 0.0
     try:
         while not wait([fitting], timeout=POLL_EVERY_S).done:
-            ray.get(mailbox.take.remote()).show(progress)
+            post = ray.get(mailbox.take.remote())
+            post.show(progress)
+            waiting.look(post.silent_s)
             if stop.requested and not stop_by_s:
                 log.info("stopping after the next step")
                 mailbox.stop.remote()

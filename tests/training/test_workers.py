@@ -1,20 +1,28 @@
 import importlib
+import logging
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import ray
+from ray.cluster_utils import Cluster
 
+from imgcls import cluster
 from imgcls.config.training import TrainConfig
 from imgcls.config.values import WorkerRange
 from imgcls.errors import ConfigError
+from imgcls.logs import Progress
 from imgcls.model.artifact import read_bundle
+from imgcls.training import workers
 from imgcls.training.driver import train
-from imgcls.training.workers import cpus_per_worker, use_gpus
+from imgcls.training.place import Place
+from imgcls.training.placement import cpus_per_worker, place_workers, use_gpus
+from imgcls.training.stop import StopRequest
 from tests.ray_nodes import RayCluster, nodes_of
 from tests.training.bars import bars_config
 
@@ -110,6 +118,79 @@ def test_auto_takes_gpus_only_where_each_worker_gets_one() -> None:
     assert use_gpus(nodes_of((8, 2)), WorkerRange.parse("2"), "auto")
     assert not use_gpus(nodes_of((8, 1)), WorkerRange.parse("2"), "auto")
     assert not use_gpus(nodes_of((8, 2)), WorkerRange.parse("2"), "cpu")
+
+
+def say_where_it_is(
+    seconds: float, place: Place, show: Callable[[int, str], None], stop: StopRequest
+) -> dict[str, Any]:
+    """What the workers do in the tests below."""
+    del show, stop
+    time.sleep(seconds)
+    return {"rank": place.rank, "world_size": place.world_size}
+
+
+@ray.remote(num_cpus=1)
+class Busy:
+    def is_there(self) -> bool:
+        return True
+
+
+@pytest.mark.ray
+def test_a_run_that_waits_for_room_says_so_although_ray_says_nothing(
+    ray_cluster: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Another job has one of the two CPUs; Ray gives its group up every 4 s, and asks again."""
+    monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "4")
+    monkeypatch.setattr(workers, "SAY_EVERY_S", 3.0)
+    busy = Busy.remote()
+    ray.get(busy.is_there.remote())
+    seen: list[int] = []
+
+    def go_when_said() -> None:
+        while "waiting for 2 workers of 1 CPUs each, for 6 s" not in caplog.text:
+            time.sleep(0.1)
+            if len(seen) > 1000:
+                break
+            seen.append(1)
+        ray.kill(busy)
+
+    thread = threading.Thread(target=go_when_said)
+    with caplog.at_level(logging.INFO, "imgcls"):
+        thread.start()
+        result = workers.run_on_workers(
+            say_where_it_is,
+            0.0,
+            name="waits",
+            workers=WorkerRange.parse("2"),
+            device="cpu",
+            max_failures=0,
+            progress=Progress("nothing", 1, "images"),
+        )
+    thread.join()
+    assert result == {"rank": 0, "world_size": 2, "num_preemptions": 0}
+    assert "the cluster has 1 node of 2 CPUs, 0 GPUs; free at the moment: 1 CPUs" in caplog.text
+
+
+@pytest.mark.ray
+def test_ray_finds_room_for_the_workers_as_they_are_placed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A head of 16 CPUs and a node of 16 with 4 GPUs: the average share fits only twice."""
+    ray.shutdown()
+    monkeypatch.setenv("RAY_ADDRESS", "")
+    nodes = Cluster(
+        initialize_head=True, head_node_args={"num_cpus": 16, "include_dashboard": False}
+    )
+    nodes.add_node(num_cpus=16, num_gpus=4)
+    monkeypatch.setenv("RAY_ADDRESS", nodes.address)
+    try:
+        with cluster.connected() as resources:
+            placement = place_workers(resources, WorkerRange.parse("4"), "auto")
+            assert placement.resources == {"CPU": 4.0, "GPU": 1.0}
+            assert ray.util.placement_group([placement.resources] * 4).wait(20)
+    finally:
+        ray.shutdown()
+        nodes.shutdown()
 
 
 @pytest.mark.ray
