@@ -134,6 +134,7 @@ class Loop:
             self._recipe,
             self._place,
             after_step=lambda _: None,
+            is_due=lambda _: False,
             after_epoch=lambda n: self.waited_fractions.append(n["waited_fraction"]),
             compile_model=self._job.compile,
         )

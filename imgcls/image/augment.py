@@ -15,6 +15,8 @@ from typing import Literal
 import torch
 from torch.nn.functional import affine_grid, grid_sample
 
+from imgcls.image.constants import constant
+
 Preset = Literal["none", "light", "standard", "strong"]
 Flip = Literal["none", "horizontal", "vertical", "both"]
 
@@ -80,6 +82,8 @@ PRESETS: dict[Preset, AugmentRecipe] = {
 (_ROTATE, _SHEAR, _SHIFT_X, _SHIFT_Y, _ZOOM, _STRETCH, _FLIP_X, _FLIP_Y) = range(8)
 (_BRIGHT, _CONTRAST, _SATURATE, _ERASE, _ERASE_X, _ERASE_Y, _ERASE_W, _ERASE_H) = range(8, 16)
 NUM_DRAWS = 16
+# Of red, green and blue, by ITU-R BT.601, as torchvision's rgb_to_grayscale has them.
+_LUMA = (0.299, 0.587, 0.114)
 
 
 def build_recipe(preset: Preset, flip: Flip = "none") -> AugmentRecipe:
@@ -155,8 +159,7 @@ def _recolour(x_BCHW: torch.Tensor, draws_BN: torch.Tensor, recipe: AugmentRecip
         return (1.0 + _around_zero(draws_BN[:, column], limit))[:, None, None, None]
 
     if recipe.max_saturation > 0 and x_BCHW.shape[1] == 3:
-        # Luma weights of ITU-R BT.601, as torchvision's rgb_to_grayscale has them.
-        luma = x_BCHW.new_tensor([0.299, 0.587, 0.114])[None, :, None, None]
+        luma = constant(_LUMA, x_BCHW)[None, :, None, None]
         grey = (x_BCHW * luma).sum(1, keepdim=True)
         x_BCHW = grey + (x_BCHW - grey) * factor(_SATURATE, recipe.max_saturation)
     if recipe.max_contrast > 0:

@@ -68,7 +68,9 @@ def normalize(x_BCHW: "torch.Tensor", spec: PreprocessSpec) -> "torch.Tensor":
     Returns:
         float32 [B,C,P,P] on the same device, in the same memory format.
     """
+    from imgcls.image.constants import constant  # brings torch, which decoders do without
+
     x = x_BCHW.float()
-    mean_C11 = x.new_tensor(spec.mean).view(-1, 1, 1)
-    std_C11 = x.new_tensor(spec.std).view(-1, 1, 1)
+    mean_C11 = constant(spec.mean, x).view(-1, 1, 1)
+    std_C11 = constant(spec.std, x).view(-1, 1, 1)
     return x.div_(255).sub_(mean_C11).div_(std_C11)

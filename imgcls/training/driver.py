@@ -30,6 +30,7 @@ from imgcls.training.checkpoint import CheckpointWriter, list_checkpoints, read_
 from imgcls.training.finish import describe, find_registered, make_bundle
 from imgcls.training.loop import fit, is_finished
 from imgcls.training.place import Place
+from imgcls.training.placement import warn_of_idle_gpus
 from imgcls.training.plan import TrainPlan, make_plan
 from imgcls.training.prepare import make_loaders, make_state
 from imgcls.training.recorder import Recorder, Show
@@ -66,6 +67,8 @@ def train(config: TrainConfig) -> dict[str, Any]:
     check_groups(plan)
     if config.workers.most == 0:
         place = Place(pick_device(config.device))
+        if place.device.type == "cuda":
+            warn_of_idle_gpus(torch.cuda.device_count())
         with make_progress(plan) as progress:
             result = train_rank(plan, place, progress.advance, StopRequest())
     else:
@@ -109,13 +112,18 @@ def train_rank(plan: TrainPlan, place: Place, show: Show, stop: StopRequest) -> 
         if place.rank == 0:
             write_start(plan, resumed=resumed)
         was_finished = is_finished(state, plan.recipe)
-        hooks: dict[str, Callable[[Any], None]] = {"after_step": _ignore, "after_epoch": _ignore}
+        hooks: dict[str, Callable[[Any], Any]]
+        hooks = {"after_step": _ignore, "after_epoch": _ignore, "is_due": _ignore}
         if place.rank == 0:
             every = plan.config.checkpoint_every
             trackers = [] if was_finished else list_trackers(plan, state)
             recorder = Recorder(plan.run_uri, state, writer, every, show, trackers)
             stack.enter_context(recorder)
-            hooks = {"after_step": recorder.after_step, "after_epoch": recorder.after_epoch}
+            hooks = {
+                "after_step": recorder.after_step,
+                "after_epoch": recorder.after_epoch,
+                "is_due": recorder.is_due,
+            }
         with stop:
             fit(
                 state,
@@ -170,5 +178,6 @@ def resume(plan: TrainPlan, state: TrainState, place: Place) -> CheckpointWriter
     return CheckpointWriter(plan.run_uri, earlier, plan.config.keep_checkpoints)
 
 
-def _ignore(_: object) -> None:
+def _ignore(_: object) -> bool:
     """Leave recording to rank 0."""
+    return False

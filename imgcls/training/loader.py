@@ -4,10 +4,11 @@ In: the samples of one split and, per step, which of them. Out: Batch, uint8, in
 steps. Invariant: a batch holds exactly the samples asked for, less those that give no image; such a
 sample is counted and named, weighs nothing, and no neighbour takes its place.
 
-    positions -> get_many (GETs in flight) -> DecoderPool (processes) -> cache -> batch -> queue
+    positions -> get_many (GETs in flight) -> DecoderPool (processes) -> cache -> batch
+        -> policy, draws -> queue
 
 All of it runs in a thread of its own, PREFETCH_BATCHES ahead. Shape legend: B batch, C channel, P
-image_px, K classes.
+image_px, K classes, N NUM_DRAWS.
 """
 
 import logging
@@ -26,9 +27,13 @@ from imgcls.errors import BudgetExceededError
 from imgcls.image.pool import Decoded, DecoderPool
 from imgcls.storage.transfer import GetRequest, Result, get_many
 from imgcls.training.cache import ImageCache
+from imgcls.training.changes import ImageChanges
+from imgcls.training.sampler import Share
 
 PREFETCH_BATCHES = 4
 NAMED_BAD_IMAGES = 5
+# Of a batch that no sampler planned.
+_MIN_ROWS = 2
 
 log = logging.getLogger(__name__)
 
@@ -50,15 +55,32 @@ class Batch:
     """The images of one step, of one rank.
 
     x_BCHW uint8, target_BK float32 (1 for each class that the image shows, else 0), weight_B
-    float32, index_B int64 (place in the split). Where fewer than two images are left (a bad one
-    took the rest), rows of weight 0 are added, because batch normalisation needs two, and a rank
-    without a row would leave the others waiting for its gradient. They count as no image.
+    float32, index_B int64 (place in the split). Where too few images are left (bad ones took the
+    rest), they are repeated as rows of weight 0: batch normalisation needs two rows in each forward
+    pass, and a rank without a row would leave the others waiting for its gradient. Such a row
+    counts as no image. A batch for training also says in how many passes the step takes it, and
+    has draws_BN, float32, by which `augment` changes its images; None where nothing is to change.
     """
 
     x_BCHW: torch.Tensor
     target_BK: torch.Tensor
     weight_B: torch.Tensor
     index_B: torch.Tensor
+    draws_BN: torch.Tensor | None = None
+    num_passes: int = 0  # 0: as few as the batch size allows
+
+    def cut(self, num_parts: int) -> Iterator["Batch"]:
+        """Yield the batch in parts, whose sizes differ by one row at most."""
+        num_rows = len(self.x_BCHW)
+        for part in range(num_parts):
+            rows = slice(num_rows * part // num_parts, num_rows * (part + 1) // num_parts)
+            yield Batch(
+                self.x_BCHW[rows],
+                self.target_BK[rows],
+                self.weight_B[rows],
+                self.index_B[rows],
+                None if self.draws_BN is None else self.draws_BN[rows],
+            )
 
     @property
     def label_B(self) -> torch.Tensor:
@@ -117,7 +139,21 @@ class SplitLoader:
             BudgetExceededError: more images than allowed gave no pixels; names some of them.
             StorageError: the store failed.
         """
-        return _ahead(self._read(list(steps), watch), PREFETCH_BATCHES)
+        shares = [Share(index_B, num_passes=0, min_rows=_MIN_ROWS) for index_B in steps]
+        return _ahead(self._read(shares, watch), PREFETCH_BATCHES)
+
+    def batches_to_train(self, shares: Iterable[Share], changes: ImageChanges) -> Iterator[Batch]:
+        """Yield one Batch per share of a step, prefetched, with the changes drawn or made.
+
+        Raises:
+            BudgetExceededError, StorageError: as for `batches`.
+        """
+        return _ahead(self._read(list(shares), None, changes), PREFETCH_BATCHES)
+
+    @property
+    def num_threads(self) -> int:
+        """How many cores the loader may use."""
+        return self._pool.num_processes
 
     def add_bad(self, found: dict[str, str]) -> None:
         """Take over what another rank found bad, uri -> reason.
@@ -129,9 +165,12 @@ class SplitLoader:
         self._check_bad()
 
     def _read(
-        self, steps: list[np.ndarray], watch: Callable[[int, bytes], None] | None
+        self,
+        shares: list[Share],
+        watch: Callable[[int, bytes], None] | None,
+        changes: ImageChanges | None = None,
     ) -> Generator[Batch]:
-        index_P = np.concatenate(steps) if steps else np.zeros(0, np.int64)
+        index_P = np.concatenate([np.zeros(0, np.int64), *(share.index_B for share in shares)])
         wanted_P = self._positions_to_read(index_P)
         requests = (
             GetRequest(int(position), self.samples[index_P[position]].uri)
@@ -145,15 +184,16 @@ class SplitLoader:
 
         with closing(self._decode(requests, on_bytes)) as decoded:
             start = 0
-            for index_B in steps:
-                positions = range(start, start + len(index_B))
+            for share in shares:
+                positions = range(start, start + len(share.index_B))
                 start = positions.stop
                 missing = {p for p in positions if wanted_P[p]} - arrived.keys()
                 while missing:
                     image = next(decoded)
                     missing.discard(image.index)
                     arrived[image.index] = self._accept(int(index_P[image.index]), image)
-                yield self._assemble(index_B, [arrived.pop(p, None) for p in positions])
+                images = [arrived.pop(p, None) for p in positions]
+                yield self._assemble(share, images, changes)
 
     def _positions_to_read(self, index_P: np.ndarray) -> np.ndarray:
         """Return bool [P]: of all positions in the epoch, those whose image must be fetched."""
@@ -203,25 +243,47 @@ class SplitLoader:
                 "Mend or remove them, or allow more."
             )
 
-    def _assemble(self, index_B: np.ndarray, images: list[np.ndarray | None]) -> Batch:
+    def _assemble(
+        self, share: Share, images: list[np.ndarray | None], changes: ImageChanges | None
+    ) -> Batch:
+        index_B, x_BCHW = self._good_images(share.index_B, images)
+        weight_B = self._weight_N[index_B]
+        num_missing = share.min_rows - len(index_B)
+        if num_missing > 0:
+            if not len(index_B):
+                index_B = np.zeros(1, np.int64)
+                x_BCHW = np.zeros((1, *self._shape_CHW), np.uint8)
+                weight_B = np.zeros(1, np.float32)
+            # Images of the batch, not black ones, which would shift its statistics.
+            row_B = np.arange(share.min_rows) % len(index_B)
+            index_B, x_BCHW = index_B[row_B], x_BCHW[row_B]
+            weight_B = np.append(weight_B, np.zeros(share.min_rows - len(weight_B), np.float32))
+        draws_BN = np.zeros((0, 0), np.float32)
+        if changes is not None:
+            x_BCHW, draws_BN = changes.apply(x_BCHW, index_B)
+        return Batch(
+            self._tensor(x_BCHW),
+            self._tensor(self._targets(index_B)),
+            self._tensor(weight_B),
+            self._tensor(index_B),
+            self._tensor(draws_BN) if draws_BN.size else None,
+            share.num_passes,
+        )
+
+    def _tensor(self, array: np.ndarray) -> torch.Tensor:
+        tensor = torch.from_numpy(array)
+        return tensor.pin_memory() if self._pin_memory else tensor
+
+    def _good_images(
+        self, index_B: np.ndarray, images: list[np.ndarray | None]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return which of the samples have an image, and the images."""
         if self._cache is not None:
             index_B = index_B[self._cache.good(index_B)]
-            x_BCHW = self._cache.take(index_B)
-        else:
-            index_B = index_B[[x is not None for x in images]]
-            good = [x for x in images if x is not None]
-            x_BCHW = np.stack(good) if good else np.empty((0, *self._shape_CHW), np.uint8)
-        weight_B = self._weight_N[index_B]
-        while len(index_B) < 2:
-            index_B = np.append(index_B, index_B[:1] if len(index_B) else [0])
-            padding = x_BCHW[:1] if len(x_BCHW) else np.zeros((1, *self._shape_CHW), np.uint8)
-            x_BCHW = np.concatenate([x_BCHW, padding])
-            weight_B = np.append(weight_B, np.float32(0.0))
-        batch = [x_BCHW, self._targets(index_B), weight_B, index_B]
-        tensors = [torch.from_numpy(array) for array in batch]
-        if self._pin_memory:
-            tensors = [tensor.pin_memory() for tensor in tensors]
-        return Batch(*tensors)
+            return index_B, self._cache.take(index_B)
+        good = [x for x in images if x is not None]
+        x_BCHW = np.stack(good) if good else np.empty((0, *self._shape_CHW), np.uint8)
+        return index_B[[x is not None for x in images]], x_BCHW
 
     def _targets(self, index_B: np.ndarray) -> np.ndarray:
         target_BK = np.zeros((len(index_B), self._num_classes), np.float32)

@@ -8,8 +8,10 @@ Shape legend: B batch, C channel, K classes.
 """
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import numpy as np
@@ -18,6 +20,7 @@ from torch import nn
 
 from imgcls.errors import ConfigError, RunStoppedError
 from imgcls.model.multi_label import macro_auroc
+from imgcls.training.changes import ImageChanges
 from imgcls.training.forward import ValidationForward
 from imgcls.training.loader import Batch, SplitLoader
 from imgcls.training.losses import loss_per_image
@@ -27,7 +30,7 @@ from imgcls.training.recipe import BestBy, Recipe
 from imgcls.training.sampler import Sampler, divide, rarest_labels
 from imgcls.training.stages import to_train_mode
 from imgcls.training.state import TrainState
-from imgcls.training.step import is_right, train_step
+from imgcls.training.step import StepResult, is_right, train_step
 from imgcls.training.stop import StopRequest
 
 
@@ -35,13 +38,20 @@ from imgcls.training.stop import StopRequest
 class StepReport:
     """One optimizer step: images on all ranks, mean loss over this rank's, learning rate.
 
-    After the one that `is_last` the run stops, because a rank was asked to.
+    `epoch` and `step` count from 1; `step` within the epoch, `total_steps` from the first one on.
+    After a step that `is_due` or `is_last` the state is that of this very step, as a checkpoint
+    wants it; else it may be one step further. After the one that `is_last` the run stops, because a
+    rank was asked to.
     """
 
     num_images: int
     loss: float
     lr: float
-    is_last: bool = False
+    is_last: bool
+    is_due: bool
+    epoch: int
+    step: int
+    total_steps: int
 
 
 def fit(
@@ -53,10 +63,13 @@ def fit(
     *,
     after_step: Callable[[StepReport], None],
     after_epoch: Callable[[dict[str, Any]], None],
+    is_due: Callable[[int], bool] = lambda total_steps: True,
     compile_model: bool = False,
     stop: StopRequest | None = None,
 ) -> None:
     """Train `state` from where it is to the last epoch.
+
+    A step is looked at when the next one is under way, so that the device never waits for the CPU.
 
     Args:
         state: its model and optimizer on place.device; changed in place.
@@ -65,9 +78,10 @@ def fit(
             best.
         recipe: how.
         place: this rank.
-        after_step: called after each optimizer step; may take a snapshot.
+        after_step: called for each optimizer step in turn; may take a snapshot where it is due.
         after_epoch: called with each epoch's numbers, after validation; may take a snapshot.
-        compile_model: run the steps through torch.compile.
+        is_due: takes the number of the step to come, from 1: is the state to be written after it?
+        compile_model: run the steps through torch.compile, all in one shape.
         stop: asks this rank to stop; then all ranks do, after the same step.
 
     Raises:
@@ -76,11 +90,26 @@ def fit(
         RunStoppedError: a rank was asked to stop; `after_step` was called for the last step.
     """
     stop = stop or StopRequest()
-    stepped = cast(nn.Module, torch.compile(state.model)) if compile_model else state.model
-    wrapped = place.wrap(stepped)
+    wrapped = place.wrap(state.model)
+    if compile_model:
+        # From outside: so the compiler cuts the graph where DDP sends gradients, while others are
+        # still computed.
+        wrapped = cast(nn.Module, torch.compile(wrapped))
+    epochs = partial(
+        _train_epoch,
+        state,
+        wrapped,
+        train,
+        recipe,
+        place,
+        after_step=after_step,
+        is_due=is_due,
+        fixed_shape=compile_model,
+        stop=stop,
+    )
     forward = ValidationForward(recipe, place)
     while not is_finished(state, recipe):
-        numbers = _train_epoch(state, wrapped, train, recipe, place, after_step, stop)
+        numbers = epochs()
         place.average_buffers(state.model)
         if state.ema is not None:
             place.average_buffers(state.ema)
@@ -108,7 +137,10 @@ def _train_epoch(
     train: SplitLoader,
     recipe: Recipe,
     place: Place,
+    *,
     after_step: Callable[[StepReport], None],
+    is_due: Callable[[int], bool],
+    fixed_shape: bool,
     stop: StopRequest,
 ) -> dict[str, Any]:
     """Take the steps that are left of the epoch; return its numbers.
@@ -116,51 +148,56 @@ def _train_epoch(
     train_accuracy is that of the batches as they were trained on, each by the weights of its step:
     augmented, mixed (see `is_right`) and with dropout, so it may lie below val_accuracy.
     """
-    sampler = Sampler(
-        len(train.samples),
-        recipe.global_batch_size,
-        recipe.seed,
-        rarest_labels(s.labels for s in train.samples) if recipe.balance == "sampling" else (),
-    )
-    steps = [
-        sampler.step_indices(state.epoch, step, rank=place.rank, world_size=place.world_size)
+    sampler = make_sampler(train, recipe)
+    shares = [
+        sampler.share(
+            state.epoch,
+            step,
+            batch_size=recipe.batch_size,
+            rank=place.rank,
+            world_size=place.world_size,
+            fixed_shape=fixed_shape,
+        )
         for step in range(state.step, sampler.num_steps)
     ]
     to_train_mode(wrapped)
     start_s, waited_s, num_images, lr = time.monotonic(), 0.0, 0, 0.0
-    for batch, wait_s in _with_wait(train.batches(steps)):
-        lr = lr_at(
-            state.total_steps,
-            recipe.epochs * sampler.num_steps,
-            peak_lr=recipe.lr,
-            warmup_fraction=recipe.warmup_fraction,
-            schedule=recipe.schedule,
-        )
-        result = train_step(
-            state,
-            wrapped,
-            batch,
-            lr,
-            recipe,
-            place,
-            train.samples,
-            stop_wanted=stop.requested,
-        )
-        state.loss_sum += result.loss_sum
-        state.weight_sum += result.weight_sum
-        state.num_right += result.num_right
-        state.num_seen += result.num_seen
-        state.step += 1
-        state.total_steps += 1
-        waited_s += wait_s
-        num_images += result.num_images
-        loss = _ratio(result.loss_sum, result.weight_sum)
-        after_step(StepReport(result.num_images, loss, lr, result.stop_wanted))
-        if result.stop_wanted:
-            raise RunStoppedError(
-                f"stopped when asked to, in epoch {state.epoch + 1} after step {state.step}; the "
-                "same command goes on there"
+    under_way: deque[_UnderWay] = deque()
+    with make_changes(train, recipe, state.epoch) as changes:
+        for batch, wait_s in _with_wait(train.batches_to_train(shares, changes)):
+            lr = lr_at(
+                state.total_steps,
+                recipe.epochs * sampler.num_steps,
+                peak_lr=recipe.lr,
+                warmup_fraction=recipe.warmup_fraction,
+                schedule=recipe.schedule,
             )
+            result = train_step(
+                state,
+                wrapped,
+                batch,
+                lr,
+                recipe,
+                place,
+                train.samples,
+                stop_wanted=stop.requested,
+                is_due=is_due(state.total_steps + 1),
+            )
+            state.step += 1
+            state.total_steps += 1
+            waited_s += wait_s
+            num_images += result.num_images
+            under_way.append(_UnderWay(result, lr, state.step, state.total_steps))
+            # All ranks decide alike: a step that fails is talked about by all of them.
+            while len(under_way) > (0 if result.is_due else 1):
+                _look_at(under_way.popleft(), state, after_step)
+            if result.stop_wanted:
+                raise RunStoppedError(
+                    f"stopped when asked to, in epoch {state.epoch + 1} after step {state.step}; "
+                    "the same command goes on there"
+                )
+    while under_way:
+        _look_at(under_way.popleft(), state, after_step)
     epoch_s = time.monotonic() - start_s
     state.train_s += epoch_s
     loss_sum, weight_sum, num_right, num_seen = place.sum(
@@ -176,6 +213,59 @@ def _train_epoch(
     }
 
 
+def make_sampler(train: SplitLoader, recipe: Recipe) -> Sampler:
+    """Return the order of the training samples."""
+    return Sampler(
+        len(train.samples),
+        recipe.global_batch_size,
+        recipe.seed,
+        rarest_labels(s.labels for s in train.samples) if recipe.balance == "sampling" else (),
+    )
+
+
+def make_changes(train: SplitLoader, recipe: Recipe, epoch: int) -> ImageChanges:
+    """Return what is drawn for the images of an epoch."""
+    return ImageChanges(
+        seed=recipe.seed,
+        epoch=epoch,
+        recipe=recipe.augment,
+        policy=recipe.policy,
+        num_threads=train.num_threads,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _UnderWay:
+    """A step that the device may be at, and which one it was."""
+
+    result: StepResult
+    lr: float
+    step: int
+    total_steps: int
+
+
+def _look_at(done: _UnderWay, state: TrainState, after_step: Callable[[StepReport], None]) -> None:
+    """Wait for a step, add its numbers to the epoch's, and report it."""
+    result = done.result
+    result.check()
+    state.loss_sum += result.loss_sum
+    state.weight_sum += result.weight_sum
+    state.num_right += result.num_right
+    state.num_seen += result.num_seen
+    after_step(
+        StepReport(
+            result.num_images,
+            _ratio(result.loss_sum, result.weight_sum),
+            done.lr,
+            is_last=result.stop_wanted,
+            is_due=result.is_due,
+            epoch=state.epoch + 1,
+            step=done.step,
+            total_steps=done.total_steps,
+        )
+    )
+
+
 @torch.inference_mode()
 def validate(
     model: nn.Module,
@@ -186,8 +276,8 @@ def validate(
 ) -> dict[str, Any]:
     """Measure the mean of the unweighted loss and accuracy over every image of `val` exactly once.
 
-    Each rank takes its part of the split; sums and counts are added up, so that no rank needs a
-    filled-up batch.
+    Each rank takes its part of the split, in as many batches as that needs: no pass of a model that
+    is not being trained waits for another rank. Sums and counts are added up.
 
     Returns:
         val_loss, val_accuracy, and num_val: the images measured (those that decode, and that the
@@ -201,23 +291,28 @@ def validate(
     model.eval()
     forward = forward or ValidationForward(recipe, place)
     index_N = divide(np.arange(len(val.samples)), place.rank, place.world_size)
-    loss_sum, num_correct, num_images = 0.0, 0.0, 0.0
-    scored: list[tuple[np.ndarray, np.ndarray]] = []
+    num_images, sums = 0.0, list[torch.Tensor]()  # sums of loss and right images, of each batch
+    targets, probs = list[np.ndarray](), list[tuple[torch.Tensor, torch.Tensor]]()
     steps = [index_N[i : i + recipe.batch_size] for i in range(0, len(index_N), recipe.batch_size)]
     for batch in val.batches(steps):
         logits_BK, batch = forward(model, batch, val)
-        target_BK, weight_B = batch.target_BK.to(place.device), batch.weight_B.to(place.device)
+        target_BK = batch.target_BK.to(place.device, non_blocking=True)
+        weight_B = batch.weight_B.to(place.device, non_blocking=True)
         loss_B = loss_per_image(
             logits_BK, target_BK, "cross_entropy", multi_label=recipe.multi_label
         )
-        loss_sum += float((loss_B * weight_B).sum())
         right_B = is_right(logits_BK, target_BK, multi_label=recipe.multi_label)
-        num_correct += float((right_B * weight_B).sum())
-        num_images += float(weight_B.sum())
+        sums.append(torch.stack([(loss_B * weight_B).sum(), (right_B * weight_B).sum()]))
+        rows_B = batch.weight_B > 0
+        num_images += float(rows_B.sum())
         if recipe.multi_label:
-            rows_B = weight_B > 0
-            pair = (target_BK[rows_B], logits_BK[rows_B].sigmoid())
-            scored.append((pair[0].cpu().numpy(), pair[1].cpu().numpy()))
+            targets.append(batch.target_BK[rows_B].numpy())
+            probs.append((rows_B, logits_BK.sigmoid()))
+    # Read only now: so the device had every batch without waiting for the CPU.
+    loss_sum, num_correct = 0.0, 0.0
+    for loss, right in torch.stack(sums).tolist() if sums else ():
+        loss_sum += loss
+        num_correct += right
     loss_sum, num_correct, num_images = place.sum(loss_sum, num_correct, num_images)
     if not num_images:
         raise ConfigError(
@@ -230,7 +325,8 @@ def validate(
         "num_val": round(num_images),
     }
     if recipe.multi_label:
-        pairs = [pair for of_rank in place.gather(scored) for pair in of_rank]
+        ours = [(t, p.cpu()[rows_B].numpy()) for t, (rows_B, p) in zip(targets, probs, strict=True)]
+        pairs = [pair for of_rank in place.gather(ours) for pair in of_rank]
         target_NK, probs_NK = (np.concatenate(arrays) for arrays in zip(*pairs, strict=True))
         numbers["val_auroc"] = macro_auroc(target_NK, probs_NK)
     return numbers

@@ -62,7 +62,7 @@ def make_caches(plan: TrainPlan, place: Place) -> dict[str, ImageCache]:
         token = place.from_first(uuid4().hex)
         names = {split: f"imgcls-cache-{token}-{split}" for split in sizes}
         buffers = {split: shared_buffer(kind, sizes[split], names[split]) for split in sizes}
-        place.sum(0.0)  # a barrier: every rank has mapped the files
+        place.meet()  # every rank has mapped the files
         for name in names.values():
             forget(kind, name)
     return {

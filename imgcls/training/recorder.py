@@ -57,19 +57,22 @@ class Recorder:
         self._stack.enter_context(self._log)
         return self
 
+    def is_due(self, total_steps: int) -> bool:
+        """Say whether a checkpoint is to be written after this optimizer step, which comes next."""
+        return self._schedule.is_due(total_steps)
+
     def after_step(self, report: StepReport) -> None:
         """Record a step; after the last one before a stop, return when a checkpoint is written."""
-        epoch, step = self._state.epoch + 1, self._state.step
         self._show(report.num_images, f"loss {report.loss:.4f}")
         self._log.add_step(
-            epoch=epoch,
-            step=step,
-            total_steps=self._state.total_steps,
+            epoch=report.epoch,
+            step=report.step,
+            total_steps=report.total_steps,
             loss=report.loss,
             lr=report.lr,
             num_images=report.num_images,
         )
-        if self._schedule.is_due(self._state.total_steps) or report.is_last:
+        if report.is_due:
             self._checkpoint()
         if report.is_last:
             self._writer.wait()

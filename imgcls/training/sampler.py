@@ -3,7 +3,9 @@
 In: counts. Out: arrays of sample indices. Invariants:
 - every sample occurs once per epoch, none is dropped, none repeated (unless classes are balanced);
 - the samples of a step do not depend on the world size: the ranks divide among them what one worker
-  would take.
+  would take;
+- every rank makes the same number of forward passes in a step, whatever its share and whichever of
+  its images are bad: each pass may hold a collective, of SyncBatchNorm's or of DDP's.
 
 An epoch has ceil(num_samples / global_batch_size) steps, and their sizes differ by at most one
 sample. So there is no small last batch, whose gradient would be noise and whose batch statistics
@@ -18,6 +20,23 @@ from functools import lru_cache
 import numpy as np
 
 from imgcls.training.draws import hash64
+
+# Batch normalisation needs two rows to have a variance.
+_MIN_PASS_ROWS = 2
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Share:
+    """What one rank takes of a step.
+
+    index_B int64: its samples. They go through the model in `num_passes` parts, as many as on every
+    other rank. Where images turn out bad, rows of weight 0 fill the share up to `min_rows`, so that
+    no pass is left without any.
+    """
+
+    index_B: np.ndarray
+    num_passes: int
+    min_rows: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +78,37 @@ class Sampler:
         start, stop = _share(self.num_samples, self.num_steps, step)
         return divide(order[start:stop], rank, world_size)
 
+    def share(
+        self,
+        epoch: int,
+        step: int,
+        *,
+        batch_size: int,
+        rank: int = 0,
+        world_size: int = 1,
+        fixed_shape: bool = False,
+    ) -> Share:
+        """Return what a rank does in one step.
+
+        Args:
+            epoch: 0-based.
+            step: 0-based, of the epoch.
+            batch_size: most rows of a pass.
+            rank: which.
+            world_size: among how many the step is divided.
+            fixed_shape: give every pass of every rank and step the same number of rows.
+        """
+        start, stop = _share(self.num_samples, self.num_steps, step)
+        num_passes = _num_passes(stop - start, world_size, batch_size)
+        # Of one image each, there are no passes of two: nor is there batch normalisation.
+        pass_rows = min(_MIN_PASS_ROWS, batch_size)
+        if fixed_shape:
+            sizes = {self.min_step_size, -(-self.num_samples // self.num_steps)}
+            largest = max(_pass_rows(size, world_size, batch_size) for size in sizes)
+            pass_rows = max(pass_rows, largest)
+        index_B = self.step_indices(epoch, step, rank=rank, world_size=world_size)
+        return Share(index_B, num_passes, num_passes * pass_rows)
+
 
 def rarest_labels(labels_N: Iterable[tuple[int, ...]]) -> tuple[int, ...]:
     """Return the label that each sample is counted under when classes are balanced.
@@ -79,6 +129,16 @@ def divide(index_B: np.ndarray, rank: int, world_size: int) -> np.ndarray:
     """Return this rank's part; the parts are disjoint, cover `index_B`, differ by one at most."""
     start, stop = _share(len(index_B), world_size, rank)
     return index_B[start:stop]
+
+
+def _num_passes(step_size: int, world_size: int, batch_size: int) -> int:
+    """Return the passes of every rank: as many as the one with the largest share needs."""
+    return max(1, -(-step_size // (world_size * batch_size)))
+
+
+def _pass_rows(step_size: int, world_size: int, batch_size: int) -> int:
+    """Return the rows of the largest pass of any rank."""
+    return -(-step_size // (world_size * _num_passes(step_size, world_size, batch_size)))
 
 
 def _share(total: int, num_parts: int, part: int) -> tuple[int, int]:

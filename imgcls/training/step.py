@@ -2,25 +2,27 @@
 
 In: a Batch of this rank. Out: sums of loss and weight; the model and optimizer, one step further.
 Invariants: the gradient is that of the weighted mean loss over the images of ALL ranks, so N
-workers step as one would; a loss that is not finite raises before any weight changes.
+workers step as one would; a loss that is not finite changes no weight, on any rank; nothing here
+waits for the device, which would stand idle until it has the next step.
 
-Shape legend: B batch, C channel, K classes.
+Shape legend: B batch, C channel, K classes, N forward passes.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import nn
 
 from imgcls.errors import ConfigError
-from imgcls.image.augment import NUM_DRAWS, augment
-from imgcls.image.policy import apply_policy
+from imgcls.image.augment import augment
+from imgcls.image.constants import constant
 from imgcls.image.preprocess import normalize
-from imgcls.training.draws import image_seeds, step_seed, uniform
+from imgcls.training.draws import step_seed
 from imgcls.training.ema import follow
+from imgcls.training.late import LateRead
 from imgcls.training.loader import Batch, LabelledImage
 from imgcls.training.losses import loss_per_image, smooth_targets
 from imgcls.training.mix import mix
@@ -30,21 +32,57 @@ from imgcls.training.recipe import Recipe
 from imgcls.training.state import TrainState
 
 NAMED_URIS = 8
+# Takes the number of a pass and its loss.
+_DescribeLoss = Callable[[int, float], str]
 
 
-@dataclass(frozen=True, slots=True)
 class StepResult:
-    """This rank's sums of loss and weight, and how many of its images are right, as trained on.
+    """An optimizer step that the device may still be at.
 
-    Also the images of all ranks, and whether one is to stop.
+    Its sums of loss and right images are read when they are first asked for; what came from the CPU
+    is known: this rank's weight and images, the images of all ranks, and whether one of them wants
+    to stop or, before the next step, to know how this one ended.
     """
 
-    loss_sum: float
-    weight_sum: float
-    num_right: int
-    num_seen: int
-    num_images: int
-    stop_wanted: bool
+    def __init__(
+        self, host: tuple[float, ...], sums: LateRead, place: Place, describe: _DescribeLoss
+    ) -> None:
+        self.weight_sum, num_seen, num_images, num_stops, num_due = host
+        self.num_seen, self.num_images = round(num_seen), round(num_images)
+        self.stop_wanted, self.is_due = num_stops > 0, num_stops + num_due > 0
+        self._late, self._place, self._describe = sums, place, describe
+
+    @cached_property
+    def _sums(self) -> tuple[list[float], list[float], bool]:
+        """Loss and right images of each pass, and whether any rank's loss was not finite."""
+        losses, rights, (is_bad, *_) = self._late.read()
+        return losses, rights, is_bad > 0
+
+    @property
+    def loss_sum(self) -> float:
+        """This rank's losses times their weights."""
+        total = 0.0
+        for loss in self._sums[0]:  # `sum` rounds in another way from Python 3.12 on
+            total += loss
+        return total
+
+    @property
+    def num_right(self) -> int:
+        """How many of this rank's images are right, as they were trained on."""
+        return round(sum(self._sums[1]))
+
+    def check(self) -> None:
+        """Wait for the step; every rank asks, and all of them after the same step.
+
+        Raises:
+            ConfigError: the loss of a rank is nan or infinite, and so no weight was changed; names
+                the images, on every rank.
+        """
+        losses, _, is_bad = self._sums
+        if is_bad:
+            wrong = [i for i, loss in enumerate(losses) if not math.isfinite(loss)]
+            ours = self._describe(wrong[0], losses[wrong[0]]) if wrong else ""
+            raise ConfigError(next(filter(None, self._place.gather(ours))))
 
 
 def train_step(
@@ -57,8 +95,11 @@ def train_step(
     samples: Sequence[LabelledImage],
     *,
     stop_wanted: bool = False,
+    is_due: bool = False,
 ) -> StepResult:
-    """Take one optimizer step.
+    """Take one optimizer step; returns before a device of its own has taken it.
+
+    Where a loss is not finite, no rank's weights are changed, and `StepResult.check` raises.
 
     Args:
         state: holds the optimizer, and the epoch and step that the random numbers belong to.
@@ -69,39 +110,42 @@ def train_step(
         place: this rank.
         samples: what batch.index_B refers to, for messages.
         stop_wanted: whether this rank has been asked to stop; all of them hear of it at this step.
-
-    Raises:
-        ConfigError: the loss is nan or infinite; names the images.
+        is_due: whether this rank is going to write the state down after this step; likewise.
     """
     # Dropout and stochastic depth: seeded by the step, so a resumed run draws what this one would
     # have drawn.
     torch.manual_seed(step_seed(recipe.seed, state.total_steps, place.rank))
     weight_sum, num_seen = float(batch.weight_B.sum()), float((batch.weight_B > 0).sum())
-    weight_sum_all, num_images, num_stops = place.sum(weight_sum, num_seen, float(stop_wanted))
+    weight_sum_all, *of_all = place.sum(weight_sum, num_seen, float(stop_wanted), float(is_due))
     # torch averages gradients over ranks; we want the mean over images.
     scale = place.world_size / weight_sum_all if weight_sum_all > 0 else 0.0
     state.optimizer.zero_grad(set_to_none=True)
-    loss_sum, num_right = 0.0, 0.0
-    parts = list(_split(batch, recipe.batch_size))
+    parts = list(batch.cut(batch.num_passes or -(-len(batch.x_BCHW) // recipe.batch_size)))
+    losses, rights = [], []
     for number, part in enumerate(parts, 1):
         with place.without_sync(wrapped) if number < len(parts) else nullcontext():
             loss, right = _weighted_loss(state, wrapped, part, recipe, place)
-            # One read of the device for both: the loss has to be looked at before it is used.
-            part_sum, part_right = torch.stack([loss.detach(), right]).tolist()
-            if not math.isfinite(part_sum):
-                raise ConfigError(_diverged(state, part, lr, part_sum, samples))
             (loss * scale).backward()  # type: ignore[no-untyped-call]  # torch
-            loss_sum += part_sum
-            num_right += part_right
+            losses.append(loss.detach())
+            rights.append(right)
+    loss_N = torch.stack(losses)
+    is_bad = place.add_up((~loss_N.isfinite()).any().float())
     if recipe.max_grad_norm > 0:
         nn.utils.clip_grad_norm_(state.model.parameters(), recipe.max_grad_norm)
     set_lr(state.optimizer, lr)
+    # So does torch.amp.GradScaler tell an optimizer to change nothing, without asking the device.
+    state.optimizer.found_inf = is_bad  # type: ignore[attr-defined]
     state.optimizer.step()
     if state.ema is not None:
         follow(state.ema, state.model, recipe.ema_decay, state.total_steps + 1)
-    return StepResult(
-        loss_sum, weight_sum, round(num_right), round(num_seen), round(num_images), num_stops > 0
-    )
+    sums = LateRead(torch.stack([loss_N, torch.stack(rights), is_bad.expand(len(parts))]))
+    indices = [part.index_B for part in parts]
+    where = f"in epoch {state.epoch + 1}, step {state.step + 1} (learning rate {lr:.3g})"
+
+    def describe(part: int, loss: float) -> str:
+        return _diverged(where, loss, [samples[index].uri for index in indices[part].tolist()])
+
+    return StepResult((weight_sum, num_seen, *of_all), sums, place, describe)
 
 
 def to_model_input(x_BCHW: torch.Tensor, recipe: Recipe) -> torch.Tensor:
@@ -139,12 +183,8 @@ def _weighted_loss(
     x_BCHW = batch.x_BCHW.to(device, non_blocking=True)
     target_BK = batch.target_BK.to(device, non_blocking=True)
     weight_B = batch.weight_B.to(device, non_blocking=True)
-    index_B = batch.index_B.numpy()
-    draws = uniform(recipe.seed, state.epoch, index_B, NUM_DRAWS)
-    x_BCHW = augment(x_BCHW, torch.from_numpy(draws).to(device), recipe.augment)
-    if recipe.policy != "none":
-        seeds = image_seeds(recipe.seed, state.epoch, index_B)
-        x_BCHW = apply_policy(x_BCHW, seeds, recipe.policy)
+    if batch.draws_BN is not None:
+        x_BCHW = augment(x_BCHW, batch.draws_BN.to(device, non_blocking=True), recipe.augment)
     target_BK = smooth_targets(target_BK, recipe.label_smoothing, multi_label=recipe.multi_label)
     x_BCHW, target_BK = mix(
         to_model_input(x_BCHW, recipe),
@@ -161,30 +201,15 @@ def _weighted_loss(
         target_BK,
         recipe.loss,
         multi_label=recipe.multi_label,
-        pos_weight_K=torch.tensor(recipe.pos_weight, device=device) if recipe.pos_weight else None,
+        pos_weight_K=constant(recipe.pos_weight, logits_BK) if recipe.pos_weight else None,
     )
     right_B = is_right(logits_BK.detach(), target_BK, multi_label=recipe.multi_label)
     return (loss_B * weight_B).sum(), (right_B & (weight_B > 0)).sum().float()
 
 
-def _split(batch: Batch, size: int) -> Iterator[Batch]:
-    """Cut a batch into parts of at most `size` rows, sizes differing by one at most."""
-    num_rows = len(batch.x_BCHW)
-    num_parts = -(-num_rows // size)
-    for part in range(num_parts):
-        rows = slice(num_rows * part // num_parts, num_rows * (part + 1) // num_parts)
-        yield Batch(
-            batch.x_BCHW[rows], batch.target_BK[rows], batch.weight_B[rows], batch.index_B[rows]
-        )
-
-
-def _diverged(
-    state: TrainState, batch: Batch, lr: float, loss: float, samples: Sequence[LabelledImage]
-) -> str:
-    uris = [samples[index].uri for index in batch.index_B.tolist()]
+def _diverged(where: str, loss: float, uris: list[str]) -> str:
     more = f" and {len(uris) - NAMED_URIS} more" if len(uris) > NAMED_URIS else ""
     return (
-        f"the loss is {loss} in epoch {state.epoch + 1}, step {state.step + 1} (learning rate "
-        f"{lr:.3g}); no weight was changed by it. Lower --lr, or look at the images of this batch: "
-        f"{', '.join(uris[:NAMED_URIS])}{more}"
+        f"the loss is {loss} {where}; no weight was changed by it. Lower --lr, or look at the "
+        f"images of this batch: {', '.join(uris[:NAMED_URIS])}{more}"
     )

@@ -7,6 +7,11 @@ tests, which run the same function as the only rank.
 import json
 import os
 import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -50,14 +55,43 @@ def make_recipe(world_size: int, **changes: Any) -> Recipe:
     return Recipe(**values | changes)
 
 
+class MeetsInForward(nn.Module):
+    """Adds up over the ranks in each forward pass of the training, as SyncBatchNorm does."""
+
+    def forward(self, x_BCHW: torch.Tensor) -> torch.Tensor:
+        if self.training:
+            total = torch.ones(3)
+            distributed.all_reduce(total)
+            assert total.tolist() == [distributed.get_world_size()] * 3, "met something else"
+        return x_BCHW
+
+
 def make_model(name: str, num_classes: int) -> nn.Module:
     """`plain` computes each image by itself; `simple_cnn` has batch norm and dropout."""
     torch.manual_seed(5)
-    if name == "plain":
-        return nn.Sequential(
+    if name in ("plain", "collective"):
+        model = nn.Sequential(
             nn.Conv2d(3, 8, 3, stride=2), nn.ReLU(), nn.Flatten(), nn.Linear(200, num_classes)
         )
+        return model if name == "plain" else nn.Sequential(MeetsInForward(), model)
     return build_model(name, num_classes)
+
+
+@contextmanager
+def count_compilations() -> Iterator[list[list[list[int]]]]:
+    """Have torch.compile note the shapes of the images it compiles for, and compile nothing."""
+    seen: list[list[list[int]]] = []
+
+    def note(graph: torch.fx.GraphModule, inputs: list[Any]) -> Any:
+        seen.append([list(x.shape) for x in inputs if isinstance(x, torch.Tensor) and x.ndim == 4])
+        return graph.forward
+
+    compile_as_usual = torch.compile
+    torch.compile = partial(compile_as_usual, backend=note)  # type: ignore[assignment]
+    try:
+        yield seen
+    finally:
+        torch.compile = compile_as_usual
 
 
 def run_rank(data: str, model_name: str, place: Place, **changes: Any) -> TrainState:
@@ -66,12 +100,25 @@ def run_rank(data: str, model_name: str, place: Place, **changes: Any) -> TrainS
 
 
 def run_and_list_bad(
-    data: str, model_name: str, place: Place, *, stop_rank: int = -1, **changes: Any
+    data: str,
+    model_name: str,
+    place: Place,
+    *,
+    stop_rank: int = -1,
+    slow_s: float = 0.0,
+    compile_model: bool = False,
+    **changes: Any,
 ) -> tuple[TrainState, list[str]]:
     """Train; return the state, and the bad images that this rank knows of.
 
-    `stop_rank` is asked to stop after its second step.
+    `stop_rank` is asked to stop after its second step. Rank 0 is busy for `slow_s` before the first
+    step, after it, and after each epoch.
     """
+
+    def be_busy() -> None:
+        if place.rank == 0:
+            time.sleep(slow_s)
+
     recipe = make_recipe(place.world_size, **changes)
     dataset = read_dataset(
         data, val_fraction=0.25, test_fraction=0, seed=0, multi_label=recipe.multi_label
@@ -83,6 +130,8 @@ def run_and_list_bad(
 
     def after_step(_: StepReport) -> None:
         stop.requested = place.rank == stop_rank and state.total_steps == 2
+        if state.total_steps == 1:
+            be_busy()
 
     with DecoderPool(DecodeSpec(), recipe.preprocess, 1) as pool:
         train, val = (
@@ -97,6 +146,7 @@ def run_and_list_bad(
             )
             for split in ("train", "val")
         )
+        be_busy()
         fit(
             state,
             train,
@@ -104,7 +154,8 @@ def run_and_list_bad(
             recipe,
             place,
             after_step=after_step,
-            after_epoch=lambda numbers: None,
+            after_epoch=lambda numbers: be_busy(),
+            compile_model=compile_model,
             stop=stop,
         )
     return state, sorted(train.bad)
@@ -115,16 +166,22 @@ def main(args: dict[str, Any]) -> None:
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
     store = distributed.FileStore(str(Path(args["out"]) / "store"), args["world_size"])
     distributed.init_process_group(
-        "gloo", store=store, rank=args["rank"], world_size=args["world_size"]
+        "gloo",
+        store=store,
+        rank=args["rank"],
+        world_size=args["world_size"],
+        timeout=timedelta(seconds=args["changes"].pop("limit_s", 120.0)),
     )
     place = Place.of_process_group(torch.device("cpu"))
     out = Path(args["out"])
     try:
-        state, bad = run_and_list_bad(args["data"], args["model"], place, **args["changes"])
+        with count_compilations() as compilations:
+            state, bad = run_and_list_bad(args["data"], args["model"], place, **args["changes"])
     except RunStoppedError as error:
         (out / f"history-{place.rank}.json").write_text(json.dumps([str(error)]))
         return
     (out / f"bad-{place.rank}.json").write_text(json.dumps(bad))
+    (out / f"compilations-{place.rank}.json").write_text(json.dumps(compilations))
     (out / f"history-{place.rank}.json").write_text(json.dumps(state.history))
     if place.rank == 0:
         save_file({k: v.contiguous() for k, v in state.model.state_dict().items()}, out / "weights")
