@@ -8,8 +8,8 @@ optimizer and batch size on one batch that lies ready in memory.
     cached      uint8 images from the RAM cache through the loader
     2 ranks     processes of one thread each over gloo, beside one such process
 
-On a CUDA device ResNet-50 instead: bf16, channels_last, compiled, its batch on the device, from the
-RAM cache, and from JPEG files on the local disk.
+On a CUDA device ResNet-50 instead, channels_last, as `train` computes by default and in bf16,
+compiled: its batch on the device, from the RAM cache, and from JPEG files on the local disk.
 """
 
 import multiprocessing
@@ -27,12 +27,13 @@ from typing import Any, Final, cast
 
 import numpy as np
 import torch
-from torch import distributed, nn
+from torch import distributed
 from torch.nn.functional import cross_entropy
 
 from imgcls.bench.memory import measure_memory, memory_as_text
 from imgcls.bench.table import Side, as_text, measure, tabulate
 from imgcls.config.operations import BenchConfig
+from imgcls.config.training import TrainConfig
 from imgcls.image.augment import build_recipe
 from imgcls.image.pool import DecoderPool
 from imgcls.image.spec import DecodeSpec, PreprocessSpec
@@ -43,9 +44,9 @@ from imgcls.training.loader import SplitLoader
 from imgcls.training.loop import fit
 from imgcls.training.optimizer import build_optimizer
 from imgcls.training.place import Place
-from imgcls.training.recipe import Recipe
+from imgcls.training.precision import autocast, compile_steps, set_arithmetic
+from imgcls.training.recipe import Precision, Recipe
 from imgcls.training.state import TrainState
-from imgcls.training.step import autocast
 
 NUM_CLASSES: Final = 10
 SMALL_ARCH, SMALL_PX = "simple_cnn", 32
@@ -63,8 +64,8 @@ class Job:
     image_px: int
     num_images: int
     batch_size: int
-    precision: str = "fp32"
-    compile: bool = False
+    precision: Precision = TrainConfig.precision
+    compile: bool = TrainConfig.compile
     augment: str = "none"
 
     def recipe(self, world_size: int = 1) -> Recipe:
@@ -77,7 +78,7 @@ class Job:
             batch_size=self.batch_size,
             seed=0,
             lr=1e-5,
-            precision=cast(Any, self.precision),
+            precision=self.precision,
             channels_last=True,
         )
 
@@ -210,28 +211,43 @@ def _cpu_sides(
 def _cuda_sides(
     config: BenchConfig, folder: Path, photos: list[bytes], num_cpus: int, loops: dict[str, Loop]
 ) -> list[Side]:
-    """Return the sides for one CUDA device; the first run of each compiles and is thrown away."""
+    """Return the sides for one CUDA device; the first run of each compiles and is thrown away.
+
+    Once as `train` computes by default, once as fast as its flags let it.
+    """
     device = torch.device("cuda")
-    torch.set_float32_matmul_precision("high")
-    job = Job(CUDA_ARCH, 224, config.num_images, config.batch_size, "bf16", compile=True)
     uris = [str(folder / f"{number:06d}.jpg") for number in range(config.num_images)]
     for uri, data in zip(uris, photos, strict=True):
         Path(uri).write_bytes(data)
-    name = f"{CUDA_ARCH} bf16"
-    bare = f"{name}, synthetic"
-    loops[f"{name}, RAM cache"] = Loop(job, Place(device))
-    num_decoders = config.num_decoders or num_cpus
-    loops[f"{name}, JPEG on disk"] = Loop(job, Place(device), uris, num_decoders)
-    return [
-        Side(bare, job.num_images, bare_step(job, device)),
-        *(Side(label, job.num_images, loop.run, (bare,)) for label, loop in loops.items()),
-    ]
+    sides = []
+    for name, job in cuda_jobs(config).items():
+        of_job = {
+            f"{name}, RAM cache": Loop(job, Place(device)),
+            f"{name}, JPEG on disk": Loop(
+                job, Place(device), uris, config.num_decoders or num_cpus
+            ),
+        }
+        loops |= of_job
+        bare = f"{name}, synthetic"
+        sides.append(Side(bare, job.num_images, bare_step(job, device)))
+        sides += [Side(label, job.num_images, loop.run, (bare,)) for label, loop in of_job.items()]
+    return sides
+
+
+def cuda_jobs(config: BenchConfig) -> dict[str, Job]:
+    """Return what to train on a CUDA device, by the flags of `train` that stand for it."""
+    default = Job(CUDA_ARCH, 224, config.num_images, config.batch_size)
+    return {
+        f"{CUDA_ARCH}": default,
+        f"{CUDA_ARCH} --precision bf16 --compile": replace(default, precision="bf16", compile=True),
+    }
 
 
 def bare_step(job: Job, device: torch.device) -> Callable[[], None]:
     """Return a function that takes an epoch's steps on one batch that lies on the device."""
     recipe, state = job.recipe(), make_bench_state(job, Place(device))
-    model = cast(nn.Module, torch.compile(state.model)) if job.compile else state.model
+    set_arithmetic(recipe.precision, device)
+    model = compile_steps(state.model) if job.compile else state.model
     model.train()
     generator = torch.Generator().manual_seed(0)
     x_BCHW = torch.randn((job.batch_size, 3, job.image_px, job.image_px), generator=generator)

@@ -21,7 +21,6 @@ import torch
 from imgcls.config.training import TrainConfig
 from imgcls.image.pool import DecoderPool
 from imgcls.logs import Progress
-from imgcls.model.arithmetic import set_fp32_arithmetic
 from imgcls.model.predict import pick_device
 from imgcls.model.registry import register
 from imgcls.storage.probe import require_conditional_writes
@@ -98,7 +97,6 @@ def train_rank(plan: TrainPlan, place: Place, show: Show, stop: StopRequest) -> 
     Raises:
         RunStoppedError: a rank was asked to stop; a checkpoint is written.
     """
-    set_fp32_arithmetic("fp32")
     with ExitStack() as stack:
         num_decoders = plan.config.num_decoders or torch.get_num_threads()
         pool = stack.enter_context(

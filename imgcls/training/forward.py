@@ -17,8 +17,9 @@ from imgcls.errors import DeviceFailedError
 from imgcls.model.passes import Failure, Passes
 from imgcls.training.loader import Batch, SplitLoader
 from imgcls.training.place import Place
+from imgcls.training.precision import autocast
 from imgcls.training.recipe import Recipe
-from imgcls.training.step import autocast, to_model_input
+from imgcls.training.step import to_model_input
 
 log = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ from imgcls.training.loader import Batch, SplitLoader
 from imgcls.training.losses import loss_per_image
 from imgcls.training.optimizer import lr_at
 from imgcls.training.place import Place
+from imgcls.training.precision import compile_steps, set_arithmetic
 from imgcls.training.recipe import BestBy, Recipe
 from imgcls.training.sampler import Sampler, divide, rarest_labels
 from imgcls.training.stages import to_train_mode
@@ -90,11 +91,10 @@ def fit(
         RunStoppedError: a rank was asked to stop; `after_step` was called for the last step.
     """
     stop = stop or StopRequest()
+    set_arithmetic(recipe.precision, place.device)
     wrapped = place.wrap(state.model)
     if compile_model:
-        # From outside: so the compiler cuts the graph where DDP sends gradients, while others are
-        # still computed.
-        wrapped = cast(nn.Module, torch.compile(wrapped))
+        wrapped = compile_steps(wrapped)
     epochs = partial(
         _train_epoch,
         state,

@@ -28,6 +28,7 @@ from imgcls.training.losses import loss_per_image, smooth_targets
 from imgcls.training.mix import mix
 from imgcls.training.optimizer import set_lr
 from imgcls.training.place import Place
+from imgcls.training.precision import autocast
 from imgcls.training.recipe import Recipe
 from imgcls.training.state import TrainState
 
@@ -152,11 +153,6 @@ def to_model_input(x_BCHW: torch.Tensor, recipe: Recipe) -> torch.Tensor:
     """Normalise uint8 pixels, in the memory format that the model was built for."""
     x_BCHW = normalize(x_BCHW, recipe.preprocess)
     return x_BCHW.contiguous(memory_format=torch.channels_last) if recipe.channels_last else x_BCHW
-
-
-def autocast(recipe: Recipe, device: torch.device) -> torch.autocast:
-    """Return the context of a forward pass: bfloat16 where it is safe, if the recipe says so."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bf16")
 
 
 def is_right(
