@@ -94,6 +94,10 @@ class TrainConfig(Config):
     """Lay images out pixel by pixel, not channel by channel: faster convolutions, mostly."""
     compile: bool = False
     """Compile the model with torch.compile: half a minute at the start, faster steps after it."""
+    sync_bn: Literal["auto", "on", "off"] = "auto"
+    """Let batch normalisation see the passes of all GPU workers together, not each its own: slower,
+    and steadier where a worker has few images; auto where it has fewer than 16 in a pass.
+    """
     val_fraction: float = 0.15
     """Share of each class held out for validation, where DATA names no split."""
     test_fraction: float = 0.15

@@ -4,12 +4,14 @@ In: a TrainPlan and this rank's place. Out: a loader per split, and the state be
 Invariant: every rank builds the same weights.
 """
 
+import logging
 from uuid import uuid4
 
 import numpy as np
 import torch
 from torch import nn
 
+from imgcls.errors import ConfigError
 from imgcls.image.pool import DecoderPool
 from imgcls.training.cache import (
     ImageCache,
@@ -26,7 +28,13 @@ from imgcls.training.losses import balanced_class_weights
 from imgcls.training.optimizer import build_optimizer
 from imgcls.training.place import Place
 from imgcls.training.plan import TrainPlan
+from imgcls.training.sampler import Sampler
 from imgcls.training.state import TrainState
+
+# Below it batch statistics cost accuracy: Wu and He, Group normalization (ECCV 2018), figure 1.
+FEW_ROWS = 16
+
+log = logging.getLogger(__name__)
 
 
 def make_loaders(plan: TrainPlan, pool: DecoderPool, place: Place) -> dict[str, SplitLoader]:
@@ -86,7 +94,7 @@ def make_state(plan: TrainPlan, place: Place) -> TrainState:
     """Build the model, the same on every rank, its moving average and its optimizer."""
     config, recipe = plan.config, plan.recipe
     model = initial_model(config, len(plan.class_names), plan.decode_spec.num_channels)
-    if place.world_size > 1 and place.device.type == "cuda":
+    if synchronises_batch_norm(plan, place):
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]  # torch
     model = model.to(place.device)
     if recipe.channels_last:
@@ -100,3 +108,33 @@ def make_state(plan: TrainPlan, place: Place) -> TrainState:
     )
     ema = copy_for_average(model) if recipe.ema_decay > 0 else None
     return TrainState(model, optimizer, ema)
+
+
+def synchronises_batch_norm(plan: TrainPlan, place: Place) -> bool:
+    """Say whether batch statistics are those of all ranks' passes; the same on every rank.
+
+    Raises:
+        ConfigError: that is asked for on CPUs, where torch cannot.
+    """
+    wanted, recipe = plan.config.sync_bn, plan.recipe
+    if place.world_size == 1 or wanted == "off":
+        return False
+    if place.device.type != "cuda":
+        if wanted == "on":
+            raise ConfigError(
+                "--sync-bn on: torch synchronises batch statistics between GPUs alone, and these "
+                "workers have CPUs; take auto or off"
+            )
+        return False
+    sampler = Sampler(len(plan.splits["train"]), recipe.global_batch_size, recipe.seed)
+    num_rows = sampler.max_pass_rows(place.world_size, recipe.batch_size)
+    is_on = wanted == "on" or num_rows < FEW_ROWS
+    if place.rank == 0:
+        seen = "those of all workers" if is_on else "its own"
+        log.info(
+            "--sync-bn %s: a worker passes %d images at a time, its batch statistics are %s",
+            wanted,
+            num_rows,
+            seen,
+        )
+    return is_on

@@ -78,6 +78,11 @@ class Sampler:
         start, stop = _share(self.num_samples, self.num_steps, step)
         return divide(order[start:stop], rank, world_size)
 
+    def max_pass_rows(self, world_size: int, batch_size: int) -> int:
+        """Return the samples of the largest forward pass of any rank and step."""
+        sizes = {self.min_step_size, -(-self.num_samples // self.num_steps)}
+        return max(_pass_rows(size, world_size, batch_size) for size in sizes)
+
     def share(
         self,
         epoch: int,
@@ -103,9 +108,7 @@ class Sampler:
         # Of one image each, there are no passes of two: nor is there batch normalisation.
         pass_rows = min(_MIN_PASS_ROWS, batch_size)
         if fixed_shape:
-            sizes = {self.min_step_size, -(-self.num_samples // self.num_steps)}
-            largest = max(_pass_rows(size, world_size, batch_size) for size in sizes)
-            pass_rows = max(pass_rows, largest)
+            pass_rows = max(pass_rows, self.max_pass_rows(world_size, batch_size))
         index_B = self.step_indices(epoch, step, rank=rank, world_size=world_size)
         return Share(index_B, num_passes, num_passes * pass_rows)
 
