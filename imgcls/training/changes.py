@@ -11,6 +11,7 @@ Shape legend: B batch, C channel, N NUM_DRAWS, P image_px.
 """
 
 from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
 from types import TracebackType
 from typing import Self
 
@@ -38,8 +39,9 @@ class ImageChanges:
     ) -> None:
         self._seed, self._epoch = seed, epoch
         self._recipe, self._policy = recipe, policy
+        self._num_threads = num_threads if policy != "none" else 0
         self._threads = ThreadPoolExecutor(
-            num_threads,
+            max(1, num_threads),
             thread_name_prefix="imgcls-policy",
             # An image is small, and there are many: threads that share one wait for each other.
             initializer=torch.set_num_threads,
@@ -73,6 +75,13 @@ class ImageChanges:
         return apply_policy(x_BCHW, [seed], self._policy)[0]
 
     def __enter__(self) -> Self:
+        num_threads_here = torch.get_num_threads()
+        all_there = Barrier(max(1, self._num_threads))
+        started = [self._threads.submit(all_there.wait) for _ in range(self._num_threads)]
+        for thread in started:
+            thread.result()
+        # What torch tells is what was set last, by any thread.
+        torch.set_num_threads(num_threads_here)
         return self
 
     def __exit__(

@@ -16,10 +16,11 @@ class LateRead:
     def __init__(self, values: torch.Tensor) -> None:
         self._arrived: torch.cuda.Event | None = None
         if values.device.type == "cuda":
+            stream = torch.cuda.current_stream(values.device)
             host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
             values = host.copy_(values, non_blocking=True)
             self._arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch
-            self._arrived.record()
+            self._arrived.record(stream)
         self._values = values
 
     def read(self) -> list[Any]:

@@ -46,6 +46,14 @@ def test_a_policy_follows_the_augmentation_as_it_did_on_the_device(
     assert left_BN.shape == (9, 0), "nothing is left for the device"
 
 
+def test_the_threads_of_a_policy_take_none_from_the_training() -> None:
+    torch.set_num_threads(2)
+    with changes("randaugment", num_threads=3) as made:
+        assert torch.get_num_threads() == 2
+        made.apply(images(6), np.arange(6))
+    assert torch.get_num_threads() == 2
+
+
 def test_without_a_policy_the_device_augments_by_numbers_that_come_along() -> None:
     x_BCHW, index_B = images(4), np.arange(4)
     with changes("none") as made:

@@ -1,16 +1,20 @@
 """Where workers fit, on nodes that are made up: what Ray would wait for without end is refused."""
 
 import logging
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+from imgcls import cluster
 from imgcls.cluster import ClusterResources, NodeType
 from imgcls.config.values import WorkerRange
 from imgcls.errors import ConfigError
 from imgcls.training.placement import place_workers, warn_of_idle_gpus
 from tests.ray_nodes import nodes_of
 
+ROOT = Path(__file__).parents[2]
 SHIPPED = ClusterResources(  # cluster.yaml with only the head up
     nodes_of((0, 0)).nodes,
     (
@@ -95,6 +99,14 @@ def test_an_elastic_run_starts_with_what_fits() -> None:
     placement = place_workers(nodes_of((16, 0), (16, 2)), WorkerRange(1, 4), "auto")
     assert (placement.use_gpu, placement.num_cpus) == (True, 8)
     assert placement.describe() == "1 to 4 workers of 8 CPUs, 1 GPU each"
+
+
+def test_what_the_shipped_cluster_file_may_start_is_counted(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    shutil.copy(ROOT / "cluster.yaml", tmp_path / cluster.BOOTSTRAP_CONFIG)
+    assert cluster.node_types() == SHIPPED.node_types
 
 
 def test_with_only_the_head_up_the_gpus_that_may_be_started_count() -> None:
