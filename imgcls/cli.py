@@ -23,8 +23,12 @@ from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
 from imgcls import logs
 from imgcls.config import models, operations, scoring, training
+from imgcls.config.paths import refuse_empty
 from imgcls.errors import ImgclsError, RunStoppedError
 from imgcls.inert import in_log
+
+_RESUMABLE = ("train", "score", "nightly")
+_FROM_START = "; the same command again does it from the start"
 
 log = logging.getLogger("imgcls.cli")  # __name__ is __main__ under `python -m`
 
@@ -185,20 +189,20 @@ def _run(name: str, arguments: dict[str, Any]) -> int:
     """Run a job; every way it can end becomes an exit code and a JSON line."""
     logs.configure()
     command = COMMANDS[name]
-    signal.signal(signal.SIGTERM, _stop)
+    stop = _Stop(name)
     module, function = command.function.split(":")
     try:
-        result = getattr(importlib.import_module(module), function)(command.config(**arguments))
+        stop.install()
+        config = command.config(**arguments)
+        refuse_empty(config)
+        result = getattr(importlib.import_module(module), function)(config)
     except (RunStoppedError, KeyboardInterrupt) as error:
-        code = _fail(error, RunStoppedError.exit_code)
-        # Shards in flight are not waited for: what they have not committed, the next start does
-        # again.
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+        _leave_stopped(stop.as_error(error))
     except ImgclsError as error:
         return _fail(error, error.exit_code)
     except Exception as error:  # the top of a job: what nobody expected is told whole
+        if stop.signal_name:  # a library made an error of its own of the signal, as DuckDB does
+            _leave_stopped(stop.as_error(error))
         log.exception("unexpected error")
         return _fail(error, 1)
     if result is None:  # the command has written its output itself
@@ -212,7 +216,13 @@ def _be_process_of(job: Callable[[], int]) -> NoReturn:
     ended_with: list[int] = []
     # The handler that came first is called last: all others, and all threads, are done by then.
     atexit.register(_leave, ended_with)
-    ended_with.append(job())
+    try:
+        ended_with.append(job())
+        # It is done: Ctrl-C only ends the waiting for threads that write last words.
+        signal.signal(signal.SIGINT, lambda *_: _leave(ended_with))
+    except KeyboardInterrupt:  # before a command was chosen, or after it was done
+        logs.configure()
+        _leave_stopped(_Stop("").as_error(KeyboardInterrupt()))
     raise SystemExit(ended_with[0])
 
 
@@ -224,8 +234,47 @@ def _leave(ended_with: list[int]) -> None:
         os._exit(ended_with[0])
 
 
-def _stop(_signal: int, _frame: FrameType | None) -> NoReturn:
-    raise RunStoppedError("stopped by SIGTERM; start the same command again to finish the run")
+class _Stop:
+    """What SIGTERM and Ctrl-C do to a command: end it, with words, resumable."""
+
+    def __init__(self, command: str) -> None:
+        self._command = command
+        self.signal_name = ""
+
+    def install(self) -> None:
+        """Take both signals; Ctrl-C only where it is not ignored, as in a shell's background."""
+        signal.signal(signal.SIGTERM, self._on_terminate)
+        if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+            signal.signal(signal.SIGINT, self._on_interrupt)
+
+    def as_error(self, error: BaseException) -> RunStoppedError:
+        """Return the error to end with: one of ours as it is."""
+        if isinstance(error, RunStoppedError):
+            return error
+        return RunStoppedError(self._words("Ctrl-C"))
+
+    def _on_terminate(self, _signal: int, _frame: FrameType | None) -> NoReturn:
+        self.signal_name = "SIGTERM"
+        raise RunStoppedError(self._words(self.signal_name))
+
+    def _on_interrupt(self, _signal: int, _frame: FrameType | None) -> NoReturn:
+        self.signal_name = "Ctrl-C"
+        raise KeyboardInterrupt
+
+    def _words(self, signal_name: str) -> str:
+        again = "; start the same command again to finish the run"
+        if self._command == "score":
+            again += " (with --run-id and the id of the run, which the log names)"
+        return f"stopped by {signal_name}{again if self._command in _RESUMABLE else _FROM_START}"
+
+
+def _leave_stopped(error: RunStoppedError) -> NoReturn:
+    """End at once: what shards in flight have not committed, the next start does again."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    code = _fail(error, RunStoppedError.exit_code)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _fail(error: BaseException, exit_code: int) -> int:

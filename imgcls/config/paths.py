@@ -136,12 +136,24 @@ class Config:
         Raises:
             ConfigError: the flag, its value, and what to write instead.
         """
-        required = {field.name for field in fields(self) if field.default is MISSING}
         for name in path_flags(type(self)):
             given: Any = getattr(self, name)  # Any: a caller in Python may pass a pathlib.Path
-            if given or name in required:
+            if given:  # an empty one is refused where it is used, and by `refuse_empty`
                 canonical = canonical_value(type(self), name, os.fspath(given))
                 object.__setattr__(self, name, canonical)
+
+
+def refuse_empty(config: Config) -> None:
+    """Refuse a required place that is empty, as of a variable of the shell that is not set.
+
+    Raises:
+        ConfigError: names the flag.
+    """
+    required = {field.name for field in fields(config) if field.default is MISSING}
+    for name in path_flags(type(config)):
+        if name in required and not getattr(config, name):
+            flag = f"--{name.replace('_', '-')}"
+            raise ConfigError(f"{flag}: an empty path names nothing: write a URI or a folder")
 
 
 def path_flags(config: type) -> Mapping[str, PathFlag]:

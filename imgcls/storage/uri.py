@@ -61,8 +61,10 @@ def join(uri: str, *parts: str) -> str:
     name. On a local disk ".." would leave the folder, so a part with such a segment is refused.
 
     Raises:
-        ConfigError: a part for a local path has a ".." segment.
+        ConfigError: a part for a local path has a ".." segment, or `uri` is empty.
     """
+    if not uri:
+        raise ConfigError("an empty path names nothing: write a URI or a folder")
     local = is_local(uri)
     for part in parts:
         if local and ".." in part.split("/"):

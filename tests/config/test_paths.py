@@ -10,10 +10,18 @@ import pytest
 from imgcls.cli import COMMANDS
 from imgcls.config.models import EvaluateConfig, ExportConfig
 from imgcls.config.operations import SubmitConfig
-from imgcls.config.paths import Config, absolute_path, canonical_uri, find_relative, path_flags
+from imgcls.config.paths import (
+    Config,
+    absolute_path,
+    canonical_uri,
+    find_relative,
+    path_flags,
+    refuse_empty,
+)
 from imgcls.config.scoring import ScoreConfig
 from imgcls.config.training import TrainConfig
 from imgcls.errors import ConfigError
+from imgcls.storage.uri import join
 
 # Every other text of a flag. A new flag that takes a path or URI belongs into config/paths.py; one
 # that does not, here.
@@ -113,11 +121,15 @@ def test_other_schemes_are_refused_where_only_stores_and_paths_are_read(
 
 @pytest.mark.parametrize(("config", "name"), every_place())
 def test_a_required_place_may_not_be_empty(config: type[Config], name: str) -> None:
+    empty = build(config, **{name: ""})
+    assert getattr(empty, name) == ""
     if next(f for f in fields(config) if f.name == name).default is MISSING:
+        with pytest.raises(ConfigError, match=f"--{name.replace('_', '-')}: an empty path"):
+            refuse_empty(empty)
         with pytest.raises(ConfigError, match="names nothing"):
-            build(config, **{name: ""})
+            join(getattr(empty, name), "x")
     else:
-        assert getattr(build(config, **{name: ""}), name) == ""
+        refuse_empty(empty)
 
 
 @pytest.mark.parametrize(
