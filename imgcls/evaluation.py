@@ -93,6 +93,8 @@ def describe_result(result: Mapping[str, Any]) -> Iterator[str]:
     """Yield what a person wants to know first: one line each, with 95 % intervals."""
     of = f"on {result['num_ok']} of {result['num_rows']} images"
     yield f"accuracy {_between(result['accuracy'], result['intervals']['accuracy'])} {of}"
+    if reason := result["intervals"].get("no_interval_because"):
+        yield f"no intervals: there are {reason}"
     for name, row in result["slices"].items():
         accuracy = _between(row["accuracy"], row["accuracy_interval"])
         yield f"  {name or '(no slice)'}: {accuracy} on {row['num_images']} images"

@@ -17,7 +17,8 @@ import unicodedata
 _ACTIVE_CATEGORIES = frozenset({"Cc", "Cf", "Zl", "Zp", "Cs"})
 _PLAIN = re.compile(r"[\x20-\x7e\xa1-\xac\xae-\u05ff]*")
 _MARKDOWN = re.compile(r"[\\`*\[\]|~$!]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])|(?<=www)\.|:(?=//)")
-_LINE_START = re.compile(r"^(\s*)([#+-](?=[\s#+-]|$)|=|\d+(?=[.)](?:\s|$)))")
+_LINE_START = re.compile(r"^(\s*)([#+-](?=[\s#+-]|$)|[=>]|\d+(?=[.)](?:\s|$)))")
+_ENTITY = re.compile(r"&(?=[#A-Za-z])")
 _FORMULA_START = ("=", "+", "-", "@", "\t", "\r")
 _ESCAPED = re.compile(r"\\(?:\\|x([0-9a-f]{2})|u([0-9a-f]{4})|U([0-9a-f]{8}))")
 
@@ -36,7 +37,7 @@ def in_log_lines(text: str) -> str:
 
 def in_markdown(text: str) -> str:
     """Return text that Markdown shows as it is, within a line or a cell."""
-    safe = in_log(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    safe = _ENTITY.sub("&amp;", in_log(text)).replace("<", "&lt;")
     safe = _MARKDOWN.sub(lambda match: "\\" + match[0], safe)
     return _LINE_START.sub(r"\1\\\2", safe)
 

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from imgcls.errors import BundleError, ConfigError
-from imgcls.model.intervals import draw_weights, interval, number_units
+from imgcls.model.intervals import draw_weights, interval, middle, number_units
 from imgcls.model.labels import ClassNames
 from imgcls.model.metrics import Floats, Ints, expected_calibration_error, reliability_bins
 from imgcls.model.top_classes import top_label
@@ -221,7 +221,8 @@ def measure_point(
         units = number_units(len(score_B), unit_B)
         drawn_R4 = np.array([w @ cells_B4 for w in draw_weights(units, _NUM_RESAMPLES, 0)])
         with np.errstate(invalid="ignore"):
-            intervals = [interval(drawn_R4[:, i] / drawn_R4[:, i + 1]) for i in (0, 2)]
+            num_units = int(units.max()) + 1
+            intervals = [interval(drawn_R4[:, i] / drawn_R4[:, i + 1], num_units) for i in (0, 2)]
     return {
         "recall": recall if positive_B.any() else None,
         "recall_interval": intervals[0],
@@ -316,7 +317,9 @@ def operating_point(
         )
     threshold = threshold_for(score_B, positive_B, target, value)
     drawn = {"threshold": list[float](), "recall": list[float](), "specificity": list[float]()}
-    for weight_B in draw_weights(number_units(len(score_B), unit_B), _NUM_RESAMPLES, seed):
+    units = number_units(len(score_B), unit_B)
+    num_units = int(units.max()) + 1
+    for weight_B in draw_weights(units, _NUM_RESAMPLES, seed):
         again = np.repeat(np.arange(len(score_B)), weight_B.astype(np.int64))
         score, positive = score_B[again], positive_B[again]
         if positive.all() or not positive.any():
@@ -326,7 +329,7 @@ def operating_point(
         drawn["recall"].append(recall)
         drawn["specificity"].append(specificity)
     recall, specificity = _achieved(score_B, positive_B, threshold)
-    low, high = interval(drawn["threshold"]) or [threshold, threshold]
+    low, high = middle(drawn["threshold"]) or [threshold, threshold]
     low, high = min(low, threshold), max(high, threshold)
     return OperatingPoint(
         threshold_id=f"{name}:{target}>={value:g}",
@@ -338,9 +341,11 @@ def operating_point(
         review_high=high,
         review_fraction=float(((score_B >= low) & (score_B < high)).mean()),
         recall=recall,
-        recall_interval=interval(drawn["recall"]) if drawn["recall"] else None,
+        recall_interval=interval(drawn["recall"], num_units) if drawn["recall"] else None,
         specificity=specificity,
-        specificity_interval=interval(drawn["specificity"]) if drawn["specificity"] else None,
+        specificity_interval=interval(drawn["specificity"], num_units)
+        if drawn["specificity"]
+        else None,
         num_positive=int(positive_B.sum()),
         num_negative=int((~positive_B).sum()),
     )

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from imgcls.inert import in_markdown
+from imgcls.model.intervals import FEW_UNITS
 
 _MAX_LISTED = 5
 _HEADLINE_METRICS = (
@@ -180,6 +181,11 @@ def _metrics(metrics: Mapping[str, Any], *, multi_label: bool) -> str:
         for split, values in _by_split(metrics).items()
         if "num_units" in values.get("intervals", {})
     )
+    num_units = [
+        values["intervals"]["num_units"]
+        for values in _by_split(metrics).values()
+        if "num_units" in values.get("intervals", {})
+    ]
     notes = [_ABOUT_METRICS]
     if multi_label:
         notes.append("accuracy is the share of images with every class right.")
@@ -189,8 +195,18 @@ def _metrics(metrics: Mapping[str, Any], *, multi_label: bool) -> str:
             "little too good; test decided nothing."
         )
     notes.append("All metrics are in bundle.json.")
+    if any(n < FEW_UNITS for n in num_units):
+        notes.append(
+            f"With fewer than {FEW_UNITS} groups such intervals are too narrow: of 10 groups they "
+            "hold the truth in 85 %, not 95."
+        )
     if units:
         notes.append(f"Intervals are a bootstrap over groups, or else images: {units}.")
+    notes += [
+        f"**No intervals of {split or 'these numbers'}: {in_markdown(reason)}.**"
+        for split, values in _by_split(metrics).items()
+        if (reason := values.get("intervals", {}).get("no_interval_because"))
+    ]
     return _table(("split", "metric", "value", "95 % interval"), rows) + "\n\n" + " ".join(notes)
 
 

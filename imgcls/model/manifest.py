@@ -66,10 +66,15 @@ def read_manifest(
             suffix says.
     """
     columns = Columns((*_REQUIRED, *([slice_by] if slice_by else [])), _OPTIONAL)
-    rows = [
-        _row(row, columns, folder, slice_by, multi_label)
-        for row, folder in _read_rows(manifest, columns)
-    ]
+    rows, unlabelled = list[LabelRow](), ""
+    for row, folder in _read_rows(manifest, columns):
+        rows.append(_row(row, columns, folder, slice_by, multi_label))
+        if not unlabelled and not rows[-1].label.strip():
+            unlabelled = f"{row.where} has no label, its class name is empty: {rows[-1].uri}"
+    # Beside labels that join several, an empty one is none of them: `refuse_joined` says more.
+    is_joined = any(MULTI_LABEL_SEPARATOR in row.label for row in rows)
+    if unlabelled and multi_label is False and not is_joined:
+        raise SourceError(unlabelled)
     if not rows:
         raise SourceError(f"{manifest} holds no rows: give one line per image")
     columns.tell(manifest)
@@ -135,8 +140,6 @@ def _row(
     label = _label(row, columns, multi_label)
     if row.cells.get("label") is None:
         raise SourceError(f"{row.where} has no label: {uri}")
-    if not label.strip() and multi_label is False:
-        raise SourceError(f"{row.where} has no label, its class name is empty: {uri}")
     given = _given(row)
     # As it is written, also "./a.png": the split is drawn from it.
     is_relative = is_local(given) and not given.startswith("/")

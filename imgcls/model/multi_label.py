@@ -24,6 +24,7 @@ from imgcls.model.intervals import (
     Weights,
     draw_weights,
     interval,
+    no_interval,
     number_units,
 )
 from imgcls.model.labels import ClassNames
@@ -241,7 +242,10 @@ def _intervals(
         {k: v for measure in measures for k, v in measure(weight_B).items()}
         for weight_B in draw_weights(unit_of_B, num_resamples, seed)
     ]
-    intervals = {name: interval([drawn[name] for drawn in numbers]) for name in numbers[0]}
+    num_units = int(unit_of_B.max()) + 1
+    intervals = {
+        name: interval([drawn[name] for drawn in numbers], num_units) for name in numbers[0]
+    }
     per_class = {
         name: {metric: intervals.pop(f"{metric} {name}") for metric in ("recall", "precision")}
         for name in class_names.names
@@ -249,7 +253,8 @@ def _intervals(
     return {
         **intervals,
         "per_class": per_class,
-        "num_units": int(unit_of_B.max()) + 1,
+        "num_units": num_units,
+        **no_interval(num_units),
         "num_resamples": num_resamples,
         "confidence": CONFIDENCE,
     }

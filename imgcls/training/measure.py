@@ -57,6 +57,9 @@ def measure_splits(
     metrics: dict[str, Any] = {
         split: _measure(plan, split, p, calibration) for split, p in predicted.items()
     }
+    for split, numbers in metrics.items():
+        if reason := numbers["intervals"].get("no_interval_because"):
+            log.warning("no intervals of %s: there are %s", split, reason)
     return metrics, calibration, missing
 
 

@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score
 
+from imgcls.model.calibration import measure_point, operating_point
 from imgcls.model.intervals import bootstrap_intervals, draw_weights, number_units, slice_metrics
 from imgcls.model.labels import ClassNames
 from imgcls.model.metrics import classification_metrics
+from imgcls.model.multi_label import multi_label_metrics
 
 _ABC = ClassNames(("a", "b", "c"))
 
@@ -81,3 +83,29 @@ def test_slices_have_their_own_numbers() -> None:
     table = slice_metrics(["x", "x", "y", "y"], label_B, pred_B, ClassNames(("a", "b")))
     assert {name: row["accuracy"] for name, row in table.items()} == {"x": 1.0, "y": 0.0}
     assert table["x"]["num_images"] == 2
+
+
+@pytest.mark.parametrize(
+    ("num_groups", "is_given"), [(1, False), (3, False), (4, True), (40, True)]
+)
+def test_few_groups_give_no_interval_and_the_reason(num_groups: int, is_given: bool) -> None:
+    label_B = np.arange(240) % 3
+    pred_B = np.where(np.arange(240) % 5 == 0, (label_B + 1) % 3, label_B)
+    groups = [f"p{i % num_groups}" for i in range(240)]
+    intervals = bootstrap_intervals(label_B, pred_B, _ABC, unit_B=groups, num_resamples=50)
+    assert (intervals["accuracy"] is not None) == is_given
+    assert (intervals["per_class"]["a"]["recall"] is not None) == is_given
+    assert ("no_interval_because" in intervals) != is_given
+    if not is_given:
+        assert intervals["no_interval_because"].startswith(f"{num_groups} groups")
+    table = slice_metrics(["x"] * 240, label_B, pred_B, _ABC, groups)
+    assert (table["x"]["accuracy_interval"] is not None) == is_given
+    target_BK = np.eye(3, dtype=bool)[label_B]
+    several = multi_label_metrics(target_BK, target_BK.astype(float), _ABC, groups)["intervals"]
+    assert (several["accuracy"] is not None) == is_given
+    positive_B = label_B == 0
+    score_B = np.linspace(0, 1, 240)
+    point = operating_point(score_B, positive_B, "a", "recall", 0.5, groups, 0)
+    assert (point.recall_interval is not None) == is_given
+    measured = measure_point(point, score_B, positive_B, groups)
+    assert (measured["specificity_interval"] is not None) == is_given
