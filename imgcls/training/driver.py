@@ -27,6 +27,7 @@ from imgcls.storage.probe import require_conditional_writes
 from imgcls.training.audit import check_groups, check_images
 from imgcls.training.checkpoint import CheckpointWriter, list_checkpoints, read_latest
 from imgcls.training.finish import describe, find_registered, make_bundle
+from imgcls.training.finished import read_finished, write_finished
 from imgcls.training.loop import fit, is_finished
 from imgcls.training.place import Place
 from imgcls.training.placement import warn_of_idle_gpus
@@ -64,6 +65,8 @@ def train(config: TrainConfig) -> dict[str, Any]:
     # training.
     check_writable(plan)
     check_groups(plan)
+    if done := read_finished(plan):
+        return {"num_preemptions": 0} | done | {"total_s": round(time.monotonic() - start_s, 3)}
     if config.workers.most == 0:
         place = Place(pick_device(config.device))
         if place.device.type == "cuda":
@@ -140,8 +143,10 @@ def train_rank(plan: TrainPlan, place: Place, show: Show, stop: StopRequest) -> 
         bundle = make_bundle(plan, state, loaders, place, leaks)
         earlier = find_registered(plan, state) if was_finished else None
         model = earlier or register(plan.config.registry, plan.config.name, bundle)
+        result = describe(plan, state, loaders, bundle, model)
+        write_finished(plan, result)
         writer.remove_all()
-    return describe(plan, state, loaders, bundle, model)
+    return result
 
 
 def make_progress(plan: TrainPlan) -> Progress:

@@ -6,12 +6,11 @@ later stops it here, as a ConfigError; and two plans with the same fingerprint t
 weights, so one may go on where the other ended.
 """
 
-import hashlib
-import json
 import logging
 import math
 import os
 from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
 
 from torch import nn
 
@@ -26,9 +25,9 @@ from imgcls.model.labels import ClassNames, enumerate_names
 from imgcls.model.manifest import is_manifest
 from imgcls.model.predict import pick_device
 from imgcls.model.weights import normalization_of
-from imgcls.storage import objects
 from imgcls.storage.uri import is_inside, join, split_uri
 from imgcls.training.checkpoint import CheckpointSchedule
+from imgcls.training.fingerprint import choose_fingerprint, read_versions
 from imgcls.training.initial import initial_model
 from imgcls.training.losses import balanced_pos_weights
 from imgcls.training.points import check_operating_points, operating_targets
@@ -38,9 +37,6 @@ from imgcls.training.statistics import measure_channels
 from imgcls.training.tracking import check_tracking
 
 log = logging.getLogger(__name__)
-
-RUN = "run.json"  # the flags of a run, in its folder
-_FINGERPRINT_DIGITS = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,13 +51,13 @@ class TrainPlan:
     splits: dict[str, list[Sample]]
     split_digest: str
     fingerprint: str
+    image_versions: str = ""
+    """Digest of the versions of all images, see fingerprint.py."""
 
     @property
     def run_uri(self) -> str:
         """Folder of this run's checkpoints and logs."""
-        config = self.config
-        work_dir = config.work_dir or join(config.registry, "_training", config.name)
-        return join(work_dir, f"run-{self.fingerprint}")
+        return run_uri(self.config, self.fingerprint)
 
     @property
     def samples(self) -> list[Sample]:
@@ -109,7 +105,8 @@ def make_plan(config: TrainConfig) -> TrainPlan:
         labels_N = [sample.labels for sample in splits["train"]]
         pos_weights = balanced_pos_weights(labels_N, len(dataset.class_names))
         recipe = replace(recipe, pos_weight=tuple(pos_weights))
-    plan = TrainPlan(
+    image_versions = read_versions(config.data, dataset.samples)
+    return TrainPlan(
         config=config,
         recipe=recipe,
         decode_spec=decode_spec,
@@ -117,20 +114,20 @@ def make_plan(config: TrainConfig) -> TrainPlan:
         class_names=dataset.class_names,
         splits=splits,
         split_digest=dataset.split_digest,
-        fingerprint=_fingerprint(config, recipe, decode_spec, dataset),
+        fingerprint=choose_fingerprint(
+            decisive_values(config, recipe, decode_spec, dataset),
+            image_versions,
+            lambda fingerprint: run_uri(config, fingerprint),
+            typed_weights=os.path.relpath(config.weights) if config.weights[:1] == "/" else "",
+        ),
+        image_versions=image_versions,
     )
-    return replace(plan, fingerprint=_earlier_fingerprint(plan, dataset) or plan.fingerprint)
 
 
-def _earlier_fingerprint(plan: TrainPlan, dataset: Dataset) -> str:
-    """Return the fingerprint of a run that began when --weights counted as it was typed, or ""."""
-    weights = plan.config.weights
-    if not weights.startswith("/") or objects.exists(join(plan.run_uri, RUN)):
-        return ""
-    typed = os.path.relpath(weights)
-    earlier = _fingerprint(plan.config, plan.recipe, plan.decode_spec, dataset, weights=typed)
-    is_there = objects.exists(join(replace(plan, fingerprint=earlier).run_uri, RUN))
-    return earlier if is_there else ""
+def run_uri(config: TrainConfig, fingerprint: str) -> str:
+    """Return the folder of a run's checkpoints and logs."""
+    work_dir = config.work_dir or join(config.registry, "_training", config.name)
+    return join(work_dir, f"run-{fingerprint}")
 
 
 def _choose_normalization(
@@ -253,26 +250,21 @@ def _check_batches(config: TrainConfig, model: nn.Module, num_train: int) -> Non
         )
 
 
-def _fingerprint(
-    config: TrainConfig,
-    recipe: Recipe,
-    decode_spec: DecodeSpec,
-    dataset: Dataset,
-    weights: str = "",
-) -> str:
-    """Return a digest of what decides the weights; where and how fast it runs is left out."""
+def decisive_values(
+    config: TrainConfig, recipe: Recipe, decode_spec: DecodeSpec, dataset: Dataset
+) -> dict[str, Any]:
+    """Return what decides the weights; where and how fast it runs is left out."""
     values = asdict(recipe)
     del values["batch_size"]
-    values |= {
+    return values | {
         "arch": config.arch,
-        "weights": weights or config.weights,
-        "decode": decode_spec.to_dict(),
+        "weights": config.weights,
+        # A training goes on with the decoders there are; the bundle says which those were.
+        "decode": decode_spec.to_dict() | {"decoder_version": 1},
         "class_names": dataset.class_names.names,
         "split_digest": dataset.split_digest,
         "sample_weights": {s.key: s.weight for s in dataset.samples if s.weight != 1.0},
     }
-    canonical = json.dumps(values, sort_keys=True)
-    return hashlib.sha256(canonical.encode()).hexdigest()[:_FINGERPRINT_DIGITS]
 
 
 def _describe(dataset: Dataset, splits: dict[str, list[Sample]]) -> str:

@@ -11,11 +11,13 @@ from dataclasses import asdict
 from typing import Any
 
 from imgcls.errors import ConfigError
+from imgcls.image.formats.versions import from_json, moved_between
 from imgcls.model.dataset import freeze_split
 from imgcls.storage.json_text import parse_object
 from imgcls.storage.objects import put, put_first, read
 from imgcls.storage.uri import join
-from imgcls.training.plan import RUN, TrainPlan
+from imgcls.training.fingerprint import RUN
+from imgcls.training.plan import TrainPlan
 
 SPLIT = "split.csv"
 # Applied once the weights are there: the fingerprint leaves them out, so a run may go on with
@@ -56,6 +58,13 @@ def write_start(plan: TrainPlan, *, resumed: bool) -> None:
                 getattr(plan.config, name),
                 earlier[name],
             )
+        trained_by = from_json(earlier.get("decoder_version", 1))
+        if moved := moved_between(trained_by, plan.decode_spec.decoder_version):
+            log.warning(
+                "this training began with an earlier version of the decoders: pixels of %s have "
+                "moved since, and its last steps see other ones than its first",
+                ", ".join(moved),
+            )
     put(uri, _flags(plan))
     frozen = freeze_split(plan.samples, slice_by=plan.config.slice_by)
     put(join(plan.run_uri, SPLIT), frozen)
@@ -68,4 +77,8 @@ def changed_at_the_end(plan: TrainPlan, earlier: Mapping[str, Any]) -> list[str]
 
 
 def _flags(plan: TrainPlan) -> bytes:
-    return json.dumps(asdict(plan.config), indent=1).encode()
+    noted = {
+        "image_versions": plan.image_versions,
+        "decoder_version": plan.decode_spec.to_dict()["decoder_version"],
+    }
+    return json.dumps(asdict(plan.config) | noted, indent=1).encode()

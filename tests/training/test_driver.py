@@ -63,8 +63,8 @@ def test_training_registers_a_model_that_predicts_its_test_split(make_tree: Make
 
 
 def test_training_again_registers_the_next_version_with_equal_weights(make_tree: MakeTree) -> None:
-    config = make_config(make_tree(20), epochs=1)
-    first, second = train(config), train(config)
+    data = make_tree(20)
+    first, second = (train(make_config(data, epochs=1, num_decoders=n)) for n in (1, 2))
     assert (first["version"], second["version"]) == (1, 2)
     weights = [load_file(Path(r["uri"]) / "model.safetensors") for r in (first, second)]
     assert all(torch.equal(weights[1][name], tensor) for name, tensor in weights[0].items())
@@ -184,7 +184,6 @@ def test_a_run_that_was_killed_after_registering_registers_no_second_version(
             train(config)
     result = train(config)
     assert result["version"] == 1
-    assert train(config)["version"] == 2
 
 
 def test_a_registry_that_cannot_be_written_is_found_before_training(make_tree: MakeTree) -> None:

@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,9 +12,10 @@ from safetensors.torch import load_file
 
 from imgcls.config.training import TrainConfig
 from imgcls.errors import ConfigError
-from imgcls.model.artifact import read_bundle
+from imgcls.model.artifact import Bundle, read_bundle
 from imgcls.model.dataset import read_dataset
 from imgcls.training.driver import train
+from imgcls.training.finish import make_bundle
 from tests.training.bars import bars_config
 
 MakeTree = Callable[..., Path]
@@ -124,11 +126,17 @@ def test_a_start_refused_for_its_images_changes_no_file_of_an_earlier_run(
 
 
 def test_positives_that_go_bad_during_the_training_cost_no_model(
-    make_tree: MakeTree, caplog: pytest.LogCaptureFixture
+    make_tree: MakeTree, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = make_config(make_tree(30), max_bad_fraction=0.7)
-    train_until("make_bundle", config)
-    num_damaged = damage_positives_of_val(config)
+    num_damaged = 0
+
+    def damage_then_make(*arguments: Any) -> Bundle:
+        nonlocal num_damaged
+        num_damaged = damage_positives_of_val(config)
+        return make_bundle(*arguments)
+
+    monkeypatch.setattr("imgcls.training.driver.make_bundle", damage_then_make)
     result = train(config)
     assert points(result["uri"]) == []
     words = "operating point for 'class1': a threshold needs validation images of it"
