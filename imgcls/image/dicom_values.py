@@ -239,7 +239,8 @@ def _window(
         exact = (x - center) / width
         y = 1 / (1 + np.exp(-4 * exact)) if function == "SIGMOID" else exact + 0.5
         scaled = np.nan_to_num(np.rint(y * 255), nan=0.0, posinf=255.0, neginf=0.0)
-    return np.clip(scaled, 0, 255).astype(np.uint8)
+    result: npt.NDArray[np.uint8] = np.clip(scaled, 0, 255).astype(np.uint8)
+    return result
 
 
 def _are_integers(x: npt.NDArray[np.float64]) -> bool:

@@ -51,7 +51,7 @@ def type_range(dtype: np.dtype[np.generic]) -> tuple[float, float]:
     return float(limits.min), float(limits.max)
 
 
-def float_range(values_HW: npt.NDArray[np.floating[Any]]) -> tuple[float, float]:
+def float_range(values_HW: npt.NDArray[Any]) -> tuple[float, float]:
     """Return what is black and white in a picture of floats, which declares nothing.
 
     0..1, the custom; but its own extremes where that would clip most of it, zeros aside: a map of

@@ -76,7 +76,7 @@ def checked_png(data: bytes, spec: DecodeSpec) -> bytes:
     Raises:
         CorruptImageError: such a chunk is cut or its checksum is wrong: its pixels may be, too.
     """
-    kept = [data[:_PNG_SIGNATURE_BYTES]]
+    kept: list[bytes | memoryview] = [data[:_PNG_SIGNATURE_BYTES]]
     is_animated = False
     for chunk in _png_chunks(data):
         if _is_idle(chunk, spec):

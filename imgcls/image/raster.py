@@ -73,10 +73,10 @@ def decode_raster(
     if format_name == "PNG":
         data = checked_png(data, spec)
     if format_name == "JPEG":
-        frame = read_frame(data)
-        if frame.marker == JPEG_LS or frame.precision > 8:
-            image_HWC = decode_deep_jpeg(data, frame, spec)
-            yield DecodedImage(image_HWC, frame.width_px, frame.height_px)
+        header = read_frame(data)
+        if header.marker == JPEG_LS or header.precision > 8:
+            image_HWC = decode_deep_jpeg(data, header, spec)
+            yield DecodedImage(image_HWC, header.width_px, header.height_px)
             return
     if format_name == "TIFF" and TiffTags.of(data).needs_tifffile(spec):
         yield from _decode_by_tifffile(data, spec, begin_frame)

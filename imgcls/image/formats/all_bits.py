@@ -53,8 +53,8 @@ def decode_all_bits(
         samples = _call("png_decode", data, "PNG of 16-bit colours by a range")
         return from_samples(_sized(samples, source.size), (0.0, 65535.0), profile, spec)
     if format_name == "PNM" and wants_range and source.mode == "RGB":
-        offset, high = source.tile[0].offset, source.tile[0].args[-1]
-        if isinstance(high, int) and high > 255:
+        offset, high = source.tile[0].offset, _max_value(source)
+        if high > 255:
             samples = _read_ppm(data, offset, source)
             return from_samples(samples, (0.0, float(high)), profile, spec)
     if format_name == "JPEG2000":
@@ -92,6 +92,12 @@ def decode_deep_jpeg(data: bytes, frame: Frame, spec: DecodeSpec) -> npt.NDArray
 def _is_deep_png(source: ImageFile.ImageFile) -> bool:
     raw_mode = source.tile[0].args if source.tile else ""
     return isinstance(raw_mode, str) and raw_mode in ("RGB;16B", "RGBA;16B", "LA;16B")
+
+
+def _max_value(source: ImageFile.ImageFile) -> int:
+    arguments = source.tile[0].args
+    high = arguments[-1] if isinstance(arguments, tuple) else 0
+    return high if isinstance(high, int) else 0
 
 
 def _decode_jpeg2000(

@@ -28,15 +28,17 @@ _MODES_OF_ONE_PLANE: Final = ("LA", "La", "PA")
 _fax_errors: list[bytes] = []
 
 
-@ctypes.CFUNCTYPE(None, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_void_p)
 def _note_fax_error(module: bytes | None, words: bytes | None, arguments: int | None) -> None:
     """Take what libtiff would print: of a fax with lost pixels nothing else tells."""
     if module and module.startswith(b"Fax"):
         _fax_errors.append(words or b"")
 
 
+_handler = ctypes.CFUNCTYPE(None, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_void_p)(
+    _note_fax_error
+)
 # The library that Pillow is linked with, whatever its file is called.
-ctypes.CDLL(_imaging.__file__).TIFFSetErrorHandler(_note_fax_error)
+ctypes.CDLL(_imaging.__file__).TIFFSetErrorHandler(_handler)
 
 
 class TiffFile(TiffImagePlugin.TiffImageFile):
@@ -56,6 +58,7 @@ class TiffFile(TiffImagePlugin.TiffImageFile):
             raise SyntaxError(f"unknown pixel mode: {self.mode} in separate planes")
         if self.use_load_libtiff:
             [tile] = self.tile
+            assert isinstance(tile.args, tuple)
             raw_mode, *more = tile.args
             args = (_NATIVE_RAW_MODES.get(raw_mode, raw_mode), *more)
             self.tile = [tile._replace(args=args)]
