@@ -19,6 +19,7 @@ from imgcls.errors import ImageTooLargeError, UnsupportedImageError
 from imgcls.image.color import to_color
 from imgcls.image.decoded import DecodedImage
 from imgcls.image.formats.all_bits import decode_all_bits, decode_deep_jpeg
+from imgcls.image.formats.bmp import decode_bit_fields
 from imgcls.image.formats.jpeg_markers import JPEG_LS, read_frame
 from imgcls.image.formats.scientific import load_codecs, read_pages
 from imgcls.image.formats.tiff_tags import TiffTags
@@ -52,6 +53,7 @@ _UNKNOWN_VARIANT: Final = (
 )
 _UNKNOWN_SAMPLES: Final = "unknown pixel mode"
 _NOT_IDENTIFIED: Final = "not identified by this driver"  # by HEIF: an item of uncompressed pixels
+_UNKNOWN_MASKS: Final = "BMP bitfields layout"
 _ORIENTATION_TAG: Final = 0x0112
 _SWAPS_SIDES: Final = (5, 6, 7, 8)
 
@@ -84,9 +86,13 @@ def decode_raster(
     try:
         source = open_raster(data, format_name)
     except UnsupportedImageError as error:
-        if format_name != "TIFF" or _UNKNOWN_SAMPLES not in str(error):
+        if format_name == "TIFF" and _UNKNOWN_SAMPLES in str(error):
+            yield from _decode_by_tifffile(data, spec, begin_frame)
+        elif format_name == "BMP" and _UNKNOWN_MASKS in str(error):
+            image_HWC = decode_bit_fields(data, spec)
+            yield DecodedImage(image_HWC, image_HWC.shape[1], image_HWC.shape[0])
+        else:
             raise
-        yield from _decode_by_tifffile(data, spec, begin_frame)
         return
     for frame in _seek_frames(source, spec, begin_frame):
         yield _decode_frame(source, data, format_name, spec, frame, min_short_px)

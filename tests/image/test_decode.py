@@ -382,3 +382,48 @@ def test_jpegs_of_more_than_8_bits(coding: str, bits: int) -> None:
             pixels(data[:cut])
     with pytest.raises(ImageTooLargeError):
         pixels(data, max_pixels=1999)
+
+
+MASKS = {
+    "444": (16, (0xF00, 0xF0, 0xF)),
+    "4444": (16, (0xF00, 0xF0, 0xF, 0xF000)),
+    "1555": (16, (0x7C00, 0x3E0, 0x1F, 0x8000)),
+    "565 as bgr": (16, (0x1F, 0x7E0, 0xF800)),
+    "233": (16, (0xC000, 0x3800, 0x700)),
+    "10 bits": (32, (0x3FF00000, 0xFFC00, 0x3FF)),
+    "5-2-8": (32, (0xF8000000, 0x3000000, 0xFF)),
+    "gbr": (32, (0xFF00, 0xFF, 0xFF0000)),
+    "8 and alpha": (32, (0xFF, 0xFF0000, 0xFF00, 0xFF000000)),
+}
+
+
+@pytest.mark.parametrize("name", MASKS)
+@pytest.mark.parametrize("is_top_down", [False, True])
+@pytest.mark.parametrize("alpha", [0.0, 0.6, 1.0])
+def test_bmp_of_any_bit_masks(name: str, is_top_down: bool, alpha: float) -> None:
+    bits, masks = MASKS[name]
+    y, x = np.mgrid[0:9, 0:13]
+    values = np.stack([x / 12, y / 8, (x + y) / 20, np.full(x.shape, alpha)], -1)
+    stored, levels = np.zeros(x.shape, np.uint32), []
+    for channel, mask in enumerate(masks):
+        shift = (mask & -mask).bit_length() - 1
+        level = np.rint(values[:, :, channel] * (mask >> shift)).astype(np.uint32)
+        stored |= level << np.uint32(shift)
+        levels.append(level / (mask >> shift))
+    rows = stored if is_top_down else stored[::-1]
+    padded = np.zeros((9, -(-13 * bits // 32) * 32 // bits), f"<u{bits // 8}")
+    padded[:, :13] = rows
+    header_bytes = 56 if len(masks) == 4 else 40
+    fields = struct.pack("<IiiHHIIiiII", header_bytes, 13, -9 if is_top_down else 9, 1, bits, 3,
+                         0, 0, 0, 0, 0)  # fmt: skip
+    fields += struct.pack(f"<{len(masks)}I", *masks)
+    offset = 14 + len(fields)
+    data = b"BM" + struct.pack("<IHHI", offset + padded.nbytes, 0, 0, offset) + fields
+    data += padded.tobytes()
+    shown = np.stack(levels[:3], -1)
+    if len(masks) == 4 and alpha:  # a mask of alpha that nobody set bits under means none
+        shown = shown * levels[3][..., None] + 1 - levels[3][..., None]
+    assert np.abs(pixels(data).astype(int) - shown * 255).max() <= 2
+    for cut in (60, 75, len(data) - 3):
+        with pytest.raises(CorruptImageError):
+            pixels(data[:cut])

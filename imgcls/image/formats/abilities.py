@@ -23,6 +23,7 @@ Abilities = dict[str, list[str]]
 UNKNOWN: Final = "unknown"
 # What imgcls learnt to read of a family since its first version, a word each.
 LEARNT: Final[dict[str, tuple[str, ...]]] = {
+    "bmp": ("any bit masks",),
     "dicom": ("12-bit JPEG", "6 and 7-bit JPEG-LS"),
     "jpeg": ("more than 8 bits",),
     "jpeg_rare": ("more than 8 bits",),
