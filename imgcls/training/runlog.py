@@ -152,6 +152,7 @@ class _TrackerThread:
             tracker = make()
         except Exception as error:  # noqa: BLE001  # whatever a server or its client raises
             self.failure = error
+            log.warning("%s cannot be opened, so nothing is logged there: %s", self.name, error)
             return
         while (call := self._calls.get()) is not None:
             try:

@@ -6,9 +6,14 @@ however often the run was killed and resumed: an event file is a function of its
 replaced as a whole, and MLflow is asked which steps it has.
 """
 
+import http.client
 import importlib
 import importlib.util
+import logging
+import os
 import struct
+import urllib.error
+import urllib.request
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
@@ -17,6 +22,11 @@ from imgcls.storage.objects import put
 from imgcls.storage.uri import join
 
 Line = dict[str, Any]
+
+log = logging.getLogger(__name__)
+
+_ON_DISK = ("file:", "sqlite")
+_ANSWER_WITHIN_S = 5.0
 
 # MLflow takes at most so many metrics, and so many params, in one request.
 _METRICS_PER_REQUEST, _PARAMS_PER_REQUEST = 1000, 100
@@ -35,10 +45,11 @@ class Tracker(Protocol):
 
 
 def check_tracking(mlflow_uri: str) -> None:
-    """Refuse what cannot work before the training begins.
+    """Refuse what cannot work before the training begins; name a server that does not answer.
 
     Raises:
-        ConfigError: MLflow is not installed, or the URI holds a password.
+        ConfigError: MLflow is not installed, the URI holds a password, or a store on this machine's
+            disk cannot be opened.
     """
     if "@" in mlflow_uri:
         raise ConfigError(
@@ -48,6 +59,44 @@ def check_tracking(mlflow_uri: str) -> None:
     if mlflow_uri and importlib.util.find_spec("mlflow") is None:
         raise ConfigError(
             f"--mlflow-uri {mlflow_uri}: MLflow is not installed; pip install 'imgcls[mlflow]'"
+        )
+
+    if mlflow_uri.startswith(_ON_DISK):
+        try:
+            _open_mlflow(mlflow_uri).search_experiments(max_results=1)
+        except Exception as error:  # whatever MLflow and its database raise
+            raise ConfigError(
+                f"--mlflow-uri {mlflow_uri} cannot be logged to: {_first_sentence(error)}; "
+                "pip install 'imgcls[mlflow]' brings what sqlite: and file: need"
+            ) from error
+    elif mlflow_uri.startswith(("http://", "https://")):
+        _warn_of_silence(mlflow_uri)
+
+
+def _open_mlflow(uri: str) -> Any:  # noqa: ANN401  # MLflow is imported where it is asked for
+    if uri.startswith("file:"):
+        # MLflow keeps folders for those who ask for them, and --mlflow-uri file: does.
+        os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
+    return importlib.import_module("mlflow").MlflowClient(tracking_uri=uri)
+
+
+def _first_sentence(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"
+
+
+def _warn_of_silence(uri: str) -> None:
+    """Say before the first step that a tracking server is out of reach; the training goes on."""
+    try:
+        with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=_ANSWER_WITHIN_S):  # noqa: S310  # http or https
+            return
+    except urllib.error.HTTPError:
+        return  # it answers; what it wants, such as a token, the client knows
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        log.warning(
+            "--mlflow-uri %s does not answer (%s): the training goes on, and its log is in the "
+            "run's folder; what MLflow lacks at the end is said there",
+            uri,
+            error,
         )
 
 
@@ -136,7 +185,7 @@ class MlflowTracker:
         self, uri: str, experiment: str, run_name: str, run_id: str, params: dict[str, Any]
     ) -> None:
         self._entities = importlib.import_module("mlflow.entities")
-        self._client = importlib.import_module("mlflow").MlflowClient(tracking_uri=uri)
+        self._client = _open_mlflow(uri)
         found = self._client.get_experiment_by_name(experiment)
         experiment_id = found.experiment_id if found else self._client.create_experiment(experiment)
         runs = self._client.search_runs(

@@ -118,15 +118,16 @@ def test_tensorboard_itself_reads_the_files(tmp_path: Path) -> None:
     assert [(t, s, pytest.approx(v)) for t, s, v in EXPECTED] == sorted(found)
 
 
+@pytest.mark.parametrize("kind", ["file", "sqlite"])
 def test_mlflow_has_each_point_once_although_the_run_was_killed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if importlib.util.find_spec("mlflow") is None:
         pytest.skip("needs the mlflow extra")
-    # A folder needs no server and no database; MLflow wants to be asked for it.
-    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    monkeypatch.delenv("MLFLOW_ALLOW_FILE_STORE", raising=False)
     mlflow = importlib.import_module("mlflow")
-    uri = (tmp_path / "mlflow").as_uri()
+    uri = (tmp_path / "mlflow").as_uri() if kind == "file" else f"sqlite:///{tmp_path}/runs.db"
+    check_tracking(uri)
     write_run_that_is_killed_twice(
         str(tmp_path),
         lambda: MlflowTracker(uri, "chest", "chest 1", "r", {"epochs": 2, "lr": 0.5}),
@@ -143,6 +144,23 @@ def test_mlflow_has_each_point_once_although_the_run_was_killed(
         for m in client.get_metric_history(run.info.run_id, tag)
     ]
     assert sorted(found) == EXPECTED
+
+
+@pytest.mark.parametrize("uri", ["sqlite:////proc/no/such/runs.db", "file:///proc/no/such/mlruns"])
+def test_a_store_that_cannot_be_opened_stops_the_training_before_it_begins(uri: str) -> None:
+    if importlib.util.find_spec("mlflow") is None:
+        pytest.skip("needs the mlflow extra")
+    with pytest.raises(ConfigError, match=f"--mlflow-uri {uri} cannot be logged to: "):
+        check_tracking(uri)
+
+
+def test_a_server_out_of_reach_is_named_before_the_first_step(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    if importlib.util.find_spec("mlflow") is None:
+        pytest.skip("needs the mlflow extra")
+    check_tracking("http://127.0.0.1:9")
+    assert "--mlflow-uri http://127.0.0.1:9 does not answer" in caplog.text
 
 
 def test_a_tracker_that_fails_is_a_warning_and_the_log_is_written(
