@@ -149,6 +149,13 @@ def test_the_range_of_the_spec_holds_and_is_one_for_all_channels() -> None:
     assert_close(found, scaled, LOSSLESS)
 
 
+@pytest.mark.parametrize("dtype", [np.float16, np.float64])
+def test_floats_far_beyond_one_are_no_threshold(dtype: type) -> None:
+    assert_close(of(tiff((GRAY * 4000).astype(dtype))), GRAY_8, 2)
+    color = tiff((RGB * 16.0).astype(np.float32), photometric="rgb")
+    assert_close(of(color), RGB, LOSSLESS)
+
+
 def test_transparency_lies_on_the_background() -> None:
     alpha = np.where(X < W // 2, 65535, 0).astype(np.uint16)[:, :, np.newaxis]
     for kind, color in (("unassalpha", RGB_16), ("assocalpha", RGB_16 * (alpha > 0))):
