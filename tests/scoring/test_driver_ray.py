@@ -1,4 +1,5 @@
 import io
+import json
 import logging
 import subprocess
 import sys
@@ -6,8 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from imgcls.config.scoring import ScoreConfig
+from imgcls.config.scoring import NightlyConfig, ScoreConfig
+from imgcls.image.formats.abilities import NEEDED
+from imgcls.image.formats.versions import DECODER_VERSIONS
+from imgcls.nightly import nightly
 from imgcls.scoring.driver import score
+from imgcls.storage.objects import put
 from tests.scoring.tiny import comparable, published_rows, write_images
 
 NUM_IMAGES = 200
@@ -30,6 +35,33 @@ def test_ray_and_local_write_identical_rows(model_ref: str, s3_bucket: str) -> N
     local = comparable(published_rows(f"{s3_bucket}/local"))
     assert len(local) == NUM_IMAGES
     assert comparable(published_rows(f"{s3_bucket}/ray")) == local
+
+
+@pytest.mark.ray
+def test_a_night_on_ray_judges_and_remembers_as_a_local_one_does(
+    model_ref: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(NEEDED, "heif", "not_installed")
+    source = tmp_path / "bucket"
+    write_images(str(source), 110)
+    for number in range(18):
+        put(str(source / f"z{number:02d}.json"), b"{}")
+    put(str(source / "lot-0/refused.psd"), b"8BPS" + bytes([7] * 60))
+    results = {}
+    for executor in ("local", "ray"):
+        night = NightlyConfig(
+            str(source), model_ref, str(tmp_path / executor), executor=executor, shard_size=64
+        )
+        results[executor] = nightly(night)
+        [manifest] = (tmp_path / executor).glob("date=*/run=*/_manifest.json")
+        assert "read" in json.loads(manifest.read_text())["decoders"]["reads"]["png"]
+    told = {name: results["ray"][name] for name in ("status_counts", "not_an_image")}
+    assert told == {name: results["local"][name] for name in told}
+    assert told["status_counts"] == {"not_an_image": 18, "ok": 110, "unsupported": 1}
+    # The nodes are asked, not this process: what it alone reads is no reason to try again.
+    monkeypatch.setitem(DECODER_VERSIONS, "psd", 1)
+    assert nightly(night)["rows"] == 0
+    assert nightly(NightlyConfig(**{**vars(night), "executor": "local"}))["rows"] == 1
 
 
 @pytest.mark.ray
