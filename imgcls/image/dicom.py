@@ -30,12 +30,14 @@ from imgcls.image.dicom_values import (
 )
 from imgcls.image.formats.bare_dicom import set_transfer_syntax, with_preamble
 from imgcls.image.formats.dicom_plugins import decode_stored, find_decoder
+from imgcls.image.jpeg import check_jpeg
 from imgcls.image.spec import DecodeSpec
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
     from pydicom.pixels.decoders.base import Decoder
 
+_JPEG_OF_DCT: Final = ("1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.51")
 _PIXELS: Final = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 # Kinds of objects that hold no pixels, by the names of their SOP classes (PS3.6, annex A). Of any
 # other kind an object without pixels is a failure.
@@ -152,6 +154,8 @@ def _decode_frame(
     """Return uint8 [H,W,C] of one frame."""
     is_native = plugins == ("",)
     is_odd = dataset.get("HighBit", 0) != dataset.get("BitsStored", 0) - 1
+    if dataset.file_meta.TransferSyntaxUID in _JPEG_OF_DCT:  # Pillow is silent about damage
+        check_jpeg(_encoded_frame(dataset, index))
     stored, says = decode_stored(dataset, decoder, plugins, index, correct_unused_bits=not is_odd)
     if stored.shape[:2] != (dataset.Rows, dataset.Columns):
         raise CorruptImageError("DICOM: the pixels have not the size that the object says")
@@ -166,6 +170,18 @@ def _decode_frame(
     else:
         image_HWC = gray_frame(stored, values, str(photometric), spec)
     return _in_channels(image_HWC, spec)
+
+
+def _encoded_frame(dataset: "Dataset", index: int) -> bytes:
+    from pydicom.encaps import get_frame
+
+    num_frames = int(dataset.get("NumberOfFrames") or 1)
+    table, lengths = dataset.get("ExtendedOffsetTable"), dataset.get("ExtendedOffsetTableLengths")
+    offsets = (table, lengths) if table and lengths else None
+    found: bytes = get_frame(
+        dataset.PixelData, index, number_of_frames=num_frames, extended_offsets=offsets
+    )
+    return found
 
 
 def _in_channels(image_HWC: npt.NDArray[np.uint8], spec: DecodeSpec) -> npt.NDArray[np.uint8]:

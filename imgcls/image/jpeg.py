@@ -9,6 +9,7 @@ Four channels are inks stored inverted, as Pillow and OpenCV read them, whether 
 Adobe's says so: no standard tells, and the programs that write such files follow Adobe.
 """
 
+import contextlib
 import re
 from typing import Final
 
@@ -22,6 +23,7 @@ from imgcls.image.color import finish
 from imgcls.image.formats.jpeg_markers import (
     SCALABLE,
     Frame,
+    read_frame,
     without_oddities,
 )
 from imgcls.image.spec import DecodeSpec
@@ -87,6 +89,22 @@ def decode_jpeg(
         return stored_HWC
     stored = stored_HWC[:, :, 0] if source.mode == "L" else stored_HWC
     return finish(Image.fromarray(stored, source.mode), icc_profile, spec)
+
+
+def check_jpeg(data: bytes) -> None:
+    """Refuse a JPEG that some other decoder takes in silence: damaged, by what libjpeg says of it.
+
+    It is decoded at an eighth, which reads all of the entropy-coded data at a third of the price.
+
+    Raises:
+        CorruptImageError: truncated or damaged.
+    """
+    frame = read_frame(data)
+    if frame.marker not in SCALABLE or frame.precision != 8 or frame.num_channels not in (1, 3):
+        return
+    colorspace = "GRAY" if frame.num_channels == 1 else "RGB"
+    with contextlib.suppress(_LeftToPillowError):
+        _decode(data, (frame.width_px, frame.height_px), colorspace, _DIVISORS[0])
 
 
 def _decode_by_pillow(

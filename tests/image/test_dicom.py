@@ -483,3 +483,39 @@ def test_deep_colours_take_the_range_of_the_spec(bits: int) -> None:
     np.testing.assert_allclose(found.image_HWC, stored / 1023 * 255, atol=0.51)
     [found] = decode(data, DecodeSpec(gray_range="min_max"))
     np.testing.assert_allclose(found.image_HWC, stored / 1023 * 255, atol=0.51)
+
+
+@pytest.mark.parametrize("is_color", [False, True])
+def test_damage_in_a_baseline_jpeg_is_noticed_as_in_a_jpeg(is_color: bool) -> None:
+    from PIL import Image
+    from pydicom.encaps import encapsulate
+
+    rng = np.random.default_rng(4)
+    shape = (90, 120, 3) if is_color else (90, 120)
+    picture = np.clip(rng.normal(128, 30, shape), 0, 255).astype(np.uint8)
+    out = io.BytesIO()
+    Image.fromarray(picture).save(out, "JPEG", quality=90)
+    plain = out.getvalue()
+    photometric = "YBR_FULL_422" if is_color else "MONOCHROME2"
+    dataset = pydicom.dcmread(io.BytesIO(make(picture, PhotometricInterpretation=photometric)))
+    dataset.file_meta.TransferSyntaxUID = UID("1.2.840.10008.1.2.4.50")
+    num_noticed = 0
+    for number in range(40):
+        damaged = bytearray(plain)
+        if number:
+            damaged[int(rng.integers(len(plain) // 2, len(plain) - 2))] ^= 1 << number % 8
+        dataset.PixelData = encapsulate([bytes(damaged)])
+        dataset["PixelData"].is_undefined_length = True
+        out = io.BytesIO()
+        pydicom.dcmwrite(out, dataset, enforce_file_format=True)
+        statuses = []
+        for data in (bytes(damaged), out.getvalue()):
+            try:
+                decode(data, DecodeSpec())
+                statuses.append("ok")
+            except DecodeError as error:
+                statuses.append(error.status)
+        assert statuses[0] == statuses[1]
+        assert number or statuses == ["ok", "ok"]
+        num_noticed += statuses[1] != "ok"
+    assert num_noticed > 3
