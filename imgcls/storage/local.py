@@ -37,6 +37,8 @@ __all__ = [
     "read_with_etag",
 ]
 
+_TICK_NS = 10_000_000  # of a kernel with CONFIG_HZ=100; others tick more often
+
 
 def is_folder(path: str) -> bool:
     """Tell whether there is a folder of this name."""
@@ -120,8 +122,11 @@ def _written(path: str, data: bytes, *, after_ns: int = 0) -> Iterator[str]:
         with temp.open("xb") as file:
             file.write(data)
             file.flush()
-            # The kernel's own time stamps are as coarse as its tick (4 ms): too coarse for an etag.
-            stamp_ns = max(time.time_ns(), after_ns + 1)
+            # The disk's clock, which all writers to a network disk share. Its stamps are as coarse
+            # as a kernel's tick, too coarse for an etag: a counter of ours fills what is below it.
+            disk_ns = os.fstat(file.fileno()).st_mtime_ns
+            stamp_ns = disk_ns - disk_ns % _TICK_NS + time.monotonic_ns() % _TICK_NS
+            stamp_ns = max(stamp_ns, after_ns + 1)
             os.utime(file.fileno(), ns=(stamp_ns, stamp_ns))
             os.fsync(file.fileno())
         yield str(temp)

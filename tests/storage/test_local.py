@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import pytest
@@ -134,3 +135,14 @@ def test_new_file_has_the_mode_the_user_wants(tmp_path: Path) -> None:
 def test_equal_bytes_written_again_are_another_version(tmp_path: Path) -> None:
     etags = [put(str(tmp_path / "x"), b"same") for _ in range(50)]
     assert len(set(etags)) == 50
+
+
+def test_file_is_dated_by_the_disk_not_by_the_clock_of_its_writer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    day_ns = 86_400 * 10**9
+    monkeypatch.setattr(time, "time_ns", lambda: 10**18 + day_ns)
+    put_new(str(tmp_path / "ours"), b"x")
+    (tmp_path / "plain").write_bytes(b"x")
+    ours, plain = (tmp_path / name for name in ("ours", "plain"))
+    assert abs(ours.stat().st_mtime - plain.stat().st_mtime) < 60
