@@ -45,7 +45,7 @@ COMMANDS = {
     "train": Command(training.TrainConfig, "imgcls.training.driver:train"),
     "score": Command(scoring.ScoreConfig, "imgcls.scoring.driver:score"),
     "nightly": Command(scoring.NightlyConfig, "imgcls.nightly:nightly"),
-    "plan": Command(scoring.PlanConfig, "imgcls.nightly:show_plan"),
+    "plan": Command(scoring.PlanConfig, "imgcls.scoring.difference:show_plan"),
     "evaluate": Command(models.EvaluateConfig, "imgcls.evaluation:evaluate"),
     "export": Command(models.ExportConfig, "imgcls.model.export:export"),
     "promote": Command(models.PromoteConfig, "imgcls.model.registry:promote_version"),

@@ -8,47 +8,43 @@ or killed.
 import itertools
 import logging
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
-from functools import partial
 from typing import Any
 
-from imgcls import cluster
-from imgcls.config.scoring import NightlyConfig, PlanConfig, VerifyConfig
+from imgcls.config.scoring import NightlyConfig, VerifyConfig
 from imgcls.errors import BudgetExceededError
 from imgcls.image.formats.abilities import AT_27535E0, Abilities, grown
-from imgcls.published import list_published
 from imgcls.scoring.budget import Budget
 from imgcls.scoring.cleanup import is_published
 from imgcls.scoring.commit import read_commits
-from imgcls.scoring.decoders import abilities_of, record_of_run
+from imgcls.scoring.decoders import record_of_run
+from imgcls.scoring.difference import exclude_published, show_plan, stage_difference
 from imgcls.scoring.driver import (
-    PlannedModel,
     check_config,
     finish_run,
     resolve_model,
     write_run_plan,
 )
 from imgcls.scoring.lease import Lease
-from imgcls.scoring.ledger import Outdated, published_keys
-from imgcls.scoring.listing import list_source
+from imgcls.scoring.ledger import Outdated
 from imgcls.scoring.plan import (
     Plan,
-    Staging,
     is_rolled_back,
     read_plan,
+    read_shard_rows,
     run_uri,
-    stage,
 )
+from imgcls.scoring.planned_model import PlannedModel
 from imgcls.scoring.runlog import RunLog
-from imgcls.scoring.sizes import derive_shard_size, shard_sizes
+from imgcls.scoring.staging import stage_again
 from imgcls.scoring.verify import verify
 from imgcls.scoring.workers import Workers
 from imgcls.storage.probe import require_conditional_writes
 
 log = logging.getLogger(__name__)
+
+__all__ = ["nightly", "show_plan"]
 
 DIFFERENCE = ("new", "changed", "failed_before", "unchanged")
 
@@ -70,7 +66,7 @@ def nightly(config: NightlyConfig) -> dict[str, Any]:
         plan, run_id = _unfinished_or_next(config, model, workers.abilities)
         again: dict[str, Any] = {}
         if plan is None:
-            with _difference(config, model, workers.abilities) as found:
+            with stage_difference(config, model, workers.abilities) as found:
                 staging, counts, again = found.staging, found.counts, found.again()
                 if staging.count() == 0:
                     log.info("nothing new: %s", counts)
@@ -111,6 +107,7 @@ def _unfinished_or_next(
                 plan is not None
                 and _may_go_on(config, plan, model)
                 and not _would_read_more(config, plan, abilities)
+                and not _is_overtaken(config, plan, model, abilities)
             ):
                 log.info("going on with run %s", plan.run_id)
                 return plan, plan.run_id
@@ -136,13 +133,26 @@ def _may_go_on(config: NightlyConfig, plan: Plan, model: PlannedModel) -> bool:
         plan.config.get(name) == getattr(config, name)
         for name in ("precision", "top_k", "write_probs", "write_embedding", "retry_failed")
     )
-    # What was published meanwhile may be in this plan too, and would be there twice.
-    overtaken = any(
-        manifest.published_at >= plan.created_at
-        for _, manifest in list_published(config.output)
-        if (manifest.model_digest, manifest.spec_digest) == (model.digest, model.spec_digest)
-    )
-    return same_model and same_work and not overtaken
+    return same_model and same_work
+
+
+def _is_overtaken(
+    config: NightlyConfig, plan: Plan, model: PlannedModel, abilities: Callable[[], Abilities]
+) -> bool:
+    """Tell whether another night published images of a plan, whatever the clocks of both said.
+
+    They would be there twice. The plan is left alone then, and what is left of it planned again.
+    """
+    planned = (read_shard_rows(config.output, plan, shard) for shard in plan.shards())
+    with stage_again(planned) as staging:
+        exclude_published(config, model, staging, abilities, Outdated())
+        if staging.num_excluded:
+            log.info(
+                "run %s is not gone on with: %d of its images are published by now",
+                plan.run_id,
+                staging.num_excluded,
+            )
+        return staging.num_excluded > 0
 
 
 def _would_read_more(config: NightlyConfig, plan: Plan, abilities: Callable[[], Abilities]) -> bool:
@@ -158,87 +168,3 @@ def _would_read_more(config: NightlyConfig, plan: Plan, abilities: Callable[[], 
         then, now = (record or {"reads": AT_27535E0})["reads"], abilities()
         return any(grown(family, then, now) for family in now)
     return False
-
-
-@dataclass(frozen=True)
-class Difference:
-    """What is listed and not yet published as this imgcls would publish it."""
-
-    staging: Staging
-    counts: dict[str, int]
-    outdated: Outdated
-
-    def again(self) -> dict[str, Any]:
-        """Return what is scored again although it is published, as a result tells it."""
-        return {
-            "planned_again": self.staging.planned_again,
-            "rescored_formats": sorted(self.outdated.moved_formats),
-            "rows_of_unknown_format": self.outdated.num_untold,
-        }
-
-    def log(self) -> None:
-        """Say what was found."""
-        log.info("difference: %s", ", ".join(f"{n} {name}" for name, n in self.counts.items()))
-        again, formats = self.staging.planned_again, ", ".join(sorted(self.outdated.moved_formats))
-        if again["failed_before"]:
-            log.info("%d that failed before are tried again", again["failed_before"])
-        if formats:
-            log.warning(
-                "%d published images of %s are scored again: their pixels have moved since",
-                again["pixels_moved"],
-                formats,
-            )
-        if self.outdated.num_untold:
-            log.warning(
-                "of %d published rows neither a column nor a suffix tells the format: they stay, "
-                "although pixels of some formats have moved since. To score them again, roll their "
-                "runs back",
-                self.outdated.num_untold,
-            )
-
-
-@contextmanager
-def _difference(
-    config: NightlyConfig | PlanConfig, model: PlannedModel, abilities: Callable[[], Abilities]
-) -> Iterator[Difference]:
-    """Stage what is listed and not yet published with this model and spec."""
-    outdated = Outdated()
-    was_there = partial(_was_read_before, config.output, config.source)
-    with stage(list_source(config.source, was_there=was_there)) as staging:
-        published = published_keys(
-            config.output, model.digest, model.spec_digest, abilities=abilities, outdated=outdated
-        )
-        counts = staging.exclude(published, retry_failed=config.retry_failed)
-        found = Difference(staging, counts, outdated)
-        found.log()
-        yield found
-
-
-def _was_read_before(output: str, source: str) -> bool:
-    """Tell whether a published run read this very source: then its name is right, though empty."""
-    return any(manifest.source == source for _, manifest in list_published(output))
-
-
-def show_plan(config: PlanConfig) -> dict[str, Any]:
-    """Count what a nightly run would score, without writing anything.
-
-    Raises:
-        ConfigError: the source or the model is wrong.
-    """
-    model = resolve_model(config.model)
-    with _difference(
-        config, model, partial(abilities_of, on_cluster=cluster.in_cluster())
-    ) as found:
-        staging, counts = found.staging, found.counts
-        num_images = staging.count()
-        return {
-            "source": config.source,
-            "output": config.output,
-            **counts,
-            **found.again(),
-            "to_score": num_images,
-            "skipped": staging.num_skipped,
-            "size_bytes": staging.size_bytes(),
-            "shards": sum(1 for _ in shard_sizes(num_images, config.shard_size)),
-            "shard_size": derive_shard_size(num_images, config.shard_size),
-        }

@@ -1,9 +1,10 @@
 import io
 import itertools
-import json
 import time
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -12,7 +13,6 @@ from imgcls.config.scoring import (
     GcConfig,
     NightlyConfig,
     PlanConfig,
-    RollbackConfig,
     ScoreConfig,
     VerifyConfig,
 )
@@ -27,37 +27,27 @@ from imgcls.image.formats.abilities import LEARNT, NEEDED
 from imgcls.model.registry import promote, register
 from imgcls.nightly import nightly, show_plan
 from imgcls.published import list_published
-from imgcls.scoring import publish as publishing
-from imgcls.scoring.cleanup import gc, rollback
+from imgcls.scoring.cleanup import gc
 from imgcls.scoring.driver import score, write_run_plan
 from imgcls.scoring.lease import Lease
+from imgcls.scoring.ledger import published_keys
+from imgcls.scoring.plan import Plan, read_plan
 from imgcls.scoring.verify import verify
-from imgcls.storage.embedded import EmbeddedS3
 from imgcls.storage.objects import delete, list_objects, put
+from tests.scoring.nights import leave_unfinished, make_night, rows_by_run
 from tests.scoring.tiny import image_bytes, make_bundle, published_rows, write_images
 
 
 @pytest.fixture
 def night(tmp_path: Path) -> NightlyConfig:
     """Config of a night over 70 images, with a promoted model."""
-    registry = str(tmp_path / "registry")
-    register(registry, "tiny", make_bundle())
-    promote(f"{registry}/tiny@v1", "production")
-    write_images(str(tmp_path / "bucket"), 70)
-    return NightlyConfig(
-        str(tmp_path / "bucket"),
-        f"{registry}/tiny@production",
-        str(tmp_path / "out"),
-        date="2026-11-22",
-        executor="local",
-    )
+    return make_night(tmp_path)
 
 
-def rows_by_run(config: NightlyConfig) -> dict[str, list[str]]:
-    rows: dict[str, list[str]] = {}
-    for row in published_rows(config.output).to_pylist():
-        rows.setdefault(row["run_id"], []).append(row["uri"].removeprefix(f"{config.source}/"))
-    return rows
+@pytest.fixture
+def small_night(tmp_path: Path) -> NightlyConfig:
+    """The same over 9 images."""
+    return make_night(tmp_path, num_images=9)
 
 
 def test_second_night_scores_only_what_is_new_or_changed(night: NightlyConfig) -> None:
@@ -107,16 +97,8 @@ def test_plan_counts_what_a_night_would_do_and_writes_nothing(night: NightlyConf
     assert sorted(i.uri for i in list_objects(night.output)) == before
 
 
-def test_unfinished_night_is_finished_not_planned_again(
-    night: NightlyConfig, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def die(*_args: object, **_kwargs: object) -> None:
-        raise SystemExit
-
-    with monkeypatch.context() as patched:
-        patched.setattr("imgcls.scoring.driver.publish", die)
-        with pytest.raises(SystemExit):
-            nightly(night)
+def test_unfinished_night_is_finished_not_planned_again(night: NightlyConfig) -> None:
+    leave_unfinished(night)
     put(f"{night.source}/new.png", image_bytes(500))
     result = nightly(night)
     assert (result["run_id"], result["rows"]) == ("nightly-2026-11-22", 70)
@@ -124,19 +106,45 @@ def test_unfinished_night_is_finished_not_planned_again(
     assert nightly(night)["rows"] == 1
 
 
-def test_unfinished_night_that_was_overtaken_is_left_alone(
-    night: NightlyConfig, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {"top_k": 3},
+        {"write_probs": True},
+        {"write_embedding": True},
+        {"precision": "fp32"},
+        {"retry_failed": True},
+    ],
+)
+def test_unfinished_night_is_not_gone_on_with_by_flags_that_give_other_rows(
+    small_night: NightlyConfig, flags: dict[str, Any]
 ) -> None:
-    def die(*_args: object, **_kwargs: object) -> None:
-        raise SystemExit
+    leave_unfinished(small_night)
+    result = nightly(replace(small_night, **flags))
+    assert (result["run_id"], result["rows"]) == ("nightly-2026-11-22-2", 9)
+    row = published_rows(small_night.output).to_pylist()[0]
+    assert len(row["topk_prob"]) == flags.get("top_k", 5)
+    assert ("probs" in row, "embedding" in row) == (
+        "write_probs" in flags,
+        "write_embedding" in flags,
+    )
 
-    with monkeypatch.context() as patched:
-        patched.setattr("imgcls.scoring.driver.publish", die)
-        with pytest.raises(SystemExit):
-            nightly(night)
-    nightly(NightlyConfig(**{**vars(night), "date": "2026-11-23"}))
-    assert nightly(night)["rows"] == 0
-    assert sorted(rows_by_run(night)) == ["nightly-2026-11-23"]
+
+def test_ledger_knows_a_row_by_its_decode_spec_too(
+    small_night: NightlyConfig,
+) -> None:
+    published = nightly(small_night)
+    other = published_keys(small_night.output, published["model_digest"], "another spec")
+    assert list(other) == []
+    spec_digest = read_plan_of(small_night).spec_digest
+    [keys] = published_keys(small_night.output, published["model_digest"], spec_digest)
+    assert keys.num_rows == 9
+
+
+def read_plan_of(night: NightlyConfig) -> Plan:
+    plan = read_plan(night.output, f"nightly-{night.date}")
+    assert plan is not None
+    return plan
 
 
 def test_second_run_is_told_who_holds_the_lease(night: NightlyConfig) -> None:
@@ -162,57 +170,6 @@ def test_lost_lease_publishes_nothing(night: NightlyConfig) -> None:
     with pytest.raises(LeaseHeldError, match="lost"):
         nightly(Thief(**vars(night)))
     assert list(list_published(night.output)) == []
-
-
-def test_rolled_back_night_is_gone_for_readers_and_for_the_ledger(night: NightlyConfig) -> None:
-    nightly(night)
-    result = rollback(RollbackConfig(night.output, "nightly-2026-11-22"))
-    assert (result["rows"], result["parts_removed"]) == (70, 1)
-    assert list(list_published(night.output)) == []
-    assert not any("date=" in info.uri for info in list_objects(night.output))
-    again = nightly(night)
-    assert (again["run_id"], again["rows"]) == ("nightly-2026-11-22-2", 70)
-    with pytest.raises(ConfigError, match="rolled back"):
-        score(ScoreConfig(night.source, night.model, night.output, run_id="nightly-2026-11-22"))
-
-
-def test_gc_removes_attempts_of_published_runs_and_nothing_a_manifest_names(
-    night: NightlyConfig,
-) -> None:
-    nightly(night)
-    rows = published_rows(night.output)
-    assert gc(GcConfig(night.output))["removed"] == 0, "younger than a day"
-    assert gc(GcConfig(night.output, older_than="0s", dry_run=True))["removed"] == 2
-    assert gc(GcConfig(night.output, older_than="0s"))["removed"] == 2
-    assert not any("/attempts/" in info.uri for info in list_objects(night.output))
-    assert published_rows(night.output).equals(rows)
-    assert verify(VerifyConfig(night.output))["rows"] == 70
-    assert nightly(night)["rows"] == 0
-
-
-def test_gc_removes_abandoned_runs_only_on_request(
-    night: NightlyConfig, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def die(*_args: object, **_kwargs: object) -> None:
-        raise SystemExit
-
-    monkeypatch.setattr("imgcls.scoring.driver.publish", die)
-    with pytest.raises(SystemExit):
-        nightly(night)
-    assert gc(GcConfig(night.output, older_than="0s"))["removed"] == 0
-    assert gc(GcConfig(night.output, older_than="0s", abandoned=True))["removed"] > 0
-    assert not any("/_runs/" in info.uri for info in list_objects(night.output))
-
-
-@pytest.mark.s3
-def test_gc_aborts_uploads_that_nobody_finished(s3_bucket: str, s3_server: EmbeddedS3) -> None:
-    bucket = s3_bucket.removeprefix("s3://")
-    for key in ("out/_runs/night/attempts/000000-x.parquet", "other/x"):
-        s3_server.client.create_multipart_upload(Bucket=bucket, Key=key)
-    assert gc(GcConfig(f"{s3_bucket}/out"))["uploads_aborted"] == 0, "younger than a day"
-    assert gc(GcConfig(f"{s3_bucket}/out", older_than="0s"))["uploads_aborted"] == 1
-    pending = s3_server.client.list_multipart_uploads(Bucket=bucket)["Uploads"]
-    assert [upload["Key"] for upload in pending] == ["other/x"]
 
 
 def test_commits_of_another_plan_are_never_published(night: NightlyConfig, tmp_path: Path) -> None:
@@ -264,101 +221,17 @@ def test_image_that_was_missing_while_its_night_ran_is_scored_when_it_is_back(
     assert nightly(night)["status_counts"] == {"ok": 1}
 
 
-def test_rollback_while_a_twin_publishes_leaves_nothing_visible(
-    night: NightlyConfig, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    real = publishing.put_new
-
-    def roll_back_before_manifest(uri: str, data: bytes) -> str:
-        if uri.endswith("_manifest.json"):
-            rollback(RollbackConfig(night.output, "nightly-2026-11-22"))
-        return real(uri, data)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(publishing, "put_new", roll_back_before_manifest)
-        with pytest.raises(ConfigError, match="rolled back while it published"):
-            nightly(night)
-    assert list(list_published(night.output)) == []
-    assert nightly(night)["run_id"] == "nightly-2026-11-22-2"
-
-
-def test_night_that_began_before_midnight_is_finished_after_it(
-    night: NightlyConfig, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_night_that_began_before_midnight_is_finished_after_it(night: NightlyConfig) -> None:
     yesterday = f"{datetime.now(UTC) - timedelta(days=1):%Y-%m-%d}"
 
-    def die(*_args: object, **_kwargs: object) -> None:
-        raise SystemExit
-
-    with monkeypatch.context() as patched:
-        patched.setattr("imgcls.scoring.driver.publish", die)
-        with pytest.raises(SystemExit):
-            nightly(NightlyConfig(**{**vars(night), "date": yesterday}))
+    leave_unfinished(night, date=yesterday)
     result = nightly(NightlyConfig(**{**vars(night), "date": ""}))
     assert (result["run_id"], result["rows_scored_now"]) == (f"nightly-{yesterday}", 0)
     assert result["rows"] == 70
 
 
-def test_gc_refuses_an_age_that_is_none(night: NightlyConfig) -> None:
-    with pytest.raises(ConfigError, match="'yesterday'"):
-        gc(GcConfig(night.output, older_than="yesterday"))
-
-
-def tamper_part(out: Path) -> None:
-    [part] = out.glob("date=*/run=*/part-*.parquet")
-    part.write_bytes(part.read_bytes()[:-1] + b"\0")
-
-
-def add_part(out: Path) -> None:
-    [part] = out.glob("date=*/run=*/part-*.parquet")
-    part.with_name("part-00001.parquet").write_bytes(part.read_bytes())
-
-
-def drop_commit(out: Path) -> None:
-    next(out.glob("_runs/*/commits/*.json")).unlink()
-
-
-def swap_attempt(out: Path) -> None:
-    first, second = sorted(out.glob("_runs/*/attempts/*.parquet"))
-    first.write_bytes(second.read_bytes())
-
-
-def miscount(out: Path) -> None:
-    [manifest] = out.glob("date=*/run=*/_manifest.json")
-    fields = json.loads(manifest.read_text())
-    fields["counts"]["rows"] += 1
-    manifest.write_text(json.dumps(fields))
-
-
-def tamper_plan(out: Path) -> None:
-    [plan] = out.glob("_runs/*/plan/*.parquet")
-    data = bytearray(plan.read_bytes())
-    data[len(data) // 2 - 200] ^= 1
-    plan.write_bytes(bytes(data))
-
-
-@pytest.mark.parametrize(
-    ("damage", "words"),
-    [
-        (tamper_part, "not the bytes that the manifest names"),
-        (add_part, "the manifest does not name it"),
-        (drop_commit, "has no commit"),
-        (swap_attempt, "sha256"),
-        (miscount, "the manifest says 71"),
-    ],
-)
-def test_verify_finds_what_was_tampered_with(
-    damage: object, words: str, night: NightlyConfig
-) -> None:
-    nightly(night)
-    assert verify(VerifyConfig(night.output))["rows"] == 70
-    damage(Path(night.output))  # type: ignore[operator]
-    with pytest.raises(ImgclsError, match=words):
-        verify(VerifyConfig(night.output))
-
-
 def test_ledger_differences_in_duckdb_match_a_plain_set_difference(tmp_path: Path) -> None:
-    from imgcls.scoring.plan import stage
+    from imgcls.scoring.staging import stage
     from imgcls.storage.objects import ObjectInfo
 
     now = datetime(2026, 11, 22, tzinfo=UTC)

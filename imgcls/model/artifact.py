@@ -158,15 +158,6 @@ def write_bundle(bundle: Bundle, uri: str) -> str:
     return hashlib.sha256(sums.encode()).hexdigest()
 
 
-def read_digest(uri: str) -> str:
-    """Return the digest of a stored bundle, without checking its files.
-
-    Raises:
-        BundleError: there is no complete bundle.
-    """
-    return hashlib.sha256(read_sums(uri)).hexdigest()
-
-
 @dataclass(frozen=True)
 class BundleFacts:
     """What a bundle says of its predictions."""

@@ -80,6 +80,15 @@ def _refuse_link(uri: str, name: str) -> None:
         )
 
 
+def read_digest(uri: str) -> str:
+    """Return the digest of a stored bundle, without checking its files.
+
+    Raises:
+        BundleError: there is no complete bundle.
+    """
+    return hashlib.sha256(read_sums(uri)).hexdigest()
+
+
 def parse_sums(sums: bytes, uri: str) -> dict[str, str]:
     """Return file name -> sha256.
 

@@ -12,7 +12,7 @@ import re
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from imgcls.config.models import PromoteConfig
 from imgcls.errors import (
@@ -23,12 +23,14 @@ from imgcls.errors import (
     ObjectMissingError,
     StorageError,
 )
-from imgcls.model.artifact import Bundle, read_digest, write_bundle
-from imgcls.model.bundle_files import SUMS
+from imgcls.model.bundle_files import SUMS, read_digest
 from imgcls.storage import objects
 from imgcls.storage.json_text import parse_record
 from imgcls.storage.probe import require_conditional_writes
 from imgcls.storage.uri import canonical, is_local, join, split_uri
+
+if TYPE_CHECKING:
+    from imgcls.model.artifact import Bundle
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _VERSION = re.compile(r"v([1-9][0-9]*)")
@@ -67,7 +69,7 @@ def check_name(name: str, what: str = "model name") -> None:
         )
 
 
-def register(registry: str, name: str, bundle: Bundle) -> ModelVersion:
+def register(registry: str, name: str, bundle: "Bundle") -> ModelVersion:
     """Store a bundle as the next free version of its name.
 
     Raises:
@@ -75,6 +77,9 @@ def register(registry: str, name: str, bundle: Bundle) -> ModelVersion:
         BundleError: the bundle is not loadable; no version was claimed.
         StorageError: the store failed; the claimed version stays a gap.
     """
+    # Only here: to resolve a reference wants no torch.
+    from imgcls.model.artifact import write_bundle
+
     check_name(name)
     folder = _folder(registry, name)
     version = max(_known_versions(folder), default=0)

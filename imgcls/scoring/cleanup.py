@@ -21,13 +21,17 @@ from imgcls.scoring.plan import Plan, is_rolled_back, read_plan, rolled_back_uri
 from imgcls.storage.objects import (
     ObjectInfo,
     delete,
+    head,
     list_objects,
+    put,
     put_new,
 )
 from imgcls.storage.uploads import PendingUpload, abort_upload, list_pending_uploads
 from imgcls.storage.uri import canonical, join, split_uri
 
 log = logging.getLogger(__name__)
+CLOCK = "_clock.json"
+_RESOLUTION = timedelta(seconds=1)
 _AGE = re.compile(r"(\d+)([smhd])")
 _UNIT = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 # Of a published run the plan and the commits stay: they are small, and `verify` reads them. So does
@@ -87,31 +91,28 @@ def refuse_rolled_back(output: str, run_id: str) -> None:
 def gc(config: GcConfig) -> dict[str, Any]:
     """Remove attempts of published runs, abandoned runs (on request) and pending multipart uploads.
 
+    Ages are by the clock of the store, which dated what lies there, whatever this machine's says.
+
     Raises:
         ConfigError: --older-than is no age.
     """
-    before = datetime.now(UTC) - parse_age(config.older_than)
+    age = parse_age(config.older_than)
     output = canonical(config.output)
-    # Abandoned is what no run goes on with: under the lease no nightly run can begin to.
-    with Lease(output, "gc") if config.abandoned and not config.dry_run else nullcontext():
-        by_run: dict[str, list[ObjectInfo]] = defaultdict(list)
-        runs = f"{join(output, '_runs')}/"
-        for info in list_objects(runs):
-            by_run[info.uri.removeprefix(runs).partition("/")[0]].append(info)
-        removed = [
-            info
-            for run_id, infos in by_run.items()
-            for info in _garbage(output, run_id, infos, before, abandoned=config.abandoned)
-        ]
-        for info in removed:
-            log.info("%s %s", "would remove" if config.dry_run else "removing", info.uri)
-            if not config.dry_run:
-                delete(info.uri)
-    uploads = _pending_uploads(output, before)
-    for upload in uploads:
-        log.info("%s upload of %s", "would abort" if config.dry_run else "aborting", upload.uri)
-        if not config.dry_run:
-            abort_upload(upload)
+    runs = f"{join(output, '_runs')}/"
+    by_run: dict[str, list[ObjectInfo]] = defaultdict(list)
+    removed: list[ObjectInfo] = []
+    uploads = _pending_uploads(output)
+    if uploads or any(True for _ in list_objects(runs)):
+        before = now_of_store(output) - age
+        uploads = [upload for upload in uploads if upload.initiated < before]
+        # Abandoned is what no run goes on with: under the lease no nightly run can begin to.
+        with Lease(output, "gc") if config.abandoned and not config.dry_run else nullcontext():
+            for info in list_objects(runs):
+                by_run[info.uri.removeprefix(runs).partition("/")[0]].append(info)
+            for run_id, infos in by_run.items():
+                removed += _garbage(output, run_id, infos, before, abandoned=config.abandoned)
+            _remove(removed, dry_run=config.dry_run)
+    _abort(uploads, dry_run=config.dry_run)
     return {
         "output": output,
         "runs": len(by_run),
@@ -122,12 +123,35 @@ def gc(config: GcConfig) -> dict[str, Any]:
     }
 
 
-def _pending_uploads(output: str, before: datetime) -> list[PendingUpload]:
+def now_of_store(output: str) -> datetime:
+    """Return the time that the store would give to an object written now, by writing one.
+
+    A store tells whole seconds, or ticks of a disk: what it dated before is never later than this.
+    """
+    uri = join(output, CLOCK)
+    put(uri, b'{"for": "gc, which asks the store for its time"}\n')
+    return head(uri).last_modified + _RESOLUTION
+
+
+def _remove(infos: list[ObjectInfo], *, dry_run: bool) -> None:
+    for info in infos:
+        log.info("%s %s", "would remove" if dry_run else "removing", info.uri)
+        if not dry_run:
+            delete(info.uri)
+
+
+def _abort(uploads: list[PendingUpload], *, dry_run: bool) -> None:
+    for upload in uploads:
+        log.info("%s upload of %s", "would abort" if dry_run else "aborting", upload.uri)
+        if not dry_run:
+            abort_upload(upload)
+
+
+def _pending_uploads(output: str) -> list[PendingUpload]:
     """Return the uploads in parts that nobody finished; only S3 has them."""
     if split_uri(output)[0] != "s3":
         return []
-    pending = list_pending_uploads(f"{output.rstrip('/')}/")
-    return [upload for upload in pending if upload.initiated < before]
+    return list(list_pending_uploads(f"{output.rstrip('/')}/"))
 
 
 def _garbage(

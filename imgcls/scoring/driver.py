@@ -20,10 +20,8 @@ from imgcls.config.scoring import ScoreConfig
 from imgcls.config.values import check_name
 from imgcls.errors import ConfigError, DeviceFailedError, ShardFailedError, StorageError
 from imgcls.image.formats.versions import describe_moved
-from imgcls.image.spec import spec_digest
 from imgcls.logs import Progress
 from imgcls.model.artifact import read_bundle
-from imgcls.model.registry import resolve
 from imgcls.published import Manifest, published_uri, read_manifest
 from imgcls.schema import Status
 from imgcls.scoring.budget import Budget
@@ -32,13 +30,15 @@ from imgcls.scoring.commit import read_commits
 from imgcls.scoring.int8_run import check_can_calibrate
 from imgcls.scoring.last_words import last_word_within_s, put_within
 from imgcls.scoring.listing import covers, list_source
-from imgcls.scoring.plan import Plan, Shard, Staging, read_plan, run_uri, stage, write_plan
+from imgcls.scoring.plan import Plan, Shard, read_plan, run_uri, write_plan
+from imgcls.scoring.planned_model import PlannedModel, name_model
 from imgcls.scoring.progress import RunProgress
 from imgcls.scoring.publish import publish
 from imgcls.scoring.report import NodeReport
 from imgcls.scoring.runlog import RunLog
 from imgcls.scoring.sizes import MAX_SHARD_SIZE, MIN_SHARD_SIZE, shard_sizes
 from imgcls.scoring.stages import StageDicts, add_stages, describe_bottleneck
+from imgcls.scoring.staging import Staging, stage
 from imgcls.scoring.worker import ShardSummary
 from imgcls.scoring.workers import Workers
 from imgcls.storage.probe import require_conditional_writes
@@ -139,25 +139,11 @@ def new_run_id() -> str:
     return f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
 
 
-@dataclass(frozen=True)
-class PlannedModel:
-    """The model of a run, as it was when the run was planned."""
-
-    reference: str
-    uri: str
-    digest: str
-    spec_digest: str
-
-
 def resolve_model(reference: str) -> PlannedModel:
     """Resolve a reference and read its bundle whole: a damaged one is found before the plan."""
-    uri = resolve(reference)
-    bundle = read_bundle(uri)
-    moved = bundle.decode_spec.moved_formats()
-    if moved:
-        log.warning("%s: %s", reference, describe_moved(moved))
-    digest = spec_digest(bundle.decode_spec, bundle.preprocess_spec)
-    return PlannedModel(reference, uri, bundle.digest, digest)
+    model = name_model(reference)
+    read_bundle(model.uri)
+    return model
 
 
 def make_plan(config: ScoreConfig, run_id: str, num_workers: int) -> Plan:
@@ -201,7 +187,12 @@ def today() -> str:
 
 
 def check_same_run(config: ScoreConfig, plan: Plan) -> None:
-    """Refuse to resume a run with flags that would change its rows."""
+    """Refuse to resume a night, or a run with flags that would change its rows."""
+    if plan.is_night:
+        raise ConfigError(
+            f"run {plan.run_id} is a night: go on with it by nightly, which holds the lease of "
+            "the output and knows what other nights published"
+        )
     for name in _SAME_ON_RESUME:
         asked, planned = getattr(config, name), plan.config[name]
         if name in path_flags(ScoreConfig):

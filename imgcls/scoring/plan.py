@@ -4,39 +4,29 @@ In: a stream of listed objects. Out: plan files (Parquet, one row group per shar
 that order. Invariant: plan.json is written once, by put_new, after the files it names; from then on
 every start of this run id works through exactly these rows. Two planners cannot mix: each writes
 files of its own names.
-
-Memory: the listing is staged on local disk and sorted there by DuckDB, so a plan of a hundred
-million keys needs no more memory than one of a thousand.
 """
 
 import hashlib
 import io
 import json
-import tempfile
 import uuid
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
-import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from imgcls.errors import ConfigError, ObjectExistsError, ObjectMissingError, SourceError
-from imgcls.logs import Progress
-from imgcls.schema import FAILED_BEFORE_FIELD, PLAN_SCHEMA
+from imgcls.scoring.staging import Staging
 from imgcls.storage.json_text import build_record, parse_object
-from imgcls.storage.objects import ObjectInfo, Skipped, exists, put, put_new, read
+from imgcls.storage.objects import exists, put, put_new, read
 from imgcls.storage.uri import join
 
 FORMAT_VERSION = 1
 ROWS_PER_PLAN_FILE = 131_072
-_STAGE_ROWS = 16_384
-_SORT_MEMORY = "128MB"
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +55,11 @@ class Plan:
     shard_rows: tuple[int, ...]
     counts: dict[str, int]
     created_at: str
+
+    @property
+    def is_night(self) -> bool:
+        """Whether `nightly` planned it, so that its images are those that no other night scores."""
+        return "retry_failed" in self.config
 
     def shards(self) -> Iterator[Shard]:
         """Yield the shards in order of uri; the ids are their running numbers."""
@@ -114,190 +109,25 @@ def _plan_of(fields: dict[str, Any]) -> Plan:
 
 
 def read_shard_rows(output: str, plan: Plan, shard: Shard) -> pa.Table:
-    """Read the planned rows of one shard (PLAN_SCHEMA, or with failed_before)."""
-    data = _read_plan_file(join(run_uri(output, plan.run_id), shard.path))
+    """Read the planned rows of one shard (PLAN_SCHEMA, or with failed_before).
+
+    Raises:
+        SourceError: the plan file is not the one that plan.json names.
+    """
+    [sha256] = [file["sha256"] for file in plan.files if file["path"] == shard.path]
+    data = _read_plan_file(join(run_uri(output, plan.run_id), shard.path), sha256)
     return pq.ParquetFile(io.BytesIO(data)).read_row_group(shard.row_group)
 
 
 @lru_cache(maxsize=2)
-def _read_plan_file(uri: str) -> bytes:
+def _read_plan_file(uri: str, sha256: str) -> bytes:
     """Read a plan file; it never changes, and a worker's next shard is mostly in the same."""
-    return read(uri)
-
-
-class Staging:
-    """The listed objects on local disk, to be counted, compared and sorted in bounded memory."""
-
-    def __init__(self, folder: str) -> None:
-        self._database = duckdb.connect(
-            str(Path(folder) / "staging.duckdb"),
-            config={"memory_limit": _SORT_MEMORY, "threads": 1, "temp_directory": folder},
+    data = read(uri)
+    if hashlib.sha256(data).hexdigest() != sha256:
+        raise SourceError(
+            f"{uri}: not the bytes that plan.json names; start a new run, this one cannot be done"
         )
-        self._database.execute("SET TimeZone = 'UTC'")
-        self._database.execute(
-            "CREATE TABLE listing (uri VARCHAR, etag VARCHAR, size_bytes BIGINT,"
-            " last_modified TIMESTAMPTZ, version_id VARCHAR, failed_before BOOLEAN DEFAULT false)"
-        )
-        self._skipped = Path(folder) / "skipped.jsonl"
-        self.num_skipped = self.num_excluded = 0
-        self.planned_again: dict[str, int] = {}
-        self.plan_schema = PLAN_SCHEMA
-
-    def fill(self, entries: Iterable[ObjectInfo | Skipped]) -> None:
-        """Stage a listing, showing its count and rate as it goes."""
-        batch: list[ObjectInfo] = []
-        with Progress("listing", None, "objects") as progress:
-            for entry in entries:
-                if isinstance(entry, Skipped):
-                    self._skip(entry)
-                    continue
-                batch.append(entry)
-                if len(batch) == _STAGE_ROWS:
-                    self._insert(batch)
-                    progress.advance(len(batch))
-                    batch = []
-            self._insert(batch)
-            progress.advance(len(batch))
-
-    def _skip(self, entry: Skipped) -> None:
-        self.num_skipped += 1
-        line = json.dumps({"uri": entry.uri, "reason": entry.reason})
-        with self._skipped.open("a", encoding="utf-8", errors="backslashreplace") as file:
-            file.write(f"{line}\n")
-
-    def skipped_lines(self) -> bytes:
-        """Return the skipped keys with their reasons, one JSON object a line."""
-        return self._skipped.read_bytes() if self.num_skipped else b""
-
-    def _insert(self, batch: list[ObjectInfo]) -> None:
-        columns = {name: [getattr(info, name) for info in batch] for name in PLAN_SCHEMA.names}
-        staged = pa.table(columns, schema=PLAN_SCHEMA)
-        self._database.register("staged", staged)
-        self._database.execute("INSERT INTO listing SELECT *, false FROM staged")
-        self._database.unregister("staged")
-
-    def exclude(self, published: Iterable[pa.Table], *, retry_failed: bool) -> dict[str, int]:
-        """Drop what is published already with the same etag; return counts of what was found.
-
-        What stays although it is published is counted in `planned_again`: of images that were ok,
-        as pixels_moved, and of others, as failed_before.
-
-        Args:
-            published: tables of uri, etag, status and, where some rows are not current, is_current
-                (see ledger.py); any number of rows for one object.
-            retry_failed: keep objects that are published, but never with status ok.
-
-        Returns:
-            new (never published), changed (published with other etags only, or with other pixels),
-            failed_before (published, never ok) and unchanged (published, ok).
-        """
-        self._database.execute(
-            "CREATE TABLE rows (uri VARCHAR, etag VARCHAR, ok BOOLEAN, done BOOLEAN)"
-        )
-        for table in published:
-            if "is_current" not in table.column_names:
-                table = table.append_column("is_current", pa.array([True] * table.num_rows))
-            self._database.register("staged", table)
-            # `missing` and `changed` say nothing of the version that was planned: had it been read,
-            # it might well be ok. Only of an object that was never there is `missing` the outcome.
-            # What was `unreadable` is tried every night: its owner may have opened it.
-            self._database.execute(
-                "INSERT INTO rows SELECT uri, etag, status = 'ok',"
-                " is_current AND status <> 'unreadable' FROM staged"
-                " WHERE etag = '' OR status NOT IN ('missing', 'changed')"
-            )
-            self._database.unregister("staged")
-        self._database.execute(
-            "CREATE TABLE ledger AS SELECT uri, etag, bool_or(ok) AS ok, bool_or(done) AS done"
-            " FROM rows GROUP BY ALL; DROP TABLE rows"
-        )
-        [counts] = self._database.sql(
-            "SELECT count(*) FILTER (ledger.uri IS NULL AND known.uri IS NULL),"
-            " count(*) FILTER (ledger.uri IS NULL AND known.uri IS NOT NULL"
-            " OR ledger.ok AND NOT ledger.done),"
-            " count(*) FILTER (NOT ledger.ok), count(*) FILTER (ledger.ok AND ledger.done)"
-            " FROM listing LEFT JOIN ledger USING (uri, etag)"
-            " LEFT JOIN (SELECT DISTINCT uri FROM ledger) AS known ON known.uri = listing.uri"
-        ).fetchall()
-        self._database.execute(
-            "DELETE FROM listing USING ledger WHERE listing.uri = ledger.uri"
-            " AND listing.etag = ledger.etag AND ledger.done AND (ledger.ok OR NOT ?)",
-            [retry_failed],
-        )
-        self.num_excluded = sum(counts) - self.count()
-        self._mark_planned_again()
-        return dict(zip(("new", "changed", "failed_before", "unchanged"), counts, strict=True))
-
-    def _mark_planned_again(self) -> None:
-        """Mark what failed in an earlier night; it is judged apart from what is new."""
-        self._database.execute(
-            "UPDATE listing SET failed_before = true FROM ledger WHERE listing.uri = ledger.uri"
-            " AND listing.etag = ledger.etag AND NOT ledger.ok"
-        )
-        [(moved, failed)] = self._database.sql(
-            "SELECT count(*) FILTER (ledger.ok), count(*) FILTER (NOT ledger.ok)"
-            " FROM listing JOIN ledger USING (uri, etag)"
-        ).fetchall()
-        self.planned_again = {"pixels_moved": moved, "failed_before": failed}
-        if failed:
-            self.plan_schema = PLAN_SCHEMA.append(FAILED_BEFORE_FIELD)
-
-    def count(self) -> int:
-        """Return the number of staged objects."""
-        return int(self._database.sql("SELECT count(*) FROM listing").fetchall()[0][0])
-
-    def duplicate(self) -> str:
-        """Return a uri that is staged more than once, or ""; a plan must name each once."""
-        found = self._database.sql(
-            "SELECT uri FROM listing GROUP BY uri HAVING count(*) > 1 LIMIT 1"
-        ).fetchall()
-        return str(found[0][0]) if found else ""
-
-    def size_bytes(self) -> int:
-        """Return the total size of the staged objects."""
-        sizes = self._database.sql("SELECT coalesce(sum(size_bytes), 0) FROM listing").fetchall()
-        return int(sizes[0][0])
-
-    def sorted_tables(self, sizes: Iterable[int]) -> Iterator[pa.Table]:
-        """Yield the objects sorted by uri, in tables of these sizes, as far as there are any."""
-        left = iter(sizes)
-        num_rows = next(left, 0)
-        columns = ", ".join(self.plan_schema.names)
-        batches = (
-            self._database.table("listing")
-            .project(columns)
-            .order("uri")
-            .to_arrow_reader(_STAGE_ROWS)
-        )
-        held: list[pa.RecordBatch] = []
-        held_rows = 0
-        for batch in batches:
-            held.append(batch)
-            held_rows += batch.num_rows
-            while held_rows >= num_rows > 0:
-                table = pa.Table.from_batches(held)
-                yield table.slice(0, num_rows).cast(self.plan_schema)
-                held = table.slice(num_rows).to_batches()
-                held_rows -= num_rows
-                num_rows = next(left, 0)
-        if held_rows:
-            yield pa.Table.from_batches(held).cast(self.plan_schema)
-
-    def close(self) -> None:
-        """Close the database; its files go with the folder."""
-        self._database.close()
-
-
-@contextmanager
-def stage(entries: Iterable[ObjectInfo | Skipped]) -> Iterator[Staging]:
-    """Stage a listing in a temporary folder that is gone afterwards."""
-    with tempfile.TemporaryDirectory(prefix="imgcls-plan-", ignore_cleanup_errors=True) as folder:
-        staging = Staging(folder)
-        try:
-            staging.fill(entries)
-            yield staging
-        finally:
-            staging.close()
+    return data
 
 
 def write_plan(

@@ -22,6 +22,7 @@ from imgcls.published import MANIFEST, Manifest, published_uri, read_manifest
 from imgcls.scoring.commit import Commit, read_commits
 from imgcls.scoring.plan import Plan, read_plan, read_shard_rows, run_uri
 from imgcls.scoring.publish import compare_provenance, compare_with_plan, read_attempt
+from imgcls.scoring.twice import find_twice
 from imgcls.storage.objects import list_objects, read
 from imgcls.storage.uri import canonical, join
 
@@ -55,6 +56,10 @@ def verify(config: VerifyConfig) -> dict[str, Any]:
             num_rows += manifest.counts["rows"]
     if not run_ids:
         raise SourceError(f"{output}: no runs there")
+    twice = find_twice(output, config.run_id)
+    for problem in twice.problems:
+        log.error("%s", problem)
+    problems += twice.problems
     if problems:
         raise ImgclsError(f"{output}: {len(problems)} differences, the first: {problems[0]}")
     return {
@@ -62,6 +67,7 @@ def verify(config: VerifyConfig) -> dict[str, Any]:
         "runs": len(run_ids),
         "runs_published": num_published,
         "rows": num_rows,
+        "rows_repeated_by_score": twice.num_repeated,
         "problems": [],
     }
 
@@ -78,7 +84,10 @@ def check_run(output: str, plan: Plan) -> Iterator[str]:
     """Yield every way in which a run's objects contradict each other."""
     commits = {commit.shard_id: commit for commit in read_commits(run_uri(output, plan.run_id))}
     manifest = read_manifest(published_uri(output, plan.date, plan.run_id))
-    yield from _check_plan_files(output, plan)
+    damaged = list(_check_plan_files(output, plan))
+    yield from damaged
+    if damaged:
+        return  # there is nothing to compare the rows with
     for shard in plan.shards():
         commit = commits.pop(shard.shard_id, None)
         if commit is None:
@@ -95,7 +104,11 @@ def check_run(output: str, plan: Plan) -> Iterator[str]:
 
 def _check_plan_files(output: str, plan: Plan) -> Iterator[str]:
     for file in plan.files:
-        data = read(join(run_uri(output, plan.run_id), file["path"]))
+        try:
+            data = read(join(run_uri(output, plan.run_id), file["path"]))
+        except ObjectMissingError:
+            yield f"{file['path']}: missing"
+            continue
         if hashlib.sha256(data).hexdigest() != file["sha256"]:
             yield f"{file['path']}: not the bytes that plan.json names"
     if sum(plan.shard_rows) != plan.counts["planned"]:

@@ -19,10 +19,10 @@ from imgcls.model.artifact import (
     BundleFacts,
     make_golden,
     read_bundle,
-    read_digest,
     read_facts,
     write_bundle,
 )
+from imgcls.model.bundle_files import read_digest
 from imgcls.model.calibration import fit_calibration
 from imgcls.model.labels import ClassNames
 from imgcls.model.predict import Predictor

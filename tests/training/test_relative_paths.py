@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from imgcls.model.artifact import read_digest
+from imgcls.model.bundle_files import read_digest
 from tests.training.bars import bars_config
 from tests.training.conftest import MakeTree
 
