@@ -11,7 +11,7 @@ from dataclasses import asdict
 from typing import Any, Final
 
 from imgcls.errors import BundleError, ConfigError, ObjectMissingError
-from imgcls.model.artifact import read_digest
+from imgcls.model.bundle_files import read_digest
 from imgcls.storage.json_text import parse_object
 from imgcls.storage.objects import put, read
 from imgcls.storage.uri import join
