@@ -47,6 +47,13 @@ def place_workers(resources: ClusterResources, workers: WorkerRange, device: Dev
     """
     use_gpu = use_gpus(resources, workers, device)
     num_there = max(workers.fewest, min(workers.most, _num_slots(resources, 1, use_gpu)))
+    if num_there < workers.most and workers.is_elastic:
+        log.info(
+            "there is room for %d of at most %d workers: %s",
+            num_there,
+            workers.most,
+            resources.describe(),
+        )
     return Placement(use_gpu, cpus_per_worker(resources, num_there, use_gpu=use_gpu), workers)
 
 

@@ -127,6 +127,7 @@ def run_on_workers(
                     logging_config=LoggingConfig(log_level="CRITICAL"),
                 ),
             )
+            ray.get(mailbox.beat.remote())  # from now on its silence counts, again
             result = _fit(trainer, mailbox, progress, stop, Waiting(placement))
             if _STOPPED not in result:
                 return result | {"num_preemptions": num_preemptions}

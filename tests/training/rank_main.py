@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import save_file
 from torch import distributed, nn
 
-from imgcls.errors import RunStoppedError
+from imgcls.errors import ConfigError, RunStoppedError
 from imgcls.image.augment import build_recipe
 from imgcls.image.pool import DecoderPool
 from imgcls.image.spec import DecodeSpec, PreprocessSpec
@@ -66,14 +66,28 @@ class MeetsInForward(nn.Module):
         return x_BCHW
 
 
+class BreaksOnTheLastRank(nn.Module):
+    """Gives no finite number in the third forward pass of the training, on one rank alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_passes = 0
+
+    def forward(self, x_BCHW: torch.Tensor) -> torch.Tensor:
+        self.num_passes += self.training
+        is_last = distributed.get_rank() == distributed.get_world_size() - 1
+        return x_BCHW * torch.inf if self.num_passes == 3 and is_last else x_BCHW
+
+
 def make_model(name: str, num_classes: int) -> nn.Module:
     """`plain` computes each image by itself; `simple_cnn` has batch norm and dropout."""
     torch.manual_seed(5)
-    if name in ("plain", "collective"):
+    if name in ("plain", "collective", "breaks"):
         model = nn.Sequential(
             nn.Conv2d(3, 8, 3, stride=2), nn.ReLU(), nn.Flatten(), nn.Linear(200, num_classes)
         )
-        return model if name == "plain" else nn.Sequential(MeetsInForward(), model)
+        before = {"collective": MeetsInForward(), "breaks": BreaksOnTheLastRank()}
+        return model if name == "plain" else nn.Sequential(before[name], model)
     return build_model(name, num_classes)
 
 
@@ -177,7 +191,7 @@ def main(args: dict[str, Any]) -> None:
     try:
         with count_compilations() as compilations:
             state, bad = run_and_list_bad(args["data"], args["model"], place, **args["changes"])
-    except RunStoppedError as error:
+    except (RunStoppedError, ConfigError) as error:
         (out / f"history-{place.rank}.json").write_text(json.dumps([str(error)]))
         return
     (out / f"bad-{place.rank}.json").write_text(json.dumps(bad))

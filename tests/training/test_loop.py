@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -122,6 +123,15 @@ def test_a_loss_that_is_not_finite_stops_and_names_the_images(
     data = make_tree(20)
     with pytest.raises(ConfigError, match=r"the loss is (nan|inf).*--lr.*class\d/\d+\.png"):
         run_rank(str(data), "plain", Place(), optimizer="sgd", lr=1e30, warmup_fraction=0.0)
+
+
+def test_a_loss_of_one_rank_that_is_not_finite_stops_all_with_its_images(
+    make_tree: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Ranks that only heard of it would wait for half an hour, or report another reason."""
+    messages = run_ranks(make_tree(41), "breaks", tmp_path / "out")
+    assert messages[0] == messages[1]
+    assert re.search(r"the loss is nan in epoch 1, step 3 .*class\d/\d+\.png", str(messages[0]))
 
 
 @pytest.mark.parametrize(

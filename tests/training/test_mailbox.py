@@ -1,4 +1,5 @@
 import logging
+import time
 
 import pytest
 
@@ -46,3 +47,18 @@ def test_other_ranks_send_only_warnings() -> None:
     post = mailbox.take()
     assert post.num_images == 0
     assert post.lines == [(logging.WARNING, "left out an image")]
+
+
+def test_silence_counts_while_workers_have_something_to_do() -> None:
+    mailbox = Mailbox()
+    time.sleep(0.05)
+    assert mailbox.take().silent_s >= 0.05
+    mailbox.beat()
+    assert mailbox.take().silent_s < 0.05
+    mailbox.beat(is_done=True)
+    time.sleep(0.05)
+    assert mailbox.take().silent_s == 0
+    # New workers are to start, as after a notice: they may have to wait for a node.
+    mailbox.beat()
+    time.sleep(0.05)
+    assert mailbox.take().silent_s >= 0.05

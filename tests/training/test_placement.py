@@ -95,8 +95,10 @@ def test_workers_that_do_not_fit_are_refused_with_what_the_cluster_has() -> None
     assert not place_workers(resources, WorkerRange(2, 2), "cpu").use_gpu
 
 
-def test_an_elastic_run_starts_with_what_fits() -> None:
-    placement = place_workers(nodes_of((16, 0), (16, 2)), WorkerRange(1, 4), "auto")
+def test_an_elastic_run_starts_with_what_fits(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "imgcls"):
+        placement = place_workers(nodes_of((16, 0), (16, 2)), WorkerRange(1, 4), "auto")
+    assert "there is room for 2 of at most 4 workers" in caplog.text
     assert (placement.use_gpu, placement.num_cpus) == (True, 8)
     assert placement.describe() == "1 to 4 workers of 8 CPUs, 1 GPU each"
 
