@@ -29,7 +29,10 @@ its type.
         └── DecoderCrashError               the decoder process died on it, twice
 """
 
+import re
 from typing import ClassVar
+
+_QUOTED_BYTES = re.compile(r"""b'(?:[^'\\]|\\.)*'?|b"(?:[^"\\]|\\.)*"?""")
 
 
 class ImgclsError(Exception):
@@ -115,6 +118,11 @@ class DecodeError(ImgclsError):
     """One image's failure to become pixels; `status` is what its row says."""
 
     status: ClassVar[str] = "corrupt"
+
+    def __init__(self, message: str) -> None:
+        # Libraries quote what they do not understand. A list of images may name any file of this
+        # machine, and this message becomes a cell of a table that others read.
+        super().__init__(_QUOTED_BYTES.sub("(its bytes)", message))
 
 
 class NotAnImageError(DecodeError):

@@ -33,6 +33,14 @@ HEADS_IN_FLIGHT = 32
 LISTINGS_IN_FLIGHT = 8
 MAX_DESCENT = 3
 PAGE_SIZE = 1000
+# What runs write, by its whole name: an output in the source, also by a link, would be scored anew
+# every night.
+_OWN_FILES = re.compile(
+    r"/_runs/[^/]+/(?:[^/]+\.(?:json|zip)"
+    r"|(?:plan|attempts|commits|logs)/[^/]+\.(?:parquet|json|jsonl|log))$"
+    r"|/date=[^/]+/run=[^/]+/(?:part-[0-9]+\.parquet|_manifest\.json)$"
+    r"|/_(?:lease|store_probe)\.json$"
+)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -81,6 +89,9 @@ def _list_folder(
         num_skipped += isinstance(entry, Skipped)
         if is_glob and not covers(source, entry.uri):
             num_others += isinstance(entry, ObjectInfo)
+            continue
+        if isinstance(entry, ObjectInfo) and _OWN_FILES.search(entry.uri):
+            yield Skipped(entry.uri, "imgcls wrote it: an output of runs lies in the source")
             continue
         num_found += isinstance(entry, ObjectInfo)
         yield entry

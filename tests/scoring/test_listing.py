@@ -135,3 +135,31 @@ def test_listing_that_is_given_up_early_ends_its_threads(s3_bucket: str) -> None
     next(entries)
     entries.close()  # type: ignore[attr-defined]
     assert not [t for t in threading.enumerate() if t.name.startswith("listing")]
+
+
+@pytest.mark.parametrize("is_linked", [False, True])
+def test_an_output_in_the_source_is_skipped_by_name_and_images_in_it_are_not(
+    is_linked: bool, tmp_path: Path
+) -> None:
+    source = tmp_path / "in"
+    output = tmp_path / "elsewhere" if is_linked else source / "out"
+    run = "_runs/night"
+    own = [
+        f"{run}/plan.json", f"{run}/plan/00000-ab.parquet", f"{run}/commits/00000.json",
+        f"{run}/attempts/00000-cd.parquet", f"{run}/logs/x.log", f"{run}/int8-0a.zip",
+        f"{run}/progress.json", "date=2026-01-01/run=night/part-00000.parquet",
+        "date=2026-01-01/run=night/_manifest.json", "_lease.json",
+    ]  # fmt: skip
+    for name in own:
+        put(str(output / name), b"x")
+    images = [f"{run}/plan/a.png", "date=2026-01-01/run=night/part-00000.png", "lease.json"]
+    for name in images:
+        put(str(output / name), b"x")
+    put(str(source / "a.png"), b"x")
+    if is_linked:
+        (source / "out").symlink_to(output)
+    entries = list(list_source(str(source)))
+    skipped = {entry.uri for entry in entries if isinstance(entry, Skipped)}
+    assert skipped == {f"{source}/out/{name}" for name in own}
+    found = {entry.uri for entry in entries if isinstance(entry, ObjectInfo)}
+    assert found == {f"{source}/a.png", *(f"{source}/out/{name}" for name in images)}
