@@ -7,9 +7,10 @@ same versions of the images, and while that version is there, with that digest.
 
 import json
 import logging
-from dataclasses import asdict
+from dataclasses import MISSING, asdict, fields
 from typing import Any, Final
 
+from imgcls.config.training import TrainConfig
 from imgcls.errors import BundleError, ConfigError, ObjectMissingError
 from imgcls.model.bundle_files import read_digest
 from imgcls.storage.json_text import parse_object
@@ -36,7 +37,7 @@ def read_finished(plan: TrainPlan) -> dict[str, Any] | None:
     except ObjectMissingError:
         return None
     result = done["result"]
-    if done["config"] != _flags(plan) or not _is_there(result):
+    if _defaults() | done["config"] != _flags(plan) or not _is_there(result):
         return None
     log.warning(
         "this training is done already: it gave %s. Nothing is trained again; for another one "
@@ -51,6 +52,11 @@ def _flags(plan: TrainPlan) -> dict[str, Any]:
     """Return the flags as JSON gives them back."""
     flags: dict[str, Any] = json.loads(json.dumps(asdict(plan.config)))
     return flags
+
+
+def _defaults() -> dict[str, Any]:
+    """Return the flags' defaults: a version that did not know a flag trained by its default."""
+    return {flag.name: flag.default for flag in fields(TrainConfig) if flag.default is not MISSING}
 
 
 def _is_there(result: dict[str, Any]) -> bool:

@@ -30,6 +30,12 @@ def test_a_training_that_is_done_is_not_done_again(
     assert again == first | {"already_trained": True, "total_s": again["total_s"]}
     assert "this training is done already" in caplog.text
     assert [model.version for model in list_versions(config.registry, "bars")] == [1]
+    # By a version that did not know one of the flags.
+    finished = Path(first["run"]) / "finished.json"
+    done = json.loads(finished.read_text())
+    del done["config"]["layer_decay"]
+    finished.write_text(json.dumps(done))
+    assert train(config)["already_trained"]
     # What is gone is trained again, and so is what is asked for with another flag.
     shutil.rmtree(first["uri"])
     assert "already_trained" not in train(config)
