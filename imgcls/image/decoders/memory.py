@@ -19,7 +19,7 @@ _MARGIN_BYTES: Final = 512 << 20
 _MIN_EVERYDAY_BYTES: Final = 256 << 20
 # A file is held as it came, with room to grow, and as it was cut out of the stream.
 _COPIES_OF_FILE: Final = 2.5
-_CGROUP: Final = Path("/sys/fs/cgroup")
+_CGROUP, _OWN_CGROUP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,24 +80,33 @@ def pool_memory_bytes(num_processes: int) -> int:
 
 
 def machine_memory_bytes() -> int:
-    """Return the memory of this machine, or of this container where that is less."""
+    """Return the memory of this machine, or of the container or job, whichever is least."""
     pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    limits = [_number(_CGROUP / name) for name in ("memory.max", "memory/memory.limit_in_bytes")]
-    return min(pages, *(limit for limit in limits if limit is not None), pages)
+    limits = [_words(folder / "memory.max") for folder in _cgroups()]
+    limits.append(_words(_CGROUP / "memory" / "memory.limit_in_bytes"))
+    return min(pages, *(int(words[0]) for words in limits if words and words[0].isdigit()), pages)
 
 
 def num_cpus_here() -> float:
-    """Return the CPUs of this process, or of this container where those are fewer."""
-    cpus = float(len(os.sched_getaffinity(0)))
-    try:
-        quota, period = (_CGROUP / "cpu.max").read_text().split()
-        return min(cpus, int(quota) / int(period))
-    except (OSError, ValueError):  # none, or "max"
-        return cpus
+    """Return the CPUs of this process, or of the container or job where those are fewer."""
+    quotas = [_words(folder / "cpu.max") for folder in _cgroups()]
+    given = [int(words[0]) / int(words[1]) for words in quotas if words and words[0].isdigit()]
+    return min(float(len(os.sched_getaffinity(0))), *given, float("inf"))
 
 
-def _number(path: Path) -> int | None:
+def _cgroups() -> list[Path]:
+    """Return the control group of this process and all those around it (cgroups(7), version 2)."""
+    own = next((line[3:] for line in _lines(_OWN_CGROUP) if line.startswith("0::")), "/")
+    folder = _CGROUP / own.lstrip("/")
+    return [folder, *(parent for parent in folder.parents if parent.is_relative_to(_CGROUP))]
+
+
+def _words(path: Path) -> list[str]:
+    return [word for line in _lines(path) for word in line.split()]
+
+
+def _lines(path: Path) -> list[str]:
     try:
-        return int(path.read_text())
-    except (OSError, ValueError):  # not this kind of cgroup, or "max"
-        return None
+        return path.read_text().splitlines()
+    except OSError:  # no such limit here
+        return []

@@ -2,6 +2,7 @@
 
 import io
 import itertools
+import os
 import threading
 import time
 from pathlib import Path
@@ -12,7 +13,13 @@ from PIL import Image
 
 from imgcls.config.operations import DoctorConfig
 from imgcls.errors import ImageTooLargeError
-from imgcls.image.decoders.memory import machine_memory_bytes, memory_limits, pool_memory_bytes
+from imgcls.image.decoders import memory
+from imgcls.image.decoders.memory import (
+    machine_memory_bytes,
+    memory_limits,
+    num_cpus_here,
+    pool_memory_bytes,
+)
 from imgcls.image.pool import DecoderPool, decode_one
 from imgcls.image.spec import DecodeSpec, PreprocessSpec
 from imgcls.operations.doctor import doctor
@@ -39,6 +46,26 @@ def test_the_limits_of_all_add_up_to_the_memory_given() -> None:
 def test_pools_of_all_cpus_together_have_half_of_the_machine() -> None:
     assert pool_memory_bytes(10**6) == machine_memory_bytes() // 2
     assert pool_memory_bytes(1) <= pool_memory_bytes(2) <= machine_memory_bytes() // 2
+
+
+@pytest.mark.parametrize("where", ["", "jobs", "jobs/mine"])
+def test_the_memory_and_cpus_of_a_container_or_job_are_what_counts(
+    where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = tmp_path / "jobs" / "mine"
+    own.mkdir(parents=True)
+    for folder in (tmp_path, own.parent, own):
+        (folder / "memory.max").write_text("max\n")
+        (folder / "cpu.max").write_text("max 100000\n")
+    (tmp_path / "own").write_text("1:name=x:/other\n0::/jobs/mine\n")
+    monkeypatch.setattr(memory, "_CGROUP", tmp_path)
+    monkeypatch.setattr(memory, "_OWN_CGROUP", tmp_path / "own")
+    assert machine_memory_bytes() == os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    (tmp_path / where / "memory.max").write_text(f"{3 * GIB}\n")
+    (tmp_path / where / "cpu.max").write_text("50000 100000\n")
+    assert machine_memory_bytes() == 3 * GIB
+    assert num_cpus_here() == 0.5
+    assert pool_memory_bytes(1) == 3 * GIB // 2
 
 
 def large(seed: int, side: int) -> bytes:
