@@ -24,7 +24,13 @@ from imgcls.errors import (
     StorageError,
 )
 from imgcls.storage.info import ObjectInfo
-from imgcls.storage.local_listing import TEMP_PREFIX, etag_of, info_of, list_entries
+from imgcls.storage.local_listing import (
+    TEMP_PREFIX,
+    etag_of,
+    info_of,
+    list_entries,
+    without_inode,
+)
 
 __all__ = [
     "delete",
@@ -35,6 +41,7 @@ __all__ = [
     "put_if_match",
     "put_new",
     "read_with_etag",
+    "without_inode",
 ]
 
 _TICK_NS = 10_000_000  # of a kernel with CONFIG_HZ=100; others tick more often
@@ -85,7 +92,7 @@ def put_if_match(path: str, data: bytes, etag: str) -> str:
         if not Path(path).is_file():
             raise ObjectMissingError(f"{path}: no such file")
         current = Path(path).stat()
-        if etag_of(current) != etag:
+        if etag_of(current) != without_inode(etag):
             raise ObjectChangedError(f"{path} is no longer version {etag}")
         # Later than what it replaces: an inode may come back, so the time alone tells versions
         # apart.

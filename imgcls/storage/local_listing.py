@@ -18,8 +18,17 @@ _TEMP_PREFIX_BYTES = TEMP_PREFIX.encode()
 
 
 def etag_of(status: os.stat_result) -> str:
-    """Return a text that changes with every version of a file: mtime (ns), size, inode."""
-    return f"{status.st_mtime_ns:x}-{status.st_size:x}-{status.st_ino:x}"
+    """Return a text that changes with every version of a file: mtime (ns), size.
+
+    Not the inode, as up to commit 27535e0: a file that comes back from a backup, or is seen through
+    another mount, is the same version.
+    """
+    return f"{status.st_mtime_ns:x}-{status.st_size:x}"
+
+
+def without_inode(etag: str) -> str:
+    """Return an etag of a local file as `etag_of` writes it, whichever version wrote it."""
+    return "-".join(etag.split("-")[:2])
 
 
 def info_of(path: str, status: os.stat_result) -> ObjectInfo:

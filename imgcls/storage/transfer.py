@@ -203,7 +203,7 @@ class _Transfer:
         if self._readers is None:
             self._readers = ThreadPoolExecutor(self._limit.current, "imgcls-read")
         data, etag = await self._loop.run_in_executor(self._readers, local.read_with_etag, path)
-        if request.etag is not None and request.etag != etag:
+        if request.etag is not None and local.without_inode(request.etag) != etag:
             raise ObjectChangedError(f"{path} is no longer version {request.etag}")
         return data
 

@@ -107,7 +107,7 @@ def published_rows(output: str) -> pa.Table:
                 pq.read_table(io.BytesIO(read(join(folder, part["path"]))))
                 for part in manifest.parts
             ]
-    return pa.concat_tables(tables)
+    return pa.concat_tables(tables, promote_options="default")
 
 
 def comparable(rows: pa.Table) -> list[dict[str, object]]:

@@ -41,9 +41,6 @@ PUBLISHED, KILLED_NIGHT = "nightly-2026-11-22", "nightly-2026-11-23"
 COMMITS = Path(OUTPUT) / "_runs" / KILLED_NIGHT / "commits"
 # Another CPU, or another order of sums, moves probabilities by less than this.
 TOLERANCE = 1e-4
-needs_etags_without_inode = pytest.mark.xfail(
-    strict=False, reason="an etag of 27535e0 ends in the inode, which no copy keeps"
-)
 
 Row = dict[str, Any]
 
@@ -117,7 +114,6 @@ def test_published_night_is_evaluated_against_labels(tmp_path: Path) -> None:
     assert (result["num_ok"], result["accuracy"]) == (len(rows), 1.0)
 
 
-@needs_etags_without_inode
 def test_unfinished_night_ends_with_the_rows_of_an_undisturbed_one() -> None:
     committed = [json.loads(path.read_text()) for path in COMMITS.glob("0*.json")]
     result = nightly(NightlyConfig(**NIGHT, date="2026-11-23"))
@@ -128,7 +124,6 @@ def test_unfinished_night_ends_with_the_rows_of_an_undisturbed_one() -> None:
     assert len({row["label"] for row in expected}) > 1, "the rows tell images apart"
 
 
-@needs_etags_without_inode
 def test_nothing_that_was_scored_is_scored_again() -> None:
     nightly(NightlyConfig(**NIGHT, date="2026-11-23"))
     plan = show_plan(PlanConfig(SOURCE, MODEL, OUTPUT))
