@@ -124,11 +124,12 @@ def test_unfinished_night_ends_with_the_rows_of_an_undisturbed_one() -> None:
     assert len({row["label"] for row in expected}) > 1, "the rows tell images apart"
 
 
-def test_nothing_that_was_scored_is_scored_again() -> None:
+def test_nothing_that_was_scored_is_scored_again_but_for_pixels_that_moved() -> None:
     nightly(NightlyConfig(**NIGHT, date="2026-11-23"))
     plan = show_plan(PlanConfig(SOURCE, MODEL, OUTPUT))
-    assert (plan["new"], plan["changed"], plan["unchanged"]) == (0, 0, 33)
-    assert (plan["to_score"], plan["failed_before"]) == (0, 2)
+    # Of its formats TIFF alone is decoded otherwise since, and one image is a TIFF.
+    assert (plan["new"], plan["changed"], plan["unchanged"]) == (0, 1, 32)
+    assert (plan["to_score"], plan["failed_before"]) == (1, 2)
 
 
 def test_night_is_rolled_back_and_its_images_are_new_again() -> None:
