@@ -173,6 +173,16 @@ class Predictor:
             raise ValueError(f"a batch has 1 to {self.batch_size} images, not {num_rows}")
         return self._streams.submit(self._predict, torch.as_tensor(x_BCHW))
 
+    def new_batch(self, shape_CHW: tuple[int, ...]) -> npt.NDArray[np.uint8]:
+        """Return memory for batch_size images, from which a GPU copies without waiting."""
+        x_BCHW = torch.empty(
+            (self.batch_size, *shape_CHW),
+            dtype=torch.uint8,
+            pin_memory=self.device.type == "cuda",
+        )
+        memory: npt.NDArray[np.uint8] = x_BCHW.numpy()
+        return memory
+
     def close(self) -> None:
         """Let the threads go, without waiting for batches at work; those that wait are dropped."""
         self._streams.shutdown(wait=False, cancel_futures=True)

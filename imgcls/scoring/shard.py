@@ -16,8 +16,10 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
 from contextlib import closing
+from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from imgcls.image.pool import Crop, Decoded, DecoderPool
@@ -91,18 +93,38 @@ def score_shard(
         return rows.to_table()
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Batch:
+    """Memory for a batch, pinned where the model is on a GPU, and what lies in its first rows."""
+
+    x_BCHW: npt.NDArray[np.uint8]
+    crops: list[tuple[int, Crop]]
+
+
 class _Batches:
-    """Batches of one shard on their way: filling, running through the model, becoming rows."""
+    """Batches of one shard on their way: filling, running through the model, becoming rows.
+
+    Their memory is used again and again: to ask for 2 MB each time, and 19 MB for a GPU, costs more
+    than to fill them.
+    """
 
     def __init__(self, predictor: Predictor, rows: ShardRows, clock: StageClock) -> None:
         self._predictor, self._rows, self._clock = predictor, rows, clock
-        self._filling: list[tuple[int, Crop]] = []
-        self._running: deque[tuple[list[tuple[int, Crop]], Future[Predictions]]] = deque()
+        self._filling: _Batch | None = None
+        self._running: deque[tuple[_Batch, Future[Predictions]]] = deque()
+        self._free: list[npt.NDArray[np.uint8]] = []
 
     def add(self, index: int, crop: Crop) -> None:
         """Add one crop; a full batch goes to the model, and waits when it has enough to do."""
-        self._filling.append((index, crop))
-        if len(self._filling) < self._predictor.batch_size:
+        if self._filling is None:
+            shape_CHW = crop.x_CHW.shape
+            x_BCHW = self._free.pop() if self._free else self._predictor.new_batch(shape_CHW)
+            self._filling = _Batch(x_BCHW, [])
+        x_CHW = self._filling.x_BCHW[len(self._filling.crops)]
+        assert crop.x_CHW.shape == x_CHW.shape, f"a crop of {crop.x_CHW.shape}, not {x_CHW.shape}"
+        x_CHW[:] = crop.x_CHW
+        self._filling.crops.append((index, crop))
+        if len(self._filling.crops) < self._predictor.batch_size:
             return
         self._submit()
         while len(self._running) > self._predictor.num_streams or self._is_first_done():
@@ -110,8 +132,7 @@ class _Batches:
 
     def finish(self) -> None:
         """Predict what is left, and wait for all of it."""
-        if self._filling:
-            self._submit()
+        self._submit()
         while self._running:
             self._take_first()
 
@@ -121,9 +142,10 @@ class _Batches:
             predictions.cancel()
 
     def _submit(self) -> None:
-        x_BCHW = np.stack([crop.x_CHW for _, crop in self._filling])
-        self._running.append((self._filling, self._predictor.submit(x_BCHW)))
-        self._filling = []
+        batch, self._filling = self._filling, None
+        if batch is not None:
+            x_BCHW = batch.x_BCHW[: len(batch.crops)]
+            self._running.append((batch, self._predictor.submit(x_BCHW)))
 
     def _is_first_done(self) -> bool:
         return bool(self._running) and self._running[0][1].done()
@@ -131,9 +153,10 @@ class _Batches:
     def _take_first(self) -> None:
         batch, running = self._running.popleft()
         predictions = running.result()
-        self._clock.add("predict", items=len(batch))
+        self._free.append(batch.x_BCHW)  # the device has read it: its answers are here
+        self._clock.add("predict", items=len(batch.crops))
         with self._clock.busy("rows"):
-            self._rows.add_batch(batch, predictions)
+            self._rows.add_batch(batch.crops, predictions)
 
 
 def make_clock(predictor: Predictor, pool: DecoderPool) -> StageClock:

@@ -1,4 +1,6 @@
+import time
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -76,6 +78,44 @@ def test_rows_come_in_plan_order_one_per_image(tmp_path: Path) -> None:
             provenance=provenance_of(bundle),
         )
     assert rows["uri"].to_pylist() == plan_rows(tmp_path)["uri"].to_pylist()
+
+
+def test_memory_of_batches_is_used_again_once_they_were_predicted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model that reads late would see the images of a later batch."""
+    write_images(str(tmp_path), 75)
+    bundle = make_bundle()
+
+    def labels(predictor: Predictor) -> list[tuple[int, float]]:
+        with DecoderPool(bundle.decode_spec, bundle.preprocess_spec, 2) as pool:
+            rows = score_shard(
+                plan_rows(tmp_path),
+                predictor=predictor,
+                pool=pool,
+                provenance=provenance_of(bundle),
+            )
+        return [
+            (row["label"], pytest.approx(row["confidence"], abs=1e-4)) for row in rows.to_pylist()
+        ]
+
+    expected = labels(Predictor(bundle, device="cpu", batch_size=75))
+    late = Predictor(bundle, device="cpu", batch_size=4, num_streams=2)
+    real, real_batch, made = late._model, late.new_batch, list[tuple[int, ...]]()
+
+    def forward(x_BCHW: torch.Tensor) -> torch.Tensor:
+        time.sleep(0.02)
+        return real(x_BCHW)
+
+    def new_batch(shape_CHW: tuple[int, ...]) -> Any:
+        made.append(shape_CHW)
+        return real_batch(shape_CHW)
+
+    late._model = forward
+    monkeypatch.setattr(late, "new_batch", new_batch)
+    assert labels(late) == expected
+    assert 1 <= len(made) <= 2 + 2, "at work, waiting and filling"
+    assert set(made) == {(3, 32, 32)}
 
 
 def test_every_frame_of_a_multi_frame_file_is_a_row(tmp_path: Path) -> None:
