@@ -427,3 +427,27 @@ def test_bmp_of_any_bit_masks(name: str, is_top_down: bool, alpha: float) -> Non
     for cut in (60, 75, len(data) - 3):
         with pytest.raises(CorruptImageError):
             pixels(data[:cut])
+
+
+@pytest.mark.parametrize("dtype", ["f4", "f8", "f2"])
+@pytest.mark.parametrize(
+    ("low", "high"), [(0, 1), (0, 4000), (-1000, 3000), (0.2, 0.7), (-5, -2), (0, 40)]
+)
+def test_a_float_picture_is_never_a_threshold(dtype: str, low: float, high: float) -> None:
+    values = np.linspace(low, high, 256).astype(dtype).reshape(1, 256, 1)
+    found = pixels(tiff_file(values), color="gray").ravel().astype(int)
+    black, white = (0, 1) if low >= 0 and high <= 1 else (low, high)
+    expected = (values.ravel().astype(float) - black) / (white - black) * 255
+    np.testing.assert_allclose(found, expected, atol=1)
+    if dtype == "f4":  # a background of zeros decides nothing
+        padded = np.concatenate([np.zeros((4, 256, 1), np.float32), values])
+        shown = pixels(tiff_file(padded), color="gray")[4].ravel().astype(int)
+        if low >= 0:
+            np.testing.assert_array_equal(shown, found)
+
+
+def test_a_few_floats_beyond_1_are_clipped() -> None:
+    values = np.full((10, 10, 1), 0.5, np.float32)
+    values[0, :3] = 1.7
+    found = pixels(tiff_file(values), color="gray")
+    assert (found[0, 0, 0], found[5, 5, 0]) == (255, 128)

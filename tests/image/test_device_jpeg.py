@@ -18,6 +18,7 @@ from imgcls.image.device_jpeg import DeviceJpegDecoder
 from imgcls.image.engine import Task
 from imgcls.image.pool import Crop, Decoded, DecoderPool, decode_one
 from imgcls.image.spec import DecodeSpec, PreprocessSpec
+from tests.image.encoders import lossless_jpeg
 
 pytest.importorskip("nvidia.nvimgcodec", reason="the extra gpu-decode is not installed")
 
@@ -122,6 +123,7 @@ def test_greys_of_a_grey_model_are_decoded_and_its_colours_are_not(
         (jpeg(photo(1, (2200, 2000))), DecodeSpec(dct_scaling=False)),
         (jpeg(photo(1)), DecodeSpec(max_pixels=180 * 130 - 1)),
         (jpeg(photo(1), icc_profile=b"profile" * 20), DecodeSpec(icc="srgb")),
+        (lossless_jpeg(np.asarray(photo(1, mode="L"))[:, :, np.newaxis]), DECODE),
         (jpeg(photo(1))[:-2], DECODE),
         (jpeg(photo(1))[:1000], DECODE),
         (b"\xff\xd8\xff" + bytes(50) + b"\xff\xd9", DECODE),
@@ -138,6 +140,7 @@ def test_greys_of_a_grey_model_are_decoded_and_its_colours_are_not(
         "more than 4 megapixels",
         "too large",
         "profile to convert",
+        "lossless",
         "no end",
         "half",
         "no header",
