@@ -8,6 +8,8 @@ What counts: every row of an image that failed, but those of files that are not 
 images that failed in an earlier night already and are only tried again: of these a night can't
 learn anything about today's images. From BUDGET_MIN_ROWS on the share decides, as the run goes;
 in a smaller run the end decides, and more than half must have failed, and FEWEST_FAILED at least.
+There an image that was overwritten on the way does not count: the next night scores what it is now,
+and a small night that was killed and goes on a day later may find nothing else.
 """
 
 from collections import Counter
@@ -55,6 +57,8 @@ class Budget:
         if total >= BUDGET_MIN_ROWS:
             allowed, least = self._max_failed_fraction, 1
         elif at_end:
+            total -= self._counts[Status.CHANGED]
+            num_failed -= self._counts[Status.CHANGED]
             allowed = max(SMALL_RUN_FRACTION, self._max_failed_fraction)
             least = FEWEST_FAILED
         else:

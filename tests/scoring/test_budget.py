@@ -34,6 +34,10 @@ def is_exceeded(
         ({"ok": 95, "corrupt": 5, "not_an_image": 9000}, False),
         ({"ok": 94, "corrupt": 6, "not_an_image": 9000}, True),
         ({}, False),
+        ({"ok": 4, "changed": 14}, False),
+        ({"ok": 2, "changed": 14, "corrupt": 3}, True),
+        ({"missing": 60}, True),
+        ({"ok": 90, "changed": 10}, True),
     ],
 )
 def test_what_a_run_may_lose_at_its_end(counts: dict[str, int], exceeded: bool) -> None:
