@@ -15,6 +15,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, Field, dataclass, fields
 from pathlib import Path
@@ -28,6 +29,7 @@ from imgcls.errors import ImgclsError, RunStoppedError
 from imgcls.inert import in_log
 
 _RESUMABLE = ("train", "score", "nightly")
+_AGAIN_AFTER_S = 0.05
 _FROM_START = "; the same command again does it from the start"
 
 log = logging.getLogger("imgcls.cli")  # __name__ is __main__ under `python -m`
@@ -243,6 +245,7 @@ class _Stop:
 
     def install(self) -> None:
         """Take both signals; Ctrl-C only where it is not ignored, as in a shell's background."""
+        sys.unraisablehook = self._send_again
         signal.signal(signal.SIGTERM, self._on_terminate)
         if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
             signal.signal(signal.SIGINT, self._on_interrupt)
@@ -260,6 +263,15 @@ class _Stop:
     def _on_interrupt(self, _signal: int, _frame: FrameType | None) -> NoReturn:
         self.signal_name = "Ctrl-C"
         raise KeyboardInterrupt
+
+    def _send_again(self, ignored: "sys.UnraisableHookArgs") -> None:
+        """Repeat a signal whose exception Python dropped, as in a destructor or a callback."""
+        if self.signal_name and issubclass(ignored.exc_type, KeyboardInterrupt | RunStoppedError):
+            number = signal.SIGINT if self.signal_name == "Ctrl-C" else signal.SIGTERM
+            # From a thread, a little later: what is raised in this very hook is dropped too.
+            threading.Timer(_AGAIN_AFTER_S, os.kill, (os.getpid(), number)).start()
+        else:
+            sys.__unraisablehook__(ignored)
 
     def _words(self, signal_name: str) -> str:
         again = "; start the same command again to finish the run"
