@@ -147,14 +147,24 @@ def test_a_late_read_waits_for_nothing_that_came_after_it() -> None:
     assert late.read() == [1.0] * 3
 
 
-def test_a_step_that_is_not_finite_changes_no_weight_before_anybody_has_looked() -> None:
+class AmongOthers(Place):
+    """Stands for one of several ranks whose loss is not finite, if this one's is not."""
+
+    def add_up(self, values: torch.Tensor) -> torch.Tensor:
+        return values * 3
+
+
+@pytest.mark.parametrize("place", [Place(), AmongOthers()])
+def test_a_step_that_is_not_finite_changes_no_weight_before_anybody_has_looked(
+    place: Place,
+) -> None:
     for optimizer in ("adamw", "sgd"):
         recipe = make_recipe(1, batch_size=B, optimizer=optimizer)
         state, batch = make_state(recipe), make_batch(recipe)
         train_step(state, state.model, batch, 0.01, recipe, Place(), [])
         before = {n: p.detach().clone() for n, p in state.model.named_parameters()}
         broken = BreaksLogits(state.model)
-        result = train_step(state, broken, batch, 0.01, recipe, Place(), named(B))
+        result = train_step(state, broken, batch, 0.01, recipe, place, named(B))
         assert all(torch.equal(before[n], p) for n, p in state.model.named_parameters())
         with pytest.raises(ConfigError, match=r"the loss is (nan|inf) in epoch 1.*u0, u1"):
             result.check()
