@@ -79,14 +79,15 @@ def _manifest_of(fields: dict[str, Any]) -> tuple[Any, Manifest]:
     return version, Manifest(**fields | tuples)
 
 
-def comparable_etags(uris: pa.ChunkedArray, etags: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Return etags as this version writes them, to compare rows with others or with a listing.
+def with_comparable_etags(table: pa.Table) -> pa.Table:
+    """Return a table with its etags as this version writes them, to compare it with others.
 
     Up to commit 27535e0 that of a local file ended in its inode. A row keeps what its plan said:
     nothing that is written is changed.
     """
-    is_local = pc.starts_with(uris, "/")
-    return pc.if_else(is_local, pc.replace_substring_regex(etags, _INODE, r"\1"), etags)
+    plain = pc.replace_substring_regex(table["etag"], _INODE, r"\1")
+    etags = pc.if_else(pc.starts_with(table["uri"], "/"), plain, table["etag"])
+    return table.set_column(table.schema.get_field_index("etag"), table.field("etag"), etags)
 
 
 def list_published(output: str) -> Iterator[tuple[str, Manifest]]:

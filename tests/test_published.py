@@ -2,7 +2,7 @@
 
 import pyarrow as pa
 
-from imgcls.published import comparable_etags
+from imgcls.published import with_comparable_etags
 
 
 def test_only_a_local_etag_loses_its_inode() -> None:
@@ -16,5 +16,7 @@ def test_only_a_local_etag_loses_its_inode() -> None:
         ("s3://b/parts.png", f"{md5}-12", f"{md5}-12"),
         ("az://c/x.png", "0x8DE2C0FFEE", "0x8DE2C0FFEE"),
     ]
-    uris, etags, expected = (pa.chunked_array([list(column)]) for column in zip(*told, strict=True))
-    assert comparable_etags(uris, etags).to_pylist() == expected.to_pylist()
+    uris, etags, expected = (list(column) for column in zip(*told, strict=True))
+    table = with_comparable_etags(pa.table({"etag": etags, "uri": uris}))
+    assert table.column_names == ["etag", "uri"]
+    assert table["etag"].to_pylist() == expected

@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 from imgcls.image.formats.abilities import AT_27535E0, Abilities, abilities_here, grown
 from imgcls.image.formats.versions import from_json, moved_between, versions_here
 from imgcls.image.outcome import family_by_name
-from imgcls.published import Manifest, comparable_etags, list_published
+from imgcls.published import Manifest, list_published, with_comparable_etags
 from imgcls.schema import Status
 from imgcls.storage.objects import read
 from imgcls.storage.uri import join
@@ -78,8 +78,7 @@ def _read_keys(uri: str) -> pa.Table:
     table = file.read(columns=there)
     if "format" not in there:
         table = table.append_column("format", pa.nulls(table.num_rows, pa.string()))
-    etags = comparable_etags(table["uri"], table["etag"])
-    table = table.set_column(table.schema.get_field_index("etag"), "etag", etags)
+    table = with_comparable_etags(table)
     for name in ("status", "format"):
         position = table.schema.get_field_index(name)
         table = table.set_column(position, name, table[name].cast(pa.string()))

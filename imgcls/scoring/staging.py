@@ -15,6 +15,7 @@ import duckdb
 import pyarrow as pa
 
 from imgcls.logs import Progress
+from imgcls.published import with_comparable_etags
 from imgcls.schema import FAILED_BEFORE_FIELD, PLAN_SCHEMA
 from imgcls.storage.objects import ObjectInfo, Skipped
 
@@ -199,10 +200,10 @@ def stage(entries: Iterable[ObjectInfo | Skipped]) -> Iterator[Staging]:
 
 @contextmanager
 def stage_again(tables: Iterable[pa.Table]) -> Iterator[Staging]:
-    """Stage planned objects (PLAN_SCHEMA and more), as `stage` does those of a listing."""
+    """Stage planned objects (PLAN_SCHEMA and more), to compare them as if listed now."""
     with _empty_staging() as staging:
         for table in tables:
-            staging.insert(table.select(PLAN_SCHEMA.names))
+            staging.insert(with_comparable_etags(table.select(PLAN_SCHEMA.names)))
         yield staging
 
 

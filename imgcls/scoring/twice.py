@@ -20,7 +20,7 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from imgcls.published import Manifest, list_published
+from imgcls.published import Manifest, list_published, with_comparable_etags
 from imgcls.schema import Status
 from imgcls.scoring.plan import read_plan
 from imgcls.scoring.staging import SORT_MEMORY
@@ -109,6 +109,7 @@ def _compare(runs: list[_Run], run_id: str, folder: str, found: Twice) -> None:
 def _insert(database: duckdb.DuckDBPyConnection, run: _Run, uri: str) -> None:
     table = pq.read_table(io.BytesIO(read(uri)), columns=_COLUMNS)
     status = table.schema.get_field_index("status")
+    table = with_comparable_etags(table)
     database.register("part", table.set_column(status, "status", table["status"].cast(pa.string())))
     database.execute(
         "INSERT INTO published SELECT uri, frame, etag, status = 'ok', ?, ?, ? FROM part"

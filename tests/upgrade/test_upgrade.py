@@ -132,6 +132,15 @@ def test_nothing_that_was_scored_is_scored_again_but_for_pixels_that_moved() -> 
     assert (plan["to_score"], plan["failed_before"]) == (1, 2)
 
 
+def test_unfinished_night_whose_images_another_night_published_is_left_alone() -> None:
+    """The other's etags are without the inode, those of the plan are not."""
+    assert nightly(NightlyConfig(**NIGHT, date="2026-11-24"))["rows"] == 21
+    again = nightly(NightlyConfig(**NIGHT, date="2026-11-23"))
+    assert (again["run_id"], again["rows"]) != (KILLED_NIGHT, 18)
+    assert rows_of(KILLED_NIGHT) == []
+    assert verify(VerifyConfig(OUTPUT))["problems"] == []
+
+
 def test_night_is_rolled_back_and_its_images_are_new_again() -> None:
     result = rollback(RollbackConfig(OUTPUT, PUBLISHED))
     assert (result["rows"], result["parts_removed"]) == (20, 1)
