@@ -74,14 +74,9 @@ def decode_raster(
         _check_size(*webp_size(data), spec)  # opening already allocates the canvas
     if format_name == "PNG":
         data = checked_png(data, spec)
-    if format_name == "JPEG":
-        header = read_frame(data)
-        if header.marker == JPEG_LS or header.precision > 8:
-            image_HWC = decode_deep_jpeg(data, header, spec)
-            yield DecodedImage(image_HWC, header.width_px, header.height_px)
-            return
-    if format_name == "TIFF" and TiffTags.of(data).needs_tifffile(spec):
-        yield from _decode_by_tifffile(data, spec, begin_frame)
+    beside = _beside_pillow(data, format_name, spec, begin_frame)
+    if beside is not None:
+        yield from beside
         return
     try:
         source = open_raster(data, format_name)
@@ -96,6 +91,24 @@ def decode_raster(
         return
     for frame in _seek_frames(source, spec, begin_frame):
         yield _decode_frame(source, data, format_name, spec, frame, min_short_px)
+
+
+def _beside_pillow(
+    data: bytes, format_name: str, spec: DecodeSpec, begin_frame: Callable[[int], None]
+) -> Iterator[DecodedImage] | None:
+    """Return the frames of a variant that is known beforehand to be beyond Pillow, else None."""
+    if format_name == "JPEG":
+        header = read_frame(data)
+        if header.marker == JPEG_LS or header.precision > 8:
+            image_HWC = decode_deep_jpeg(data, header, spec)
+            return iter([DecodedImage(image_HWC, header.width_px, header.height_px)])
+    if format_name == "TIFF":
+        tags = TiffTags.of(data)
+        if tags.has_unread_compression:
+            raise UnsupportedImageError(f"TIFF: {tags.words()} is not read")
+        if tags.needs_tifffile(spec):
+            return _decode_by_tifffile(data, spec, begin_frame)
+    return None
 
 
 def _decode_by_tifffile(

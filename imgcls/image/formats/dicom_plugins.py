@@ -65,7 +65,8 @@ _PACKAGES: Final = {
 }
 # How a plugin says that a frame is beyond it; all else that it says means damage.
 _CANNOT: Final = re.compile(
-    r"does not support|unable to decode (un)?signed|cannot decode .* correctly|only .* supported",
+    r"does not support|unable to decode (un)?signed|unable to decode rle encoded pixel data with"
+    r"|cannot decode .* correctly|only .* supported",
     re.IGNORECASE,
 )
 _OUR_PLUGIN: Final = "imagecodecs"

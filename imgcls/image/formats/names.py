@@ -139,6 +139,8 @@ def _by_structure(data: bytes) -> tuple[str, str, str] | None:
         return "emf", "an enhanced metafile", _CONVERT
     if data[:4] == b"FORM" and data[8:12] in (b"ILBM", b"PBM "):
         return "iff", "IFF", _CONVERT
+    if _is_os2(data):
+        return "os2", "an icon or bitmap array of OS/2", _CONVERT
     if _XBM.match(data[:_PEEK_BYTES]):
         return "xbm", "XBM", _CONVERT
     if data.endswith(_TGA_FOOTER) or _is_tga(data):
@@ -148,6 +150,15 @@ def _by_structure(data: bytes) -> tuple[str, str, str] | None:
     if _is_pcx(data):
         return "pcx", "PCX", _CONVERT
     return None
+
+
+def _is_os2(data: bytes) -> bool:
+    """Tell an icon, pointer or bitmap array of OS/2 by its mark and the header within."""
+    inside = data[14:16] if data.startswith(b"BA") else data[:2]
+    header_at = 28 if data.startswith(b"BA") else 14
+    header_bytes = int.from_bytes(data[header_at : header_at + 4], "little")
+    kinds = (b"CI", b"CP", b"IC", b"PT", *((b"BM",) if header_at == 28 else ()))
+    return inside in kinds and header_bytes in (12, 16, 40, 64)
 
 
 def _is_pcx(data: bytes) -> bool:

@@ -44,8 +44,12 @@ _SCIENTIFIC_COMPRESSIONS: Final = {
 }
 _OTHER_COMPRESSIONS: Final = {
     1: "none", 2: "CCITT", 3: "CCITT group 3", 4: "CCITT group 4", 5: "LZW", 6: "old JPEG",
-    7: "JPEG", 8: "deflate", 32773: "PackBits", 32946: "deflate", 34661: "JBIG",
-    34676: "SGILog", 34677: "SGILog24", 34892: "lossy JPEG (DNG)", 34925: "LZMA", 50000: "zstd",
+    7: "JPEG", 8: "deflate", 32771: "CCITT by words", 32773: "PackBits", 32809: "ThunderScan",
+    32946: "deflate", 34676: "SGILog", 34677: "SGILog24", 34925: "LZMA", 50000: "zstd",
+}  # fmt: skip
+_UNREAD_COMPRESSIONS: Final = {
+    9: "JBIG", 10: "JBIG", 32766: "NeXT", 32867: "Kodak 262", 34661: "JBIG", 34713: "Nikon NEF",
+    34892: "lossy JPEG (DNG)", 65000: "Kodak DCR", 65535: "Pentax PEF",
 }  # fmt: skip
 
 
@@ -82,6 +86,12 @@ class TiffTags:
     def _compression(self) -> int:
         return self.tags.get(_COMPRESSION, (1,))[0]
 
+    @property
+    def has_unread_compression(self) -> bool:
+        """True where no library here knows the compression."""
+        compression = self._compression
+        return not (compression in _OTHER_COMPRESSIONS or compression in _SCIENTIFIC_COMPRESSIONS)
+
     def words(self) -> str:
         """Return samples, bits, format and compression, as people call them."""
         bits = self.tags.get(_BITS, (1,))
@@ -91,7 +101,7 @@ class TiffTags:
         kind = _SAMPLE_FORMATS.get(formats[0], f"of sample format {formats[0]}")
         planes = " in separate planes" if self.tags.get(_PLANES, (1,))[0] == 2 else ""
         compression = self._compression
-        names = _OTHER_COMPRESSIONS | _SCIENTIFIC_COMPRESSIONS
+        names = _OTHER_COMPRESSIONS | _SCIENTIFIC_COMPRESSIONS | _UNREAD_COMPRESSIONS
         named = names.get(compression, "of an unknown kind")
         photometric = self.tags.get(_PHOTOMETRIC, (1,))[0]
         container = ", big-endian BigTIFF" if self.is_big_bigtiff else ""
@@ -107,13 +117,18 @@ def _entries(data: bytes, order: str, is_big: bool) -> list[tuple[int, tuple[int
     (start,) = struct.unpack_from(f"{order}{address}", data, 8 if is_big else 4)
     (num_entries,) = struct.unpack_from(f"{order}{count_format}", data, start)
     start += _BYTES[count_format]
+    end = start + min(num_entries, _MAX_ENTRIES) * entry_bytes
+    if end > len(data):
+        raise struct.error("the directory is cut")
     found = []
-    for position in range(start, start + min(num_entries, _MAX_ENTRIES) * entry_bytes, entry_bytes):
-        tag, kind, count = struct.unpack_from(f"{order}HH{address}", data, position)
+    entry = f"{order}HH{address}{_BYTES[address]}s"
+    for tag, kind, count, value in struct.iter_unpack(entry, data[start:end]):
         if tag not in _KEPT or kind not in _INTEGERS or not 0 < count <= _MAX_VALUES:
             continue
-        value_at = position + 4 + _BYTES[address]
+        values = f"{order}{count}{_INTEGERS[kind]}"
         if count * _BYTES[_INTEGERS[kind]] > _BYTES[address]:
-            (value_at,) = struct.unpack_from(f"{order}{address}", data, value_at)
-        found.append((tag, struct.unpack_from(f"{order}{count}{_INTEGERS[kind]}", data, value_at)))
+            (value_at,) = struct.unpack(f"{order}{address}", value)
+            found.append((tag, struct.unpack_from(values, data, value_at)))
+        else:
+            found.append((tag, struct.unpack_from(values, value)))
     return found

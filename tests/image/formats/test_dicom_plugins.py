@@ -172,6 +172,16 @@ def test_transfer_syntaxes_that_are_not_read_are_named(uid: str, name: str) -> N
         decode(compressed(b"\xff\x0a" + bytes(40), uid, 8), DecodeSpec())
 
 
+def test_rle_of_single_bits_is_whole_and_not_read() -> None:
+    rle = f"{PREFIX}.5"
+    made = dataset(encapsulate([bytes(64) + bytes(H * W // 8)]), rle, 1, BitsAllocated=1)
+    made["PixelData"].is_undefined_length = True
+    out = io.BytesIO()
+    made.save_as(out, enforce_file_format=True)
+    with pytest.raises(UnsupportedImageError, match="RLE Lossless of 1 x 1 bits"):
+        decode(out.getvalue(), DecodeSpec())
+
+
 def test_every_plugin_named_is_known_to_pydicom() -> None:
     plugins_here()
     for uid, plugins in PLUGINS.items():

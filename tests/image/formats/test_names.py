@@ -47,6 +47,12 @@ UNREAD = {
     "tga by its foot": (b"\x05" * 50 + bytes(8) + b"TRUEVISION-XFILE.\x00", "tga", "TGA"),
     "pcx": (PCX, "pcx", "PCX"),
     "psd": (b"8BPS\x00\x01" + bytes(60), "psd", "Photoshop"),
+    "os/2 icon": (b"CI" + struct.pack("<I8xI", 26, 12) + bytes(60), "os2", "OS/2"),
+    "os/2 array": (
+        b"BA" + struct.pack("<I8x", 40) + b"CI" + struct.pack("<I8xI", 26, 12) + bytes(60),
+        "os2",
+        "OS/2",
+    ),
     "icon": (b"\x00\x00\x01\x00\x01\x00" + bytes(60), "ico", "icon"),
     "exr": (b"v/1\x01" + bytes(60), "exr", "OpenEXR"),
     "dds": (b"DDS |" + bytes(60), "dds", "DDS"),

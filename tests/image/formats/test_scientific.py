@@ -251,6 +251,16 @@ def test_what_has_no_way_to_colours_is_unsupported_and_named(samples: npt.NDArra
         decode(tiff(samples), DecodeSpec())
 
 
+@pytest.mark.parametrize(("number", "name"), [(34661, "JBIG"), (34713, "Nikon"), (198, "unknown")])
+def test_a_compression_that_nothing_here_knows_is_named(number: int, name: str) -> None:
+    data = bytearray(tiff(RGB, photometric="rgb"))
+    with tifffile.TiffFile(io.BytesIO(bytes(data))) as file:
+        at = file.pages[0].tags["Compression"].valueoffset
+    data[at : at + 2] = number.to_bytes(2, "little")
+    with pytest.raises(UnsupportedImageError, match=rf"compression .*{name}.* \({number}\)"):
+        decode(bytes(data), DecodeSpec())
+
+
 def test_pixels_within_the_sandbox_are_the_same() -> None:
     names = list(FILES)
     preprocess = PreprocessSpec.for_image_px(32)
