@@ -1,7 +1,11 @@
 """Two machines whose clocks differ share an output: nothing that they decide rests on a clock."""
 
 import json
-from dataclasses import replace
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import asdict, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -11,7 +15,7 @@ from imgcls.config.scoring import NightlyConfig, VerifyConfig
 from imgcls.nightly import nightly
 from imgcls.scoring.verify import verify
 from tests.scoring.nights import leave_unfinished, make_night, rows_by_run
-from tests.scoring.tiny import write_images
+from tests.scoring.tiny import published_rows, write_images
 
 
 @pytest.fixture
@@ -56,3 +60,53 @@ def test_unfinished_night_goes_on_where_others_published_other_images(
     nightly(replace(small_night, source=f"{small_night.source}-b", date="2026-11-23"))
     result = nightly(small_night)
     assert (result["run_id"], result["rows_scored_now"]) == ("nightly-2026-11-22", 0)
+
+
+LIBRARY = next(iter(Path("/usr/lib").glob("*/faketime/libfaketime.so.1")), None)
+DRIVER = (
+    "import json, os, signal, sys; from imgcls import nightly; from imgcls.config.scoring import"
+    " NightlyConfig; config = NightlyConfig(**json.loads(sys.argv[1]))\n"
+    "if sys.argv[2] == 'killed after its plan':\n"
+    "    nightly.finish_run = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)\n"
+    "print(json.dumps(nightly.nightly(config)['rows']))"
+)
+
+
+def drive(night: NightlyConfig, shift: str, how: str = "") -> int:
+    """Run a night in a process of its own whose clock is shifted; return its rows, or -9."""
+    command = [sys.executable, "-c", DRIVER, json.dumps(asdict(night)), how]
+    environment = os.environ | {
+        "LD_PRELOAD": str(LIBRARY),
+        "FAKETIME": shift,
+        "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+    }
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, check=False, timeout=200
+    )
+    if done.returncode < 0:
+        return done.returncode
+    assert done.returncode == 0, done.stderr
+    return int(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.skipif(LIBRARY is None, reason="needs libfaketime (apt-get install faketime)")
+@pytest.mark.parametrize("shift", ["+10m", "-10m", "+1d", "-1d"])
+def test_two_drivers_with_shifted_clocks_publish_every_image_once(
+    small_night: NightlyConfig, shift: str
+) -> None:
+    night = replace(small_night, date="", num_decoders=1)
+    here = "+0s"
+    assert drive(night, shift, "killed after its plan") == -signal.SIGKILL
+    other = replace(night, run_id="of-another-machine")
+    assert drive(other, here) == 9
+    assert drive(night, shift) == 0
+    assert drive(night, here) == 0
+    # The other way about: what the shifted one publishes, this one knows.
+    write_images(f"{night.source}/late", 4)
+    assert drive(night, here, "killed after its plan") == -signal.SIGKILL
+    assert drive(replace(night, run_id="late"), shift) == 4
+    assert [drive(night, here), drive(night, shift)] == [0, 0]
+    assert verify(VerifyConfig(night.output))["rows"] == 13
+    assert len(published_rows(night.output)) == 13
