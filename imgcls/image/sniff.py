@@ -153,6 +153,10 @@ def _iso_media(data: bytes) -> Told:
     """Tell AVIF from its relatives by the major or a compatible brand (ISO/IEC 14496-12, 4.3)."""
     box_bytes = min(int.from_bytes(data[:4], "big"), 256)
     brands = [data[8:12], *(data[i : i + 4] for i in range(16, box_bytes, 4))]
+    if brands[0] == b"mif3":  # a minimized container says its coding as its version
+        is_hevc = data[12:16] == b"heic"
+        words = "HEIF with a minimized header is not read: convert it to PNG or TIFF"
+        return Told("heif", "" if is_hevc else words)
     if any(brand in _AVIF_BRANDS for brand in brands):
         return Told("avif")
     if any(brand in _HEIF_BRANDS for brand in brands):

@@ -45,6 +45,11 @@ _MAGIC: Final[tuple[tuple[bytes, str, str, str], ...]] = (
     (b"\x59\xa6\x6a\x95", "sun", "a Sun raster", _CONVERT),
     (b"/* XPM */", "xpm", "XPM", _CONVERT),
     (b"! XPM2", "xpm", "XPM", _CONVERT),
+    (b"BLP1", "blp", "BLP", _CONVERT),
+    (b"BLP2", "blp", "BLP", _CONVERT),
+    (b"FTEX", "ftex", "FTEX", _CONVERT),
+    (b"DanM", "msp", "Microsoft Paint", _CONVERT),
+    (b"LinS", "msp", "Microsoft Paint", _CONVERT),
     (b"AT&TFORM", "djvu", "DjVu", _CONVERT),
     (b"\xd7\xcd\xc6\x9a", "wmf", "a Windows metafile", _CONVERT),
     (b"SDPX", "dpx", "DPX", _CONVERT),
@@ -73,6 +78,15 @@ _MAGIC: Final[tuple[tuple[bytes, str, str, str], ...]] = (
     (b"MATLAB 5.0", "matlab", "a MATLAB file", _CONVERT),
     (b"\x93NUMPY", "numpy", "a NumPy array", _CONVERT),
 )
+# The same of marks further behind.
+_MAGIC_WITHIN: Final[tuple[tuple[int, bytes, str, str], ...]] = (
+    (4, b"\x11\xaf", "fli", "an animation of Autodesk (FLI)"),
+    (4, b"\x12\xaf", "fli", "an animation of Autodesk (FLC)"),
+    (40, b" EMF", "emf", "an enhanced metafile"),
+    (522, b"\x00\x11\x02\xff", "pict", "PICT"),
+    (522, b"\x11\x01", "pict", "PICT"),
+    (2048, b"PCD_", "pcd", "Kodak Photo CD"),
+)
 _META_IMAGE: Final = re.compile(rb"\s*(?:Comment|ObjectType|ObjectSubType|NDims) *=")
 _META_IMAGE_PIXELS: Final = re.compile(rb"ElementDataFile *= *(\S+)")
 _XBM: Final = re.compile(rb"\s*(?:/\*.*?\*/\s*)?#define\s+\w*_?width\s+\d", re.DOTALL)
@@ -92,7 +106,9 @@ def name_unread(data: bytes) -> tuple[str, str] | None:
     for magic, family, name, advice in _MAGIC:
         if data.startswith(magic):
             return family, f"{name}: {advice}" if advice == _RAW else f"{name} {advice}"
-    found = _volume(data) or _by_structure(data)
+    within = (row for row in _MAGIC_WITHIN if data.startswith(row[1], row[0]))
+    marked = next(((family, name, _CONVERT) for _, _, family, name in within), None)
+    found = _volume(data) or marked or _by_structure(data)
     if found is None:
         return None
     family, name, advice = found
@@ -135,10 +151,10 @@ def _by_structure(data: bytes) -> tuple[str, str, str] | None:
     """Tell formats whose first bytes alone say too little."""
     if data[:1] == b"\x70" and data[1:4] == bytes(3) and data[8:9] == b"\x2a":
         return "lif", "Leica LIF", _CONVERT
-    if data[:4] == b"\x01\x00\x00\x00" and data[40:44] == b" EMF":
-        return "emf", "an enhanced metafile", _CONVERT
     if data[:4] == b"FORM" and data[8:12] in (b"ILBM", b"PBM "):
         return "iff", "IFF", _CONVERT
+    if data[4:8] == b"\x00\x00\x00\x07" and 100 <= int.from_bytes(data[:4]) <= 1024:
+        return "xwd", "a dump of an X window", _CONVERT
     if _is_os2(data):
         return "os2", "an icon or bitmap array of OS/2", _CONVERT
     if _XBM.match(data[:_PEEK_BYTES]):

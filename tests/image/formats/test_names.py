@@ -47,6 +47,13 @@ UNREAD = {
     "tga by its foot": (b"\x05" * 50 + bytes(8) + b"TRUEVISION-XFILE.\x00", "tga", "TGA"),
     "pcx": (PCX, "pcx", "PCX"),
     "psd": (b"8BPS\x00\x01" + bytes(60), "psd", "Photoshop"),
+    "blp": (b"BLP2" + bytes(60), "blp", "BLP"),
+    "fli": (b"\x00\x10\x00\x00\x11\xaf" + bytes(122), "fli", "FLI"),
+    "pict": (bytes(522) + b"\x00\x11\x02\xff\x0c\x00" + bytes(60), "pict", "PICT"),
+    "pict 1": (bytes(522) + b"\x11\x01\x01\x00" + bytes(60), "pict", "PICT"),
+    "xwd": (struct.pack(">II", 107, 7) + bytes(99), "xwd", "X window"),
+    "photo cd": (bytes(2048) + b"PCD_OPA" + bytes(60), "pcd", "Photo CD"),
+    "avif, minimized": (b"\x00\x00\x00\x10ftypmif3avif" + bytes(60), "heif", "minimized"),
     "os/2 icon": (b"CI" + struct.pack("<I8xI", 26, 12) + bytes(60), "os2", "OS/2"),
     "os/2 array": (
         b"BA" + struct.pack("<I8x", 40) + b"CI" + struct.pack("<I8xI", 26, 12) + bytes(60),
