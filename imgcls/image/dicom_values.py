@@ -238,7 +238,8 @@ def _window(
     with np.errstate(over="ignore", invalid="ignore"):
         exact = (x - center) / width
         y = 1 / (1 + np.exp(-4 * exact)) if function == "SIGMOID" else exact + 0.5
-        scaled = np.nan_to_num(np.rint(y * 255), nan=0.0, posinf=255.0, neginf=0.0)
+        y = np.nan_to_num(y, nan=0.0) if is_float else y
+        scaled = np.rint(y * 255)
     result: npt.NDArray[np.uint8] = np.clip(scaled, 0, 255).astype(np.uint8)
     return result
 

@@ -451,3 +451,13 @@ def test_a_few_floats_beyond_1_are_clipped() -> None:
     values[0, :3] = 1.7
     found = pixels(tiff_file(values), color="gray")
     assert (found[0, 0, 0], found[5, 5, 0]) == (255, 128)
+
+
+def test_what_a_codec_does_not_know_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: bytes) -> None:  # as imagecodecs does of a conformance file
+        raise imagecodecs.Jpeg2kError("subsampling not supported")
+
+    data = imagecodecs.jpeg2k_encode(DEEP_COLORS, level=0)
+    monkeypatch.setattr(imagecodecs, "jpeg2k_decode", refuse)
+    with pytest.raises(UnsupportedImageError, match="3 x 16 bits: subsampling not supported"):
+        pixels(data)

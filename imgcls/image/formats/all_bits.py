@@ -142,5 +142,10 @@ def _call(name: str, data: bytes, what: str) -> npt.NDArray[Any]:
         decode = getattr(codecs, name)
         samples: npt.NDArray[Any] = decode(data)
     except ImportError as error:  # imagecodecs raises its own kind for a codec that it lacks
-        raise UnsupportedImageError(f"{what}: pip install 'imgcls[scientific]' reads it") from error
+        way = "pip install 'imgcls[scientific]' reads it"
+        raise UnsupportedImageError(f"{what}: {way}") from error
+    except (RuntimeError, ValueError) as error:
+        if "not supported" not in str(error):
+            raise
+        raise UnsupportedImageError(f"{what}: {error}") from error
     return samples

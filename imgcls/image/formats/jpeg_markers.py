@@ -22,7 +22,9 @@ SCALABLE: Final = (BASELINE, EXTENDED, PROGRESSIVE)
 _END, _SCAN = 0xD9, 0xDA
 _FRAME_HEADER: Final = struct.Struct(">BHHB")
 _JFIF, _ADOBE = 0xE0, 0xEE
-_FRAMES: Final = (*(m for m in range(0xC0, 0xD0) if m not in (0xC4, 0xC8, 0xCC)), JPEG_LS)
+_FRAMES: Final = frozenset(
+    (*(m for m in range(0xC0, 0xD0) if m not in (0xC4, 0xC8, 0xCC)), JPEG_LS)
+)
 _SEQUENTIAL: Final = (BASELINE, EXTENDED, 0xC9)
 # Quantisation, Huffman and arithmetic tables, restart interval: what pixels are made from.
 _TABLES: Final = (0xDB, 0xC4, 0xCC, 0xDD)
@@ -54,9 +56,18 @@ class Frame(NamedTuple):
 
 def read_frame(data: bytes) -> Frame:
     """Return the frame header."""
-    for marker, body, _ in _segments(data, has_coded_data=False):
-        if marker in _FRAMES and len(body) >= 6:
-            return Frame(marker, *_FRAME_HEADER.unpack_from(body))
+    position = 2
+    while (position := data.find(b"\xff", position)) >= 0:
+        while data[position : position + 1] == b"\xff":
+            position += 1
+        marker = data[position] if position < len(data) else _END
+        position += 1
+        if marker in (_SCAN, _END):
+            break
+        if marker in _FRAMES and len(data) >= position + 2 + _FRAME_HEADER.size:
+            return Frame(marker, *_FRAME_HEADER.unpack_from(data, position + 2))
+        if marker and marker not in _WITHOUT_LENGTH:
+            position += int.from_bytes(data[position : position + 2])
     return Frame(0, 0, 0, 0, 0)
 
 
@@ -109,13 +120,8 @@ def _has_all_scans(data: bytes) -> bool:
     return bool(missing) and not any(missing.values())
 
 
-def _segments(data: bytes, *, has_coded_data: bool = True) -> Iterator[_Segment]:
-    """Yield the segments up to and with the end marker; stray bytes are skipped.
-
-    Args:
-        data: the whole file.
-        has_coded_data: False ends before the first scan.
-    """
+def _segments(data: bytes) -> Iterator[_Segment]:
+    """Yield the segments up to and with the end marker; stray bytes are skipped."""
     position = 2
     while (position := data.find(b"\xff", position)) >= 0:
         while data[position : position + 1] == b"\xff":
@@ -127,8 +133,6 @@ def _segments(data: bytes, *, has_coded_data: bool = True) -> Iterator[_Segment]
             return
         if marker == 0 or marker in _WITHOUT_LENGTH:
             continue
-        if marker == _SCAN and not has_coded_data:
-            return
         end = position + int.from_bytes(data[position : position + 2])
         body = data[position + 2 : end]
         position = end
