@@ -64,10 +64,11 @@ def score(config: ScoreConfig) -> dict[str, Any]:
     check_config(config)
     run_id = config.run_id or new_run_id()
     refuse_rolled_back(config.output, run_id)
-    require_conditional_writes(config.output)
     with RunLog() as run_log, Workers(config) as workers:
         plan = read_plan(config.output, run_id) or make_plan(config, run_id, workers.count())
         check_same_run(config, plan)
+        # Of a plan that is resumed, perhaps one of an earlier version, nobody has asked yet.
+        require_conditional_writes(config.output)
         result = finish_run(config, plan, workers, run_log)
     return result | {"elapsed_s": round(time.monotonic() - start_s, 3)}
 
@@ -150,6 +151,8 @@ def make_plan(config: ScoreConfig, run_id: str, num_workers: int) -> Plan:
     """Resolve the model, list the source and write the plan."""
     model = resolve_model(config.model)
     with stage(list_source(config.source)) as staging:
+        # The first thing written: a wrong source or model leaves nothing.
+        require_conditional_writes(config.output)
         return write_run_plan(config, run_id, model, staging, {}, num_workers)
 
 
