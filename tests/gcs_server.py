@@ -180,7 +180,12 @@ class Handler(BaseHTTPRequestHandler):
         return self._reply(200, json.dumps(reply).encode(), {"Content-Type": "application/json"})
 
     def _body(self) -> bytes:
-        return self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        length = int(self.headers.get("Content-Length") or 0)
+        data = self.rfile.read(length)
+        if len(data) < length:
+            # A writer that was killed: half an object is no object.
+            raise ConnectionResetError("the request ended before its body")
+        return data
 
     def _error(self, status: int, code: str) -> None:
         words = (
