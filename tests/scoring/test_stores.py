@@ -29,7 +29,7 @@ from tests.stores import Store
 NUM_IMAGES = 95
 # Two puts of the probe, its stale swap, its record; then the night as on a local disk.
 NUM_PROBE_WRITES = 4
-NUM_REMOTE_WRITES = NUM_PROBE_WRITES + NUM_WRITES
+NUM_REMOTE_WRITES = NUM_PROBE_WRITES + NUM_WRITES + 1  # the list of what was skipped: a marker
 # Near plan.json and near the manifest.
 SAMPLE = (NUM_PROBE_WRITES + 3, NUM_REMOTE_WRITES - 3)
 
