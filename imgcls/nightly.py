@@ -15,31 +15,31 @@ from typing import Any
 from imgcls.config.scoring import NightlyConfig, VerifyConfig
 from imgcls.errors import BudgetExceededError
 from imgcls.image.formats.abilities import AT_27535E0, Abilities, grown
-from imgcls.scoring.budget import Budget
-from imgcls.scoring.cleanup import is_published
-from imgcls.scoring.commit import read_commits
-from imgcls.scoring.decoders import record_of_run
-from imgcls.scoring.difference import exclude_published, show_plan, stage_difference
+from imgcls.runs.ledger import Outdated
 from imgcls.scoring.driver import (
     check_config,
     finish_run,
     resolve_model,
     write_run_plan,
 )
-from imgcls.scoring.lease import Lease
-from imgcls.scoring.ledger import Outdated
-from imgcls.scoring.plan import (
+from imgcls.scoring.executors.executor import Workers
+from imgcls.scoring.planning.decoders import record_of_run
+from imgcls.scoring.planning.difference import exclude_published, show_plan, stage_difference
+from imgcls.scoring.planning.plan import (
     Plan,
     is_rolled_back,
     read_plan,
     read_shard_rows,
     run_uri,
 )
-from imgcls.scoring.planned_model import PlannedModel
-from imgcls.scoring.runlog import RunLog
-from imgcls.scoring.staging import stage_again
-from imgcls.scoring.verify import verify
-from imgcls.scoring.workers import Workers
+from imgcls.scoring.planning.planned_model import PlannedModel
+from imgcls.scoring.planning.staging import stage_again
+from imgcls.scoring.publishing.lease import Lease
+from imgcls.scoring.publishing.retention import is_published
+from imgcls.scoring.publishing.verify import verify
+from imgcls.scoring.reporting.failure_budget import Budget
+from imgcls.scoring.reporting.run_log import RunLog
+from imgcls.scoring.shard.commit import read_commits
 from imgcls.storage.probe import require_conditional_writes
 
 log = logging.getLogger(__name__)

@@ -8,15 +8,19 @@ import logging
 import os
 import signal
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
 import pytest
 
+from imgcls.demo.embedded_s3 import EmbeddedS3, embedded_s3
 from imgcls.storage import resolver
-from imgcls.storage.embedded import EmbeddedS3, embedded_s3
 from tests import stores
 from tests.fault_proxy import FaultProxy, running_fault_proxy
 from tests.stores import Store
+
+if TYPE_CHECKING:
+    from imgcls.model.bundle import Bundle
 
 # A shell that starts us in the background has us ignore SIGINT, and all processes that we start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -131,3 +135,11 @@ def fault_proxy(
         resolver.reset()
         yield proxy
         resolver.reset()
+
+
+@pytest.fixture
+def make_bundle() -> Callable[..., "Bundle"]:
+    """Build a small real bundle; see `small_bundle`, which is imported here because of torch."""
+    from tests.small_bundle import make_small_bundle
+
+    return make_small_bundle

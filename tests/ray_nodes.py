@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from imgcls.cluster import ClusterResources, NodeResources
+from imgcls.ray_cluster import ClusterResources, NodeResources
 
 
 def nodes_of(*sizes: tuple[int, int]) -> ClusterResources:

@@ -24,7 +24,7 @@ from pathlib import Path
 from shutil import which
 from urllib.parse import SplitResult, urlsplit
 
-from imgcls.storage.embedded import PORTS
+from imgcls.demo.embedded_s3 import PORTS
 
 ROOT = Path(__file__).parent.parent
 # Where .ci/run puts it; see there for its version.

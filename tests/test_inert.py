@@ -16,13 +16,13 @@ import yaml
 
 from imgcls import inert, logs
 from imgcls.cli import main
+from imgcls.data.label_manifest import LabelRow, read_manifest, read_uris, write_manifest
+from imgcls.data.leaks import Leak, leaks_from_csv, leaks_to_csv
 from imgcls.inert import from_csv, in_csv, in_log, in_log_lines, in_markdown, in_picture
-from imgcls.model.card import model_card
-from imgcls.model.leaks import Leak, leaks_from_csv, leaks_to_csv
-from imgcls.model.manifest import LabelRow, read_manifest, read_uris, write_manifest
+from imgcls.model.model_card import model_card
 from imgcls.operations.follow import JobLog
-from imgcls.scoring.runlog import RunLog
-from imgcls.training.plots import confusion
+from imgcls.scoring.reporting.run_log import RunLog
+from imgcls.training.finish.plots import confusion
 from tests.scoring.tiny import make_bundle
 
 HOSTILE = [
@@ -166,7 +166,7 @@ def test_every_medium_is_tried_here() -> None:
 def test_a_training_on_hostile_class_names_says_them_safely(tmp_path: Path) -> None:
     names = ["\x1b[31mred", "=cmd|x"]
     rng = np.random.default_rng(0)
-    from imgcls.image.encode import encode_png
+    from imgcls.image.png import encode_png
 
     for number, name in enumerate(names):
         for i in range(8):

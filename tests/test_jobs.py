@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from imgcls.image.encode import encode_png
+from imgcls.image.png import encode_png
 from imgcls.storage.objects import put
 from imgcls.storage.uri import join
 from tests.ray_head import Head

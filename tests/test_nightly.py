@@ -26,13 +26,13 @@ from imgcls.errors import (
 from imgcls.image.formats.abilities import LEARNT, NEEDED
 from imgcls.model.registry import promote, register
 from imgcls.nightly import nightly, show_plan
-from imgcls.published import list_published
-from imgcls.scoring.cleanup import gc
+from imgcls.runs.ledger import published_keys
+from imgcls.runs.published import list_published
 from imgcls.scoring.driver import score, write_run_plan
-from imgcls.scoring.lease import Lease
-from imgcls.scoring.ledger import published_keys
-from imgcls.scoring.plan import Plan, read_plan
-from imgcls.scoring.verify import verify
+from imgcls.scoring.planning.plan import Plan, read_plan
+from imgcls.scoring.publishing.lease import Lease
+from imgcls.scoring.publishing.retention import gc
+from imgcls.scoring.publishing.verify import verify
 from imgcls.storage.objects import delete, list_objects, put
 from tests.scoring.nights import leave_unfinished, make_night, rows_by_run
 from tests.scoring.tiny import image_bytes, make_bundle, published_rows, write_images
@@ -231,7 +231,7 @@ def test_night_that_began_before_midnight_is_finished_after_it(night: NightlyCon
 
 
 def test_ledger_differences_in_duckdb_match_a_plain_set_difference(tmp_path: Path) -> None:
-    from imgcls.scoring.staging import stage
+    from imgcls.scoring.planning.staging import stage
     from imgcls.storage.objects import ObjectInfo
 
     now = datetime(2026, 11, 22, tzinfo=UTC)

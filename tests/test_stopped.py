@@ -89,7 +89,7 @@ def test_a_signal_that_python_drops_in_a_destructor_is_sent_again(tmp_path: Path
     code = (
         "import os, signal, sys, time\n"
         "from imgcls import cli\n"
-        "import imgcls.scoring.cleanup as cleanup\n"
+        "import imgcls.scoring.publishing.retention as cleanup\n"
         "class Freed:\n"
         "    def __del__(self):\n"
         "        os.kill(os.getpid(), signal.SIGNAL)\n"
@@ -127,7 +127,7 @@ def test_an_error_that_a_library_makes_of_the_signal_is_a_stop_too(tmp_path: Pat
     code = (
         "import os, signal, sys\n"
         "from imgcls import cli\n"
-        "import imgcls.scoring.cleanup as cleanup\n"
+        "import imgcls.scoring.publishing.retention as cleanup\n"
         "def interrupted(config):\n"
         "    try:\n"
         "        os.kill(os.getpid(), signal.SIGINT)\n"

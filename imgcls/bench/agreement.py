@@ -15,11 +15,11 @@ from typing import Any
 
 import torch
 
-from imgcls.evaluation import predicted_labels
-from imgcls.model.artifact import Bundle, to_probs
-from imgcls.model.network import Network
-from imgcls.model.predict import Predictor
-from imgcls.model.top_classes import top_label
+from imgcls.evaluation.evaluate import predicted_labels
+from imgcls.inference.network import Network
+from imgcls.inference.predictor import Predictor
+from imgcls.metrics.top_classes import top_label
+from imgcls.model.bundle import Bundle, to_probs
 
 _SAMPLE_EVERY_S = 0.25
 _EAGER_BATCH_SIZE = 16

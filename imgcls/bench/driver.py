@@ -29,23 +29,23 @@ from imgcls.bench.table import Side, as_text, measure, tabulate
 from imgcls.bench.training import bench_train
 from imgcls.config.operations import BenchConfig
 from imgcls.config.scoring import ScoreConfig
+from imgcls.data.class_names import ClassNames
 from imgcls.errors import ConfigError, DecodeError
-from imgcls.image.pool import DecoderPool, decode_one
+from imgcls.image.decoders.pool import DecoderPool, decode_one
 from imgcls.image.resample import resample
 from imgcls.image.spec import DecodeSpec, PreprocessSpec
-from imgcls.model.artifact import Bundle, make_golden, read_bundle
-from imgcls.model.build import build_model, find_head
-from imgcls.model.int8 import NUM_CALIBRATION, quantize
-from imgcls.model.labels import ClassNames
-from imgcls.model.network import Network
-from imgcls.model.predict import Predictor, pick_device, predictor_for_run, set_num_threads
+from imgcls.inference.int8 import NUM_CALIBRATION, quantize
+from imgcls.inference.network import Network
+from imgcls.inference.predictor import Predictor, pick_device, predictor_for_run, set_num_threads
+from imgcls.model.architectures import build_model, find_head
+from imgcls.model.bundle import Bundle, make_golden, read_bundle
 from imgcls.model.registry import register, resolve
 from imgcls.schema import PLAN_SCHEMA
 from imgcls.scoring.driver import score
-from imgcls.scoring.gpu_decode import make_gpu_decoder
-from imgcls.scoring.rows import Provenance
-from imgcls.scoring.shard import make_clock, score_shard
-from imgcls.scoring.stages import StageDicts, add_stages, describe_bottleneck
+from imgcls.scoring.shard.gpu_decode import make_gpu_decoder
+from imgcls.scoring.shard.rows import Provenance
+from imgcls.scoring.shard.score_shard import make_clock, score_shard
+from imgcls.scoring.shard.stage_clock import StageDicts, add_stages, describe_bottleneck
 from imgcls.storage.objects import ObjectInfo, list_objects, put, read
 from imgcls.storage.uri import join
 

@@ -14,13 +14,13 @@ from typing import Any, Final, cast
 import numpy as np
 
 from imgcls.config.training import TrainConfig
-from imgcls.image.encode import encode_png
-from imgcls.image.pool import DecoderPool
-from imgcls.model.predict import set_num_threads
-from imgcls.training.loop import fit
-from imgcls.training.place import Place
-from imgcls.training.plan import make_plan
-from imgcls.training.prepare import make_loaders, make_state
+from imgcls.image.decoders.pool import DecoderPool
+from imgcls.image.png import encode_png
+from imgcls.inference.predictor import set_num_threads
+from imgcls.training.optim.loop import fit
+from imgcls.training.optim.setup import make_loaders, make_state
+from imgcls.training.planning.make_plan import make_plan
+from imgcls.training.ranks.rank import Place
 
 ARCH: Final = "simple_cnn"
 NUM_EPOCHS: Final = 4

@@ -34,19 +34,19 @@ from imgcls.bench.memory import measure_memory, memory_as_text
 from imgcls.bench.table import Side, as_text, measure, tabulate
 from imgcls.config.operations import BenchConfig
 from imgcls.config.training import TrainConfig
-from imgcls.image.augment import build_recipe
-from imgcls.image.pool import DecoderPool
+from imgcls.data.dataset import Sample
+from imgcls.image.decoders.pool import DecoderPool
 from imgcls.image.spec import DecodeSpec, PreprocessSpec
-from imgcls.model.build import build_model
-from imgcls.model.dataset import Sample
-from imgcls.training.cache import ImageCache, num_bytes, private_buffer
-from imgcls.training.loader import SplitLoader
-from imgcls.training.loop import fit
-from imgcls.training.optimizer import build_optimizer
-from imgcls.training.place import Place
-from imgcls.training.precision import autocast, compile_steps, set_arithmetic
-from imgcls.training.recipe import Precision, Recipe
-from imgcls.training.state import TrainState
+from imgcls.model.architectures import build_model
+from imgcls.training.augment.geometric import build_recipe
+from imgcls.training.data.image_cache import ImageCache, num_bytes, private_buffer
+from imgcls.training.data.loader import SplitLoader
+from imgcls.training.optim.loop import fit
+from imgcls.training.optim.optimizer import build_optimizer
+from imgcls.training.optim.precision import autocast, compile_steps, set_arithmetic
+from imgcls.training.optim.train_state import TrainState
+from imgcls.training.ranks.rank import Place
+from imgcls.training.train_plan import Precision, Recipe
 
 NUM_CLASSES: Final = 10
 SMALL_ARCH, SMALL_PX = "simple_cnn", 32

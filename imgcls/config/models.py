@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from imgcls.config.choices import Device, MatchBy
 from imgcls.config.paths import Config, OutputFile, OutputUri, Uri
-from imgcls.config.values import Device, MatchBy
 
 
 @dataclass(frozen=True)

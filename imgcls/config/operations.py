@@ -3,11 +3,11 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from imgcls.config.choices import Device, Executor, GpuDecode, Precision
 from imgcls.config.models import EvaluateConfig, PromoteConfig
 from imgcls.config.paths import Config, LocalPath, OutputPath, SourceUri, Uri
 from imgcls.config.scoring import NightlyConfig, ScoreConfig
 from imgcls.config.training import TrainConfig
-from imgcls.config.values import Device, Executor, GpuDecode, Precision
 
 Job = Literal["train", "score", "nightly", "evaluate", "promote", "bench"]
 

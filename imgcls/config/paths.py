@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from typing import Annotated, Any, get_type_hints
 
-from imgcls.config.values import value_of
+from imgcls.config.choices import value_of
 from imgcls.errors import ConfigError
 
 SCHEMES = ("s3", "gs", "az")

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
+from imgcls.config.choices import CpuHelpers, Device, Executor, GpuDecode, Precision
 from imgcls.config.paths import Config, OutputUri, SourceUri, Uri
-from imgcls.config.values import CpuHelpers, Device, Executor, GpuDecode, Precision
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from imgcls.config.choices import Device, WorkerRange
 from imgcls.config.paths import Config, OutputUri, TrackingUri, Uri, WeightsUri
-from imgcls.config.values import Device, WorkerRange
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,10 @@ from PIL import Image, features
 from imgcls.errors import DecodeError
 from imgcls.image.decode import decode
 from imgcls.image.decoders.memory import memory_limits, num_cpus_here, pool_memory_bytes
-from imgcls.image.formats.dicom_plugins import plugins_here
-from imgcls.image.formats.versions import DECODER_VERSIONS
-from imgcls.image.pool import DecoderPool
+from imgcls.image.decoders.pool import DecoderPool
+from imgcls.image.formats.dicom.plugins import plugins_here
 from imgcls.image.spec import DecodeSpec, PreprocessSpec
+from imgcls.image.versions import DECODER_VERSIONS
 
 # Our format, Pillow's writer of it, and the library behind it as Pillow's `features` names it.
 _FORMATS: Final = (

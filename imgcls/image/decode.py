@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator
 
 from imgcls.errors import CorruptImageError, DecodeError, ImageTooLargeError
 from imgcls.image.decoded import DecodedImage, ignore_frame
-from imgcls.image.dicom import decode_dicom
-from imgcls.image.raster import decode_raster
-from imgcls.image.sniff import sniff
+from imgcls.image.formats.dicom.decode import decode_dicom
+from imgcls.image.formats.raster.decode import decode_raster
+from imgcls.image.formats.sniff import sniff
 from imgcls.image.spec import DecodeSpec
 
 __all__ = ["DecodedImage", "decode"]

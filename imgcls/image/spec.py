@@ -11,7 +11,7 @@ import json
 from typing import Any, Final, Literal, Self, get_args
 
 from imgcls.errors import BundleError
-from imgcls.image.formats.versions import (
+from imgcls.image.versions import (
     Versions,
     from_json,
     moved_between,

@@ -9,8 +9,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+from imgcls.data.class_names import enumerate_names
 from imgcls.errors import BundleError, ObjectMissingError
-from imgcls.model.labels import enumerate_names
 from imgcls.storage import objects
 from imgcls.storage.json_text import parse_object
 from imgcls.storage.uri import is_local, join, split_uri

@@ -30,7 +30,7 @@ from imgcls.storage.probe import require_conditional_writes
 from imgcls.storage.uri import canonical, is_local, join, split_uri
 
 if TYPE_CHECKING:
-    from imgcls.model.artifact import Bundle
+    from imgcls.model.bundle import Bundle
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _VERSION = re.compile(r"v([1-9][0-9]*)")
@@ -78,7 +78,7 @@ def register(registry: str, name: str, bundle: "Bundle") -> ModelVersion:
         StorageError: the store failed; the claimed version stays a gap.
     """
     # Only here: to resolve a reference wants no torch.
-    from imgcls.model.artifact import write_bundle
+    from imgcls.model.bundle import write_bundle
 
     check_name(name)
     folder = _folder(registry, name)

@@ -15,11 +15,11 @@ from zoneinfo import ZoneInfo, available_timezones
 
 import yaml
 
+from imgcls.config.choices import value_of
 from imgcls.config.operations import JOB_CONFIGS, ManifestConfig
 from imgcls.config.paths import find_relative, path_flags
-from imgcls.config.values import value_of
 from imgcls.errors import BudgetExceededError, ConfigError, LeaseHeldError
-from imgcls.scoring.cleanup import parse_age
+from imgcls.scoring.publishing.retention import parse_age
 
 Manifest = dict[str, Any]
 

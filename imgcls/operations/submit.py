@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from imgcls.config.choices import check_name, value_of
 from imgcls.config.operations import JOB_CONFIGS, SubmitConfig
 from imgcls.config.paths import find_relative
-from imgcls.config.values import check_name, value_of
 from imgcls.errors import ConfigError, ImgclsError, LeaseHeldError, RunStoppedError
 from imgcls.operations.follow import JobEnd, JobLog, follow
 from imgcls.operations.upload import megabytes, staged

@@ -15,32 +15,32 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, date, datetime
 from typing import Any
 
+from imgcls.config.choices import check_name
 from imgcls.config.paths import canonical_value, path_flags
 from imgcls.config.scoring import ScoreConfig
-from imgcls.config.values import check_name
 from imgcls.errors import ConfigError, DeviceFailedError, ShardFailedError, StorageError
-from imgcls.image.formats.versions import describe_moved
+from imgcls.image.versions import describe_moved
 from imgcls.logs import Progress
-from imgcls.model.artifact import read_bundle
-from imgcls.published import Manifest, published_uri, read_manifest
+from imgcls.model.bundle import read_bundle
+from imgcls.runs.published import Manifest, published_uri, read_manifest
 from imgcls.schema import Status
-from imgcls.scoring.budget import Budget
-from imgcls.scoring.cleanup import refuse_rolled_back
-from imgcls.scoring.commit import read_commits
-from imgcls.scoring.int8_run import check_can_calibrate
-from imgcls.scoring.last_words import last_word_within_s, put_within
-from imgcls.scoring.listing import covers, list_source
-from imgcls.scoring.plan import Plan, Shard, read_plan, run_uri, write_plan
-from imgcls.scoring.planned_model import PlannedModel, name_model
-from imgcls.scoring.progress import RunProgress
-from imgcls.scoring.publish import publish
-from imgcls.scoring.report import NodeReport
-from imgcls.scoring.runlog import RunLog
-from imgcls.scoring.sizes import MAX_SHARD_SIZE, MIN_SHARD_SIZE, shard_sizes
-from imgcls.scoring.stages import StageDicts, add_stages, describe_bottleneck
-from imgcls.scoring.staging import Staging, stage
-from imgcls.scoring.worker import ShardSummary
-from imgcls.scoring.workers import Workers
+from imgcls.scoring.executors.executor import Workers
+from imgcls.scoring.planning.listing import covers, list_source
+from imgcls.scoring.planning.plan import Plan, Shard, read_plan, run_uri, write_plan
+from imgcls.scoring.planning.planned_model import PlannedModel, name_model
+from imgcls.scoring.planning.shard_sizes import MAX_SHARD_SIZE, MIN_SHARD_SIZE, shard_sizes
+from imgcls.scoring.planning.staging import Staging, stage
+from imgcls.scoring.publishing.publish import publish
+from imgcls.scoring.publishing.retention import refuse_rolled_back
+from imgcls.scoring.reporting.best_effort import last_word_within_s, put_within
+from imgcls.scoring.reporting.failure_budget import Budget
+from imgcls.scoring.reporting.node_report import NodeReport
+from imgcls.scoring.reporting.progress_file import RunProgress
+from imgcls.scoring.reporting.run_log import RunLog
+from imgcls.scoring.shard.commit import read_commits
+from imgcls.scoring.shard.int8_run import check_can_calibrate
+from imgcls.scoring.shard.stage_clock import StageDicts, add_stages, describe_bottleneck
+from imgcls.scoring.shard.worker import ShardSummary
 from imgcls.storage.probe import require_conditional_writes
 from imgcls.storage.uri import is_inside, join
 

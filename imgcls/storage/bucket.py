@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from imgcls.storage.info import ObjectInfo, Skipped
-from imgcls.storage.retry import StoreHealth
+from imgcls.storage.requests.retry import StoreHealth
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,9 +8,10 @@ alone.
 from collections.abc import Iterator
 
 from imgcls.errors import ObjectExistsError, ObjectMissingError
-from imgcls.storage import local, remote
+from imgcls.storage import remote
 from imgcls.storage.bucket import Folder
 from imgcls.storage.info import ObjectInfo, Skipped
+from imgcls.storage.stores import local
 from imgcls.storage.uri import is_local, split_uri
 
 __all__ = [

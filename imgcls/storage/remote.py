@@ -17,9 +17,9 @@ from imgcls.errors import (
 )
 from imgcls.storage.bucket import Bucket, Folder, IfMatch, Listing, WriteCondition
 from imgcls.storage.info import ObjectInfo, Skipped
-from imgcls.storage.loop import run, submit
+from imgcls.storage.requests.background_loop import run, submit
+from imgcls.storage.requests.retry import ANSWERS, TransientError, retried
 from imgcls.storage.resolver import bucket_of
-from imgcls.storage.retry import ANSWERS, TransientError, retried
 from imgcls.storage.uri import split_uri
 
 T = TypeVar("T")

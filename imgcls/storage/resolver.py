@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from imgcls.storage.bucket import Bucket
 
 if TYPE_CHECKING:
-    from imgcls.storage.s3_account import S3Account
+    from imgcls.storage.stores.s3_account import S3Account
 
 _lock = threading.Lock()
 _buckets: dict[tuple[int, str, str], Bucket] = {}
@@ -32,15 +32,15 @@ def bucket_of(scheme: str, bucket: str) -> Bucket:
 
 def _build(scheme: str, bucket: str) -> Bucket:
     if scheme == "gs":
-        from imgcls.storage.gcs import GcsBucket
+        from imgcls.storage.stores.gcs import GcsBucket
 
         return GcsBucket(bucket)
     if scheme == "az":
-        from imgcls.storage.azure import AzureBucket
+        from imgcls.storage.stores.azure import AzureBucket
 
         return AzureBucket(bucket)
-    from imgcls.storage.s3 import S3Bucket
-    from imgcls.storage.s3_account import S3Account
+    from imgcls.storage.stores.s3 import S3Bucket
+    from imgcls.storage.stores.s3_account import S3Account
 
     account = _accounts.setdefault(os.getpid(), S3Account())
     return S3Bucket(account, bucket)

@@ -11,7 +11,7 @@ import re
 
 from imgcls.config.paths import SCHEMES, absolute_path
 from imgcls.errors import ConfigError
-from imgcls.storage.advice import ADVICE
+from imgcls.storage.requests.advice import ADVICE
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")

@@ -19,25 +19,25 @@ from typing import Any
 import torch
 
 from imgcls.config.training import TrainConfig
-from imgcls.image.pool import DecoderPool
+from imgcls.image.decoders.pool import DecoderPool
+from imgcls.inference.predictor import pick_device
 from imgcls.logs import Progress
-from imgcls.model.predict import pick_device
 from imgcls.model.registry import register
 from imgcls.storage.probe import require_conditional_writes
-from imgcls.training.audit import check_groups, check_images
-from imgcls.training.checkpoint import CheckpointWriter, list_checkpoints, read_latest
-from imgcls.training.finish import describe, find_registered, make_bundle
-from imgcls.training.finished import read_finished, write_finished
-from imgcls.training.loop import fit, is_finished
-from imgcls.training.place import Place
-from imgcls.training.placement import warn_of_idle_gpus
-from imgcls.training.plan import TrainPlan, make_plan
-from imgcls.training.prepare import make_loaders, make_state
-from imgcls.training.recorder import Recorder, Show
-from imgcls.training.started import check_writable, write_start
-from imgcls.training.state import TrainState
-from imgcls.training.stop import StopRequest
-from imgcls.training.tracking import MlflowTracker, TensorBoardTracker, Tracker
+from imgcls.training.data.leak_check import check_groups, check_images
+from imgcls.training.finish.finish import describe, find_registered, make_bundle
+from imgcls.training.optim.loop import fit, is_finished
+from imgcls.training.optim.setup import make_loaders, make_state
+from imgcls.training.optim.train_state import TrainState
+from imgcls.training.planning.make_plan import TrainPlan, make_plan
+from imgcls.training.ranks.placement import warn_of_idle_gpus
+from imgcls.training.ranks.rank import Place
+from imgcls.training.ranks.stop_request import StopRequest
+from imgcls.training.record.checkpoint import CheckpointWriter, list_checkpoints, read_latest
+from imgcls.training.record.finished import read_finished, write_finished
+from imgcls.training.record.recorder import Recorder, Show
+from imgcls.training.record.run_record import check_writable, write_start
+from imgcls.training.record.trackers import MlflowTracker, TensorBoardTracker, Tracker
 
 log = logging.getLogger(__name__)
 
@@ -74,7 +74,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
         with make_progress(plan) as progress:
             result = train_rank(plan, place, progress.advance, StopRequest())
     else:
-        from imgcls.training.workers import run_on_workers
+        from imgcls.training.ranks.ray_train import run_on_workers
 
         result = run_on_workers(
             train_rank,

@@ -12,11 +12,11 @@ from imgcls.bench import driver as bench
 from imgcls.bench.agreement import label_agreement
 from imgcls.config.operations import BenchConfig
 from imgcls.errors import ConfigError
-from imgcls.image.pool import decode_one
+from imgcls.image.decoders.pool import decode_one
 from imgcls.image.spec import DecodeSpec, PreprocessSpec
-from imgcls.model.calibration import Calibration, OperatingPoint
-from imgcls.model.predict import Predictor
-from imgcls.scoring import gpu_decode
+from imgcls.inference.predictor import Predictor
+from imgcls.metrics.calibration import Calibration, OperatingPoint
+from imgcls.scoring.shard import gpu_decode
 from tests.scoring.tiny import make_bundle
 
 STAGES = {

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from imgcls.errors import DecodeError
-from imgcls.image.pool import DecoderPool, decode_one
+from imgcls.image.decoders.pool import DecoderPool, decode_one
 from imgcls.image.spec import DecodeSpec, PreprocessSpec
 
 

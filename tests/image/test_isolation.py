@@ -20,7 +20,7 @@ from imgcls.errors import (
     ImageTooLargeError,
     ImgclsError,
 )
-from imgcls.image.pool import DecoderPool, decode_one
+from imgcls.image.decoders.pool import DecoderPool, decode_one
 from imgcls.image.spec import DecodeSpec, PreprocessSpec
 
 DECODE, PREPROCESS = DecodeSpec(), PreprocessSpec.for_image_px(32)
@@ -143,7 +143,7 @@ def test_children_end_in_the_midst_of_a_slow_image_when_the_parent_is_killed(
     (tmp_path / "slow.jpg").write_bytes(slow_file)
     script = (
         "import sys, threading\n"
-        "from imgcls.image.pool import DecoderPool\n"
+        "from imgcls.image.decoders.pool import DecoderPool\n"
         "from imgcls.image.spec import DecodeSpec, PreprocessSpec\n"
         "pool = DecoderPool(DecodeSpec(), PreprocessSpec.for_image_px(32), 1)\n"
         "data = open(sys.argv[1], 'rb').read()\n"

@@ -10,9 +10,9 @@ import pytest
 
 from imgcls.errors import DecodeError, StorageError
 from imgcls.image.decode import decode
-from imgcls.image.encode import encode_png
+from imgcls.image.formats.sniff import family_of
 from imgcls.image.outcome import outcome_of
-from imgcls.image.sniff import family_of
+from imgcls.image.png import encode_png
 from imgcls.image.spec import DecodeSpec
 from imgcls.schema import Status
 from tests.scoring.tiny import image_bytes

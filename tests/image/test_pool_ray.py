@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from imgcls.image.pool import decode_one
+from imgcls.image.decoders.pool import decode_one
 from imgcls.image.spec import DecodeSpec, PreprocessSpec
 
 
@@ -22,7 +22,7 @@ def test_a_ray_actor_decodes_as_this_process_does_and_leaves_no_child() -> None:
         @ray.remote
         class Actor:
             def decode(self, files: list[bytes]) -> tuple[list[Any], list[int]]:
-                from imgcls.image.pool import DecoderPool
+                from imgcls.image.decoders.pool import DecoderPool
 
                 with DecoderPool(DecodeSpec(), PreprocessSpec.for_image_px(48), 2) as pool:
                     results = sorted(pool.decode_many(enumerate(files)), key=lambda r: r.index)

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from imgcls.errors import BundleError
-from imgcls.image.formats.versions import DECODER_VERSIONS, versions_here
 from imgcls.image.spec import DecodeSpec, PreprocessSpec, spec_digest
+from imgcls.image.versions import DECODER_VERSIONS, versions_here
 
 PREPROCESS = PreprocessSpec.for_image_px(224)
 OTHER_VALUES: dict[str, Any] = {

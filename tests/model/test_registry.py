@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from imgcls.errors import BundleError, ConfigError
-from imgcls.model.artifact import Bundle, read_bundle
+from imgcls.model.bundle import Bundle, read_bundle
 from imgcls.model.registry import list_versions, promote, register, resolve
 from imgcls.storage import objects
 from imgcls.storage.uri import join

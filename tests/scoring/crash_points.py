@@ -17,7 +17,8 @@ from imgcls import logs
 from imgcls.config.scoring import NightlyConfig
 from imgcls.nightly import nightly
 from imgcls.scoring import driver
-from imgcls.storage import azure, gcs, local, remote, s3
+from imgcls.storage import remote
+from imgcls.storage.stores import azure, gcs, local, s3
 
 WRITES = ("put", "put_new", "put_if_match")
 # Imported here, once, and not by each of hundreds of forks; none has made a client or a thread yet.

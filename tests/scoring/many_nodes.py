@@ -14,11 +14,11 @@ import time
 from types import TracebackType
 from typing import Any, Self
 
-from imgcls import cluster
-from imgcls.scoring import on_ray
-from imgcls.scoring.layout import ActorRequest
-from imgcls.scoring.plan import Plan, Shard
-from imgcls.scoring.worker import ShardSummary, WorkerOptions
+from imgcls import ray_cluster
+from imgcls.scoring.executors import ray_data
+from imgcls.scoring.executors.placement import ActorRequest
+from imgcls.scoring.planning.plan import Plan, Shard
+from imgcls.scoring.shard.worker import ShardSummary, WorkerOptions
 
 NUM_IMAGES = 64
 
@@ -52,8 +52,8 @@ class SleepingWorker:
 
 def sleep_instead() -> None:
     """Ray calls this at the start of every worker process."""
-    on_ray.ShardWorker = SleepingWorker  # type: ignore[assignment,misc]
-    on_ray.read_plan = lambda output, run_id: plan_of(0)  # type: ignore[assignment]
+    ray_data.ShardWorker = SleepingWorker  # type: ignore[assignment,misc]
+    ray_data.read_plan = lambda output, run_id: plan_of(0)  # type: ignore[assignment]
 
 
 def plan_of(num_shards: int) -> Plan:
@@ -76,9 +76,9 @@ def main(num_nodes: str, num_shards: str, seconds: str) -> None:
     before_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     begin_s, begin_cpu_s = time.monotonic(), time.process_time()
     ends: list[float] = []
-    with cluster.connected():
+    with ray_cluster.connected():
         plan, options = plan_of(len(shards)), WorkerOptions(num_cpus=1)
-        for _ in on_ray.run_on_ray(ActorRequest(), seconds, plan, options, shards):
+        for _ in ray_data.run_on_ray(ActorRequest(), seconds, plan, options, shards):
             ends.append(time.monotonic())
     cpu_s = time.process_time() - begin_cpu_s
     # Steady: after every actor has had time to start, and before they run out of shards.

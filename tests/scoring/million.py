@@ -15,12 +15,12 @@ from typing import Any
 
 import pyarrow as pa
 
-from imgcls.scoring.commit import commit_shard, read_commits
-from imgcls.scoring.ledger import published_keys
-from imgcls.scoring.plan import Plan, read_shard_rows, run_uri, write_plan
-from imgcls.scoring.publish import publish
-from imgcls.scoring.staging import stage
-from imgcls.scoring.verify import check_run
+from imgcls.runs.ledger import published_keys
+from imgcls.scoring.planning.plan import Plan, read_shard_rows, run_uri, write_plan
+from imgcls.scoring.planning.staging import stage
+from imgcls.scoring.publishing.publish import publish
+from imgcls.scoring.publishing.verify import check_run
+from imgcls.scoring.shard.commit import commit_shard, read_commits
 from imgcls.storage.objects import ObjectInfo
 from tests.scoring.tiny import prediction_rows
 

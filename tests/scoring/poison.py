@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from imgcls.image.encode import encode_png
-from imgcls.model.network import Network
+from imgcls.image.png import encode_png
+from imgcls.inference.network import Network
 
 ROOT = Path(__file__).parents[2]
 MAX_ROWS = 8
@@ -26,7 +26,7 @@ class Finder:
     """Spoils the network as soon as it is imported; the decoders of an actor never import it."""
 
     def find_spec(self, name, path=None, target=None):
-        if name != "imgcls.model.network":
+        if name != "imgcls.inference.network":
             return None
         sys.meta_path.remove(self)
         spec = importlib.util.find_spec(name)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from imgcls.config.scoring import ScoreConfig, VerifyConfig
 from imgcls.scoring import driver
-from imgcls.scoring.verify import verify
+from imgcls.scoring.publishing.verify import verify
 from tests.scoring.tiny import comparable, published_rows, write_images
 
 NUM_IMAGES = 96

@@ -13,17 +13,17 @@ import pytest
 
 from imgcls.config.models import EvaluateConfig
 from imgcls.config.scoring import ScoreConfig
-from imgcls.evaluation import evaluate
-from imgcls.image.pool import DecoderPool
+from imgcls.evaluation.evaluate import evaluate
+from imgcls.image.decoders.pool import DecoderPool
 from imgcls.image.spec import DecodeSpec, PreprocessSpec
-from imgcls.model.artifact import Bundle, read_facts
-from imgcls.model.calibration import Calibration, OperatingPoint
-from imgcls.model.predict import Predictor
+from imgcls.inference.predictor import Predictor
+from imgcls.metrics.calibration import Calibration, OperatingPoint
+from imgcls.model.bundle import Bundle, read_facts
 from imgcls.model.registry import register
 from imgcls.schema import PLAN_SCHEMA, PREDICTION_SCHEMA, prediction_schema
 from imgcls.scoring.driver import score
-from imgcls.scoring.rows import Provenance
-from imgcls.scoring.shard import score_shard
+from imgcls.scoring.shard.rows import Provenance
+from imgcls.scoring.shard.score_shard import score_shard
 from imgcls.storage.objects import list_objects, put, read
 from tests.scoring.tiny import IMAGE_PX, image_bytes, make_bundle, tiff_frames
 

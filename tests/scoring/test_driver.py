@@ -13,15 +13,15 @@ import pytest
 
 from imgcls.config.scoring import ScoreConfig
 from imgcls.errors import BudgetExceededError, BundleError, ConfigError, SourceError
-from imgcls.image.pool import decode_one
+from imgcls.image.decoders.pool import decode_one
 from imgcls.image.spec import DecodeSpec, PreprocessSpec
-from imgcls.model.artifact import read_bundle
-from imgcls.model.predict import Predictor
+from imgcls.inference.predictor import Predictor
+from imgcls.model.bundle import read_bundle
 from imgcls.model.registry import resolve
 from imgcls.schema import PREDICTION_SCHEMA
-from imgcls.scoring.commit import read_commits
 from imgcls.scoring.driver import score
-from imgcls.scoring.plan import run_uri
+from imgcls.scoring.planning.plan import run_uri
+from imgcls.scoring.shard.commit import read_commits
 from imgcls.storage.objects import list_objects, put, read
 from tests.scoring.tiny import comparable, image_bytes, published_rows, write_images
 
@@ -125,7 +125,7 @@ class KilledHere(BaseException):
 
 def score_until(config: ScoreConfig, *, kill_after_puts_of: str) -> None:
     """Score, and die right after the first object of this name was written."""
-    from imgcls.scoring import plan
+    from imgcls.scoring.planning import plan
 
     real = plan.put_new
 

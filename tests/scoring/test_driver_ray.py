@@ -9,7 +9,7 @@ import pytest
 
 from imgcls.config.scoring import NightlyConfig, ScoreConfig
 from imgcls.image.formats.abilities import NEEDED
-from imgcls.image.formats.versions import DECODER_VERSIONS
+from imgcls.image.versions import DECODER_VERSIONS
 from imgcls.nightly import nightly
 from imgcls.scoring.driver import score
 from imgcls.storage.objects import put

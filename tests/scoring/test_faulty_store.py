@@ -9,10 +9,11 @@ from imgcls.config.scoring import ScoreConfig, VerifyConfig
 from imgcls.errors import AccessDeniedError, ConfigError, ShardFailedError
 from imgcls.scoring import driver
 from imgcls.scoring.driver import score
-from imgcls.scoring.verify import verify
-from imgcls.storage import resolver, retry
+from imgcls.scoring.publishing.verify import verify
+from imgcls.storage import resolver
 from imgcls.storage.objects import delete, list_objects
-from imgcls.storage.retry import RetryPolicy
+from imgcls.storage.requests import retry
+from imgcls.storage.requests.retry import RetryPolicy
 from tests.fault_proxy import ALL_FAULTS, Fault, FaultProxy
 from tests.scoring.tiny import comparable, published_rows, write_images
 

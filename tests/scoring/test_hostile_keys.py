@@ -6,8 +6,8 @@ from uuid import uuid4
 import pytest
 
 from imgcls.config.scoring import ScoreConfig
+from imgcls.demo.embedded_s3 import EmbeddedS3
 from imgcls.scoring.driver import score
-from imgcls.storage.embedded import EmbeddedS3
 from imgcls.storage.objects import put
 from imgcls.storage.uri import join
 from tests.scoring.tiny import image_bytes, published_rows

@@ -16,10 +16,10 @@ import pytest
 
 from imgcls.config.scoring import ScoreConfig
 from imgcls.errors import BudgetExceededError, RunStoppedError
-from imgcls.model.network import Network
+from imgcls.inference.network import Network
 from imgcls.model.registry import register
 from imgcls.scoring.driver import score
-from imgcls.scoring.on_ray import MAX_DEVICE_FAILURES
+from imgcls.scoring.executors.ray_data import MAX_DEVICE_FAILURES
 from imgcls.storage.objects import put
 from tests.scoring.poison import environment, spoil, white_image
 from tests.scoring.tiny import comparable, make_sure_bundle, published_rows, write_images

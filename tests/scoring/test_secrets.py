@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from imgcls.demo.embedded_s3 import EmbeddedS3
 from imgcls.model.registry import register
-from imgcls.storage.embedded import EmbeddedS3
 from imgcls.storage.objects import list_objects, read
 from tests.scoring.tiny import make_bundle, write_images
 

@@ -16,10 +16,10 @@ import pytest
 from imgcls.config.scoring import GcConfig, NightlyConfig, RollbackConfig, VerifyConfig
 from imgcls.errors import ConfigError
 from imgcls.nightly import nightly
-from imgcls.published import list_published
-from imgcls.scoring import cleanup
-from imgcls.scoring.cleanup import gc, rollback
-from imgcls.scoring.verify import verify
+from imgcls.runs.published import list_published
+from imgcls.scoring.publishing import retention
+from imgcls.scoring.publishing.retention import gc, rollback
+from imgcls.scoring.publishing.verify import verify
 from imgcls.storage.objects import delete, list_objects, put
 from tests.scoring.test_crash_points import NUM_WRITES
 from tests.scoring.tiny import comparable, image_bytes, published_rows, write_images
@@ -98,7 +98,7 @@ def test_a_night_is_taken_back_again_and_again_and_after_a_kill(
         raise SystemExit
 
     with monkeypatch.context() as patched:
-        patched.setattr(cleanup, "delete", delete_and_die)
+        patched.setattr(retention, "delete", delete_and_die)
         with pytest.raises(SystemExit):
             rollback(taken_back)
     assert list(list_published(night.output)) == []

@@ -9,11 +9,11 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from imgcls.config.scoring import ScoreConfig, VerifyConfig
-from imgcls.published import list_published
-from imgcls.scoring.commit import read_commits
+from imgcls.runs.published import list_published
 from imgcls.scoring.driver import score
-from imgcls.scoring.plan import read_plan, run_uri
-from imgcls.scoring.verify import verify
+from imgcls.scoring.planning.plan import read_plan, run_uri
+from imgcls.scoring.publishing.verify import verify
+from imgcls.scoring.shard.commit import read_commits
 from tests.scoring.tiny import comparable, published_rows, write_images
 
 NUM_IMAGES = 48

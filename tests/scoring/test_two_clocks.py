@@ -13,7 +13,7 @@ import pytest
 
 from imgcls.config.scoring import NightlyConfig, VerifyConfig
 from imgcls.nightly import nightly
-from imgcls.scoring.verify import verify
+from imgcls.scoring.publishing.verify import verify
 from tests.scoring.nights import leave_unfinished, make_night, rows_by_run
 from tests.scoring.tiny import published_rows, write_images
 

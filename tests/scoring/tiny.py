@@ -11,13 +11,13 @@ import pyarrow.parquet as pq
 import torch
 from PIL import Image
 
-from imgcls.image.encode import encode_png
+from imgcls.data.class_names import ClassNames
+from imgcls.image.png import encode_png
 from imgcls.image.spec import DecodeSpec, PreprocessSpec
-from imgcls.model.artifact import Bundle, make_golden
-from imgcls.model.build import build_model, find_head
-from imgcls.model.calibration import Calibration
-from imgcls.model.labels import ClassNames
-from imgcls.published import read_manifest
+from imgcls.metrics.calibration import Calibration
+from imgcls.model.architectures import build_model, find_head
+from imgcls.model.bundle import Bundle, make_golden
+from imgcls.runs.published import read_manifest
 from imgcls.schema import PREDICTION_SCHEMA
 from imgcls.storage.objects import list_objects, put, read
 from imgcls.storage.uri import join

@@ -20,9 +20,8 @@ from imgcls.errors import (
     ObjectMissingError,
     StorageError,
 )
-from imgcls.storage import azure, gcs, resolver
-from imgcls.storage.failures import from_obstore
-from imgcls.storage.loop import run
+from imgcls.storage import resolver
+from imgcls.storage.bulk_get import GetRequest, get_many
 from imgcls.storage.objects import (
     ObjectInfo,
     Skipped,
@@ -37,8 +36,10 @@ from imgcls.storage.objects import (
     read,
     read_with_etag,
 )
-from imgcls.storage.retry import TransientError
-from imgcls.storage.transfer import GetRequest, get_many
+from imgcls.storage.requests.background_loop import run
+from imgcls.storage.requests.failures import from_obstore
+from imgcls.storage.requests.retry import TransientError
+from imgcls.storage.stores import azure, gcs
 from imgcls.storage.uri import join
 from tests.stores import Store
 
@@ -161,7 +162,7 @@ def test_pages_go_on_whatever_is_in_their_names(
 ) -> None:
     for module in (gcs, azure):
         monkeypatch.setattr(module, "PAGE_SIZE", 3)
-    monkeypatch.setattr("imgcls.storage.s3.PAGE_SIZE", 3)
+    monkeypatch.setattr("imgcls.storage.stores.s3.PAGE_SIZE", 3)
     names = ["a+b", "a b", "a%2Bb", "a&b=c", "a//b", "é/日本", "é/x?y#z", "z/", "z/1", "~"]
     for name in names:
         put(f"{plain}/{name}", b"" if name.endswith("/") else b"x")

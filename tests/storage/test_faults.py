@@ -10,10 +10,11 @@ from imgcls.errors import (
     ObjectExistsError,
     StorageError,
 )
-from imgcls.storage import retry, s3
+from imgcls.storage.bulk_get import GetRequest, get_many
 from imgcls.storage.objects import head, list_objects, put, put_if_match, put_new, read
-from imgcls.storage.retry import RetryPolicy
-from imgcls.storage.transfer import GetRequest, get_many
+from imgcls.storage.requests import retry
+from imgcls.storage.requests.retry import RetryPolicy
+from imgcls.storage.stores import s3
 from imgcls.storage.uri import join
 from tests.fault_proxy import Fault, FaultProxy
 

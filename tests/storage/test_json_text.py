@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 from imgcls.errors import BundleError, ConfigError, SourceError
-from imgcls.model.artifact import read_bundle, write_bundle
+from imgcls.model.bundle import read_bundle, write_bundle
 from imgcls.model.registry import promote, register, resolve
-from imgcls.published import read_manifest
-from imgcls.scoring.commit import read_commits
-from imgcls.scoring.lease import LeaseRecord
-from imgcls.scoring.plan import read_plan
+from imgcls.runs.published import read_manifest
+from imgcls.scoring.planning.plan import read_plan
+from imgcls.scoring.publishing.lease import LeaseRecord
+from imgcls.scoring.shard.commit import read_commits
 from imgcls.storage.json_text import MAX_DEPTH, parse_json, parse_object, parse_record
 from tests.scoring.tiny import make_bundle
 

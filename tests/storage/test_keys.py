@@ -4,9 +4,9 @@ import unicodedata
 
 import pytest
 
+from imgcls.storage.bulk_get import GetRequest, get_many
 from imgcls.storage.objects import head, list_objects, put_new, read
-from imgcls.storage.obstore_get import can_name
-from imgcls.storage.transfer import GetRequest, get_many
+from imgcls.storage.stores.obstore_get import can_name
 from imgcls.storage.uri import join
 
 HOSTILE = [

@@ -5,7 +5,6 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from imgcls.errors import ObjectChangedError, ObjectExistsError, ObjectMissingError
-from imgcls.storage import s3
 from imgcls.storage.objects import (
     delete,
     exists,
@@ -18,6 +17,7 @@ from imgcls.storage.objects import (
     read,
     read_with_etag,
 )
+from imgcls.storage.stores import s3
 from imgcls.storage.uri import join
 
 

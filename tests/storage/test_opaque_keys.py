@@ -12,9 +12,10 @@ from xml.sax.saxutils import escape
 import pytest
 
 from imgcls.errors import ObjectExistsError
-from imgcls.storage import resolver, s3
+from imgcls.storage import resolver
+from imgcls.storage.bulk_get import GetRequest, get_many
 from imgcls.storage.objects import delete, head, list_entries, list_objects, put, put_new, read
-from imgcls.storage.transfer import GetRequest, get_many
+from imgcls.storage.stores import s3
 from imgcls.storage.uri import join
 
 OPAQUE = [

@@ -118,7 +118,7 @@ def test_a_store_that_refuses_the_right_version_is_refused(
 ) -> None:
     """As behind a proxy that weakens every ETag: nobody could renew a lease there."""
     root = moto_store.new_bucket()
-    monkeypatch.setattr("imgcls.storage.s3.quoted", lambda etag: f'"W/{etag}"')
+    monkeypatch.setattr("imgcls.storage.stores.s3.quoted", lambda etag: f'"W/{etag}"')
     with pytest.raises(ConfigError, match="refuses a write over the very version"):
         require_conditional_writes(root)
 

@@ -13,13 +13,14 @@ from pathlib import Path
 
 import pytest
 
+from imgcls.demo.embedded_s3 import EmbeddedS3
 from imgcls.errors import AccessDeniedError, ConfigError, StorageError
-from imgcls.storage import resolver, retry
-from imgcls.storage.embedded import EmbeddedS3
+from imgcls.storage import resolver
+from imgcls.storage.bulk_get import GetRequest, get_many
 from imgcls.storage.objects import head, list_objects, put, put_new, read
-from imgcls.storage.obstore_get import CONNECT_TIMEOUT_S
-from imgcls.storage.retry import RetryPolicy
-from imgcls.storage.transfer import GetRequest, get_many
+from imgcls.storage.requests import retry
+from imgcls.storage.requests.retry import RetryPolicy
+from imgcls.storage.stores.obstore_get import CONNECT_TIMEOUT_S
 from imgcls.storage.uri import join
 
 # What the issue of a wrong endpoint or missing credentials may take, by contract.

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from imgcls.image.pool import DecoderPool
+from imgcls.image.decoders.pool import DecoderPool
 from imgcls.image.spec import DecodeSpec, PreprocessSpec
 
 SIDE_PX = 12

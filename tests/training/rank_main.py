@@ -19,19 +19,19 @@ import torch
 from safetensors.torch import save_file
 from torch import distributed, nn
 
+from imgcls.data.dataset import read_dataset
 from imgcls.errors import ConfigError, RunStoppedError
-from imgcls.image.augment import build_recipe
-from imgcls.image.pool import DecoderPool
+from imgcls.image.decoders.pool import DecoderPool
 from imgcls.image.spec import DecodeSpec, PreprocessSpec
-from imgcls.model.build import build_model
-from imgcls.model.dataset import read_dataset
-from imgcls.training.loader import SplitLoader
-from imgcls.training.loop import StepReport, fit
-from imgcls.training.optimizer import build_optimizer
-from imgcls.training.place import Place
-from imgcls.training.recipe import Recipe
-from imgcls.training.state import TrainState
-from imgcls.training.stop import StopRequest
+from imgcls.model.architectures import build_model
+from imgcls.training.augment.geometric import build_recipe
+from imgcls.training.data.loader import SplitLoader
+from imgcls.training.optim.loop import StepReport, fit
+from imgcls.training.optim.optimizer import build_optimizer
+from imgcls.training.optim.train_state import TrainState
+from imgcls.training.ranks.rank import Place
+from imgcls.training.ranks.stop_request import StopRequest
+from imgcls.training.train_plan import Recipe
 
 SIDE_PX = 12
 GLOBAL_BATCH_SIZE = 16

@@ -5,9 +5,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from imgcls.training.place import Place
+from imgcls.training.ranks.rank import Place
+from tests.training.optim.test_loop import run_ranks
 from tests.training.rank_main import count_compilations, run_rank
-from tests.training.test_loop import run_ranks
 
 
 def test_steps_that_differ_by_one_image_compile_once(make_tree: Callable[..., Path]) -> None:

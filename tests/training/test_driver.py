@@ -19,12 +19,12 @@ from safetensors.torch import load_file
 from sklearn.datasets import load_digits
 
 from imgcls.config.training import TrainConfig
+from imgcls.data.dataset import read_dataset
 from imgcls.errors import BudgetExceededError
 from imgcls.image.decode import decode
 from imgcls.image.preprocess import preprocess
-from imgcls.model.artifact import read_bundle
-from imgcls.model.dataset import read_dataset
-from imgcls.model.predict import Predictor
+from imgcls.inference.predictor import Predictor
+from imgcls.model.bundle import read_bundle
 from imgcls.model.registry import resolve
 from imgcls.storage.objects import list_objects, put
 from imgcls.training.driver import train
@@ -246,7 +246,7 @@ def test_the_log_holds_each_step_once_although_the_run_was_resumed(make_tree: Ma
             raise KilledError
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("imgcls.training.step.set_lr", killed_later)
+        patch.setattr("imgcls.training.optim.step.set_lr", killed_later)
         with pytest.raises(KilledError):
             train(config)
     result = train(config)
@@ -271,7 +271,7 @@ def test_resume_brings_back_average_and_momentum(
     config = make_config(data, epochs=3, checkpoint_every="4", **changes)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("imgcls.training.driver.make_bundle", lambda *_: pytest.fail("as if killed"))
-        patch.setattr("imgcls.training.recorder.Recorder.after_training", lambda _: None)
+        patch.setattr("imgcls.training.record.recorder.Recorder.after_training", lambda _: None)
         with pytest.raises(pytest.fail.Exception):
             train(config)
     assert checkpoints(config)

@@ -14,7 +14,7 @@ import ray
 from ray.cluster_utils import Cluster
 from ray.core.generated import autoscaler_pb2
 
-from imgcls.model.artifact import read_bundle
+from imgcls.model.bundle import read_bundle
 from imgcls.training.driver import train
 from tests.training.bars import bars_config
 

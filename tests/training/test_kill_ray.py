@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 
 from imgcls.config.training import TrainConfig
-from imgcls.model.artifact import read_bundle
+from imgcls.model.bundle import read_bundle
 from imgcls.training.driver import train
 
 ROOT = Path(__file__).parents[2]

@@ -16,17 +16,17 @@ from sklearn.metrics import roc_auc_score
 
 from imgcls.cli import main
 from imgcls.config.training import TrainConfig
+from imgcls.data.dataset import read_dataset
 from imgcls.errors import ConfigError
-from imgcls.image.augment import build_recipe
-from imgcls.model.artifact import read_bundle
-from imgcls.model.dataset import read_dataset
+from imgcls.model.bundle import read_bundle
 from imgcls.storage.objects import read
+from imgcls.training.augment.geometric import build_recipe
 from imgcls.training.driver import train
-from imgcls.training.loop import is_better
-from imgcls.training.place import Place
-from imgcls.training.plan import make_plan
+from imgcls.training.optim.loop import is_better
+from imgcls.training.planning.make_plan import make_plan
+from imgcls.training.ranks.rank import Place
+from tests.training.optim.test_loop import run_ranks
 from tests.training.rank_main import run_rank
-from tests.training.test_loop import run_ranks
 
 SIDE_PX = 16
 MARKS = ("bar", "cross", "dot")

@@ -6,13 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from imgcls.image.pool import DecoderPool
-from imgcls.training.loader import SplitLoader
-from imgcls.training.loop import make_changes
-from imgcls.training.sampler import Sampler
+from imgcls.image.decoders.pool import DecoderPool
+from imgcls.training.data.loader import SplitLoader
+from imgcls.training.data.sampler import Sampler
+from imgcls.training.optim.loop import make_changes
+from tests.training.data.test_loader import SHAPE, numbered_samples
+from tests.training.optim.test_loop import run_ranks
 from tests.training.rank_main import make_recipe
-from tests.training.test_loader import SHAPE, numbered_samples
-from tests.training.test_loop import run_ranks
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 32])

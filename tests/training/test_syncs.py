@@ -18,20 +18,20 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from imgcls.errors import ConfigError
-from imgcls.image.augment import build_recipe
-from imgcls.model.build import build_model
-from imgcls.training.changes import ImageChanges
-from imgcls.training.draws import uniform
-from imgcls.training.ema import copy_for_average
-from imgcls.training.late import LateRead
-from imgcls.training.loader import Batch
-from imgcls.training.optimizer import build_optimizer
-from imgcls.training.place import Place
-from imgcls.training.recipe import Recipe
-from imgcls.training.state import TrainState
-from imgcls.training.step import train_step
+from imgcls.model.architectures import build_model
+from imgcls.training.augment.changes import ImageChanges
+from imgcls.training.augment.counter_rng import uniform
+from imgcls.training.augment.geometric import build_recipe
+from imgcls.training.data.loader import Batch
+from imgcls.training.optim.ema import copy_for_average
+from imgcls.training.optim.late import LateRead
+from imgcls.training.optim.optimizer import build_optimizer
+from imgcls.training.optim.step import train_step
+from imgcls.training.optim.train_state import TrainState
+from imgcls.training.ranks.rank import Place
+from imgcls.training.train_plan import Recipe
+from tests.training.data.test_loader import Sample
 from tests.training.rank_main import SIDE_PX, make_recipe
-from tests.training.test_loader import Sample
 
 B = 8
 _READS = (

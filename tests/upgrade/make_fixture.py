@@ -39,12 +39,12 @@ from safetensors.torch import save_file
 
 from imgcls.config.scoring import NightlyConfig
 from imgcls.config.training import TrainConfig
-from imgcls.model.artifact import read_bundle
-from imgcls.model.build import build_model
+from imgcls.model.architectures import build_model
+from imgcls.model.bundle import read_bundle
 from imgcls.model.registry import promote
 from imgcls.nightly import nightly
 from imgcls.scoring import driver
-from imgcls.storage import local
+from imgcls.storage.stores import local
 from imgcls.training.driver import train
 
 ROOT = Path("/tmp/imgcls-upgrade-27535e0")  # noqa: S108 - the fixed place, part of the fixture

@@ -21,15 +21,15 @@ import torch
 
 from imgcls.config.models import EvaluateConfig
 from imgcls.config.scoring import GcConfig, PlanConfig, RollbackConfig, ScoreConfig, VerifyConfig
-from imgcls.evaluation import evaluate
-from imgcls.model.artifact import read_bundle
+from imgcls.evaluation.evaluate import evaluate
+from imgcls.model.bundle import read_bundle
 from imgcls.model.registry import resolve
 from imgcls.nightly import nightly, show_plan
-from imgcls.published import list_published
-from imgcls.scoring import lease
-from imgcls.scoring.cleanup import gc, rollback
+from imgcls.runs.published import list_published
 from imgcls.scoring.driver import score
-from imgcls.scoring.verify import verify
+from imgcls.scoring.publishing import lease
+from imgcls.scoring.publishing.retention import gc, rollback
+from imgcls.scoring.publishing.verify import verify
 from imgcls.storage.objects import list_objects
 from imgcls.training.driver import train
 from tests.scoring.tiny import published_rows

@@ -8,8 +8,8 @@ import codecs
 import time
 from typing import Final
 
-from imgcls.image import raster
-from imgcls.image.formats import dicom_plugins
+from imgcls.image.formats.dicom import plugins
+from imgcls.image.formats.raster import decode
 
 # Of texts in headers; Python imports each at its first use.
 _ENCODINGS: Final = ("ascii", "latin-1", "utf-8", "utf-16", "utf-16-le", "utf-16-be", "idna")
@@ -17,8 +17,8 @@ _ENCODINGS: Final = ("ascii", "latin-1", "utf-8", "utf-16", "utf-16-le", "utf-16
 
 def load_everything() -> None:
     """Load every decoder that is installed."""
-    raster.load_plugins()
-    dicom_plugins.load_plugins()
+    decode.load_plugins()
+    plugins.load_plugins()
     for encoding in _ENCODINGS:
         codecs.lookup(encoding)
     time.localtime()  # reads the time zone

@@ -14,7 +14,7 @@ from typing import Final
 
 from PIL import features
 
-from imgcls.image.formats.versions import DECODER_VERSIONS, RARE_KINDS
+from imgcls.image.versions import DECODER_VERSIONS, RARE_KINDS
 
 Abilities = dict[str, list[str]]
 """Of each family that is read at all, words for what is read of it."""

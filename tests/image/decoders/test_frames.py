@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from imgcls.errors import DecoderCrashError, DecodeTimeoutError
-from imgcls.image.pool import Decoded, DecoderPool
+from imgcls.image.decoders.pool import Decoded, DecoderPool
 from imgcls.image.spec import DecodeSpec, PreprocessSpec
 
 PREPROCESS = PreprocessSpec.for_image_px(32)

@@ -20,7 +20,7 @@ from imgcls.image.decoders.memory import (
     num_cpus_here,
     pool_memory_bytes,
 )
-from imgcls.image.pool import DecoderPool, decode_one
+from imgcls.image.decoders.pool import DecoderPool, decode_one
 from imgcls.image.spec import DecodeSpec, PreprocessSpec
 from imgcls.operations.doctor import doctor
 

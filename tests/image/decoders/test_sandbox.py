@@ -14,7 +14,7 @@ from PIL import Image
 from imgcls.config.operations import DoctorConfig
 from imgcls.errors import DecodeError
 from imgcls.image.decoders import sandbox
-from imgcls.image.pool import DecoderPool, decode_one
+from imgcls.image.decoders.pool import DecoderPool, decode_one
 from imgcls.image.spec import DecodeSpec, PreprocessSpec
 from imgcls.operations.doctor import doctor
 

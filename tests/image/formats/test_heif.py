@@ -9,7 +9,7 @@ import pytest
 from imgcls.config.operations import DoctorConfig
 from imgcls.errors import CorruptImageError, ImageTooLargeError, UnsupportedImageError
 from imgcls.image.decode import decode
-from imgcls.image.pool import DecoderPool, decode_one
+from imgcls.image.decoders.pool import DecoderPool, decode_one
 from imgcls.image.spec import DecodeSpec, PreprocessSpec
 from imgcls.operations.doctor import doctor
 from tests.image.formats import heic_files

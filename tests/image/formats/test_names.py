@@ -7,7 +7,7 @@ import pytest
 
 from imgcls.errors import UnsupportedImageError
 from imgcls.image.decode import decode
-from imgcls.image.sniff import family_of
+from imgcls.image.formats.sniff import family_of
 from imgcls.image.spec import DecodeSpec
 
 

@@ -1,0 +1,1 @@
+"""Labelled images: names, manifests, folder trees, splits, leaks."""

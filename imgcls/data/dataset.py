@@ -1,0 +1,308 @@
+"""Labelled images with their splits: a folder tree or a manifest, read once and frozen.
+
+In: DATA, fractions, seed. Out: a `Dataset`. Invariant: training and evaluation read DATA by this
+function alone, so the test images of an evaluation are those that no training with the same seed
+and fractions has seen; `split_digest` proves it.
+"""
+
+import hashlib
+import json
+import logging
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+
+from imgcls.data.class_names import (
+    ClassNames,
+    describe_unknown,
+    enumerate_names,
+    from_labels,
+    refuse_lookalikes,
+)
+from imgcls.data.folder_names import SPLITS, split_of
+from imgcls.data.folder_tree import read_tree
+from imgcls.data.label_manifest import (
+    MULTI_LABEL_SEPARATOR,
+    LabelRow,
+    is_manifest,
+    read_manifest,
+    write_manifest,
+)
+from imgcls.data.split import assign_splits, check_fractions
+from imgcls.errors import ConfigError, SourceError
+
+_MAX_CLASSES_SHOWN = 30
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One labelled image. `labels` has one entry, or any number in a multi-label data set."""
+
+    uri: str
+    labels: tuple[int, ...]
+    class_name: str  # as DATA has it; of several labels, joined by "|"
+    split: str
+    group: str
+    key: str
+    weight: float
+    slice_name: str = ""
+
+    @property
+    def label(self) -> int:
+        """The only label of a single-label image."""
+        assert len(self.labels) == 1, f"{self.uri} has {len(self.labels)} labels"
+        return self.labels[0]
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """All labelled images, sorted by key, and what was left out of DATA on the way."""
+
+    samples: tuple[Sample, ...]
+    class_names: ClassNames
+    split_digest: str
+    num_duplicates: int = 0
+    num_skipped: dict[str, int] = field(default_factory=dict)
+    names_splits: bool = False  # DATA itself says which image is of which split
+
+    def of_split(self, split: str) -> list[Sample]:
+        """Return the samples of "train", "val", "test", or "all"."""
+        return [sample for sample in self.samples if split in (sample.split, "all")]
+
+    def counts(self) -> dict[str, dict[str, int]]:
+        """Return the number of images per split and class name (multi-label: of each label)."""
+        return count_images(self.samples, self.class_names)
+
+
+def read_dataset(
+    data: str,
+    *,
+    val_fraction: float,
+    test_fraction: float,
+    seed: int,
+    class_names: ClassNames | None = None,
+    multi_label: bool = False,
+    slice_by: str = "",
+    group_by_folder: bool = False,
+) -> Dataset:
+    """Read DATA and give every image its split.
+
+    Splits that DATA names are kept; if it names some but no val, val is drawn from its train images
+    (a missing test is not). Where it names none, both are drawn by hash, see `split.py`.
+
+    Args:
+        data: Folder tree or manifest, any store.
+        val_fraction: Share to draw for validation, in [0, 1).
+        test_fraction: Share to draw for testing, in [0, 1).
+        seed: Seed of the draw.
+        class_names: The classes of a model to evaluate; by default those that DATA has.
+        multi_label: A manifest's label is any number of class names joined by "|", or empty.
+        slice_by: A further column of a manifest, kept as `slice_name`.
+        group_by_folder: In a folder tree, the first folder below a class is the group.
+
+    Raises:
+        ConfigError: fractions out of range, classes that are not in `class_names`, one class only,
+            names that differ only in case.
+        SourceError: missing, empty or contradictory data, or too few images of a class.
+    """
+    check_fractions(val_fraction, test_fraction)
+    if is_manifest(data):
+        if group_by_folder:
+            raise ConfigError(f"--group-by folder: {data} is a manifest; give it a column group")
+        rows, num_skipped = read_manifest(data, slice_by=slice_by, multi_label=multi_label), {}
+    elif multi_label or slice_by:
+        raise ConfigError(f"several labels or slices need a manifest, {data} is a folder")
+    else:
+        tree = read_tree(data, group_by_folder=group_by_folder)
+        rows, num_skipped = tree.rows, tree.num_skipped
+    unique = unique_rows(rows)
+    # One set per distinct label: a data set has millions of images and few labels.
+    names_of = {label: split_label(label, multi_label) for label in {row.label for row in unique}}
+    names_by_uri = {row.uri: names_of[row.label] for row in unique}
+    if is_manifest(data) and not multi_label:
+        refuse_joined(sorted(names_of), class_names, data)
+    found = frozenset[str]().union(*names_of.values())
+    if class_names is None:
+        class_names = from_labels(found)
+        refuse_lookalikes(found, data)
+    _refuse_unknown(found, class_names, data)
+    names_splits = any(row.split for row in unique)
+    unique = _with_splits(unique, names_by_uri, val_fraction, test_fraction, seed, data)
+    samples = tuple(
+        Sample(
+            uri=row.uri,
+            labels=tuple(sorted(map(class_names.label_of, names_by_uri[row.uri]))),
+            class_name=row.label,
+            split=row.split,
+            group=row.group,
+            key=row.key,
+            weight=row.weight,
+            slice_name=row.slice_name,
+        )
+        for row in sorted(unique, key=lambda row: row.key)
+    )
+    return Dataset(
+        samples=samples,
+        class_names=class_names,
+        split_digest=split_digest(samples),
+        num_duplicates=len(rows) - len(unique),
+        num_skipped=num_skipped,
+        names_splits=names_splits,
+    )
+
+
+def count_images(samples: Iterable[Sample], class_names: ClassNames) -> dict[str, dict[str, int]]:
+    """Return the number of images per split and class name (multi-label: of each label)."""
+    tally = Counter((s.split, label) for s in samples for label in s.labels)
+    return {
+        split: {name: tally[split, label] for label, name in enumerate(class_names.names)}
+        for split in SPLITS
+    }
+
+
+def describe_classes(dataset: Dataset) -> Iterator[str]:
+    """Yield what DATA was read as, a line per class: its name and its images by split."""
+    counts = dataset.counts()
+    by_class = {
+        name: {split: counts[split][name] for split in SPLITS} for name in dataset.class_names.names
+    }
+    in_order = sorted(by_class.items(), key=lambda item: -sum(item[1].values()))
+    shown = in_order if len(in_order) <= _MAX_CLASSES_SHOWN else in_order[: _MAX_CLASSES_SHOWN - 1]
+    for name, by_split in shown:
+        parts = ", ".join(f"{count} {split}" for split, count in by_split.items() if count)
+        yield f"class {name!r}: {sum(by_split.values())} images ({parts or 'none'})"
+    rest = in_order[len(shown) :]
+    if rest:
+        name, by_split = rest[-1]
+        yield (
+            f"and {len(rest)} classes with fewer images each, the last is {name!r} with "
+            f"{sum(by_split.values())}"
+        )
+
+
+def freeze_split(samples: Iterable[Sample], *, slice_by: str = "") -> bytes:
+    """Return a CSV manifest that gives these samples these splits again, with the same digest."""
+    rows = (
+        LabelRow(s.uri, s.key, s.class_name, s.split, s.group, s.weight, s.slice_name)
+        for s in sorted(samples, key=lambda sample: sample.key)
+    )
+    return write_manifest(rows, slice_by=slice_by)
+
+
+def split_digest(samples: Iterable[Sample]) -> str:
+    """Return the sha256 (hex) of every (key, class name, split), sorted: the frozen split."""
+    lines = sorted(json.dumps([s.key, s.class_name, s.split]) for s in samples)
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def unique_rows(rows: list[LabelRow]) -> list[LabelRow]:
+    """Return each image once.
+
+    Raises:
+        SourceError: an image that is listed twice, unlike.
+    """
+    by_uri: dict[str, LabelRow] = {}
+    for row in rows:
+        first = by_uri.setdefault(row.uri, row)
+        for column in ("label", "split", "group", "weight", "slice_name"):
+            given, before = getattr(row, column), getattr(first, column)
+            if given != before:
+                raise SourceError(
+                    f"{row.uri} is listed twice, with {column} {before!r} and {given!r}: keep one"
+                )
+    if len(by_uri) < len(rows):
+        _log.info("%d images are listed more than once: each counts once", len(rows) - len(by_uri))
+    return list(by_uri.values())
+
+
+def split_label(label: str, multi_label: bool) -> frozenset[str]:
+    """Return the class names that a manifest's label holds: itself, or those joined by "|"."""
+    if not multi_label:
+        return frozenset([label])
+    return frozenset(label.split(MULTI_LABEL_SEPARATOR)) if label else frozenset()
+
+
+def refuse_joined(labels: list[str], class_names: ClassNames | None, data: str) -> None:
+    """Refuse labels that join several of the other ones, or of the model's classes.
+
+    Raises:
+        ConfigError: names one, and says what such data need.
+    """
+    num_labels = Counter(part for label in labels for part in label.split(MULTI_LABEL_SEPARATOR))
+    known = class_names.names if class_names else [n for n, num in num_labels.items() if num > 1]
+    for label in labels:
+        parts = label.split(MULTI_LABEL_SEPARATOR)
+        is_one_class = class_names is not None and label in class_names.names
+        if len(parts) > 1 and not is_one_class and not set(parts).isdisjoint(known):
+            raise ConfigError(
+                f"{data} gives images several classes, such as {label!r}: that needs a model "
+                "trained with --multi-label"
+            )
+
+
+def _refuse_unknown(found: frozenset[str], class_names: ClassNames, data: str) -> None:
+    unknown = sorted(found - set(class_names.names))
+    if unknown:
+        raise ConfigError(
+            f"{data} holds classes that the model does not know: "
+            f"{describe_unknown(unknown, class_names.names)}"
+        )
+
+
+def _with_splits(
+    rows: list[LabelRow],
+    names_by_uri: dict[str, frozenset[str]],
+    val_fraction: float,
+    test_fraction: float,
+    seed: int,
+    data: str,
+) -> list[LabelRow]:
+    """Return the rows with a split each: as DATA says, the rest drawn."""
+    named = {row.split for row in rows}
+    unknown = sorted(named - {*SPLITS, ""})
+    if unknown:
+        raise SourceError(
+            f"{data} names unknown splits {enumerate_names(unknown)}; they are {', '.join(SPLITS)}"
+            + "".join(f"; {name!r} may mean {split_of(name)}" for name in unknown if split_of(name))
+        )
+    if named == {""}:
+        to_split = rows
+    elif "" in named:
+        without = next(row.uri for row in rows if not row.split)
+        raise SourceError(f"{data} gives some images a split and others none, such as {without}")
+    else:
+        _refuse_untrained(rows, names_by_uri, data)
+        if "val" in named or not val_fraction:
+            return rows
+        _log.info("%s names no val: it is drawn from its train images", data)
+        to_split, test_fraction = [row for row in rows if row.split == "train"], 0.0
+    classes_by_unit: defaultdict[str, frozenset[str]] = defaultdict(frozenset)
+    for row in to_split:
+        classes_by_unit[_unit(row)] |= names_by_uri[row.uri]
+    split = assign_splits(
+        classes_by_unit, val_fraction=val_fraction, test_fraction=test_fraction, seed=seed
+    )
+    return [
+        row if row.split not in ("", "train") else replace(row, split=split[_unit(row)])
+        for row in rows
+    ]
+
+
+def _unit(row: LabelRow) -> str:
+    """Return what stays together: the group, or else the image itself."""
+    return f"group {row.group}" if row.group else f"image {row.key}"
+
+
+def _refuse_untrained(
+    rows: list[LabelRow], names_by_uri: dict[str, frozenset[str]], data: str
+) -> None:
+    trained, found = set[str](), set[str]()
+    for row in rows:
+        found |= names_by_uri[row.uri]
+        if row.split == "train":
+            trained |= names_by_uri[row.uri]
+    if trained and found - trained:
+        missing = enumerate_names(sorted(found - trained))
+        raise SourceError(f"{data} has classes without an image in train: {missing}")

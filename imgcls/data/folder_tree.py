@@ -1,0 +1,220 @@
+"""A folder tree of labelled images, in one of the layouts that people use.
+
+    DATA/<class>/...             DATA/<class>/<group>/...
+    DATA/<split>/<class>/...     DATA/<class>/<split>/...
+
+In: the folder's URI. Out: one `LabelRow` per file, and what was left out. Invariant: a file in a
+class folder is an image, whatever its name, unless its name alone says that some program left it
+there; a folder that is no class does not become one in silence.
+"""
+
+import logging
+from collections import Counter, defaultdict
+from dataclasses import dataclass, replace
+from enum import Enum, auto
+from pathlib import Path
+
+from imgcls.data.class_names import enumerate_names
+from imgcls.data.folder_names import SPLITS, is_litter_folder, litter, refuse_own, split_of
+from imgcls.data.label_manifest import LabelRow
+from imgcls.errors import SourceError
+from imgcls.storage import objects
+from imgcls.storage.objects import Skipped
+from imgcls.storage.uri import is_local, split_uri
+
+_WAY_OUT = "write DATA/train/<class>/..., or give a manifest with a column split"
+
+_log = logging.getLogger(__name__)
+
+
+class Layout(Enum):
+    """Where a tree's splits are."""
+
+    NO_SPLITS = auto()
+    SPLITS_ABOVE_CLASSES = auto()
+    SPLITS_BELOW_CLASSES = auto()
+
+
+@dataclass(frozen=True)
+class Tree:
+    """The images of a folder tree, and how many listed names were no images, by reason."""
+
+    rows: list[LabelRow]
+    num_skipped: dict[str, int]
+
+
+def read_tree(data: str, *, group_by_folder: bool = False) -> Tree:
+    """List a folder tree.
+
+    Args:
+        data: Its URI.
+        group_by_folder: Take the first folder below a class, such as a patient, as the group; an
+            image right in its class has none.
+
+    Raises:
+        SourceError: missing or empty, a class folder without images, a file in no class folder, or
+            split folders that are mixed with others or cannot be told apart.
+    """
+    root = split_uri(data)[2] if is_local(data) else data
+    root = root if root.endswith("/") else f"{root}/"
+    num_skipped: Counter[str] = Counter()
+    uris, folders = [], _folders_on_disk(root)
+    for entry in objects.list_entries(root):
+        key = entry.uri[len(root) :]
+        refuse_own(key, root)
+        reason = entry.reason if isinstance(entry, Skipped) else litter(key)
+        # Every folder that is heard of, also one that holds nothing but litter.
+        above = key.rpartition("/")[0]
+        if not any(map(is_litter_folder, above.split("/"))):
+            folders.add(above)
+        if reason:
+            num_skipped[reason] += 1
+        else:
+            uris.append(entry.uri)
+    if not uris:
+        raise SourceError(f"there are no images under {root}: it is missing, or it is empty")
+    for reason, count in num_skipped.items():
+        _log.info("left out %d of %s: %s", count, root, reason)
+    keys = [uri[len(root) :].split("/") for uri in uris]
+    layout = _find_layout(keys, root)
+    depth = 1 if layout is Layout.NO_SPLITS else 2
+    _refuse_no_class(keys, root, min_depth=depth + 1)
+    _refuse_empty_class(keys, folders, depth=depth, root=root)
+    rows = [_row(uri, uri[len(root) :], layout) for uri in uris]
+    below = [_folder_below(row.key, depth) for row in rows]
+    if group_by_folder:
+        pairs = zip(rows, below, strict=True)
+        rows = [replace(row, group=folder) for row, folder in pairs]
+    else:
+        _tell_of_folders(rows, below, root)
+    return Tree(rows, dict(num_skipped))
+
+
+def _folders_on_disk(root: str) -> set[str]:
+    """Return the folders one and two levels below a local root, less those of programs.
+
+    A store has no empty folders, a disk has, and a listing of objects does not show them.
+    """
+    if not is_local(root):
+        return set()
+    found = [path for pattern in ("*/", "*/*/") for path in Path(root).glob(pattern)]
+    below = [path.relative_to(root) for path in found]
+    return {path.as_posix() for path in below if not any(map(is_litter_folder, path.parts))}
+
+
+def _row(uri: str, key: str, layout: Layout) -> LabelRow:
+    first, _, rest = key.partition("/")
+    second = rest.partition("/")[0]
+    match layout:
+        case Layout.SPLITS_ABOVE_CLASSES:
+            return LabelRow(uri=uri, key=key, label=second, split=split_of(first) or "")
+        case Layout.SPLITS_BELOW_CLASSES:
+            return LabelRow(uri=uri, key=key, label=first, split=split_of(second) or "")
+        case Layout.NO_SPLITS:
+            return LabelRow(uri=uri, key=key, label=first)
+
+
+def _find_layout(keys: list[list[str]], root: str) -> Layout:
+    """Tell DATA/train/<class>/file from DATA/<class>/file, where a class may be called "train".
+
+    A name such as train, Testing or valid is a split where every file in it lies in a further
+    folder, and a class where files lie in it, beside other classes.
+    """
+    tops = {key[0] for key in keys if len(key) > 1}
+    named = {top for top in tops if split_of(top) is not None}
+    flat = {key[0] for key in keys if len(key) == 2}
+    split_tops = named - flat
+    if named == tops == flat:
+        raise SourceError(
+            f"{root} holds images right in {enumerate_names(sorted(flat))}, which are "
+            f"named like splits, not like classes: {_WAY_OUT}"
+        )
+    if split_tops and split_tops != tops:
+        raise SourceError(
+            f"{root} holds split folders ({enumerate_names(sorted(split_tops))}) beside others "
+            f"({enumerate_names(sorted(tops - split_tops))}): move those away, or give a manifest"
+        )
+    if split_tops:
+        _refuse_unclear(split_tops, root)
+        return Layout.SPLITS_ABOVE_CLASSES
+    return Layout.SPLITS_BELOW_CLASSES if _has_splits_below(keys, root) else Layout.NO_SPLITS
+
+
+def _has_splits_below(keys: list[list[str]], root: str) -> bool:
+    """Tell whether the folders in all classes are splits.
+
+    Raises:
+        SourceError: those of some classes are, and of others not.
+    """
+    below = defaultdict[str, set[str]](set)
+    for key in keys:
+        below[key[0]].add(key[1] if len(key) > 2 else "")
+    with_splits = {
+        top for top, names in below.items() if all(split_of(name) is not None for name in names)
+    }
+    if not with_splits:
+        return False
+    if with_splits != set(below):
+        raise SourceError(
+            f"{root} holds splits in some classes ({enumerate_names(sorted(with_splits))}) and "
+            f"not in others ({enumerate_names(sorted(set(below) - with_splits))}): {_WAY_OUT}"
+        )
+    _refuse_unclear(set().union(*below.values()), root)
+    return True
+
+
+def _refuse_unclear(names: set[str], root: str) -> None:
+    """Refuse names of which nobody knows which split they are, or two of one split."""
+    by_split = defaultdict[str, list[str]](list)
+    for name in sorted(names):
+        by_split[split_of(name) or ""].append(name)
+    if by_split[""]:
+        raise SourceError(
+            f"{root}: {by_split[''][0]} is val to some and test to others: rename it to the one"
+        )
+    for split, called in by_split.items():
+        if len(called) > 1:
+            raise SourceError(
+                f"{root}: the folders {enumerate_names(called)} all read as {split}: put them "
+                f"together, or rename them to {', '.join(SPLITS)}"
+            )
+
+
+def _folder_below(key: str, depth: int) -> str:
+    """Return the first folder below a class, "" for a file right in it."""
+    parts = key.split("/")
+    return parts[depth] if len(parts) > depth + 1 else ""
+
+
+def _tell_of_folders(rows: list[LabelRow], below: list[str], root: str) -> None:
+    """Say that folders below classes are not groups, where they may well be."""
+    folders = Counter(filter(None, below))
+    if not folders:
+        return
+    first = next(row.key for row, folder in zip(rows, below, strict=True) if folder)
+    _log.warning(
+        "%d images of %s lie in %d folders below their class (such as %s). If each is a patient "
+        "or a part, give --group-by folder: all images of a group then stay on one side of the "
+        "split. Without it they are split one by one",
+        folders.total(), root, len(folders), first,
+    )  # fmt: skip
+
+
+def _refuse_no_class(keys: list[list[str]], root: str, min_depth: int) -> None:
+    stray = ["/".join(key) for key in keys if len(key) < min_depth]
+    if stray:
+        raise SourceError(
+            f"{len(stray)} file(s) under {root} lie in no class folder: {enumerate_names(stray)}; "
+            "move each into the folder of its class, or away"
+        )
+
+
+def _refuse_empty_class(keys: list[list[str]], folders: set[str], *, depth: int, root: str) -> None:
+    filled = {"/".join(key[:depth]) for key in keys}
+    heard_of = {"/".join(f.split("/")[:depth]) for f in folders if f.count("/") >= depth - 1 and f}
+    empty = sorted(heard_of - filled)
+    if empty:
+        raise SourceError(
+            f"class folders without images under {root}: {enumerate_names(empty)}; "
+            "fill or remove them"
+        )

@@ -1,0 +1,220 @@
+"""A manifest of labelled images: a table with uri,label[,split,group,weight], see columns.py.
+
+In: the manifest's URI. Out: one `LabelRow` per line, in its order. Invariant: labels, splits and
+groups are text: the integer 7 and the string "7" are the same label, and "007" is another. A
+relative uri is relative to the folder that holds the manifest; an absolute one has a scheme, or
+begins with "/" in a local manifest. On a disk "./a.png" and "x/../a.png" are a.png; in a store
+every name is what it is.
+"""
+
+import csv
+import io
+import logging
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from imgcls.config.paths import absolute_path
+from imgcls.data.columns import Columns, Row, is_table, name_of, read_rows
+from imgcls.errors import ObjectMissingError, SourceError
+from imgcls.inert import from_csv, in_csv
+from imgcls.storage import objects
+from imgcls.storage.uri import is_local, join, split_uri
+
+MULTI_LABEL_SEPARATOR = "|"
+_REQUIRED = ("uri", "label")
+_FROZEN = "split_key"
+_OPTIONAL = ("split", "group", "weight", _FROZEN)
+_NUM_NAMED = 3
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class LabelRow:
+    """One image and what DATA says of it; empty strings where it says nothing."""
+
+    uri: str
+    key: str  # what the split is drawn from: the uri without the folder of DATA
+    label: str
+    split: str = ""
+    group: str = ""
+    weight: float = 1.0
+    slice_name: str = ""
+
+
+def is_manifest(data: str) -> bool:
+    """Tell whether DATA names a manifest rather than a folder."""
+    return is_table(data) and not (is_local(data) and Path(data).is_dir())
+
+
+def read_manifest(
+    manifest: str, *, slice_by: str = "", multi_label: bool | None = None
+) -> list[LabelRow]:
+    """Read a manifest of labelled images.
+
+    Args:
+        manifest: Its URI.
+        slice_by: A further column to keep as `slice_name`.
+        multi_label: Whether a label may be a list of names or none; None where that is not known.
+
+    Raises:
+        SourceError: no such object, no such column, a row without uri or label, a cell that is no
+            name, a weight that is no positive number, or bytes that are not of the format the
+            suffix says.
+    """
+    columns = Columns((*_REQUIRED, *([slice_by] if slice_by else [])), _OPTIONAL)
+    rows, unlabelled = list[LabelRow](), ""
+    for row, folder in _read_rows(manifest, columns):
+        rows.append(_row(row, columns, folder, slice_by, multi_label))
+        if not unlabelled and not rows[-1].label.strip():
+            unlabelled = f"{row.where} has no label, its class name is empty: {rows[-1].uri}"
+    # Beside labels that join several, an empty one is none of them: `refuse_joined` says more.
+    is_joined = any(MULTI_LABEL_SEPARATOR in row.label for row in rows)
+    if unlabelled and multi_label is False and not is_joined:
+        raise SourceError(unlabelled)
+    if not rows:
+        raise SourceError(f"{manifest} holds no rows: give one line per image")
+    columns.tell(manifest)
+    _tell_blanks([row.uri for row in rows], manifest)
+    return rows
+
+
+def write_manifest(rows: Iterable[LabelRow], *, slice_by: str = "") -> bytes:
+    """Return a CSV that `read_manifest` reads as these very rows, wherever it lies.
+
+    Args:
+        rows: With absolute uris.
+        slice_by: Name of the column for `slice_name`; "" leaves it out.
+    """
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    # The column split_key, which we alone write, says that cells are to be read by `from_csv`.
+    writer.writerow([*_REQUIRED, *_OPTIONAL, *([slice_by] if slice_by else [])])
+    for row in rows:
+        given = (row.uri, row.label, row.split, row.group, f"{row.weight!r}", row.key)
+        writer.writerow(map(in_csv, [*given, row.slice_name] if slice_by else given))
+    return text.getvalue().encode("utf-8", "surrogatepass")
+
+
+def read_uris(manifest: str) -> list[str]:
+    """Read only the column uri, as `score` does: images without labels.
+
+    Raises:
+        SourceError: as for `read_manifest`, but that no label is needed.
+    """
+    columns = Columns(("uri",), (_FROZEN,))
+    uris = [_uri(row, folder) for row, folder in _read_rows(manifest, columns)]
+    if not uris:
+        raise SourceError(f"{manifest} holds no rows: give one line per image")
+    _tell_blanks(uris, manifest)
+    return uris
+
+
+def _read_rows(manifest: str, columns: Columns) -> Iterator[tuple[Row, str]]:
+    """Yield each row, and the manifest's folder."""
+    if is_local(manifest):
+        manifest = split_uri(manifest)[2]
+    try:
+        data = objects.read(manifest)
+    except ObjectMissingError as error:
+        raise SourceError(f"there is no manifest {manifest}") from error
+    folder = manifest.rpartition("/")[0] + "/"
+    for row in read_rows(data, manifest, columns):
+        if _FROZEN in row.cells and manifest.lower().endswith(".csv"):
+            cells = {
+                name: from_csv(cell) if isinstance(cell, str) else cell
+                for name, cell in row.cells.items()
+            }
+            yield Row(cells, row.where), folder
+        else:
+            yield row, folder
+
+
+def _row(
+    row: Row, columns: Columns, folder: str, slice_by: str, multi_label: bool | None
+) -> LabelRow:
+    uri = _uri(row, folder)
+    label = _label(row, columns, multi_label)
+    if row.cells.get("label") is None:
+        raise SourceError(f"{row.where} has no label: {uri}")
+    given = _given(row)
+    # As it is written, also "./a.png": the split is drawn from it.
+    is_relative = is_local(given) and not given.startswith("/")
+    key = given if is_relative else uri.removeprefix(folder)
+    return LabelRow(
+        uri=uri,
+        # Of a frozen split, see `write_manifest`: so the same images have the same digest.
+        key=name_of(row.cells.get(_FROZEN), _FROZEN, row.where) or key,
+        label=label,
+        split=columns.text(row, "split"),
+        group=columns.text(row, "group"),
+        weight=_weight(row.cells.get("weight"), row.where),
+        slice_name=_slice_name(row.cells.get(slice_by)) if slice_by else "",
+    )
+
+
+def _label(row: Row, columns: Columns, multi_label: bool | None) -> str:
+    """Return the label; a list of names, as JSON and Parquet can hold it, joined by "|"."""
+    value = row.cells.get("label")
+    if not isinstance(value, list):
+        # As it is: a blank too many in a class's name is a slip that its owner should see.
+        return columns.name(row, "label")
+    if multi_label is False:
+        raise SourceError(
+            f"{row.where}: label is a list: write one name as text, or train with --multi-label"
+        )
+    names = [name_of(name, "label", row.where) for name in value]
+    if any(MULTI_LABEL_SEPARATOR in name or not name for name in names):
+        raise SourceError(
+            f'{row.where}: label holds the names {names}: none may be empty or hold "|"'
+        )
+    return MULTI_LABEL_SEPARATOR.join(names)
+
+
+def _given(row: Row) -> str:
+    return name_of(row.cells.get("uri"), "uri", row.where)
+
+
+def _uri(row: Row, folder: str) -> str:
+    given = _given(row)
+    if not given:
+        raise SourceError(f"{row.where} has no uri")
+    if not is_local(given):
+        return given
+    if is_local(folder):
+        return absolute_path(given, folder)
+    return join(folder, given)
+
+
+def _tell_blanks(uris: Iterable[str], manifest: str) -> None:
+    """Name uris with blanks around them: a file may be called that, but few are."""
+    padded = [uri for uri in uris if uri != uri.strip()]
+    if padded:
+        _log.warning(
+            "%s: %d uris begin or end with a blank, which belongs to their names: %s",
+            manifest,
+            len(padded),
+            ", ".join(map(repr, padded[:_NUM_NAMED])),
+        )
+
+
+def _slice_name(value: Any) -> str:  # noqa: ANN401  (a cell of any type)
+    """Return a slice's name; whatever a column of numbers, days or answers holds is one."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    return str(value).strip()
+
+
+def _weight(value: Any, where: str) -> float:  # noqa: ANN401  (a cell of any type)
+    if value is None or value == "":
+        return 1.0
+    try:
+        weight = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError):
+        weight = math.nan
+    if not (weight > 0 and math.isfinite(weight)):
+        raise SourceError(f"{where}: weight {value!r} is no positive number")
+    return weight

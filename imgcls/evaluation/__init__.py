@@ -1,0 +1,1 @@
+"""A model on labelled images, or published predictions against labels."""

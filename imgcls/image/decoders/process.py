@@ -1,0 +1,259 @@
+"""One decoder process as its parent sees it: start, send, receive, kill.
+
+In: encoded images. Out: messages and crops. Invariant: the process inherits an environment of ours
+and two file descriptors, nothing else; its memory is an anonymous file, so no kill can leave a name
+behind in /dev/shm, and a container's small /dev/shm is no limit.
+"""
+
+import dataclasses
+import math
+import mmap
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections import deque
+from pathlib import Path
+from typing import Any, Final, Generic, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+import imgcls
+from imgcls.image.decoders.memory import MemoryLimits
+from imgcls.image.decoders.protocol import (
+    IMAGE_HEADER,
+    NO_FRAME,
+    SLOTS_OFFSET,
+    Progress,
+    pack,
+    take_messages,
+)
+from imgcls.image.spec import DecodeSpec, PreprocessSpec
+
+# Small images in one child at a time: it never waits for the parent, who serves it several at once.
+NUM_SLOTS: Final = 8
+# Beyond this a child gets no second image: large ones are spread over all children.
+_MAX_QUEUED_BYTES: Final = 1 << 20
+_RECEIVE_BYTES: Final = 1 << 16
+# Of the limit of one frame, that each frame adds to the limit of its file.
+_FRAME_FRACTION: Final = 0.2
+_KEPT_VARIABLES: Final = (
+    "LD_LIBRARY_PATH",
+)  # without it a Python outside the system's paths does not start
+_ENVIRONMENT: Final = {
+    "LC_ALL": "C.UTF-8",
+    "PYTHONDONTWRITEBYTECODE": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "OMP_NUM_THREADS": "1",
+    # glibc gives freed images back to the kernel and takes the same pages anew for the next one:
+    # that is a fifth of the time of a photograph. These keep a few (32 MB is glibc's own limit).
+    "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
+    "MALLOC_TRIM_THRESHOLD_": str(64 << 20),
+}
+
+Task = TypeVar("Task")
+
+
+class DecoderProcess(Generic[Task]):
+    """A child with at most NUM_SLOTS tasks; the first of `tasks` is the one it works on."""
+
+    def __init__(
+        self, decode_spec: DecodeSpec, preprocess_spec: PreprocessSpec, memory: MemoryLimits
+    ) -> None:
+        self.slot_crops = decode_spec.max_frames if decode_spec.frames == "all" else 1
+        side = preprocess_spec.image_px
+        shape = (NUM_SLOTS, self.slot_crops, decode_spec.num_channels, side, side)
+        self.tasks: deque[tuple[Task, int, int]] = deque()  # task, slot, bytes
+        self.is_ready = False
+        self._since_s = time.monotonic()  # last sign of life; when the first of `tasks` was given
+        self._num_answered = self._queued_bytes = 0
+        self._free_slots = deque(range(NUM_SLOTS))
+        self._to_send: deque[memoryview] = deque()
+        self._received = bytearray()
+        self.socket, child_socket = socket.socketpair()
+        self.socket.setblocking(False)
+        # The file is sparse: pages exist only where crops were written, however many frames a slot
+        # could hold.
+        memory_fd = os.memfd_create("imgcls-crops")
+        try:
+            num_bytes = SLOTS_OFFSET + math.prod(shape)
+            os.ftruncate(memory_fd, num_bytes)
+            self._memory = mmap.mmap(memory_fd, num_bytes)
+            self._progress = np.frombuffer(self._memory, np.int64, count=len(Progress))
+            self._progress[Progress.FRAME] = NO_FRAME
+            self._slots: npt.NDArray[np.uint8] = np.frombuffer(
+                self._memory, np.uint8, offset=SLOTS_OFFSET
+            ).reshape(shape)
+            self._process = _start(child_socket.fileno(), memory_fd)
+        finally:
+            os.close(memory_fd)
+            child_socket.close()
+        setup = {
+            "decode": decode_spec.to_dict(),
+            "preprocess": preprocess_spec.to_dict(),
+            "num_slots": NUM_SLOTS,
+            "slot_crops": self.slot_crops,
+            "memory": dataclasses.asdict(memory),
+        }
+        self._to_send.append(memoryview(pack(setup)))
+        self.flush()
+
+    @property
+    def pid(self) -> int:
+        """Process id of the child."""
+        return self._process.pid
+
+    @property
+    def busy_s(self) -> float:
+        """Seconds that the child was at work on images it has finished."""
+        return float(self._progress[Progress.BUSY_NS]) / 1e9
+
+    @property
+    def has_room(self) -> bool:
+        """True while it is up and can take another task."""
+        is_small = not self.tasks or self._queued_bytes < _MAX_QUEUED_BYTES
+        return self.is_ready and bool(self._free_slots) and is_small
+
+    def overdue_s(self, wall_limit_s: float, now_s: float) -> float:
+        """Return the limit in seconds that its work has passed, 0 where it is in time.
+
+        A frame has `wall_limit_s`, and all frames of a file together that and a part of it for each
+        that was begun: a long sequence takes its time, an endless one ends.
+        """
+        frame_since_s, image_since_s = (
+            max(self._since_s, float(self._progress[since]) / 1e9)
+            for since in (Progress.SINCE_NS, Progress.IMAGE_SINCE_NS)
+        )
+        if now_s - frame_since_s >= wall_limit_s:
+            return wall_limit_s
+        num_frames = int(self._progress[Progress.NUM_FRAMES])
+        sum_s = wall_limit_s * (1 + num_frames * _FRAME_FRACTION)
+        return sum_s if now_s - image_since_s >= sum_s else 0.0
+
+    @property
+    def index_at_work(self) -> int:
+        """Index in `tasks` of the one that the child works on; those before it are done."""
+        num_unanswered = int(self._progress[Progress.NUM_IMAGES]) - self._num_answered
+        return min(max(num_unanswered, 1), len(self.tasks)) - 1
+
+    @property
+    def at_frame(self) -> str:
+        """Where in its file the child is at work: "" in an image of one frame."""
+        frame = int(self._progress[Progress.FRAME])
+        return "" if frame == NO_FRAME else f", at frame {frame}"
+
+    @property
+    def has_unsent(self) -> bool:
+        """True while bytes wait for room in the socket."""
+        return bool(self._to_send)
+
+    def give(self, task: Task, data: bytes, *, is_large: bool) -> None:
+        """Hand over one image; `flush` sends it. A large one may take more than its share."""
+        slot = self._free_slots.popleft()
+        if not self.tasks:
+            self._since_s = time.monotonic()
+        self._queued_bytes += len(data)
+        self.tasks.append((task, slot, len(data)))
+        self._to_send.append(memoryview(IMAGE_HEADER.pack(slot, len(data), is_large)))
+        self._to_send.append(memoryview(data))
+
+    def flush(self) -> None:
+        """Send what the socket takes without waiting; a closed one is noticed by `receive`."""
+        try:
+            while self._to_send:
+                num_sent = self.socket.sendmsg(list(self._to_send)[:8])
+                while self._to_send and num_sent >= len(self._to_send[0]):
+                    num_sent -= len(self._to_send.popleft())
+                if num_sent:
+                    self._to_send[0] = self._to_send[0][num_sent:]
+        except BlockingIOError:
+            return
+        except OSError:
+            self._to_send.clear()
+
+    def receive(self) -> list[dict[str, Any]]:
+        """Return the messages that have come.
+
+        Raises:
+            EOFError: the child is dead, or writes what is no message.
+        """
+        try:
+            received = self.socket.recv(_RECEIVE_BYTES)
+        except BlockingIOError:
+            return []
+        except OSError as error:
+            raise EOFError from error
+        if not received:
+            raise EOFError
+        self._received += received
+        return take_messages(self._received)
+
+    def check_first(self, slot: object) -> None:
+        """Refuse an answer to anything but the first task.
+
+        Raises:
+            ValueError: the child is out of step.
+        """
+        if not self.tasks or self.tasks[0][1] != slot:
+            raise ValueError(f"an answer for slot {slot}")
+
+    def finish_first(self, num_crops: int) -> tuple[Task, npt.NDArray[np.uint8]]:
+        """Take the first task as done.
+
+        Returns:
+            The task and a copy of its crops, uint8 [num_crops,C,P,P].
+        """
+        task, slot, num_bytes = self.tasks.popleft()
+        self._num_answered += 1
+        self._queued_bytes -= num_bytes
+        crops = self._slots[slot, :num_crops].copy()
+        if num_crops > 1:  # give the memory of a long sequence back
+            slot_bytes = self._slots[slot].nbytes
+            self._forget(SLOTS_OFFSET + slot * slot_bytes, slot_bytes)
+        self._free_slots.append(slot)
+        self._since_s = time.monotonic()
+        return task, crops
+
+    def _forget(self, start: int, length: int) -> None:
+        first = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE
+        end = (start + length) // mmap.PAGESIZE * mmap.PAGESIZE
+        if end > first:
+            self._memory.madvise(mmap.MADV_REMOVE, first, end - first)
+
+    def kill(self) -> str:
+        """End the child at once, reap it, and say how it ended."""
+        self._process.kill()
+        code = self._process.wait()
+        self.socket.close()
+        self._to_send.clear()
+        return f"signal {-code}" if code < 0 else f"exit code {code}"
+
+
+def _start(socket_fd: int, memory_fd: int) -> "subprocess.Popen[bytes]":
+    """Start the child by exec.
+
+    Nothing is copied, as fork does with threads and clients, and the user's __main__ is not run
+    again, as multiprocessing's spawn and forkserver do.
+    """
+    root = str(Path(imgcls.__file__).resolve().parent.parent)
+    paths = [root, *(str(Path(path).absolute()) for path in sys.path)]
+    kept = {name: os.environ[name] for name in _KEPT_VARIABLES if name in os.environ}
+    environment = {**_ENVIRONMENT, **kept, "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths))}
+    command = [
+        sys.executable,
+        "-P",
+        "-m",
+        "imgcls.image.decoders.child",
+        str(socket_fd),
+        str(memory_fd),
+    ]
+    return subprocess.Popen(  # noqa: S603 - our own interpreter and module
+        command,
+        env=environment,
+        pass_fds=(socket_fd, memory_fd),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        cwd="/",
+    )

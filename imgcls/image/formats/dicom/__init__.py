@@ -1,0 +1,1 @@
+"""DICOM objects: bytes -> frames of pixels."""

@@ -1,0 +1,252 @@
+"""Every format but DICOM: frames, sizes, orientation.
+
+In: encoded bytes whose format is known. Out: upright uint8 images. Invariant: the size in the
+header is checked before a pixel is decoded; only the one Pillow plugin of the format runs.
+"""
+
+import contextlib
+import importlib
+import io
+import struct
+from collections.abc import Callable, Iterator
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageFile
+
+from imgcls.errors import ImageTooLargeError, UnsupportedImageError
+from imgcls.image.decoded import DecodedImage
+from imgcls.image.formats.color import to_color
+from imgcls.image.formats.headers import check_png_is_complete, checked_png, webp_size
+from imgcls.image.formats.raster.all_bits import decode_all_bits, decode_deep_jpeg
+from imgcls.image.formats.raster.bmp import decode_bit_fields
+from imgcls.image.formats.raster.jpeg import decode_jpeg, scale_by_dct
+from imgcls.image.formats.raster.jpeg_markers import JPEG_LS, read_frame
+from imgcls.image.formats.raster.scientific import load_codecs, read_pages
+from imgcls.image.formats.raster.tiff_tags import TiffTags
+from imgcls.image.spec import DecodeSpec
+
+# Imported when its format first turns up: all of them would cost each decoder 50 ms at its start.
+_PLUGINS: Final[dict[str, tuple[str, str]]] = {
+    "JPEG": ("PIL.JpegImagePlugin", "JpegImageFile"),
+    "PNG": ("PIL.PngImagePlugin", "PngImageFile"),
+    "WEBP": ("PIL.WebPImagePlugin", "WebPImageFile"),
+    "AVIF": ("PIL.AvifImagePlugin", "AvifImageFile"),
+    "HEIF": ("pi_heif.as_plugin", "HeifImageFile"),
+    "TIFF": ("imgcls.image.formats.raster.tiff", "TiffFile"),
+    "BMP": ("PIL.BmpImagePlugin", "BmpImageFile"),
+    "GIF": ("PIL.GifImagePlugin", "GifImageFile"),
+    "PNM": ("PIL.PpmImagePlugin", "PpmImageFile"),
+    "JPEG2000": ("PIL.Jpeg2KImagePlugin", "Jpeg2KImageFile"),
+}
+_EXTRAS: Final = {"HEIF": "imgcls[heif]"}
+# What Pillow says of a variant that it does not know; anything else it says means damage.
+_UNKNOWN_VARIANT: Final = (
+    "cannot handle",
+    "unknown pixel mode",
+    "unsupported bmp",
+    "not available",
+    "support not installed",
+    "has not been built in",
+    "unsupported feature",
+)
+_UNKNOWN_SAMPLES: Final = "unknown pixel mode"
+_NOT_IDENTIFIED: Final = "not identified by this driver"  # by HEIF: an item of uncompressed pixels
+_UNKNOWN_MASKS: Final = "BMP bitfields layout"
+_ORIENTATION_TAG: Final = 0x0112
+_SWAPS_SIDES: Final = (5, 6, 7, 8)
+
+
+def decode_raster(
+    data: bytes,
+    format_name: str,
+    spec: DecodeSpec,
+    min_short_px: int | None,
+    begin_frame: Callable[[int], None],
+) -> Iterator[DecodedImage]:
+    """Decode a file of a known format other than DICOM, frame by frame.
+
+    Raises:
+        DecodeError: what is decided here. Other exceptions, Pillow's own, pass: they mean corrupt.
+    """
+    if format_name == "WEBP":
+        _check_size(*webp_size(data), spec)  # opening already allocates the canvas
+    if format_name == "PNG":
+        data = checked_png(data, spec)
+    beside = _beside_pillow(data, format_name, spec, begin_frame)
+    if beside is not None:
+        yield from beside
+        return
+    try:
+        source = open_raster(data, format_name)
+    except UnsupportedImageError as error:
+        if format_name == "TIFF" and _UNKNOWN_SAMPLES in str(error):
+            yield from _decode_by_tifffile(data, spec, begin_frame)
+        elif format_name == "BMP" and _UNKNOWN_MASKS in str(error):
+            image_HWC = decode_bit_fields(data, spec)
+            yield DecodedImage(image_HWC, image_HWC.shape[1], image_HWC.shape[0])
+        else:
+            raise
+        return
+    for frame in _seek_frames(source, spec, begin_frame):
+        yield _decode_frame(source, data, format_name, spec, frame, min_short_px)
+
+
+def _beside_pillow(
+    data: bytes, format_name: str, spec: DecodeSpec, begin_frame: Callable[[int], None]
+) -> Iterator[DecodedImage] | None:
+    """Return the frames of a variant that is known beforehand to be beyond Pillow, else None."""
+    if format_name == "JPEG":
+        header = read_frame(data)
+        if header.marker == JPEG_LS or header.precision > 8:
+            image_HWC = decode_deep_jpeg(data, header, spec)
+            return iter([DecodedImage(image_HWC, header.width_px, header.height_px)])
+    if format_name == "TIFF":
+        tags = TiffTags.of(data)
+        if tags.has_unread_compression:
+            raise UnsupportedImageError(f"TIFF: {tags.words()} is not read")
+        if tags.needs_tifffile(spec):
+            return _decode_by_tifffile(data, spec, begin_frame)
+    return None
+
+
+def _decode_by_tifffile(
+    data: bytes, spec: DecodeSpec, begin_frame: Callable[[int], None]
+) -> Iterator[DecodedImage]:
+    for page in read_pages(data, spec, begin_frame):
+        image_HWC = _upright(page.image_HWC, page.orientation)
+        height_px, width_px, _ = image_HWC.shape
+        yield DecodedImage(image_HWC, width_px, height_px, page.frame)
+
+
+def load_plugins() -> None:
+    """Import what any format may need, for a process that can open no file later."""
+    importlib.import_module("PIL.ImageCms")
+    load_codecs()
+    for module_name, _ in _PLUGINS.values():
+        with contextlib.suppress(ImportError):  # of an extra
+            importlib.import_module(module_name)
+
+
+def open_raster(data: bytes, format_name: str) -> ImageFile.ImageFile:
+    """Let the plugin read the header. Its class is called directly: Image.open would try others."""
+    module_name, class_name = _PLUGINS[format_name]
+    try:
+        module: Any = importlib.import_module(module_name)
+    except ImportError as error:
+        extra = _EXTRAS[format_name]
+        raise UnsupportedImageError(f"{format_name}: pip install '{extra}' reads it") from error
+    # A thread per core in every decoder process would pass its limit on address space.
+    if format_name == "AVIF":
+        module.DEFAULT_MAX_THREADS = 1
+    if format_name == "HEIF":
+        module.options.DECODE_THREADS = 0
+    with _unknown_variants(format_name):
+        source: ImageFile.ImageFile = getattr(module, class_name)(io.BytesIO(data))
+    return source
+
+
+@contextlib.contextmanager
+def _unknown_variants(format_name: str) -> Iterator[None]:
+    """Tell what a library does not know from what is damaged, by its words."""
+    try:
+        yield
+    except Image.DecompressionBombError as error:
+        raise ImageTooLargeError(f"{format_name}: {error}") from error
+    except (SyntaxError, OSError, ValueError, RuntimeError) as error:
+        words = str(error).lower()
+        is_unknown = any(unknown in words for unknown in _UNKNOWN_VARIANT)
+        if is_unknown or (format_name == "HEIF" and _NOT_IDENTIFIED in words):
+            raise UnsupportedImageError(f"{format_name}: {error}") from error
+        if "security limit exceeded: image size" in words:  # libheif, of a header within a header
+            raise ImageTooLargeError(f"{format_name}: {error}") from error
+        raise
+
+
+def _seek_frames(
+    source: ImageFile.ImageFile, spec: DecodeSpec, begin_frame: Callable[[int], None]
+) -> Iterator[int | None]:
+    """Move `source` from one wanted frame to the next, giving its index, None in a single image."""
+    num_frames = getattr(source, "n_frames", 1) if spec.frames != "first" else 1
+    if num_frames == 1:
+        if spec.frames == "first" and hasattr(source, "seek_picture"):  # a TIFF
+            source.seek_picture()
+        yield None
+        return
+    if spec.frames == "all" and num_frames > spec.max_frames:
+        raise ImageTooLargeError(f"{num_frames} frames, the decode spec allows {spec.max_frames}")
+    for frame in range(num_frames) if spec.frames == "all" else [num_frames // 2]:
+        begin_frame(frame)
+        source.seek(frame)
+        yield frame
+
+
+def _decode_frame(
+    source: ImageFile.ImageFile,
+    data: bytes,
+    format_name: str,
+    spec: DecodeSpec,
+    frame: int | None,
+    min_short_px: int | None,
+) -> DecodedImage:
+    width_px, height_px = source.size
+    _check_size(width_px, height_px, spec)
+    if format_name == "JPEG":
+        divisor = scale_by_dct(source.size, min_short_px)
+        image_HWC = decode_jpeg(source, data, read_frame(data), divisor, spec)
+    elif (all_bits_HWC := decode_all_bits(source, data, format_name, spec)) is not None:
+        image_HWC = all_bits_HWC
+    else:
+        with _unknown_variants(format_name):
+            source.load()
+        image_HWC = to_color(source, format_name, spec)
+    if format_name == "PNG":
+        source.load()  # where it is not yet: Pillow tells of damage
+        check_png_is_complete(source, data)
+    # Not before the pixels: to find the tag, Pillow loads a PNG and keeps its failure to itself.
+    orientation = 1 if format_name == "TIFF" else exif_orientation(source)
+    if format_name in ("TIFF", "HEIF"):  # already turned
+        width_px, height_px = source.size
+    if orientation in _SWAPS_SIDES:
+        width_px, height_px = height_px, width_px
+    return DecodedImage(_upright(image_HWC, orientation), width_px, height_px, frame)
+
+
+def _check_size(width_px: int, height_px: int, spec: DecodeSpec) -> None:
+    if width_px * height_px > spec.max_pixels:
+        raise ImageTooLargeError(
+            f"{width_px} x {height_px} pixels, the decode spec allows {spec.max_pixels}"
+        )
+
+
+def exif_orientation(source: ImageFile.ImageFile) -> int:
+    """Return the EXIF orientation, 1 where there is none or its tags are malformed."""
+    if not source.info.get("exif") and source.format != "PNG":
+        return 1
+    try:
+        return int(source.getexif().get(_ORIENTATION_TAG, 1))
+    except (SyntaxError, ValueError, TypeError, LookupError, OSError, OverflowError, struct.error):
+        return 1
+
+
+def _upright(image_HWC: npt.NDArray[np.uint8], orientation: int) -> npt.NDArray[np.uint8]:
+    """Turn the stored image as EXIF 2.32, table 6, says; values beyond 1..8 mean nothing."""
+    match orientation:
+        case 2:
+            turned = image_HWC[:, ::-1]
+        case 3:
+            turned = image_HWC[::-1, ::-1]
+        case 4:
+            turned = image_HWC[::-1]
+        case 5:
+            turned = image_HWC.swapaxes(0, 1)
+        case 6:
+            turned = image_HWC[::-1].swapaxes(0, 1)
+        case 7:
+            turned = image_HWC[::-1, ::-1].swapaxes(0, 1)
+        case 8:
+            turned = image_HWC[:, ::-1].swapaxes(0, 1)
+        case _:
+            return image_HWC
+    return np.ascontiguousarray(turned)

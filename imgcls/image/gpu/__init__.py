@@ -1,0 +1,1 @@
+"""JPEGs decoded and resized on the model's GPU."""

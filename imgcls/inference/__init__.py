@@ -1,0 +1,1 @@
+"""The network as it runs: backends, golden check, predictions and decisions."""

@@ -1,0 +1,349 @@
+"""MODEL_CARD.md: what a person should know of a bundle before using it.
+
+In: the facts of a bundle. Out: Markdown. Invariant: every number comes from the bundle, none is
+computed here.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from imgcls.inert import in_markdown
+from imgcls.metrics.bootstrap import FEW_UNITS
+
+_MAX_LISTED = 5
+_HEADLINE_METRICS = (
+    "accuracy",
+    "top5_accuracy",
+    "balanced_accuracy",
+    "macro_f1",
+    "weighted_f1",
+    "micro_f1",
+    "auroc_macro",
+    "average_precision_macro",
+    "log_loss",
+    "ece",
+    "brier",
+    "num_images",
+)
+# Shown in sections of their own, or too long for a table.
+_SKIPPED_IN_TRAINING = (
+    "counts",
+    "num_images",
+    "num_groups",
+    "leaks",
+    "leak_check",
+    "history",
+    "bad_images",
+    "no_operating_point",
+    "golden_miss",
+)
+_NO_SPREAD = "no spread"
+# Jovanovic and Levy 1997, "A look at the rule of three".
+_ABOUT_NO_SPREAD = (
+    f'"{_NO_SPREAD}": whichever images are drawn again the number is the same, mostly because none '
+    "was wrong. That is no certainty: where n of n independent images are right, the true share "
+    "may still be as low as 1 - 3/n (95 %)."
+)
+_ABOUT_METRICS = (
+    "1 is best, but for log_loss, ece (expected calibration error) and brier, of which 0 is best. "
+    "The numbers hold for images like these; for those of another site, device or time measure "
+    "anew: `imgcls evaluate`."
+)
+
+
+def model_card(facts: Mapping[str, Any], attachments: Sequence[str] = ()) -> str:
+    """Write the card.
+
+    Args:
+        facts: What `bundle.json` holds.
+        attachments: Names of the files beside it; pictures are shown.
+    """
+    training, metrics = facts["training"], facts["metrics"]
+    numbers = [
+        "## Metrics\n\n" + _metrics(metrics, multi_label=facts["multi_label"]),
+        *_per_class(metrics),
+        *_slices(metrics),
+        *_calibration(facts, metrics),
+    ]
+    sections = [
+        f"# {_name(training)}{in_markdown(facts['arch'])} for {len(facts['class_names'])} classes"
+        + (", any number of them per image" if facts["multi_label"] else ""),
+        "Trained and stored by imgcls. Every file is listed with its sha256 in SHA256SUMS; "
+        "`sha256sum -c SHA256SUMS` checks them.",
+        "## Use\n\n"
+        "    imgcls score --source SRC --model THIS_FOLDER --output OUT\n"
+        "    imgcls evaluate --model THIS_FOLDER --data DATA",
+        *_golden_miss(training),
+        "## Classes\n\n" + _table(("label", "class"), enumerate(facts["class_names"])),
+        "## Data\n\n" + _data(facts),
+        *numbers,
+        *([_ABOUT_NO_SPREAD] if any(_NO_SPREAD in section for section in numbers) else []),
+        *(f"![{name}]({name})" for name in attachments if name.endswith(".png")),
+        "## Input\n\n" + _table(("setting", "value"), _input(facts)),
+        "## Training\n\n"
+        + _table(("setting", "value"), _flatten(training, skip=_SKIPPED_IN_TRAINING)),
+        f"Created {facts['created_at']}.",
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def _golden_miss(training: Mapping[str, Any]) -> list[str]:
+    """Warn of a model that its own training's GPU computes wrongly, or another way."""
+    if "golden_miss" not in training:
+        return []
+    return [
+        "**Where it was trained this model does not give its golden answers: the CPU measured.** "
+        f"{in_markdown(training['golden_miss'])} Score it with `--device cpu` or on another GPU."
+    ]
+
+
+def _name(training: Mapping[str, Any]) -> str:
+    config = training.get("config")
+    name = config.get("name") if isinstance(config, Mapping) else None
+    return f"{in_markdown(str(name))}: " if name else ""
+
+
+def _data(facts: Mapping[str, Any]) -> str:
+    training = facts["training"]
+    lines = [f"Split digest `{facts['split_digest']}`.", *_leaks(training)]
+    bad = {split: len(found) for split, found in training.get("bad_images", {}).items()}
+    if bad:
+        count = ", ".join(f"{number} of {split}" for split, number in bad.items())
+        lines.append(f"Images that gave no pixels and were left out: {count}; see bundle.json.")
+    text = " ".join(lines)
+    counts = training.get("counts")
+    if not isinstance(counts, Mapping) or not counts:
+        return text
+    rows = [
+        (name, *(by_class.get(name, 0) for by_class in counts.values()))
+        for name in facts["class_names"]
+    ]
+    total = ("all images", *(training.get("num_images", {}).get(split, "") for split in counts))
+    return f"{text}\n\n{_table(('class', *counts), [*rows, total])}"
+
+
+def _leaks(training: Mapping[str, Any]) -> list[str]:
+    """Say what the splits share, how far that is known, and whether there were groups at all."""
+    if "leaks" not in training:
+        return []
+    if sum(number > 0 for number in training.get("num_images", {}).values()) == 1:
+        return ["There is one split only: nothing was compared."]
+    check = training.get("leak_check", {})
+    because = "; ".join(check.get("incomplete_because", ()))
+    pairs = ", ".join(f"{count} by {kind}" for kind, count in training["leaks"].items())
+    lines = []
+    if pairs:
+        lines.append(
+            f"**The splits share images, and the model was trained all the same: {pairs}.** "
+            "The numbers below are too good."
+        )
+    else:
+        what = "No image" if training.get("num_groups") == 0 else "No group, no image"
+        was = "was found in two splits" if because else "of one lies in two splits"
+        lines.append(f"{what} and no near-duplicate {was}.")
+    if because:
+        lines.append(
+            f"**Leak check: incomplete, because {because}.** There may be more pairs than were "
+            "found, and then the numbers below are too good."
+        )
+    elif check:
+        lines.append("Leak check: complete.")
+    if training.get("num_groups") == 0:
+        lines.append(
+            "No groups were given: whether images of one patient, lot or camera lie in two splits "
+            "is not known. Where they do, the numbers below are too good."
+        )
+    elif "num_groups" in training:
+        lines.append(f"Groups: {training['num_groups']}.")
+    return lines
+
+
+def _by_split(metrics: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """Return the metrics of each split; those of one split alone under ""."""
+    by_split = {
+        name: m for name, m in metrics.items() if isinstance(m, Mapping) and "accuracy" in m
+    }
+    return by_split or ({"": metrics} if metrics else {})
+
+
+def _metrics(metrics: Mapping[str, Any], *, multi_label: bool) -> str:
+    """Show the headline numbers: of one split, or of each that has an entry in `metrics`."""
+    if not metrics:
+        return "None were recorded."
+    rows = [
+        (split, name, _shown(values[name]), _interval(values.get("intervals", {}).get(name, "")))
+        for split, values in _by_split(metrics).items()
+        for name in _HEADLINE_METRICS
+        if name in values
+    ]
+    units = ", ".join(
+        f"{values['intervals']['num_units']} of {split}"
+        for split, values in _by_split(metrics).items()
+        if "num_units" in values.get("intervals", {})
+    )
+    num_units = [
+        values["intervals"]["num_units"]
+        for values in _by_split(metrics).values()
+        if "num_units" in values.get("intervals", {})
+    ]
+    notes = [_ABOUT_METRICS]
+    if multi_label:
+        notes.append("accuracy is the share of images with every class right.")
+    if "val" in _by_split(metrics):
+        notes.append(
+            "val chose the epoch that was kept and the calibration, so its own numbers are a "
+            "little too good; test decided nothing."
+        )
+    notes.append("All metrics are in bundle.json.")
+    if any(n < FEW_UNITS for n in num_units):
+        notes.append(
+            f"With fewer than {FEW_UNITS} groups such intervals are too narrow: of 10 groups they "
+            "hold the truth in 85 %, not 95."
+        )
+    if units:
+        notes.append(f"Intervals are a bootstrap over groups, or else images: {units}.")
+    notes += [
+        f"**No intervals of {split or 'these numbers'}: {in_markdown(reason)}.**"
+        for split, values in _by_split(metrics).items()
+        if (reason := values.get("intervals", {}).get("no_interval_because"))
+    ]
+    return _table(("split", "metric", "value", "95 % interval"), rows) + "\n\n" + " ".join(notes)
+
+
+def _per_class(metrics: Mapping[str, Any]) -> list[str]:
+    rows = []
+    for split, values in _by_split(metrics).items():
+        intervals = values.get("intervals", {}).get("per_class", {})
+        for name, numbers in values.get("per_class", {}).items():
+            cells = [
+                f"{_shown(numbers[metric])} ({_interval(intervals.get(name, {}).get(metric))})"
+                for metric in ("precision", "recall")
+            ]
+            auroc = _shown(values.get("auroc", {}).get(name))
+            rows.append((split, name, *cells, auroc, numbers["support"]))
+    header = ("split", "class", "precision", "recall", "AUROC", "images")
+    return [f"### Per class\n\n{_table(header, rows)}"] if rows else []
+
+
+def _slices(metrics: Mapping[str, Any]) -> list[str]:
+    header = ("split", "slice", "images", "accuracy", "95 % interval")
+    rows = [
+        (
+            split,
+            name,
+            row["num_images"],
+            _shown(row["accuracy"]),
+            _interval(row["accuracy_interval"]),
+        )
+        for split, values in _by_split(metrics).items()
+        for name, row in values.get("slices", {}).items()
+    ]
+    return [f"### Slices\n\n{_table(header, rows)}"] if rows else []
+
+
+def _calibration(facts: Mapping[str, Any], metrics: Mapping[str, Any]) -> list[str]:
+    """Show what was fitted on validation, and what it achieves on each split."""
+    calibration, missing = facts.get("calibration"), facts["training"].get("no_operating_point")
+    without = f"**{in_markdown(missing[0].upper() + missing[1:])}.**" if missing else ""
+    if not calibration:
+        return [f"## Calibration\n\n{without}"] if without else []
+    text = (
+        f"## Calibration\n\nTemperature {_shown(float(calibration['temperature']))} "
+        f"({in_markdown(calibration['note'])}, {calibration['num_images']} images)."
+    )
+    measured = {
+        split: values["calibrated"]
+        for split, values in _by_split(metrics).items()
+        if "calibrated" in values
+    }
+    rows = [
+        (split, name, _shown(_as_trained(metrics, calibration, split, name)), _shown(after[name]))
+        for split, after in measured.items()
+        for name in ("log_loss", "ece")
+    ]
+    if rows:
+        text += "\n\n" + _table(("split", "metric", "as trained", "calibrated"), rows)
+    points = [
+        (
+            point["threshold_id"],
+            _threshold(point["threshold"]),
+            f"{_threshold(point['review_low'])} to {_threshold(point['review_high'])}",
+            split,
+            _with_interval(after["operating_points"][point["threshold_id"]], "recall"),
+            _with_interval(after["operating_points"][point["threshold_id"]], "specificity"),
+            f"{100 * after['operating_points'][point['threshold_id']]['review_fraction']:.1f} %",
+        )
+        for point in calibration["operating_points"]
+        for split, after in measured.items()
+    ]
+    if points:
+        header = ("operating point", "threshold", "review band", "split", "recall", "specificity")
+        text += "\n\n" + _table((*header, "to review"), points)
+        text += (
+            "\n\nA calibrated probability from the upper end of the review band on is positive, "
+            "one below its lower end negative, between them a person decides. The thresholds were "
+            "chosen on val: what to expect of new images is in the rows of test."
+        )
+        for point in calibration["operating_points"]:
+            text += (
+                f" {in_markdown(point['threshold_id'])} rests on {point['num_positive']} images of "
+                f"the class and {point['num_negative']} others."
+            )
+    return [f"{text}\n\n{without}" if without else text]
+
+
+def _as_trained(
+    metrics: Mapping[str, Any], calibration: Mapping[str, Any], split: str, name: str
+) -> Any:  # noqa: ANN401  (a JSON value)
+    """Return a number before calibration; of several labels it is known of validation alone."""
+    before = metrics[split].get(name)
+    return calibration.get(f"{name}_before") if before is None and split == "val" else before
+
+
+def _with_interval(numbers: Mapping[str, Any], name: str) -> str:
+    return f"{_shown(numbers[name])} ({_interval(numbers.get(f'{name}_interval'))})"
+
+
+def _threshold(value: float) -> str:
+    # Of a rare class they lie close to 0, where four decimals say nothing.
+    return f"{value:.4g}"
+
+
+def _input(facts: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    specs = {"decode": facts["decode_spec"], "preprocess": facts["preprocess_spec"]}
+    return _flatten(specs, skip=())
+
+
+def _flatten(values: Mapping[str, Any], skip: tuple[str, ...]) -> list[tuple[str, Any]]:
+    rows: list[tuple[str, Any]] = []
+    for name, value in values.items():
+        if name in skip:
+            continue
+        if isinstance(value, Mapping):
+            rows += [(f"{name}.{inner}", shown) for inner, shown in _flatten(value, skip)]
+        else:
+            is_long = isinstance(value, list) and len(value) > _MAX_LISTED
+            rows.append((name, f"{len(value)} entries, see bundle.json" if is_long else value))
+    return rows
+
+
+def _shown(value: Any) -> str:  # noqa: ANN401  (a JSON value)
+    if value is None:
+        return "–"
+    return f"{value:.4f}" if isinstance(value, float) else str(value)
+
+
+def _interval(bounds: Any) -> str:  # noqa: ANN401  (a JSON value: a pair, or none)
+    if not isinstance(bounds, list):
+        return _shown(bounds)
+    low, high = (_shown(bound) for bound in bounds)
+    return f"{low} to {high}" if bounds[0] != bounds[1] else _NO_SPREAD
+
+
+def _table(header: tuple[str, ...], rows: Any) -> str:  # noqa: ANN401  (any iterable of tuples)
+    lines = ["| " + " | ".join(map(_cell, line)) + " |" for line in (header, *rows)]
+    return "\n".join([lines[0], "|" + " --- |" * len(header), *lines[1:]])
+
+
+def _cell(value: object) -> str:
+    return in_markdown(str(value))

@@ -1,0 +1,237 @@
+"""Start from weights that somebody trained: torchvision's by name, a bundle's, or a file's.
+
+In: a new model and where its weights come from. Out: the same model with all but its head loaded,
+and what was loaded. Invariants: every tensor outside the head comes from there, or nothing does: a
+model that is half pretrained and half random is refused; weights meet pixels normalised as they
+were when the weights were trained, where that is known (torchvision, bundles).
+"""
+
+import io
+import pickle
+import re
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+import torchvision
+from torch import Tensor, nn
+from torchvision.models.vision_transformer import VisionTransformer, interpolate_embeddings
+
+from imgcls.config.paths import WEIGHTS_SUFFIXES
+from imgcls.data.class_names import enumerate_names
+from imgcls.errors import ConfigError, ObjectMissingError
+from imgcls.model.architectures import SIMPLE_CNN, find_head, find_stem, sum_input_channels
+from imgcls.model.bundle import Bundle, read_bundle
+from imgcls.model.registry import resolve
+from imgcls.storage import objects
+
+# Under these keys training scripts keep the weights beside the optimizer; in order of preference.
+_NESTED_KEYS = ("model_ema", "state_dict", "model")
+# Prefixes that wrappers (DistributedDataParallel, torch.compile) put before every name.
+_WRAPPER_PREFIXES = ("module.", "_orig_mod.")
+# torchvision's densenet files name "norm.1" what its modules call "norm1".
+_DENSENET_NAME = re.compile(r"(.*denselayer\d+\.(?:norm|conv))\.([12]\..*)")
+# Files older than torch 0.4.1 lack these counters, which nothing reads at a fixed momentum.
+_COUNTER = ".num_batches_tracked"
+# Auxiliary heads of inception_v3 and googlenet, which build_model leaves out.
+_AUXILIARY_PREFIXES = ("AuxLogits.", "aux1.", "aux2.")
+
+
+@dataclass(frozen=True)
+class LoadedWeights:
+    """What `load_weights` did: how many tensors it loaded, and the names that it did not."""
+
+    num_loaded: int
+    new_head: tuple[str, ...]  # tensors of the model's last layer that keep their new values
+    not_used: tuple[str, ...]  # tensors of the file that the model has no place for
+
+    def summary(self) -> str:
+        """Return one line for the log."""
+        return (
+            f"{self.num_loaded} tensors loaded; "
+            f"new: {enumerate_names(self.new_head) or 'none'}; "
+            f"not used: {enumerate_names(self.not_used) or 'none'}"
+        )
+
+
+def load_weights(
+    model: nn.Module, arch: str, weights: str, *, keep_head: bool = False
+) -> LoadedWeights:
+    """Load pretrained weights into a model, in place.
+
+    The last layer keeps its new values, even where the file's would fit: its classes are others. A
+    three-channel stem is summed for a one-channel model.
+
+    Args:
+        model: Built by `build_model`.
+        arch: Its name.
+        weights: "DEFAULT" or another name of torchvision's weights for `arch` (downloaded at run
+            time), a bundle as REGISTRY/NAME@v1 or by its URI, or the URI of a .safetensors, .pt,
+            .pth or .bin file with a state dict.
+        keep_head: Load the last layer too, for the same classes in the same order.
+
+    Raises:
+        ConfigError: unknown weights, a file that is missing or holds no state dict, or tensors
+            that do not fit.
+    """
+    if _is_bundle(weights):
+        found = dict(_read_bundle(arch, weights).state_dict)
+    elif _is_file(weights):
+        found = _read_file(weights)
+    else:
+        found = _download(arch, weights)
+    own = model.state_dict()
+    stem_name, stem = find_stem(model)
+    stem_weight = f"{stem_name}.weight"
+    if stem.in_channels == 1 and stem_weight in found and found[stem_weight].ndim == 4:
+        found[stem_weight] = sum_input_channels(found[stem_weight])
+    head_prefix = f"{find_head(model)[0]}."
+    new_head = tuple(name for name in own if name.startswith(head_prefix) and not keep_head)
+    wanted = {name: tensor for name, tensor in own.items() if name not in new_head}
+    wanted = {n: t for n, t in wanted.items() if n in found or not n.endswith(_COUNTER)}
+    if isinstance(model, VisionTransformer):
+        found = _fit_positions(model, found)
+    _refuse_misfits(own, wanted, found, f"{weights} does not fit {arch}")
+    model.load_state_dict({**own, **{name: found[name] for name in wanted}})
+    return LoadedWeights(
+        num_loaded=len(wanted),
+        new_head=new_head,
+        not_used=tuple(sorted(name for name in found if name not in wanted)),
+    )
+
+
+def normalization_of(
+    arch: str, weights: str, num_channels: int
+) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    """Return the mean and std per channel that weights were trained with; None for a file's.
+
+    A one-channel model whose stem is the sum of three channels' has one mean and one std: theirs on
+    average.
+
+    Args:
+        arch: Of the model.
+        weights: As for `load_weights`.
+        num_channels: Of the model to train, 1 or 3.
+
+    Raises:
+        ConfigError: unknown weights.
+    """
+    if _is_bundle(weights):
+        spec = _read_bundle(arch, weights).preprocess_spec
+        mean, std = spec.mean, spec.std
+    elif _is_file(weights):
+        return None
+    else:
+        preset = _published(arch, weights).transforms()
+        mean, std = tuple(preset.mean), tuple(preset.std)
+    if num_channels == 1:
+        return (sum(mean) / len(mean),), (sum(std) / len(std),)
+    return (mean, std) if len(mean) == num_channels else None
+
+
+def _is_file(weights: str) -> bool:
+    return weights.lower().endswith(WEIGHTS_SUFFIXES)
+
+
+def _is_bundle(weights: str) -> bool:
+    return not _is_file(weights) and "/" in weights
+
+
+def _read_bundle(arch: str, reference: str) -> Bundle:
+    bundle = read_bundle(resolve(reference))
+    if bundle.arch != arch:
+        raise ConfigError(f"--weights {reference} is a {bundle.arch}, --arch is {arch}")
+    return bundle
+
+
+def _refuse_misfits(
+    own: dict[str, Tensor], wanted: dict[str, Tensor], found: dict[str, Tensor], what: str
+) -> None:
+    if missing := [name for name in wanted if name not in found]:
+        raise ConfigError(
+            f"{what}: it lacks {len(missing)} of {len(wanted)} tensors, {enumerate_names(missing)}"
+        )
+    for name, tensor in wanted.items():
+        if found[name].shape != tensor.shape:
+            raise ConfigError(
+                f"{what}: {name} is {list(found[name].shape)}, needed is {list(tensor.shape)}"
+            )
+    strangers = [
+        name for name in found if name not in own and not name.startswith(_AUXILIARY_PREFIXES)
+    ]
+    if strangers:
+        raise ConfigError(f"{what}: it has {enumerate_names(strangers)} beside what is needed")
+
+
+def _fit_positions(model: VisionTransformer, found: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Interpolate the position embedding of another image size to that of the model."""
+    name = "encoder.pos_embedding"
+    if name not in found or found[name].shape == model.encoder.pos_embedding.shape:
+        return found
+    fitted: dict[str, Tensor] = interpolate_embeddings(
+        model.image_size, model.patch_size, OrderedDict(found)
+    )
+    return fitted
+
+
+def _published(arch: str, name: str) -> Any:  # noqa: ANN401  # torchvision has no types
+    """Return torchvision's description of published weights."""
+    if arch == SIMPLE_CNN:
+        raise ConfigError(f"{SIMPLE_CNN} has no published weights: give a file, not {name!r}")
+    published = torchvision.models.get_model_weights(arch)
+    if name not in published.__members__:
+        known = enumerate_names(published.__members__)
+        raise ConfigError(
+            f"{arch} has no weights {name!r}; it has {known}, "
+            f"or give a bundle (REGISTRY/NAME@v1) or a file ending in {', '.join(WEIGHTS_SUFFIXES)}"
+        )
+    return published[name]
+
+
+def _download(arch: str, name: str) -> dict[str, Tensor]:
+    """Fetch torchvision's published weights into torch's cache folder."""
+    published = _published(arch, name)
+    try:
+        model = torchvision.models.get_model(arch, weights=published, progress=False)
+    except (OSError, RuntimeError) as error:  # urllib's errors are OSErrors, a bad hash is not
+        raise ConfigError(
+            f"weights {name} of {arch} could not be downloaded: {error}; download them elsewhere "
+            "and give the file"
+        ) from error
+    state: dict[str, Tensor] = model.state_dict()
+    return state
+
+
+def _read_file(uri: str) -> dict[str, Tensor]:
+    try:
+        data = objects.read(uri)
+    except ObjectMissingError as error:
+        raise ConfigError(f"there is no file of weights {uri}") from error
+    try:
+        if uri.lower().endswith(".safetensors"):
+            loaded: Any = safetensors.torch.load(data)
+        else:
+            # weights_only: tensors and plain containers, nothing that runs code.
+            loaded = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except (safetensors.SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ConfigError(f"{uri} holds no weights that can be read safely: {reason}") from error
+    for key in _NESTED_KEYS:
+        if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
+            loaded = loaded[key]
+            break
+    if not isinstance(loaded, dict):
+        raise ConfigError(f"{uri} holds a {type(loaded).__name__}, expected a state dict")
+    tensors = {str(n): t for n, t in loaded.items() if isinstance(t, Tensor)}
+    if not tensors:
+        raise ConfigError(f"{uri} holds no tensors by name, expected a state dict")
+    return {_unwrapped(name): tensor for name, tensor in tensors.items()}
+
+
+def _unwrapped(name: str) -> str:
+    for prefix in _WRAPPER_PREFIXES:
+        name = name.removeprefix(prefix)
+    return _DENSENET_NAME.sub(r"\1\2", name)

@@ -1,0 +1,1 @@
+"""What lies in an output, for writers and readers alike."""

@@ -1,0 +1,115 @@
+"""The ledger: which images are published already, read from the published rows themselves.
+
+In: an output prefix, a model and a spec digest. Out: (uri, etag, status, is_current) of every
+published row of these digests. Invariant: there is no second book; what no manifest names was never
+scored.
+
+A row is current unless this imgcls would make another one of the same bytes: the pixels of its
+format moved since, or it could not be read, or was no image, and more of its format is read now.
+What a run's decoders could read, and by which versions, is in its manifest. Rows of commit 27535e0
+and before have neither that nor a format: their decoders were of version 1 and read AT_27535E0, and
+the suffix of the uri stands for the format. Where that says nothing a row that is ok stays current,
+and is counted: to score it again might be to score whole buckets again.
+"""
+
+import io
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Final
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from imgcls.image.formats.abilities import AT_27535E0, Abilities, abilities_here, grown
+from imgcls.image.outcome import family_by_name
+from imgcls.image.versions import from_json, moved_between, versions_here
+from imgcls.runs.published import Manifest, list_published, with_comparable_etags
+from imgcls.schema import Status
+from imgcls.storage.objects import read
+from imgcls.storage.uri import join
+
+_COLUMNS: Final = ["uri", "etag", "status"]
+_MAY_BE_READ_LATER: Final = (Status.UNSUPPORTED, Status.NOT_AN_IMAGE)
+
+
+@dataclass
+class Outdated:
+    """What the ledger found that this imgcls would make otherwise; filled while it is read."""
+
+    moved_formats: set[str] = field(default_factory=set)
+    """Families whose pixels moved since some published row of them."""
+    num_untold: int = 0
+    """Rows whose format neither a column nor a suffix tells, while pixels of some family moved."""
+
+
+def published_keys(
+    output: str,
+    model_digest: str,
+    spec_digest: str,
+    *,
+    abilities: Callable[[], Abilities] = abilities_here,
+    outdated: Outdated | None = None,
+) -> Iterator[pa.Table]:
+    """Yield (uri, etag, status, is_current) of all rows published for this model and spec.
+
+    Args:
+        output: the output prefix.
+        model_digest: of the model.
+        spec_digest: of its specs.
+        abilities: tells what those who will score can read; called when a row depends on it.
+        outdated: takes in what is found.
+    """
+    now = cache(abilities)
+    outdated = outdated if outdated is not None else Outdated()
+    for folder, manifest in list_published(output):
+        if (manifest.model_digest, manifest.spec_digest) != (model_digest, spec_digest):
+            continue
+        for part in manifest.parts:
+            table = _read_keys(join(folder, part["path"]))
+            current = _current(table, manifest, now, outdated)
+            yield table.select(_COLUMNS).append_column("is_current", current)
+
+
+def _read_keys(uri: str) -> pa.Table:
+    file = pq.ParquetFile(io.BytesIO(read(uri)))
+    there = [name for name in (*_COLUMNS, "format") if name in file.schema_arrow.names]
+    table = file.read(columns=there)
+    if "format" not in there:
+        table = table.append_column("format", pa.nulls(table.num_rows, pa.string()))
+    table = with_comparable_etags(table)
+    for name in ("status", "format"):
+        position = table.schema.get_field_index(name)
+        table = table.set_column(position, name, table[name].cast(pa.string()))
+    return table
+
+
+def _current(
+    table: pa.Table, manifest: Manifest, now: Callable[[], Abilities], outdated: Outdated
+) -> pa.ChunkedArray:
+    """Return for each row whether this imgcls would make the same of the same bytes."""
+    record = manifest.decoders or {"reads": AT_27535E0, "versions": 1}
+    moved = moved_between(from_json(record["versions"]), versions_here())
+    may_be_read = pc.is_in(table["status"], value_set=pa.array(_MAY_BE_READ_LATER, pa.string()))
+    has_failed = pc.any(may_be_read).as_py() or False
+    family = table["format"]
+    if manifest.decoders is None and (moved or has_failed):
+        family = _told_by_name(table)
+        if moved:
+            untold = pc.and_(pc.is_null(family), pc.equal(table["status"], Status.OK.value))
+            outdated.num_untold += pc.sum(untold).as_py() or 0
+    current = pc.invert(pc.is_in(family, value_set=pa.array(moved, pa.string())))
+    outdated.moved_formats |= set(pc.unique(family.filter(pc.invert(current))).to_pylist())
+    if not has_failed:
+        return current
+    told = pc.unique(family.filter(may_be_read)).to_pylist()
+    more = [name for name in told if grown(name, record["reads"], now())]
+    is_of_more = pc.is_in(family, value_set=pa.array(more, pa.string()))
+    return pc.and_(current, pc.invert(pc.and_(may_be_read, is_of_more)))
+
+
+def _told_by_name(table: pa.Table) -> pa.ChunkedArray:
+    """Return the formats; of rows without one, what the suffix of the uri says."""
+    named = pa.array([family_by_name(uri) for uri in table["uri"].to_pylist()], pa.string())
+    return pc.coalesce(table["format"], pa.chunked_array([named]))

@@ -1,0 +1,1 @@
+"""Who does the shards: this process, or actors that Ray Data schedules."""

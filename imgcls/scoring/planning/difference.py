@@ -1,0 +1,120 @@
+"""What a night would score: what is listed, less what is published as this imgcls would publish it.
+
+In: a source, a model, an output. Out: the difference, staged and counted. Invariant: a night and
+`imgcls plan` take the same; neither torch nor Ray is imported for it.
+"""
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from imgcls import ray_cluster
+from imgcls.config.scoring import NightlyConfig, PlanConfig
+from imgcls.image.formats.abilities import Abilities
+from imgcls.runs.ledger import Outdated, published_keys
+from imgcls.runs.published import list_published
+from imgcls.scoring.planning.decoders import abilities_of
+from imgcls.scoring.planning.listing import list_source
+from imgcls.scoring.planning.planned_model import PlannedModel, name_model
+from imgcls.scoring.planning.shard_sizes import derive_shard_size, shard_sizes
+from imgcls.scoring.planning.staging import Staging, stage
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """What is listed and not yet published as this imgcls would publish it."""
+
+    staging: Staging
+    counts: dict[str, int]
+    outdated: Outdated
+
+    def again(self) -> dict[str, Any]:
+        """Return what is scored again although it is published, as a result tells it."""
+        return {
+            "planned_again": self.staging.planned_again,
+            "rescored_formats": sorted(self.outdated.moved_formats),
+            "rows_of_unknown_format": self.outdated.num_untold,
+        }
+
+    def log(self) -> None:
+        """Say what was found."""
+        log.info("difference: %s", ", ".join(f"{n} {name}" for name, n in self.counts.items()))
+        again, formats = self.staging.planned_again, ", ".join(sorted(self.outdated.moved_formats))
+        if again["failed_before"]:
+            log.info("%d that failed before are tried again", again["failed_before"])
+        if formats:
+            log.warning(
+                "%d published images of %s are scored again: their pixels have moved since",
+                again["pixels_moved"],
+                formats,
+            )
+        if self.outdated.num_untold:
+            log.warning(
+                "of %d published rows neither a column nor a suffix tells the format: they stay, "
+                "although pixels of some formats have moved since. To score them again, roll their "
+                "runs back",
+                self.outdated.num_untold,
+            )
+
+
+@contextmanager
+def stage_difference(
+    config: NightlyConfig | PlanConfig, model: PlannedModel, abilities: Callable[[], Abilities]
+) -> Iterator[Difference]:
+    """Stage what is listed and not yet published with this model and spec."""
+    outdated = Outdated()
+    was_there = partial(_was_read_before, config.output, config.source)
+    with stage(list_source(config.source, was_there=was_there)) as staging:
+        counts = exclude_published(config, model, staging, abilities, outdated)
+        found = Difference(staging, counts, outdated)
+        found.log()
+        yield found
+
+
+def exclude_published(
+    config: NightlyConfig | PlanConfig,
+    model: PlannedModel,
+    staging: Staging,
+    abilities: Callable[[], Abilities],
+    outdated: Outdated,
+) -> dict[str, int]:
+    """Drop from what is staged what is published as this imgcls would publish it; count both."""
+    published = published_keys(
+        config.output, model.digest, model.spec_digest, abilities=abilities, outdated=outdated
+    )
+    return staging.exclude(published, retry_failed=config.retry_failed)
+
+
+def _was_read_before(output: str, source: str) -> bool:
+    """Tell whether a published run read this very source: then its name is right, though empty."""
+    return any(manifest.source == source for _, manifest in list_published(output))
+
+
+def show_plan(config: PlanConfig) -> dict[str, Any]:
+    """Count what a nightly run would score, without writing anything.
+
+    Raises:
+        ConfigError: the source or the model is wrong.
+    """
+    model = name_model(config.model)
+    with stage_difference(
+        config, model, partial(abilities_of, on_cluster=ray_cluster.in_cluster())
+    ) as found:
+        staging, counts = found.staging, found.counts
+        num_images = staging.count()
+        return {
+            "source": config.source,
+            "output": config.output,
+            **counts,
+            **found.again(),
+            "to_score": num_images,
+            "skipped": staging.num_skipped,
+            "size_bytes": staging.size_bytes(),
+            "shards": sum(1 for _ in shard_sizes(num_images, config.shard_size)),
+            "shard_size": derive_shard_size(num_images, config.shard_size),
+        }

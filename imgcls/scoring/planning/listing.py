@@ -1,0 +1,198 @@
+"""What there is to score: a prefix, a glob or a manifest becomes a stream of objects.
+
+In: the SOURCE of `score`. Out: ObjectInfo per object, Skipped per key that cannot be scored, each
+with a reason. Invariant: listed = planned + skipped; nothing under the source disappears without a
+name.
+"""
+
+import itertools
+import logging
+import queue
+import re
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from functools import lru_cache
+
+from imgcls.data.label_manifest import is_manifest, read_uris
+from imgcls.errors import ObjectMissingError, SourceError
+from imgcls.storage.objects import (
+    ObjectInfo,
+    Skipped,
+    head,
+    is_folder,
+    list_entries,
+    list_folder,
+)
+from imgcls.storage.uri import canonical, is_local, split_uri
+
+log = logging.getLogger(__name__)
+
+HEADS_IN_FLIGHT = 32
+LISTINGS_IN_FLIGHT = 8
+MAX_DESCENT = 3
+PAGE_SIZE = 1000
+# What runs write, by its whole name: an output in the source, also by a link, would be scored anew
+# every night.
+_OWN_FILES = re.compile(
+    r"/_runs/[^/]+/(?:[^/]+\.(?:json|zip)"
+    r"|(?:plan|attempts|commits|logs)/[^/]+\.(?:parquet|json|jsonl|log))$"
+    r"|/date=[^/]+/run=[^/]+/(?:part-[0-9]+\.parquet|_manifest\.json)$"
+    r"|/_(?:lease|store_probe)\.json$"
+)
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def list_source(
+    source: str, *, was_there: Callable[[], bool] | None = None
+) -> Iterator[ObjectInfo | Skipped]:
+    """Stream every entry of a source.
+
+    A source with `*` is a glob: `*` stays within a folder, `**` crosses folders. A source that ends
+    in .csv, .parquet or .jsonl is a manifest with a column uri. Anything else is a prefix, read as
+    a folder.
+
+    Args:
+        source: what to list.
+        was_there: allows a source to be empty where its folder is there and empty too, or where
+            this tells that there was something before. By default an empty one is refused.
+
+    Raises:
+        SourceError: nothing is there.
+        ConfigError: no such bucket, or the manifest has no column uri.
+    """
+    if is_manifest(source):
+        return _list_manifest(source)
+    return _list_folder(source, was_there)
+
+
+def covers(source: str, uri: str) -> bool:
+    """Return whether listing the source would list an object of this uri (a manifest: never)."""
+    if is_manifest(source):
+        return False
+    scheme, bucket, key = split_uri(source)
+    *place, candidate = split_uri(uri)
+    if "*" in source:
+        return place == [scheme, bucket] and bool(glob_to_regex(key).fullmatch(candidate))
+    folder = f"{key.rstrip('/')}/" if key else ""
+    return place == [scheme, bucket] and candidate.startswith(folder)
+
+
+def _list_folder(
+    source: str, was_there: Callable[[], bool] | None
+) -> Iterator[ObjectInfo | Skipped]:
+    is_glob = "*" in source
+    folder = source[: source.index("*")].rpartition("/")[0] if is_glob else source
+    num_found = num_others = num_skipped = 0
+    for entry in list_parallel(folder):
+        num_skipped += isinstance(entry, Skipped)
+        if is_glob and not covers(source, entry.uri):
+            num_others += isinstance(entry, ObjectInfo)
+            continue
+        if isinstance(entry, ObjectInfo) and _OWN_FILES.search(entry.uri):
+            yield Skipped(entry.uri, "imgcls wrote it: an output of runs lies in the source")
+            continue
+        num_found += isinstance(entry, ObjectInfo)
+        yield entry
+    if num_found:
+        return
+    # An object store has a folder only where somebody made a marker of it.
+    is_empty = num_others == 0 and (num_skipped > 0 or is_folder(folder))
+    if was_there is not None and (is_empty or was_there()):
+        log.warning("%s: holds no image", source)
+        return
+    raise SourceError(
+        f"{source}: no objects found. Check the spelling; a prefix is read as a folder, and "
+        "`*` in a glob does not cross folders (`**` does)."
+    )
+
+
+def list_parallel(prefix: str) -> Iterator[ObjectInfo | Skipped]:
+    """List a prefix folder by folder, LISTINGS_IN_FLIGHT at a time, in no particular order.
+
+    Where the keys have no folders, or more of them than one page, it is listed in one stream.
+    """
+    folders, entries = _expand(prefix)
+    yield from entries
+    if len(folders) == 1:
+        yield from list_entries(folders[0])
+        return
+    pages: queue.Queue[list[ObjectInfo | Skipped] | None] = queue.Queue(2 * LISTINGS_IN_FLIGHT)
+    stopped = threading.Event()
+    with ThreadPoolExecutor(LISTINGS_IN_FLIGHT, thread_name_prefix="listing") as pool:
+        listings = [pool.submit(_list_pages, folder, pages, stopped) for folder in folders]
+        try:
+            for _ in folders:
+                while (page := pages.get()) is not None:
+                    yield from page
+        finally:
+            stopped.set()
+            for listing in listings:
+                listing.cancel()
+            while not pages.empty():
+                pages.get_nowait()
+    for listing in listings:
+        listing.result()
+
+
+def _expand(prefix: str) -> tuple[list[str], list[ObjectInfo | Skipped]]:
+    """Descend until there are enough folders to list at a time; return what lies beside them."""
+    folders, entries = [prefix], list[ObjectInfo | Skipped]()
+    for _ in range(MAX_DESCENT):
+        if len(folders) >= LISTINGS_IN_FLIGHT:
+            break
+        below = []
+        for folder in folders:
+            level = list_folder(folder)
+            below += [folder] if level is None else level.folders
+            entries += [] if level is None else level.entries
+        if below == folders:
+            break
+        folders = below
+    return folders, entries
+
+
+def _list_pages(
+    folder: str, pages: "queue.Queue[list[ObjectInfo | Skipped] | None]", stopped: threading.Event
+) -> None:
+    """Put a folder's entries into the queue, page by page, then None; also when it fails."""
+    try:
+        entries = list_entries(folder)
+        while not stopped.is_set() and (page := list(itertools.islice(entries, PAGE_SIZE))):
+            pages.put(page)
+    finally:
+        pages.put(None)
+
+
+@lru_cache
+def glob_to_regex(glob: str) -> re.Pattern[str]:
+    """Translate a glob of keys: `**/` is any folders or none, `*` stops at `/`."""
+    meaning = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*"}
+    tokens = re.split(r"(\*\*/|\*\*|\*)", glob)
+    return re.compile("".join(meaning.get(token, re.escape(token)) for token in tokens), re.DOTALL)
+
+
+def _list_manifest(source: str) -> Iterator[ObjectInfo | Skipped]:
+    seen: set[str] = set()
+    unique = []
+    for given in read_uris(source):
+        # A local path has many spellings; an object's key has one.
+        uri = canonical(given) if is_local(given) else given
+        if uri in seen:
+            yield Skipped(uri, "listed twice in the manifest")
+        else:
+            seen.add(uri)
+            unique.append(uri)
+    rest = iter(unique)
+    with ThreadPoolExecutor(HEADS_IN_FLIGHT) as pool:
+        while batch := list(itertools.islice(rest, PAGE_SIZE)):
+            yield from pool.map(_describe, batch)
+
+
+def _describe(uri: str) -> ObjectInfo:
+    """Look one manifest entry up; one that is not there is planned and becomes `missing`."""
+    try:
+        return head(uri)
+    except ObjectMissingError:
+        return ObjectInfo(uri, etag="", size_bytes=0, last_modified=_EPOCH, version_id=None)

@@ -1,0 +1,217 @@
+"""Listed objects on local disk: counted, compared with the ledger, sorted.
+
+In: a stream of listed objects, and the rows that are published. Out: counts, and tables in order of
+uri. Invariant: memory does not grow with the number of objects: DuckDB holds and sorts them on
+disk, so a hundred million keys need no more of it than a thousand.
+"""
+
+import json
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import duckdb
+import pyarrow as pa
+
+from imgcls.logs import Progress
+from imgcls.runs.published import with_comparable_etags
+from imgcls.schema import FAILED_BEFORE_FIELD, PLAN_SCHEMA
+from imgcls.storage.objects import ObjectInfo, Skipped
+
+SORT_MEMORY = "128MB"
+_STAGE_ROWS = 16_384
+
+
+class Staging:
+    """The listed objects on local disk, to be counted, compared and sorted in bounded memory."""
+
+    def __init__(self, folder: str) -> None:
+        self._database = duckdb.connect(
+            str(Path(folder) / "staging.duckdb"),
+            config={"memory_limit": SORT_MEMORY, "threads": 1, "temp_directory": folder},
+        )
+        self._database.execute("SET TimeZone = 'UTC'")
+        self._database.execute(
+            "CREATE TABLE listing (uri VARCHAR, etag VARCHAR, size_bytes BIGINT,"
+            " last_modified TIMESTAMPTZ, version_id VARCHAR, failed_before BOOLEAN DEFAULT false)"
+        )
+        self._skipped = Path(folder) / "skipped.jsonl"
+        self.num_skipped = self.num_excluded = 0
+        self.planned_again: dict[str, int] = {}
+        self.plan_schema = PLAN_SCHEMA
+
+    def fill(self, entries: Iterable[ObjectInfo | Skipped]) -> None:
+        """Stage a listing, showing its count and rate as it goes."""
+        batch: list[ObjectInfo] = []
+        with Progress("listing", None, "objects") as progress:
+            for entry in entries:
+                if isinstance(entry, Skipped):
+                    self._skip(entry)
+                    continue
+                batch.append(entry)
+                if len(batch) == _STAGE_ROWS:
+                    self.insert(_to_table(batch))
+                    progress.advance(len(batch))
+                    batch = []
+            self.insert(_to_table(batch))
+            progress.advance(len(batch))
+
+    def _skip(self, entry: Skipped) -> None:
+        self.num_skipped += 1
+        line = json.dumps({"uri": entry.uri, "reason": entry.reason})
+        with self._skipped.open("a", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(f"{line}\n")
+
+    def skipped_lines(self) -> bytes:
+        """Return the skipped keys with their reasons, one JSON object a line."""
+        return self._skipped.read_bytes() if self.num_skipped else b""
+
+    def insert(self, objects: pa.Table) -> None:
+        """Stage objects (schema PLAN_SCHEMA)."""
+        self._database.register("staged", objects)
+        self._database.execute("INSERT INTO listing SELECT *, false FROM staged")
+        self._database.unregister("staged")
+
+    def exclude(self, published: Iterable[pa.Table], *, retry_failed: bool) -> dict[str, int]:
+        """Drop what is published already with the same etag; return counts of what was found.
+
+        What stays although it is published is counted in `planned_again`: of images that were ok,
+        as pixels_moved, and of others, as failed_before.
+
+        Args:
+            published: tables of uri, etag, status and, where some rows are not current, is_current
+                (see ledger.py); any number of rows for one object.
+            retry_failed: keep objects that are published, but never with status ok.
+
+        Returns:
+            new (never published), changed (published with other etags only, or with other pixels),
+            failed_before (published, never ok) and unchanged (published, ok).
+        """
+        self._database.execute(
+            "CREATE TABLE rows (uri VARCHAR, etag VARCHAR, ok BOOLEAN, done BOOLEAN)"
+        )
+        for table in published:
+            if "is_current" not in table.column_names:
+                table = table.append_column("is_current", pa.array([True] * table.num_rows))
+            self._database.register("staged", table)
+            # `missing` and `changed` say nothing of the version that was planned: had it been read,
+            # it might well be ok. Only of an object that was never there is `missing` the outcome.
+            # What was `unreadable` is tried every night: its owner may have opened it.
+            self._database.execute(
+                "INSERT INTO rows SELECT uri, etag, status = 'ok',"
+                " is_current AND status <> 'unreadable' FROM staged"
+                " WHERE etag = '' OR status NOT IN ('missing', 'changed')"
+            )
+            self._database.unregister("staged")
+        self._database.execute(
+            "CREATE TABLE ledger AS SELECT uri, etag, bool_or(ok) AS ok, bool_or(done) AS done"
+            " FROM rows GROUP BY ALL; DROP TABLE rows"
+        )
+        [counts] = self._database.sql(
+            "SELECT count(*) FILTER (ledger.uri IS NULL AND known.uri IS NULL),"
+            " count(*) FILTER (ledger.uri IS NULL AND known.uri IS NOT NULL"
+            " OR ledger.ok AND NOT ledger.done),"
+            " count(*) FILTER (NOT ledger.ok), count(*) FILTER (ledger.ok AND ledger.done)"
+            " FROM listing LEFT JOIN ledger USING (uri, etag)"
+            " LEFT JOIN (SELECT DISTINCT uri FROM ledger) AS known ON known.uri = listing.uri"
+        ).fetchall()
+        self._database.execute(
+            "DELETE FROM listing USING ledger WHERE listing.uri = ledger.uri"
+            " AND listing.etag = ledger.etag AND ledger.done AND (ledger.ok OR NOT ?)",
+            [retry_failed],
+        )
+        self.num_excluded = sum(counts) - self.count()
+        self._mark_planned_again()
+        return dict(zip(("new", "changed", "failed_before", "unchanged"), counts, strict=True))
+
+    def _mark_planned_again(self) -> None:
+        """Mark what failed in an earlier night; it is judged apart from what is new."""
+        self._database.execute(
+            "UPDATE listing SET failed_before = true FROM ledger WHERE listing.uri = ledger.uri"
+            " AND listing.etag = ledger.etag AND NOT ledger.ok"
+        )
+        [(moved, failed)] = self._database.sql(
+            "SELECT count(*) FILTER (ledger.ok), count(*) FILTER (NOT ledger.ok)"
+            " FROM listing JOIN ledger USING (uri, etag)"
+        ).fetchall()
+        self.planned_again = {"pixels_moved": moved, "failed_before": failed}
+        if failed:
+            self.plan_schema = PLAN_SCHEMA.append(FAILED_BEFORE_FIELD)
+
+    def count(self) -> int:
+        """Return the number of staged objects."""
+        return int(self._database.sql("SELECT count(*) FROM listing").fetchall()[0][0])
+
+    def duplicate(self) -> str:
+        """Return a uri that is staged more than once, or ""; a plan must name each once."""
+        found = self._database.sql(
+            "SELECT uri FROM listing GROUP BY uri HAVING count(*) > 1 LIMIT 1"
+        ).fetchall()
+        return str(found[0][0]) if found else ""
+
+    def size_bytes(self) -> int:
+        """Return the total size of the staged objects."""
+        sizes = self._database.sql("SELECT coalesce(sum(size_bytes), 0) FROM listing").fetchall()
+        return int(sizes[0][0])
+
+    def sorted_tables(self, sizes: Iterable[int]) -> Iterator[pa.Table]:
+        """Yield the objects sorted by uri, in tables of these sizes, as far as there are any."""
+        left = iter(sizes)
+        num_rows = next(left, 0)
+        columns = ", ".join(self.plan_schema.names)
+        batches = (
+            self._database.table("listing")
+            .project(columns)
+            .order("uri")
+            .to_arrow_reader(_STAGE_ROWS)
+        )
+        held: list[pa.RecordBatch] = []
+        held_rows = 0
+        for batch in batches:
+            held.append(batch)
+            held_rows += batch.num_rows
+            while held_rows >= num_rows > 0:
+                table = pa.Table.from_batches(held)
+                yield table.slice(0, num_rows).cast(self.plan_schema)
+                held = table.slice(num_rows).to_batches()
+                held_rows -= num_rows
+                num_rows = next(left, 0)
+        if held_rows:
+            yield pa.Table.from_batches(held).cast(self.plan_schema)
+
+    def close(self) -> None:
+        """Close the database; its files go with the folder."""
+        self._database.close()
+
+
+def _to_table(batch: list[ObjectInfo]) -> pa.Table:
+    columns = {name: [getattr(info, name) for info in batch] for name in PLAN_SCHEMA.names}
+    return pa.table(columns, schema=PLAN_SCHEMA)
+
+
+@contextmanager
+def stage(entries: Iterable[ObjectInfo | Skipped]) -> Iterator[Staging]:
+    """Stage a listing in a temporary folder that is gone afterwards."""
+    with _empty_staging() as staging:
+        staging.fill(entries)
+        yield staging
+
+
+@contextmanager
+def stage_again(tables: Iterable[pa.Table]) -> Iterator[Staging]:
+    """Stage planned objects (PLAN_SCHEMA and more), to compare them as if listed now."""
+    with _empty_staging() as staging:
+        for table in tables:
+            staging.insert(with_comparable_etags(table.select(PLAN_SCHEMA.names)))
+        yield staging
+
+
+@contextmanager
+def _empty_staging() -> Iterator[Staging]:
+    with tempfile.TemporaryDirectory(prefix="imgcls-plan-", ignore_cleanup_errors=True) as folder:
+        staging = Staging(folder)
+        try:
+            yield staging
+        finally:
+            staging.close()

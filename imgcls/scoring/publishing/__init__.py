@@ -1,0 +1,1 @@
+"""Commits -> parts -> manifest, the proof of it, and what is taken back."""

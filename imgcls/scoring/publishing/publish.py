@@ -1,0 +1,197 @@
+"""Publish a run: committed attempts become the night's Parquet, the manifest makes it visible.
+
+In: the plan and its commits. Out: OUT/date=D/run=R/part-*.parquet sorted by uri, then
+_manifest.json. Invariant: a run is published when its manifest exists, and the manifest names only
+parts that hold exactly one row per planned image (and frame): compared with the plan here, row by
+row, before anything is written.
+"""
+
+import hashlib
+import io
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict
+from datetime import UTC, datetime
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from imgcls.errors import ConfigError, ImgclsError, ObjectExistsError
+from imgcls.runs.published import (
+    FORMAT_VERSION,
+    MANIFEST,
+    Manifest,
+    published_uri,
+    read_manifest,
+)
+from imgcls.schema import PREDICTION_SCHEMA
+from imgcls.scoring.planning.decoders import moved_formats, record_of_run
+from imgcls.scoring.planning.plan import Plan, Shard, is_rolled_back, read_shard_rows, run_uri
+from imgcls.scoring.shard.commit import Commit, count_kinds, count_statuses, to_parquet
+from imgcls.storage.objects import delete, put_new, read
+from imgcls.storage.uri import join
+
+# A part of this many rows is 20 to 60 MB: few files for a night, and small enough to build in
+# memory. Rows with wide columns (probs, embedding) reach the bytes first.
+ROWS_PER_PART = 262_144
+BYTES_PER_PART = 256 << 20
+
+
+def publish(
+    output: str,
+    plan: Plan,
+    commits: dict[str, Commit],
+    before_manifest: Callable[[], None] = lambda: None,
+) -> Manifest:
+    """Write the parts and the manifest; return the manifest that counts: the first one there.
+
+    Args:
+        output: the output prefix.
+        plan: the run's plan.
+        commits: of every shard.
+        before_manifest: called when everything else is written; what it raises leaves the run
+            unpublished.
+
+    Raises:
+        ImgclsError: an attempt is damaged or does not hold the planned rows. Nothing is published
+            then.
+    """
+    folder = published_uri(output, plan.date, plan.run_id)
+    parts: list[dict[str, Any]] = []
+    status_counts: Counter[str] = Counter()
+    kinds: Counter[str] = Counter()
+    tables = (_checked_attempt(output, plan, shard, commits) for shard in plan.shards())
+    for num_shards, table in _regroup(tables):
+        status_counts.update(count_statuses(table))
+        kinds.update(count_kinds(table))
+        part = _write_part(folder, f"part-{len(parts):05d}.parquet", table)
+        parts.append(part | {"num_shards": num_shards})
+    records = [commits[shard.shard_id].decoders for shard in plan.shards()]
+    manifest = Manifest(
+        run_id=plan.run_id,
+        date=plan.date,
+        source=plan.source,
+        model=plan.model,
+        model_uri=plan.model_uri,
+        model_digest=plan.model_digest,
+        spec_digest=plan.spec_digest,
+        parts=tuple(parts),
+        counts=plan.counts | {"rows": sum(part["num_rows"] for part in parts)},
+        status_counts=dict(sorted(status_counts.items())),
+        published_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        decoders=record_of_run(records),
+        moved_formats=moved_formats(records),
+        not_an_image=dict(kinds.most_common()),
+    )
+    text = json.dumps({"format_version": FORMAT_VERSION} | asdict(manifest), indent=1)
+    before_manifest()
+    try:
+        put_new(join(folder, MANIFEST), text.encode())
+    except ObjectExistsError:
+        winner = read_manifest(folder)
+        if winner is None:
+            raise ConfigError(f"run {plan.run_id} was rolled back while it published") from None
+        return winner
+    # Rollback marks first and deletes then: whichever of us is second sees the other.
+    if is_rolled_back(output, plan.run_id):
+        delete(join(folder, MANIFEST))
+        raise ConfigError(f"run {plan.run_id} was rolled back while it published")
+    return manifest
+
+
+def _checked_attempt(output: str, plan: Plan, shard: Shard, commits: dict[str, Commit]) -> pa.Table:
+    """Read a committed attempt and prove that it holds the planned rows of its shard."""
+    commit = commits[shard.shard_id]
+    table = with_all_columns(read_attempt(run_uri(output, plan.run_id), commit))
+    problem = compare_with_plan(read_shard_rows(output, plan, shard), table)
+    problem = problem or compare_provenance(plan, table)
+    if problem:
+        raise ImgclsError(f"run {plan.run_id}, {commit.attempt}: {problem}. Nothing was published.")
+    return table
+
+
+def with_all_columns(rows: pa.Table) -> pa.Table:
+    """Return rows of any version with the columns of this one, null where they were not written."""
+    for field in PREDICTION_SCHEMA:
+        if field.name not in rows.column_names:
+            position = PREDICTION_SCHEMA.get_field_index(field.name)
+            before = set(PREDICTION_SCHEMA.names[:position])
+            at = 1 + max(i for i, name in enumerate(rows.column_names) if name in before)
+            rows = rows.add_column(at, field, pa.nulls(rows.num_rows, field.type))
+    return rows
+
+
+def compare_provenance(plan: Plan, rows: pa.Table) -> str:
+    """Return how rows come from another run, model or spec than planned, or "" if they do not."""
+    for name in ("run_id", "model_digest", "spec_digest"):
+        others = set(pc.unique(rows[name].cast(pa.string())).to_pylist()) - {getattr(plan, name)}
+        if others:
+            return f"rows have {name} {others.pop()}, the plan {getattr(plan, name)}"
+    return ""
+
+
+def read_attempt(run: str, commit: Commit) -> pa.Table:
+    """Read the attempt that a commit names, refusing any other bytes than those committed."""
+    uri = join(run, commit.attempt)
+    data = read(uri)
+    sha256 = hashlib.sha256(data).hexdigest()
+    if sha256 != commit.sha256:
+        raise ImgclsError(f"{uri}: sha256 is {sha256}, committed was {commit.sha256}")
+    return pq.read_table(io.BytesIO(data))
+
+
+def compare_with_plan(planned: pa.Table, rows: pa.Table) -> str:
+    """Return how prediction rows differ from their plan rows, or "" if they do not."""
+    if all(rows[name].equals(planned[name]) for name in ("uri", "etag")):
+        # Planned uris are unique: the same uris in the same order are one row each.
+        return ""
+    keys = list(zip(rows["uri"].to_pylist(), rows["frame"].to_pylist(), strict=True))
+    if len(set(keys)) != len(keys):
+        twice = next(key for key, times in Counter(keys).items() if times > 1)
+        return f"row {twice} is there twice"
+    expected = dict(zip(planned["uri"].to_pylist(), planned["etag"].to_pylist(), strict=True))
+    found = dict(zip(rows["uri"].to_pylist(), rows["etag"].to_pylist(), strict=True))
+    if expected != found:
+        missing, extra = expected.keys() - found.keys(), found.keys() - expected.keys()
+        return (
+            f"{len(missing)} planned images have no row, {len(extra)} rows were never planned, "
+            "or an etag differs"
+        )
+    return ""
+
+
+def _regroup(tables: Iterable[pa.Table]) -> Iterator[tuple[int, pa.Table]]:
+    """Concatenate tables into ones of a part's size, and count them; none is split."""
+    held: list[pa.Table] = []
+    for table in tables:
+        held.append(table)
+        num_rows = sum(each.num_rows for each in held)
+        if num_rows >= ROWS_PER_PART or sum(each.nbytes for each in held) >= BYTES_PER_PART:
+            yield len(held), pa.concat_tables(held).unify_dictionaries().combine_chunks()
+            held = []
+    if held:
+        yield len(held), pa.concat_tables(held).unify_dictionaries().combine_chunks()
+
+
+def _write_part(folder: str, name: str, table: pa.Table) -> dict[str, Any]:
+    """Put one part; a twin's part of the same rows is as good, other rows there are an error."""
+    data = to_parquet(table)
+    try:
+        put_new(join(folder, name), data)
+    except ObjectExistsError:
+        data = read(join(folder, name))
+        there = with_all_columns(pq.read_table(io.BytesIO(data)))
+        if not there.equals(pq.read_table(io.BytesIO(to_parquet(table)))):
+            raise ImgclsError(
+                f"{join(folder, name)}: holds other rows than this run committed. Something else "
+                "wrote there; move it away and start the same command again."
+            ) from None
+    return {
+        "path": name,
+        "sha256": hashlib.sha256(data).hexdigest(),
+        "num_rows": table.num_rows,
+        "size_bytes": len(data),
+    }

@@ -1,0 +1,204 @@
+"""Take back and clean up: roll a published run back, remove what no run needs any more.
+
+In: an output prefix. Out: counts of what was removed. Invariant: what a manifest names is never
+removed by gc; rollback removes the manifest first, so that no reader sees half a night.
+"""
+
+import json
+import logging
+import re
+from collections import defaultdict
+from contextlib import nullcontext
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from imgcls.config.choices import check_name
+from imgcls.config.scoring import GcConfig, RollbackConfig
+from imgcls.errors import ConfigError, ObjectExistsError, SourceError
+from imgcls.runs.published import MANIFEST, published_uri, read_manifest
+from imgcls.scoring.planning.plan import (
+    Plan,
+    is_rolled_back,
+    read_plan,
+    rolled_back_uri,
+    run_uri,
+)
+from imgcls.scoring.publishing.lease import Lease
+from imgcls.storage.objects import (
+    ObjectInfo,
+    delete,
+    head,
+    list_objects,
+    put,
+    put_new,
+)
+from imgcls.storage.pending_uploads import PendingUpload, abort_upload, list_pending_uploads
+from imgcls.storage.uri import canonical, join, split_uri
+
+log = logging.getLogger(__name__)
+CLOCK = "_clock.json"
+_RESOLUTION = timedelta(seconds=1)
+_AGE = re.compile(r"(\d+)([smhd])")
+_UNIT = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
+# Of a published run the plan and the commits stay: they are small, and `verify` reads them. So does
+# what people read: how the run went, and its log.
+_NEEDED_WHEN_PUBLISHED = (
+    "plan.json",
+    "plan/",
+    "commits/",
+    "rolled_back.json",
+    "precision.json",
+    "int8-",  # a later run of few images takes it over
+    "progress.json",
+    "report.json",
+    "logs/",
+)
+
+
+def rollback(config: RollbackConfig) -> dict[str, Any]:
+    """Take a published run back.
+
+    A marker first (so that the run id is never resumed), then the manifest (now unpublished), then
+    its parts.
+
+    Raises:
+        SourceError: there is no such run.
+    """
+    check_name(config.run_id, "--run-id")
+    output = canonical(config.output)
+    plan = read_plan(output, config.run_id)
+    if plan is None:
+        raise SourceError(f"{output}: there is no run {config.run_id}")
+    folder = published_uri(output, plan.date, plan.run_id)
+    manifest = read_manifest(folder)
+    record = {"rolled_back_at": datetime.now(UTC).isoformat(timespec="seconds")}
+    try:
+        put_new(rolled_back_uri(output, config.run_id), json.dumps(record).encode())
+    except ObjectExistsError:
+        log.info("run %s was rolled back before; finishing that", config.run_id)
+    delete(join(folder, MANIFEST))
+    removed = [info.uri for info in list_objects(folder)]
+    for uri in removed:
+        delete(uri)
+    return {
+        "run_id": config.run_id,
+        "output": folder,
+        "rows": manifest.counts["rows"] if manifest else 0,
+        "parts_removed": len(removed),
+    }
+
+
+def refuse_rolled_back(output: str, run_id: str) -> None:
+    """Refuse to go on with a run that was taken back."""
+    if is_rolled_back(output, run_id):
+        raise ConfigError(f"run {run_id} was rolled back; choose another --run-id")
+
+
+def gc(config: GcConfig) -> dict[str, Any]:
+    """Remove attempts of published runs, abandoned runs (on request) and pending multipart uploads.
+
+    Ages are by the clock of the store, which dated what lies there, whatever this machine's says.
+
+    Raises:
+        ConfigError: --older-than is no age.
+    """
+    age = parse_age(config.older_than)
+    output = canonical(config.output)
+    runs = f"{join(output, '_runs')}/"
+    by_run: dict[str, list[ObjectInfo]] = defaultdict(list)
+    removed: list[ObjectInfo] = []
+    uploads = _pending_uploads(output)
+    if uploads or any(True for _ in list_objects(runs)):
+        before = now_of_store(output) - age
+        uploads = [upload for upload in uploads if upload.initiated < before]
+        # Abandoned is what no run goes on with: under the lease no nightly run can begin to.
+        with Lease(output, "gc") if config.abandoned and not config.dry_run else nullcontext():
+            for info in list_objects(runs):
+                by_run[info.uri.removeprefix(runs).partition("/")[0]].append(info)
+            for run_id, infos in by_run.items():
+                removed += _garbage(output, run_id, infos, before, abandoned=config.abandoned)
+            _remove(removed, dry_run=config.dry_run)
+    _abort(uploads, dry_run=config.dry_run)
+    return {
+        "output": output,
+        "runs": len(by_run),
+        "removed": len(removed),
+        "removed_bytes": sum(info.size_bytes for info in removed),
+        "uploads_aborted": len(uploads),
+        "dry_run": config.dry_run,
+    }
+
+
+def now_of_store(output: str) -> datetime:
+    """Return the time that the store would give to an object written now, by writing one.
+
+    A store tells whole seconds, or ticks of a disk: what it dated before is never later than this.
+    """
+    uri = join(output, CLOCK)
+    put(uri, b'{"for": "gc, which asks the store for its time"}\n')
+    return head(uri).last_modified + _RESOLUTION
+
+
+def _remove(infos: list[ObjectInfo], *, dry_run: bool) -> None:
+    for info in infos:
+        log.info("%s %s", "would remove" if dry_run else "removing", info.uri)
+        if not dry_run:
+            delete(info.uri)
+
+
+def _abort(uploads: list[PendingUpload], *, dry_run: bool) -> None:
+    for upload in uploads:
+        log.info("%s upload of %s", "would abort" if dry_run else "aborting", upload.uri)
+        if not dry_run:
+            abort_upload(upload)
+
+
+def _pending_uploads(output: str) -> list[PendingUpload]:
+    """Return the uploads in parts that nobody finished; only S3 has them."""
+    if split_uri(output)[0] != "s3":
+        return []
+    return list(list_pending_uploads(f"{output.rstrip('/')}/"))
+
+
+def _garbage(
+    output: str, run_id: str, infos: list[ObjectInfo], before: datetime, *, abandoned: bool
+) -> list[ObjectInfo]:
+    """Return what may go of one run: nothing of a run still written to, nothing needed."""
+    if max(info.last_modified for info in infos) >= before:
+        return []
+    plan = read_plan(output, run_id)
+    run = f"{run_uri(output, run_id)}/"
+    if plan is not None and is_published(output, plan):
+        names = [info.uri.removeprefix(run) for info in infos]
+        return [
+            info
+            for info, name in zip(infos, names, strict=True)
+            if not name.startswith(_NEEDED_WHEN_PUBLISHED)
+        ]
+    if not abandoned or is_rolled_back(output, run_id):
+        return []
+    # Commits go before the plan: a plan of the same run id must never find another plan's commits.
+    order = {"commits": 0, "attempts": 1, "precision.json": 1, "plan.json": 2}
+    ordered = sorted(infos, key=lambda info: order.get(info.uri.removeprefix(run).split("/")[0], 3))
+    if plan is None:
+        return ordered
+    # Parts of a publication that was killed before its manifest.
+    orphans = list(list_objects(published_uri(output, plan.date, plan.run_id)))
+    return [*orphans, *ordered]
+
+
+def is_published(output: str, plan: Plan) -> bool:
+    """Return whether a planned run has its manifest."""
+    return read_manifest(published_uri(output, plan.date, plan.run_id)) is not None
+
+
+def parse_age(text: str) -> timedelta:
+    """Parse an age such as 90m, 24h or 7d.
+
+    Raises:
+        ConfigError: not of this form.
+    """
+    match = _AGE.fullmatch(text)
+    if match is None:
+        raise ConfigError(f"--older-than {text!r}: write a number and s, m, h or d, such as 24h")
+    return timedelta(**{_UNIT[match[2]]: int(match[1])})

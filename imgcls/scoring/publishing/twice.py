@@ -1,0 +1,151 @@
+"""Prove that no night scored what another had: each image is published once.
+
+In: an output prefix. Out: in words, which nights hold the same rows. Invariant: a row is known by
+(uri, frame, etag, model, spec, decoders); of all nights one alone holds it, but for those that were
+asked to score failures again. `score` scores what it is told to: what it repeats is counted.
+
+Memory: the rows are compared on local disk by DuckDB, in SORT_MEMORY.
+"""
+
+import io
+import json
+import logging
+import tempfile
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import duckdb
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from imgcls.runs.published import Manifest, list_published, with_comparable_etags
+from imgcls.schema import Status
+from imgcls.scoring.planning.plan import read_plan
+from imgcls.scoring.planning.staging import SORT_MEMORY
+from imgcls.storage.objects import read
+from imgcls.storage.uri import join
+
+log = logging.getLogger(__name__)
+_COLUMNS = ["uri", "frame", "etag", "status"]
+# Rows that another night may hold too: nothing was learnt of the version that was planned, or there
+# is more to be learnt by now.
+_TRIED_AGAIN = (
+    Status.MISSING,
+    Status.CHANGED,
+    Status.UNREADABLE,
+    Status.UNSUPPORTED,
+    Status.NOT_AN_IMAGE,
+)
+
+
+@dataclass(frozen=True)
+class _Run:
+    """A published run, and what it was asked for."""
+
+    folder: str
+    manifest: Manifest
+    is_night: bool
+    retry_failed: bool
+
+
+@dataclass
+class Twice:
+    """What was found: differences in words, and rows that `score` was asked to repeat."""
+
+    problems: list[str]
+    num_repeated: int = 0
+
+
+def find_twice(output: str, run_id: str = "") -> Twice:
+    """Compare the published runs of an output with each other.
+
+    Args:
+        output: the output prefix.
+        run_id: only rows that this run holds; "" for those of every run.
+    """
+    found = Twice([])
+    for runs in _comparable(output):
+        if len(runs) > 1 and any(run.manifest.run_id == run_id or not run_id for run in runs):
+            with tempfile.TemporaryDirectory(prefix="imgcls-verify-") as folder:
+                _compare(runs, run_id, folder, found)
+    return found
+
+
+def _comparable(output: str) -> Iterator[list[_Run]]:
+    """Yield the published runs of one model, one spec and one state of the decoders each."""
+    alike: dict[tuple[str, str, str], list[_Run]] = defaultdict(list)
+    for folder, manifest in list_published(output):
+        decoders = json.dumps(manifest.decoders, sort_keys=True)
+        plan = read_plan(output, manifest.run_id)
+        is_night = plan is not None and plan.is_night
+        retry_failed = plan is not None and bool(plan.config.get("retry_failed"))
+        alike[manifest.model_digest, manifest.spec_digest, decoders].append(
+            _Run(folder, manifest, is_night, retry_failed)
+        )
+    yield from alike.values()
+
+
+def _compare(runs: list[_Run], run_id: str, folder: str, found: Twice) -> None:
+    database = duckdb.connect(
+        str(Path(folder) / "rows.duckdb"),
+        config={"memory_limit": SORT_MEMORY, "threads": 1, "temp_directory": folder},
+    )
+    try:
+        database.execute(
+            "CREATE TABLE published (uri VARCHAR, frame INTEGER, etag VARCHAR, ok BOOLEAN,"
+            " run_id VARCHAR, is_night BOOLEAN, retry_failed BOOLEAN)"
+        )
+        for run in runs:
+            for part in run.manifest.parts:
+                _insert(database, run, join(run.folder, part["path"]))
+        found.problems += _list_problems(database, run_id)
+        found.num_repeated += _count_repeated(database, run_id)
+    finally:
+        database.close()
+
+
+def _insert(database: duckdb.DuckDBPyConnection, run: _Run, uri: str) -> None:
+    table = pq.read_table(io.BytesIO(read(uri)), columns=_COLUMNS)
+    status = table.schema.get_field_index("status")
+    table = with_comparable_etags(table)
+    database.register("part", table.set_column(status, "status", table["status"].cast(pa.string())))
+    database.execute(
+        "INSERT INTO published SELECT uri, frame, etag, status = 'ok', ?, ?, ? FROM part"
+        " WHERE NOT list_contains(?, status)",
+        [run.manifest.run_id, run.is_night, run.retry_failed, [str(s) for s in _TRIED_AGAIN]],
+    )
+    database.unregister("part")
+
+
+def _list_problems(database: duckdb.DuckDBPyConnection, run_id: str) -> Iterator[str]:
+    """Yield one sentence for each two nights that hold the same rows."""
+    # Of min, max and count the state has a fixed size, which DuckDB can move to disk.
+    pairs = database.execute(
+        "WITH twice AS (SELECT uri, min(run_id) AS one, max(run_id) AS other FROM published"
+        " WHERE is_night GROUP BY uri, frame, etag"
+        # A failure may be there again where that was asked for, a success never.
+        " HAVING (count(*) FILTER (ok) > 1 OR count(*) FILTER (NOT retry_failed) > 1)"
+        " AND (? = '' OR count(*) FILTER (run_id = ?) > 0))"
+        " SELECT one, other, count(*), min(uri) FROM twice GROUP BY one, other ORDER BY one, other",
+        [run_id, run_id],
+    ).fetchall()
+    for one, other, num_rows, uri in pairs:
+        yield (
+            f"{num_rows} rows of run {one} are published by run {other} too, the first of {uri}: "
+            "roll one of the two back, and the next night scores what is missing then"
+        )
+
+
+def _count_repeated(database: duckdb.DuckDBPyConnection, run_id: str) -> int:
+    """Return how many rows other runs hold too because `score` was asked for them."""
+    [(num_repeated,)] = database.execute(
+        "SELECT coalesce(sum(num), 0) FROM (SELECT count(*) - 1 AS num FROM published"
+        " GROUP BY uri, frame, etag HAVING count(*) > 1 AND NOT bool_and(is_night)"
+        " AND (? = '' OR count(*) FILTER (run_id = ?) > 0))",
+        [run_id, run_id],
+    ).fetchall()
+    if num_repeated:
+        log.info("%d rows were scored again by score; readers find them twice", num_repeated)
+    return int(num_repeated)

@@ -1,0 +1,1 @@
+"""What a run says of itself, for people: best effort, beside the rows."""

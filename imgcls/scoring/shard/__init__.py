@@ -1,0 +1,1 @@
+"""What a worker does: plan rows -> images -> predictions -> attempt -> commit."""

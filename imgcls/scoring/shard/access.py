@@ -1,0 +1,104 @@
+"""Tell an image that is refused from a store that refuses us.
+
+In: what `get_many` gives. Out: the same, where a refusal of one image is its result. Invariant: a
+refusal becomes a row only after others of the same run were read at the same time; else it is an
+error of the infrastructure (expired credentials, a share that is gone) and ends the run.
+
+After MAX_REFUSED_IN_A_ROW refusals in a row, and where a shard ends with some, what was read last
+is read again, or else images from all over the run. If they are refused too, so are we.
+"""
+
+import logging
+import threading
+from collections.abc import Callable, Collection, Iterable, Iterator
+from typing import Final
+
+from imgcls.errors import AccessDeniedError, ObjectUnreadableError
+from imgcls.storage.bulk_get import GetRequest, Result, get_many
+
+log = logging.getLogger(__name__)
+
+MAX_REFUSED_IN_A_ROW: Final = 20
+
+
+class Access:
+    """What one worker knows of its run's images. Thread-safe: shards overlap.
+
+    Args:
+        from_all_over: gives requests for images from all over the run, MAX_REFUSED_IN_A_ROW or
+            fewer.
+    """
+
+    def __init__(self, from_all_over: Callable[[], Iterable[GetRequest]]) -> None:
+        self._from_all_over = from_all_over
+        self._lock = threading.Lock()
+        self._last_read: GetRequest | None = None
+        self._num_refused = 0  # in a row
+
+    def read(
+        self, requests: Iterable[GetRequest], refused_before: Collection[str] = ()
+    ) -> Iterator[Result]:
+        """Read images as `get_many` does, giving ObjectUnreadableError for one that is refused.
+
+        Args:
+            requests: what to read.
+            refused_before: uris that failed in an earlier night already: a refusal is no news.
+
+        Raises:
+            AccessDeniedError: the store refuses us, not one image.
+            StorageError, ConfigError: as for `get_many`.
+        """
+        asked: dict[int, GetRequest] = {}
+
+        def noted() -> Iterator[GetRequest]:
+            for request in requests:
+                asked[request.index] = request
+                yield request
+
+        results = get_many(noted(), gives_unreadable=True)
+        try:
+            for index, body in results:
+                request = asked.pop(index)
+                if isinstance(body, bytes):
+                    self._note_read(request)
+                elif isinstance(body, ObjectUnreadableError) and request.uri not in refused_before:
+                    self._note_refused(body)
+                yield index, body
+        finally:
+            results.close()
+        with self._lock:
+            if self._num_refused:
+                self._prove_access(None)
+
+    def _note_read(self, request: GetRequest) -> None:
+        self._last_read = request
+        self._num_refused = 0
+
+    def _note_refused(self, error: ObjectUnreadableError) -> None:
+        with self._lock:
+            self._num_refused += 1
+            if self._num_refused % MAX_REFUSED_IN_A_ROW == 0:
+                self._prove_access(error)
+
+    def _prove_access(self, error: ObjectUnreadableError | None) -> None:
+        last_read = self._last_read
+        if last_read is not None and self._is_any_read([last_read]):
+            return
+        refused: list[ObjectUnreadableError] = []
+        if self._is_any_read(self._from_all_over(), refused):
+            return
+        reason = error or next(iter(refused), None)
+        raise AccessDeniedError(
+            f"{self._num_refused} images in a row could not be read, nor could others from all "
+            f"over the run; one of them: {reason}"
+        ) from reason
+
+    def _is_any_read(
+        self, requests: Iterable[GetRequest], refused: list[ObjectUnreadableError] | None = None
+    ) -> bool:
+        for _, body in get_many(requests, gives_unreadable=True):
+            if not isinstance(body, ObjectUnreadableError):
+                return True
+            if refused is not None:
+                refused.append(body)
+        return False

@@ -1,0 +1,142 @@
+"""Let the GPU decode JPEGs too, where it is shown to give the same answers.
+
+In: a worker's plan, bundle, decoder pool and predictor. Out: the pool, sharing its work with the
+GPU. Invariant: nothing is decoded on a GPU before this very one was compared with the decoder
+processes, on images of the run.
+
+Which images the GPU takes depends on how fast either side is, so two runs over the same images may
+differ in their last digits; the share of equal answers is what MIN_AGREEMENT asks for.
+"""
+
+import json
+import logging
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from imgcls.errors import BundleError, ConfigError
+from imgcls.image.decoders.pool import DecoderPool
+from imgcls.image.gpu.nvjpeg import DeviceJpegDecoder
+from imgcls.inference.decision_rule import all_answers
+from imgcls.inference.predictor import Predictor
+from imgcls.model.bundle import Bundle
+from imgcls.scoring.planning.plan import Plan, run_uri
+from imgcls.scoring.shard.sample import spread_requests
+from imgcls.storage.bulk_get import get_many
+from imgcls.storage.objects import put_first
+from imgcls.storage.uri import join
+
+log = logging.getLogger(__name__)
+
+MIN_AGREEMENT: Final = 0.99
+NUM_COMPARED: Final = 128
+# Where it may run; the tests add the CPU.
+DEVICES: Final = {"cuda"}
+
+
+def share_with_gpu(
+    output: str, plan: Plan, bundle: Bundle, pool: DecoderPool, predictor: Predictor
+) -> DeviceJpegDecoder | None:
+    """Have `pool` share its work with the predictor's GPU; None where the run has nothing for it.
+
+    The first worker's comparison is kept beside the plan, as gpu_decode.json.
+
+    Raises:
+        ConfigError: the model does not run on a GPU, or nvImageCodec is not installed.
+        BundleError: too many answers differ.
+        StorageError: the store failed after all retries.
+    """
+    decoder = make_gpu_decoder(bundle, predictor.device)
+    try:
+        found = _compare(_read_plain(output, plan, decoder), decoder, pool, predictor, bundle)
+    except BaseException:
+        decoder.close()
+        raise
+    if not found:
+        log.info("--gpu-decode on: of the images looked at, none is for the GPU; it decodes none")
+        decoder.close()
+        return None
+    told = (
+        f"{found['equal_answers']} of {found['images']} images get the same answer when the GPU "
+        f"decodes them; probabilities move by {found['max_prob_change']:.2g} at most, pixels by "
+        f"{found['max_pixel_change']} of 255, on average by {found['mean_pixel_change']:.2g}"
+    )
+    if found["equal_answers"] < MIN_AGREEMENT * found["images"]:
+        decoder.close()
+        raise BundleError(
+            f"--gpu-decode on refused: only {told}; {MIN_AGREEMENT:.0%} equal answers are needed. "
+            "Use --gpu-decode off."
+        )
+    log.info("gpu-decode: %s", told)
+    put_first(join(run_uri(output, plan.run_id), "gpu_decode.json"), json.dumps(found).encode())
+    pool.share_with(decoder)
+    return decoder
+
+
+def make_gpu_decoder(bundle: Bundle, device: torch.device) -> DeviceJpegDecoder:
+    """Return what decodes for a bundle on a GPU.
+
+    Raises:
+        ConfigError: the device is no GPU, or nvImageCodec is not installed.
+    """
+    if device.type not in DEVICES:
+        raise ConfigError(
+            f"--gpu-decode on: the model runs on {device.type} here, and only a CUDA device can "
+            "decode; use --gpu-decode off"
+        )
+    return DeviceJpegDecoder(bundle.decode_spec, bundle.preprocess_spec, device)
+
+
+def _read_plain(output: str, plan: Plan, decoder: DeviceJpegDecoder) -> list[bytes]:
+    """Return up to NUM_COMPARED images of the run that the GPU would take."""
+    files: list[bytes] = []
+    for requests in spread_requests(output, plan, 2 * NUM_COMPARED):
+        read = get_many(requests, gives_unreadable=True)
+        files += [data for _, data in read if isinstance(data, bytes) and decoder.is_plain(data)]
+    return files[:NUM_COMPARED]
+
+
+def _compare(
+    files: list[bytes],
+    decoder: DeviceJpegDecoder,
+    pool: DecoderPool,
+    predictor: Predictor,
+    bundle: Bundle,
+) -> dict[str, Any]:
+    """Return how the two ways of decoding differ; empty if no file could be decoded both ways."""
+    here = {one.index: one.crops for one in pool.decode_many(enumerate(files))}
+    there = dict(enumerate(decoder.decode(files))) if files else {}
+    pairs = [
+        (crop.x_CHW, other.x_CHW)
+        for index, crops in there.items()
+        for crop, other in zip(here[index], crops or [], strict=False)
+    ]
+    if not pairs:
+        return {}
+    by_cpu_BCHW, by_gpu_BCHW = (np.stack(of) for of in zip(*pairs, strict=True))
+    change = np.abs(by_cpu_BCHW.astype(np.int16) - by_gpu_BCHW)
+    probs_BN, gpu_probs_BN = (_probs(predictor, of) for of in (by_cpu_BCHW, by_gpu_BCHW))
+    # An image that the model gives nothing for says nothing of decoding.
+    has_both_B = np.isfinite(probs_BN + gpu_probs_BN).all(axis=1)
+    if not has_both_B.any():
+        return {}
+    probs_BN, gpu_probs_BN = probs_BN[has_both_B], gpu_probs_BN[has_both_B]
+    answers, gpu_answers = (all_answers(of, bundle) for of in (probs_BN, gpu_probs_BN))
+    return {
+        "images": len(answers),
+        "equal_answers": sum(one == other for one, other in zip(answers, gpu_answers, strict=True)),
+        "max_prob_change": float(np.abs(probs_BN - gpu_probs_BN).max()),
+        "max_pixel_change": int(change.max()),
+        "mean_pixel_change": float(change.mean()),
+    }
+
+
+def _probs(predictor: Predictor, x_BCHW: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+    """Return the probabilities of each image; NaN where the model gives none."""
+    parts = []
+    for start in range(0, len(x_BCHW), predictor.batch_size):
+        found = predictor.predict(x_BCHW[start : start + predictor.batch_size])
+        parts.append(np.where(found.ok_B[:, None], found.probs_BN, np.nan))
+    return np.concatenate(parts)

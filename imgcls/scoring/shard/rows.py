@@ -1,0 +1,162 @@
+"""Collect a shard's predictions and failures, and turn them into rows.
+
+In: predictions and failures in order of completion. Out: one table of `prediction_schema`, in plan
+order. Invariant: every planned row comes out as exactly one row (one per frame of a multi-frame
+file), with its planned columns untouched; else nothing comes out. Which columns there are depends
+on the bundle and the flags alone, so that all workers of a run agree.
+
+Legend: B batch, N classes.
+"""
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from imgcls.image.decoders.pool import Crop, Decoded
+from imgcls.image.outcome import outcome_of
+from imgcls.inference.decision_rule import answered_labels, answered_prob
+from imgcls.inference.predictor import Predictions
+from imgcls.metrics.calibration import Calibration, OperatingPoint, decide
+from imgcls.schema import Status, prediction_schema
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What every row says about how it came to be, and how its bundle reads probabilities."""
+
+    model: str
+    model_digest: str
+    spec_digest: str
+    run_id: str
+    class_names: tuple[str, ...]
+    multi_label: bool = False
+    calibration: Calibration | None = None
+
+    @property
+    def operating_points(self) -> tuple[OperatingPoint, ...]:
+        """Those of the bundle; the first one decides."""
+        return self.calibration.operating_points if self.calibration is not None else ()
+
+
+class ShardRows:
+    """Collects a shard's rows in order of completion and returns them in plan order."""
+
+    def __init__(
+        self, plan_rows: pa.Table, provenance: Provenance, write_probs: bool, write_embedding: bool
+    ) -> None:
+        self._plan_rows = plan_rows
+        self._provenance = provenance
+        self._schema = prediction_schema(
+            multi_label=provenance.multi_label,
+            is_calibrated=provenance.calibration is not None,
+            has_operating_point=bool(provenance.operating_points),
+            write_probs=write_probs,
+            write_embedding=write_embedding,
+        )
+        self._rows: list[tuple[int, dict[str, Any]]] = []
+        self._formats: dict[int, str | None] = {}
+        self._scored_at = datetime.now(UTC)
+
+    def add_failure(self, decoded: Decoded) -> None:
+        """Add the row of an image that gave no pixels; what is no fault of it is raised."""
+        assert decoded.error is not None, "called for a failure"
+        uri = self._plan_rows["uri"][decoded.index].as_py()
+        status, reason = outcome_of(decoded.error, uri, decoded.format)
+        row = {"status": status, "error": reason, "format": decoded.format}
+        self._rows.append((decoded.index, row))
+
+    def add_format(self, decoded: Decoded) -> None:
+        """Keep the format of an image that gave pixels, for its rows to come."""
+        self._formats[decoded.index] = decoded.format
+
+    def add_batch(self, batch: list[tuple[int, Crop]], predictions: Predictions) -> None:
+        """Add the rows of one forward pass."""
+        columns = {
+            "label": predictions.label_B.tolist(),
+            "confidence": predictions.confidence_B.tolist(),
+            "topk_label": predictions.topk_label_BK.tolist(),
+            "topk_prob": predictions.topk_prob_BK.tolist(),
+        }
+        columns |= decide_columns(predictions, self._provenance)
+        if "probs" in self._schema.names:
+            columns["probs"] = predictions.probs_BN.tolist()
+        if "embedding" in self._schema.names:
+            assert predictions.embedding_BE is not None, "the predictor was made without embedding"
+            columns["embedding"] = predictions.embedding_BE.tolist()
+        for position, (index, crop) in enumerate(batch):
+            row: dict[str, Any] = {
+                "frame": crop.frame,
+                "format": self._formats.get(index),
+                "width_px": crop.width_px,
+                "height_px": crop.height_px,
+            }
+            if position in predictions.error_by_row:
+                row["status"] = Status.MODEL_ERROR
+                row["error"] = predictions.error_by_row[position]
+            else:
+                row |= {name: values[position] for name, values in columns.items()}
+                row["status"] = Status.OK
+                row["class_name"] = self._provenance.class_names[row["label"]]
+            self._rows.append((index, row))
+
+    def to_table(self) -> pa.Table:
+        """Return all rows; fails if a planned row has none."""
+        self._rows.sort(key=lambda item: (item[0], item[1].get("frame") or 0))
+        indices = np.array([index for index, _ in self._rows], dtype=np.int64)
+        present = np.unique(indices)
+        if len(present) != self._plan_rows.num_rows:
+            raise AssertionError(
+                f"{self._plan_rows.num_rows - len(present)} planned rows got no outcome"
+            )
+        planned = self._plan_rows.take(indices)
+        constants = {
+            "model": self._provenance.model,
+            "model_digest": self._provenance.model_digest,
+            "spec_digest": self._provenance.spec_digest,
+            "run_id": self._provenance.run_id,
+            "scored_at": self._scored_at,
+        }
+        arrays = []
+        for field in self._schema:
+            if field.name in planned.column_names:
+                arrays.append(planned[field.name].combine_chunks().cast(field.type))
+            elif field.name in constants:
+                arrays.append(_column([constants[field.name]] * len(self._rows), field.type))
+            else:
+                arrays.append(_column([row.get(field.name) for _, row in self._rows], field.type))
+        return pa.Table.from_arrays(arrays, schema=self._schema)
+
+
+def decide_columns(predictions: Predictions, provenance: Provenance) -> dict[str, list[Any]]:
+    """Return what a bundle's calibration and thresholds make of the probabilities.
+
+    `calibrated_prob` is that of the first operating point's class, and `decision` and
+    `threshold_id` are of that point; without a point it is that of the class on top. `labels` are
+    the classes of a multi-label model that reach their thresholds.
+    """
+    columns: dict[str, list[Any]] = {}
+    names = provenance.class_names
+    read = (predictions.label_B, predictions.probs_BN, names)
+    calibration, points = provenance.calibration, provenance.operating_points
+    if calibration is not None:
+        after_B = answered_prob(*read, calibration, multi_label=provenance.multi_label)
+        columns["calibrated_prob"] = after_B.tolist()
+        if points:
+            columns["decision"] = decide(after_B, points[0])
+            columns["threshold_id"] = [points[0].threshold_id] * len(after_B)
+    if provenance.multi_label:
+        columns["labels"] = [
+            [names[label] for label in labels]
+            for labels in answered_labels(*read, calibration, multi_label=True)
+        ]
+    return columns
+
+
+def _column(values: list[Any], kind: pa.DataType) -> pa.Array:
+    if pa.types.is_dictionary(kind):
+        # The dictionary in order of first use, so that equal rows give equal files.
+        return pa.array(values, kind.value_type).dictionary_encode().cast(kind)
+    return pa.array(values, kind)

@@ -1,0 +1,248 @@
+"""What one worker does, shard after shard: plan rows -> prediction rows -> attempt -> commit.
+
+In: a run's plan and the shards it is handed. Out: a ShardSummary per shard; the rows themselves go
+to the store. Invariant: the same worker runs in the local loop and inside a Ray actor, and it knows
+of neither.
+"""
+
+import json
+import logging
+import threading
+import time
+from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import chain
+from types import TracebackType
+from typing import Self, cast
+
+from imgcls import errors
+from imgcls.config.choices import CpuHelpers, GpuDecode, Precision
+from imgcls.errors import BundleError, ConfigError, ImgclsError
+from imgcls.image.decoders.pool import DecoderPool
+from imgcls.inference.predictor import predictor_for_run, set_num_threads
+from imgcls.model.bundle import read_bundle
+from imgcls.scoring.planning.decoders import record_here
+from imgcls.scoring.planning.plan import Plan, Shard, read_shard_rows, run_uri
+from imgcls.scoring.shard.access import MAX_REFUSED_IN_A_ROW, Access
+from imgcls.scoring.shard.commit import Commit, commit_shard, count_failed_again
+from imgcls.scoring.shard.gpu_decode import share_with_gpu
+from imgcls.scoring.shard.int8_run import read_or_make_int8
+from imgcls.scoring.shard.remote_decode import MakeRemoteDecoder, RemoteDecoder
+from imgcls.scoring.shard.rows import Provenance
+from imgcls.scoring.shard.sample import spread_requests
+from imgcls.scoring.shard.score_shard import make_clock, score_shard
+from imgcls.scoring.shard.stage_clock import StageDicts, add_stages, describe_starvation
+from imgcls.storage.bulk_get import GetRequest
+from imgcls.storage.json_text import parse_record
+from imgcls.storage.objects import put_first
+from imgcls.storage.uri import join
+
+log = logging.getLogger(__name__)
+
+# Two shards overlap in a worker: the next one's first reads start before the last one's last batch
+# ends.
+SHARDS_IN_FLIGHT = 2
+
+
+@dataclass(frozen=True)
+class WorkerOptions:
+    """How a worker uses its machine; nothing here changes a row, but for the optional columns."""
+
+    num_cpus: int
+    device: str = "auto"
+    precision: Precision = "auto"
+    batch_size: int = 0
+    num_decoders: int = 0
+    cpu_helpers: CpuHelpers = "auto"
+    gpu_decode: GpuDecode = "off"
+    top_k: int = 5
+    write_probs: bool = False
+    write_embedding: bool = False
+
+
+@dataclass(frozen=True)
+class ShardSummary:
+    """What became of one shard; small, and made of plain values, because it travels through Ray."""
+
+    shard_id: str
+    num_rows: int = 0
+    seconds: float = 0.0
+    engine: str = ""
+    status_counts: dict[str, int] = field(default_factory=dict)
+    num_failed_again: int = 0
+    error_kind: str = ""
+    error_message: str = ""
+    num_bytes: int = 0
+    stages: dict[str, dict[str, float]] = field(default_factory=dict)
+    # Who did it, and what it logged meanwhile: whoever runs the worker fills these in.
+    node: str = ""
+    actor: str = ""
+    log_lines: tuple[str, ...] = ()
+
+    @classmethod
+    def of_error(cls, shard: Shard, error: ImgclsError) -> Self:
+        """Return the summary of a shard that an expected error kept from being committed."""
+        return cls(shard.shard_id, error_kind=type(error).__name__, error_message=str(error))
+
+    def error(self) -> ImgclsError | None:
+        """Return the error that kept the shard from being committed, if any."""
+        if not self.error_kind:
+            return None
+        kind: type[ImgclsError] = getattr(errors, self.error_kind)
+        return kind(self.error_message)
+
+
+class ShardWorker:
+    """A model and a decoder pool, ready for shards of one run. Thread-safe: shards may overlap.
+
+    With `make_remote`, what that makes decodes too, once the model was seen to starve.
+
+    Raises:
+        BundleError: the bundle at the planned place is not the planned one any more.
+    """
+
+    def __init__(
+        self,
+        output: str,
+        plan: Plan,
+        options: WorkerOptions,
+        make_remote: MakeRemoteDecoder | None = None,
+    ) -> None:
+        self._output, self._plan, self._options = output, plan, options
+        set_num_threads(options.num_cpus)
+        bundle = read_bundle(plan.model_uri)
+        if bundle.digest != plan.model_digest:
+            raise BundleError(
+                f"{plan.model_uri}: digest is {bundle.digest}, run {plan.run_id} was planned with "
+                f"{plan.model_digest}. A bundle must not be changed in place; register a new "
+                "version."
+            )
+        self._pool = DecoderPool(
+            bundle.decode_spec, bundle.preprocess_spec, options.num_decoders or options.num_cpus
+        )
+        int8_network = None
+        if options.precision == "int8":
+            int8_network = read_or_make_int8(output, plan, bundle, self._pool)
+        make_predictor = partial(
+            predictor_for_run,
+            bundle,
+            device=options.device,
+            batch_size=options.batch_size,
+            num_images=plan.counts["planned"],
+            num_cpus=options.num_cpus,
+            top_k=options.top_k,
+            embedding=options.write_embedding,
+            int8_network=int8_network,
+        )
+        self._predictor = make_predictor(precision=options.precision)
+        agreed = agree_on_precision(run_uri(output, plan.run_id), self._predictor.precision)
+        if agreed != self._predictor.precision:
+            self._predictor.close()
+            self._predictor = make_predictor(precision=agreed)
+        self._engine, self._gpu = self._predictor.engine, None
+        if options.gpu_decode == "on":
+            self._gpu = share_with_gpu(output, plan, bundle, self._pool, self._predictor)
+            self._engine += ", some JPEGs decoded there" if self._gpu else ""
+        self._clock = make_clock(self._predictor, self._pool)
+        self._make_remote = make_remote and partial(
+            make_remote, bundle.decode_spec, bundle.preprocess_spec
+        )
+        self._remote: RemoteDecoder | None = None
+        self._stages_so_far: StageDicts = {}
+        self._lock = threading.Lock()  # of these
+        self._access = Access(partial(_from_all_over, output, plan))
+        self._decoders = record_here(bundle.decode_spec)
+        self._provenance = Provenance(
+            model=plan.model,
+            model_digest=plan.model_digest,
+            spec_digest=plan.spec_digest,
+            run_id=plan.run_id,
+            class_names=bundle.class_names.names,
+            multi_label=bundle.multi_label,
+            calibration=bundle.fitted(),
+        )
+
+    def score(self, shard: Shard) -> ShardSummary:
+        """Score and commit one shard; an expected error goes into the summary, others go on."""
+        start_s = time.monotonic()
+        try:
+            with self._clock.shard():
+                commit = self._score(shard)
+                stages, num_bytes = self._clock.take()
+                self._get_help_if_starving(stages)
+        except ImgclsError as error:
+            return ShardSummary.of_error(shard, error)
+        return ShardSummary(
+            shard.shard_id,
+            commit.num_rows,
+            time.monotonic() - start_s,
+            self._engine,
+            commit.status_counts,
+            commit.num_failed_again,
+            num_bytes=num_bytes,
+            stages=stages,
+        )
+
+    def _score(self, shard: Shard) -> Commit:
+        planned = read_shard_rows(self._output, self._plan, shard)
+        table = score_shard(
+            planned,
+            predictor=self._predictor,
+            pool=self._pool,
+            provenance=self._provenance,
+            write_probs=self._options.write_probs,
+            write_embedding=self._options.write_embedding,
+            clock=self._clock,
+            remote=self._remote,
+            access=self._access,
+        )
+        with self._clock.busy("write", table.num_rows):
+            return commit_shard(
+                run_uri(self._output, self._plan.run_id),
+                shard.shard_id,
+                table,
+                num_failed_again=count_failed_again(planned, table),
+                decoders=self._decoders,
+            )
+
+    def _get_help_if_starving(self, stages: StageDicts) -> None:
+        """Let others decode too from the next shard on, if the stages so far show the need."""
+        if self._make_remote is None:
+            return
+        with self._lock:
+            self._stages_so_far = add_stages(self._stages_so_far, stages)
+            starvation = describe_starvation(self._stages_so_far)
+            if starvation and self._remote is None:
+                log.warning("%s: nodes without a GPU decode for it now", starvation)
+                self._remote = self._make_remote()
+
+    def __enter__(self) -> Self:
+        self._pool.__enter__()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._predictor.close()
+        if self._gpu is not None:
+            self._gpu.close()
+        self._pool.__exit__(kind, error, trace)
+
+
+def _from_all_over(output: str, plan: Plan) -> list[GetRequest]:
+    """Return what to read where nothing of a shard can be read: a few images of the whole run."""
+    found = chain.from_iterable(spread_requests(output, plan, MAX_REFUSED_IN_A_ROW))
+    return [replace(request, index=index) for index, request in enumerate(found)]
+
+
+def agree_on_precision(run: str, mine: str) -> Precision:
+    """Return the precision of the run: that of the worker that came first, wherever it ran.
+
+    Machines may differ, and so may the next start: the rows of one run must not.
+    """
+    uri = join(run, "precision.json")
+    first = put_first(uri, json.dumps({"precision": mine}).encode())
+    return cast(Precision, parse_record(first, uri, ConfigError, lambda f: f["precision"]))

@@ -1,0 +1,1 @@
+"""The stores themselves: local disk, S3 and its like, Google's and Azure's."""

@@ -1,0 +1,1 @@
+"""Random changes of training images, and the draws that decide them."""

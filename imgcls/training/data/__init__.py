@@ -1,0 +1,1 @@
+"""Samples -> batches, and the leak check before the first step."""

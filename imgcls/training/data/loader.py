@@ -1,0 +1,337 @@
+"""Labelled samples to batches of pixels, ready before the step asks for them.
+
+In: the samples of one split and, per step, which of them. Out: Batch, uint8, in the order of the
+steps. Invariant: a batch holds exactly the samples asked for, less those that give no image; such a
+sample is counted and named, weighs nothing, and no neighbour takes its place.
+
+    positions -> get_many (GETs in flight) -> DecoderPool (processes) -> cache -> batch
+        -> policy, draws -> queue
+
+All of it runs in a thread of its own, PREFETCH_BATCHES ahead. Shape legend: B batch, C channel, P
+image_px, K classes, N NUM_DRAWS.
+"""
+
+import logging
+import queue
+import threading
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing, suppress
+from dataclasses import dataclass
+from itertools import chain
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from imgcls.errors import BudgetExceededError
+from imgcls.image.decoders.pool import Decoded, DecoderPool
+from imgcls.storage.bulk_get import GetRequest, Result, get_many
+from imgcls.training.augment.changes import ImageChanges
+from imgcls.training.data.image_cache import ImageCache
+from imgcls.training.data.sampler import Share
+
+PREFETCH_BATCHES = 4
+NAMED_BAD_IMAGES = 5
+# Of a batch that no sampler planned.
+_MIN_ROWS = 2
+
+log = logging.getLogger(__name__)
+
+
+class LabelledImage(Protocol):
+    """What the loader needs of a sample."""
+
+    @property
+    def uri(self) -> str:
+        """Where it is."""
+
+    @property
+    def labels(self) -> tuple[int, ...]:
+        """What it shows: one class, or any number of them in multi-label data."""
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """The images of one step, of one rank.
+
+    x_BCHW uint8, target_BK float32 (1 for each class that the image shows, else 0), weight_B
+    float32, index_B int64 (place in the split). Where too few images are left (bad ones took the
+    rest), they are repeated as rows of weight 0: batch normalisation needs two rows in each forward
+    pass, and a rank without a row would leave the others waiting for its gradient. Such a row
+    counts as no image. A batch for training also says in how many passes the step takes it, and
+    has draws_BN, float32, by which `augment` changes its images; None where nothing is to change.
+    """
+
+    x_BCHW: torch.Tensor
+    target_BK: torch.Tensor
+    weight_B: torch.Tensor
+    index_B: torch.Tensor
+    draws_BN: torch.Tensor | None = None
+    num_passes: int = 0  # 0: as few as the batch size allows
+
+    def cut(self, num_parts: int) -> Iterator["Batch"]:
+        """Yield the batch in parts, whose sizes differ by one row at most."""
+        num_rows = len(self.x_BCHW)
+        for part in range(num_parts):
+            rows = slice(num_rows * part // num_parts, num_rows * (part + 1) // num_parts)
+            yield Batch(
+                self.x_BCHW[rows],
+                self.target_BK[rows],
+                self.weight_B[rows],
+                self.index_B[rows],
+                None if self.draws_BN is None else self.draws_BN[rows],
+            )
+
+    @property
+    def label_B(self) -> torch.Tensor:
+        """The only class of each image, int64; of no use in multi-label data."""
+        return self.target_BK.argmax(dim=1)
+
+
+class SplitLoader:
+    """Reads the images of one split.
+
+    Args:
+        name: of the split, for messages.
+        samples: the split, in the order that indices refer to.
+        num_classes: classes of the data set.
+        shape_CHW: shape of a preprocessed image.
+        pool: decodes and preprocesses.
+        cache: keeps what was decoded, or None to read it again each epoch.
+        max_bad_fraction: of the split's images that may fail to give pixels.
+        weight_N: float32, how much each sample weighs in the loss; 1 by default.
+        pin_memory: page-lock batches, for copies to a CUDA device that do not block.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        samples: Sequence[LabelledImage],
+        *,
+        num_classes: int,
+        shape_CHW: tuple[int, int, int],
+        pool: DecoderPool,
+        cache: ImageCache | None,
+        max_bad_fraction: float,
+        weight_N: np.ndarray | None = None,
+        pin_memory: bool = False,
+    ) -> None:
+        self.name, self.samples = name, samples
+        self.bad: dict[str, str] = {}  # uri -> reason
+        self._num_classes = num_classes
+        self._weight_N = np.ones(len(samples), np.float32) if weight_N is None else weight_N
+        self._shape_CHW = shape_CHW
+        self._pool, self._cache = pool, cache
+        self._max_bad = int(max_bad_fraction * len(samples))
+        self._pin_memory = pin_memory
+
+    def batches(
+        self, steps: Iterable[np.ndarray], watch: Callable[[int, bytes], None] | None = None
+    ) -> Iterator[Batch]:
+        """Yield one Batch per array of sample indices, prefetched.
+
+        Args:
+            steps: which samples each batch holds.
+            watch: takes (sample index, encoded bytes) of each image that is read, in another
+                thread.
+
+        Raises:
+            BudgetExceededError: more images than allowed gave no pixels; names some of them.
+            StorageError: the store failed.
+        """
+        shares = [Share(index_B, num_passes=0, min_rows=_MIN_ROWS) for index_B in steps]
+        return _ahead(self._read(shares, watch), PREFETCH_BATCHES)
+
+    def batches_to_train(self, shares: Iterable[Share], changes: ImageChanges) -> Iterator[Batch]:
+        """Yield one Batch per share of a step, prefetched, with the changes drawn or made.
+
+        Raises:
+            BudgetExceededError, StorageError: as for `batches`.
+        """
+        return _ahead(self._read(list(shares), None, changes), PREFETCH_BATCHES)
+
+    @property
+    def num_threads(self) -> int:
+        """How many cores the loader may use."""
+        return self._pool.num_processes
+
+    def add_bad(self, found: dict[str, str]) -> None:
+        """Take over what another rank found bad, uri -> reason.
+
+        Raises:
+            BudgetExceededError: together they are too many.
+        """
+        self.bad |= found
+        self._check_bad()
+
+    def _read(
+        self,
+        shares: list[Share],
+        watch: Callable[[int, bytes], None] | None,
+        changes: ImageChanges | None = None,
+    ) -> Generator[Batch]:
+        index_P = np.concatenate([np.zeros(0, np.int64), *(share.index_B for share in shares)])
+        wanted_P = self._positions_to_read(index_P)
+        requests = (
+            GetRequest(int(position), self.samples[index_P[position]].uri)
+            for position in np.flatnonzero(wanted_P)
+        )
+        arrived: dict[int, np.ndarray | None] = {}
+
+        def on_bytes(position: int, data: bytes) -> None:
+            if watch is not None:
+                watch(int(index_P[position]), data)
+
+        with closing(self._decode(requests, on_bytes)) as decoded:
+            start = 0
+            for share in shares:
+                positions = range(start, start + len(share.index_B))
+                start = positions.stop
+                missing = {p for p in positions if wanted_P[p]} - arrived.keys()
+                while missing:
+                    image = next(decoded)
+                    missing.discard(image.index)
+                    arrived[image.index] = self._accept(int(index_P[image.index]), image)
+                images = [arrived.pop(p, None) for p in positions]
+                yield self._assemble(share, images, changes)
+
+    def _positions_to_read(self, index_P: np.ndarray) -> np.ndarray:
+        """Return bool [P]: of all positions in the epoch, those whose image must be fetched."""
+        if self._cache is None:
+            return np.ones(len(index_P), bool)
+        first_P = np.zeros(len(index_P), bool)
+        first_P[np.unique(index_P, return_index=True)[1]] = True
+        return np.asarray(first_P & self._cache.unknown(index_P))
+
+    def _decode(
+        self, requests: Iterator[GetRequest], on_bytes: Callable[[int, bytes], None]
+    ) -> Generator[Decoded]:
+        first = next(requests, None)
+        if (
+            first is not None
+        ):  # else everything is cached, and no GET and no decoder has to be woken
+            results = get_many(chain([first], requests))
+            yield from self._pool.decode_many(_watched(results, on_bytes))
+
+    def _accept(self, index: int, image: Decoded) -> np.ndarray | None:
+        """Keep an image that arrived; where it is bad, count it and return None."""
+        if image.error is not None:
+            self._count_bad(self.samples[index].uri, image.error)
+            if self._cache is not None:
+                self._cache.put_bad(index)
+            return None
+        # Of a file with several frames the first one trains: the label is the file's.
+        x_CHW = image.crops[0].x_CHW
+        if self._cache is None:
+            return x_CHW
+        self._cache.put(index, x_CHW)
+        return None
+
+    def _count_bad(self, uri: str, error: Exception) -> None:
+        if uri in self.bad:
+            return
+        self.bad[uri] = str(error)
+        log.warning("%s split: left out %s: %s", self.name, uri, error)
+        self._check_bad()
+
+    def _check_bad(self) -> None:
+        if len(self.bad) > self._max_bad:
+            some = "; ".join(f"{u}: {r}" for u, r in list(self.bad.items())[:NAMED_BAD_IMAGES])
+            raise BudgetExceededError(
+                f"{len(self.bad)} of {len(self.samples)} images of the {self.name} split give no "
+                f"pixels, --max-bad-fraction allows {self._max_bad}: {some}. "
+                "Mend or remove them, or allow more."
+            )
+
+    def _assemble(
+        self, share: Share, images: list[np.ndarray | None], changes: ImageChanges | None
+    ) -> Batch:
+        index_B, x_BCHW = self._good_images(share.index_B, images)
+        weight_B = self._weight_N[index_B]
+        num_missing = share.min_rows - len(index_B)
+        if num_missing > 0:
+            if not len(index_B):
+                index_B = np.zeros(1, np.int64)
+                x_BCHW = np.zeros((1, *self._shape_CHW), np.uint8)
+                weight_B = np.zeros(1, np.float32)
+            # Images of the batch, not black ones, which would shift its statistics.
+            row_B = np.arange(share.min_rows) % len(index_B)
+            index_B, x_BCHW = index_B[row_B], x_BCHW[row_B]
+            weight_B = np.append(weight_B, np.zeros(share.min_rows - len(weight_B), np.float32))
+        draws_BN = np.zeros((0, 0), np.float32)
+        if changes is not None:
+            x_BCHW, draws_BN = changes.apply(x_BCHW, index_B)
+        return Batch(
+            self._tensor(x_BCHW),
+            self._tensor(self._targets(index_B)),
+            self._tensor(weight_B),
+            self._tensor(index_B),
+            self._tensor(draws_BN) if draws_BN.size else None,
+            share.num_passes,
+        )
+
+    def _tensor(self, array: np.ndarray) -> torch.Tensor:
+        tensor = torch.from_numpy(array)
+        return tensor.pin_memory() if self._pin_memory else tensor
+
+    def _good_images(
+        self, index_B: np.ndarray, images: list[np.ndarray | None]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return which of the samples have an image, and the images."""
+        if self._cache is not None:
+            index_B = index_B[self._cache.good(index_B)]
+            return index_B, self._cache.take(index_B)
+        good = [x for x in images if x is not None]
+        x_BCHW = np.stack(good) if good else np.empty((0, *self._shape_CHW), np.uint8)
+        return index_B[[x is not None for x in images]], x_BCHW
+
+    def _targets(self, index_B: np.ndarray) -> np.ndarray:
+        target_BK = np.zeros((len(index_B), self._num_classes), np.float32)
+        for row, index in enumerate(index_B):
+            target_BK[row, list(self.samples[index].labels)] = 1.0
+        return target_BK
+
+
+def _watched(
+    results: Iterator[Result], on_bytes: Callable[[int, bytes], None]
+) -> Generator[Result]:
+    for position, result in results:
+        if isinstance(result, bytes):
+            on_bytes(position, result)
+        yield position, result
+
+
+def _ahead(batches: Generator[Batch], depth: int) -> Iterator[Batch]:
+    """Run a generator in a thread, at most `depth` items ahead; what it raises is raised here."""
+    ready: queue.Queue[Batch | BaseException | None] = queue.Queue(depth)
+    stopped = threading.Event()
+
+    def produce() -> None:
+        try:
+            for batch in batches:
+                _put(batch)
+                if stopped.is_set():
+                    return
+            _put(None)
+        except BaseException as error:  # noqa: BLE001  # raised again by the consumer, below
+            _put(error)
+        finally:
+            # In this thread, where the generator ran: it closes its GETs and its decoding.
+            batches.close()
+
+    def _put(item: Batch | BaseException | None) -> None:
+        while not stopped.is_set():
+            with suppress(queue.Full):
+                ready.put(item, timeout=0.1)
+                return
+
+    thread = threading.Thread(target=produce, name="imgcls-loader", daemon=True)
+    thread.start()
+    try:
+        while (item := ready.get()) is not None:
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+    finally:
+        stopped.set()
+        thread.join()

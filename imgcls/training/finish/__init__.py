@@ -1,0 +1,1 @@
+"""After the last epoch: measure, calibrate, draw, bundle, register."""

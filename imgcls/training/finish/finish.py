@@ -1,0 +1,259 @@
+"""From the best weights to a registered model: measure, draw, bundle, register.
+
+In: a plan, the state after training, loaders of val and test. Out: the ModelVersion and its
+metrics. Invariant: the numbers in the bundle are those of the very weights in it, run by the code
+that will score with them, on images no gradient has seen; the test split decided nothing.
+"""
+
+import logging
+import platform
+import time
+from dataclasses import asdict, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from imgcls.config.training import TrainConfig
+from imgcls.data.dataset import count_images
+from imgcls.data.leaks import LeakCheck
+from imgcls.data.trained_on import TRAINED_ON, write_trained_on
+from imgcls.errors import BundleError, ConfigError
+from imgcls.inference.passes import Failure, Passes
+from imgcls.inference.predictor import Predictor
+from imgcls.model.architectures import build_model
+from imgcls.model.bundle import Bundle, make_golden, read_bundle
+from imgcls.model.registry import ModelVersion, list_versions
+from imgcls.training.data.loader import SplitLoader
+from imgcls.training.finish.measure import measure_splits
+from imgcls.training.finish.plots import draw_plots
+from imgcls.training.optim.train_state import TrainState
+from imgcls.training.planning.make_plan import TrainPlan
+from imgcls.training.ranks.rank import Place
+from imgcls.training.record.run_record import changed_at_the_end
+
+NUM_GOLDEN = 16
+_VERSIONS_OF = ("imgcls", "torch", "torchvision", "pillow", "numpy", "scikit-learn")
+
+log = logging.getLogger(__name__)
+
+
+def make_bundle(
+    plan: TrainPlan,
+    state: TrainState,
+    loaders: dict[str, SplitLoader],
+    place: Place,
+    leaks: LeakCheck,
+) -> Bundle:
+    """Measure the best weights on val and test and put everything that predicts into a bundle.
+
+    Args:
+        plan: the training's plan.
+        state: after training.
+        loaders: by split; a split without samples has none.
+        place: where to measure, and among how many it was trained.
+        leaks: what the splits share.
+    """
+    start_s = time.monotonic()
+    golden_x_BCHW, golden_probs_BK = _golden(plan, state, _golden_images(loaders))
+    bundle = Bundle(
+        arch=plan.config.arch,
+        class_names=plan.class_names,
+        decode_spec=plan.decode_spec,
+        preprocess_spec=plan.preprocess_spec,
+        state_dict=state.best,
+        metrics={},
+        split_digest=plan.split_digest,
+        training={},
+        golden_x_BCHW=golden_x_BCHW,
+        golden_probs_BK=golden_probs_BK,
+        multi_label=plan.config.multi_label,
+    )
+    predictor, miss = _make_predictor(bundle, place, plan.config.batch_size)
+    metrics, calibration, missing = measure_splits(predictor, loaders, plan)
+    attachments = draw_plots(state.history, state.best_metrics.get("epoch", 0), metrics)
+    attachments[TRAINED_ON] = write_trained_on(plan.samples)
+    measure_s = round(time.monotonic() - start_s, 3)
+    log.info("measured %s in %.1f s", " and ".join(metrics) or "nothing", measure_s)
+    # Only now is every bad image of these splits known.
+    facts = _describe_training(plan, state, loaders, place, leaks) | {"measure_s": measure_s}
+    if missing:
+        facts["no_operating_point"] = missing
+    if miss:
+        facts["golden_miss"] = miss
+    return replace(
+        bundle,
+        metrics=metrics,
+        calibration=calibration.to_dict() if calibration is not None else None,
+        training=facts,
+        attachments=attachments,
+    )
+
+
+def _make_predictor(bundle: Bundle, place: Place, batch_size: int) -> tuple[Predictor, str]:
+    """Return what measures, and why that is not the device that trained, "" if it is.
+
+    A GPU on which the weights do not give the golden answers costs no model: those answers are the
+    CPU's, so the CPU measures.
+    """
+    try:
+        return Predictor(bundle, device=place.device, batch_size=batch_size), ""
+    except BundleError as error:
+        if place.device.type == "cpu":
+            raise
+        miss = f"{place.device}: {error}"
+    log.warning(
+        "the model is kept, measured on the CPU and marked (golden_miss), for where it was trained "
+        "it does not give its golden answers. %s. `imgcls score` will refuse it there: score with "
+        "--device cpu or on another GPU, and have this one looked at",
+        miss,
+    )
+    return Predictor(bundle, device="cpu", batch_size=batch_size), miss
+
+
+def find_registered(plan: TrainPlan, state: TrainState) -> ModelVersion | None:
+    """Return the version that an earlier attempt at this run registered before it was killed.
+
+    One with other thresholds or slices than are asked for now is not what this attempt gives.
+    """
+    for model in reversed(list_versions(plan.config.registry, plan.config.name)):
+        facts = read_bundle(model.uri).training
+        is_same_run = facts.get("run_id") == state.run_id
+        if is_same_run and not changed_at_the_end(plan, facts["config"]):
+            return model
+    return None
+
+
+def describe(
+    plan: TrainPlan,
+    state: TrainState,
+    loaders: dict[str, SplitLoader],
+    bundle: Bundle,
+    model: ModelVersion,
+) -> dict[str, Any]:
+    """Return the result of a training as plain values."""
+    accuracy = {split: metrics["accuracy"] for split, metrics in bundle.metrics.items()}
+    test = bundle.metrics.get("test", {})
+    num_images = len(state.history) * len(loaders["train"].samples)
+    return {
+        "model": f"{model.uri.removesuffix(f'/v{model.version}')}@v{model.version}",
+        "uri": model.uri,
+        "version": model.version,
+        "digest": model.digest,
+        "run": plan.run_uri,
+        **{f"num_{split}": len(samples) for split, samples in plan.splits.items()},
+        "num_bad": sum(len(loader.bad) for loader in loaders.values()),
+        "num_classes": len(plan.class_names),
+        "leaks": bundle.training["leaks"],
+        "leak_check_complete": bundle.training["leak_check"]["complete"],
+        "accuracy": accuracy.get("test", accuracy.get("val")),
+        "test_accuracy": accuracy.get("test"),
+        "test_accuracy_interval": test.get("intervals", {}).get("accuracy"),
+        "val_accuracy": accuracy.get("val"),
+        "val_loss": state.best_metrics.get("val_loss"),
+        "golden_miss": bundle.training.get("golden_miss", ""),
+        "epochs": len(state.history),
+        "best_epoch": state.best_metrics["epoch"],
+        "stopped_early": len(state.history) < plan.recipe.epochs,
+        "images_per_s": round(num_images / max(state.train_s, 1e-9), 1),
+        "train_s": round(state.train_s, 3),
+    }
+
+
+def _golden_images(loaders: dict[str, SplitLoader]) -> torch.Tensor:
+    """Return uint8 [n,C,P,P]: a few preprocessed images, spread over the validation split."""
+    loader = loaders.get("val") or loaders.get("test") or loaders["train"]
+    good = [i for i, sample in enumerate(loader.samples) if sample.uri not in loader.bad]
+    chosen = np.unique(np.linspace(0, len(good) - 1, min(NUM_GOLDEN, len(good))).astype(int))
+    [batch] = loader.batches([np.array(good)[chosen]])
+    return batch.x_BCHW[batch.weight_B > 0]
+
+
+def _golden(
+    plan: TrainPlan, state: TrainState, x_BCHW: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return images, and what the best weights give for them in fp32 on the CPU, in eager mode.
+
+    Without those that the model fails on: a bundle with one could not be proven anywhere.
+
+    Raises:
+        ConfigError: it fails on all.
+    """
+    model = build_model(
+        plan.config.arch,
+        len(plan.class_names),
+        in_channels=plan.decode_spec.num_channels,
+        image_px=plan.config.image_px,
+    )
+    model.load_state_dict(state.best)
+    found = Passes(len(x_BCHW), check=lambda _num_rows: None).run(
+        len(x_BCHW),
+        lambda rows, _size: make_golden(
+            model.eval(), x_BCHW[rows], plan.preprocess_spec, multi_label=plan.config.multi_label
+        ),
+    )
+    kept = [(rows, probs) for rows, probs in found if not isinstance(probs, Failure)]
+    probs_BK = torch.cat([probs for _, probs in kept] or [torch.empty(0, len(plan.class_names))])
+    finite_B = probs_BK.isfinite().all(dim=1)
+    if not finite_B.any():
+        why = next((each.reason for _, each in found if isinstance(each, Failure)), "not finite")
+        raise ConfigError(
+            f"the trained model gives nothing for any of {len(x_BCHW)} images that it was to be "
+            f"proven with: {why}"
+        )
+    tried_BCHW = torch.cat([x_BCHW[rows] for rows, _ in kept])
+    return tried_BCHW[finite_B], probs_BK[finite_B]
+
+
+def _describe_training(
+    plan: TrainPlan,
+    state: TrainState,
+    loaders: dict[str, SplitLoader],
+    place: Place,
+    leaks: LeakCheck,
+) -> dict[str, Any]:
+    return {
+        "config": _without_places(plan.config),
+        "run": plan.fingerprint,
+        "run_id": state.run_id,
+        "seed": plan.config.seed,
+        "versions": {name: version(name) for name in _VERSIONS_OF},
+        "python": platform.python_version(),
+        "hardware": _hardware(place),
+        "num_images": {split: len(samples) for split, samples in plan.splits.items()},
+        "num_groups": len({sample.group for sample in plan.samples} - {""}),
+        "counts": count_images(plan.samples, plan.class_names),
+        "leaks": leaks.counts,
+        "leak_check": leaks.to_dict(),
+        "bad_images": {split: loader.bad for split, loader in loaders.items() if loader.bad},
+        "best_epoch": state.best_metrics.get("epoch", 0),
+        "history": state.history,
+        "train_s": round(state.train_s, 3),
+    }
+
+
+def _without_places(config: TrainConfig) -> dict[str, Any]:
+    """Return the flags, less those that say where things lie: a bundle may travel."""
+    values = asdict(config)
+    for name in ("data", "registry", "work_dir", "mlflow_uri"):
+        del values[name]
+    return values
+
+
+def _hardware(place: Place) -> str:
+    workers = f"{place.world_size} x " if place.world_size > 1 else ""
+    if place.device.type == "cuda":
+        return f"{workers}{torch.cuda.get_device_name(place.device)}"
+    num_threads = torch.get_num_threads()
+    return f"{workers}{_cpu_name()}, {num_threads} thread{'s' if num_threads > 1 else ''}"
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, f"{platform.machine()} CPU")

@@ -1,0 +1,154 @@
+"""What the best weights are worth, measured by the code that will score with them.
+
+In: a Predictor, loaders of val and test, a plan. Out: metrics per split, and the calibration.
+Invariants: no image measured here has given a gradient; the calibration comes from val alone, and
+the test split decided nothing. An operating point that cannot be fitted costs no model.
+
+Shape legend: B image, K class.
+"""
+
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from imgcls.inference.decision_rule import answered_labels
+from imgcls.inference.predictor import Predictor
+from imgcls.metrics.calibration import Calibration, fit_calibration
+from imgcls.metrics.multi_label_calibration import fit_multi_label_calibration
+from imgcls.metrics.outcomes import Tally
+from imgcls.metrics.top_classes import top_label
+from imgcls.schema import Status
+from imgcls.training.data.loader import SplitLoader
+from imgcls.training.operating_targets import operating_targets
+from imgcls.training.planning.make_plan import TrainPlan
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _Predicted:
+    """The images of a split that have a prediction, and the uris of those that have none."""
+
+    index_B: np.ndarray
+    probs_BK: np.ndarray
+    model_errors: dict[str, str]  # uri -> why the model gave nothing of its pixels
+    bad: dict[str, str]  # uri -> why there are no pixels
+
+
+def measure_splits(
+    predictor: Predictor, loaders: dict[str, SplitLoader], plan: TrainPlan
+) -> tuple[dict[str, Any], Calibration | None, str]:
+    """Measure val and test, as far as there are any.
+
+    Returns:
+        metrics by split, with 95 % intervals, with `slices` where --slice-by names a column, and
+        with what the calibration achieves under `calibrated`; the calibration, None without val;
+        and in words why operating points that were asked for are not in it, "" if they are.
+    """
+    predicted = {
+        split: _predict(predictor, loaders[split]) for split in ("val", "test") if split in loaders
+    }
+    missing = _why_no_points(plan, predicted["val"]) if "val" in predicted else ""
+    if missing:
+        log.warning("%s", missing)
+    calibration = _fit(plan, predicted["val"], not missing) if "val" in predicted else None
+    metrics: dict[str, Any] = {
+        split: _measure(plan, split, p, calibration) for split, p in predicted.items()
+    }
+    for split, numbers in metrics.items():
+        if reason := numbers["intervals"].get("no_interval_because"):
+            log.warning("no intervals of %s: there are %s", split, reason)
+    return metrics, calibration, missing
+
+
+def _predict(predictor: Predictor, loader: SplitLoader) -> _Predicted:
+    size = predictor.batch_size
+    index_N = np.arange(len(loader.samples))
+    index, probs = [index_N[:0]], [np.zeros((0, predictor.num_classes), "f4")]
+    model_errors = dict[str, str]()
+    for batch in loader.batches(index_N[i : i + size] for i in range(0, len(index_N), size)):
+        rows = batch.weight_B > 0
+        if not rows.any():
+            continue
+        predictions = predictor.predict(batch.x_BCHW[rows])
+        index_B, ok_B = batch.index_B[rows].numpy(), predictions.ok_B
+        index.append(index_B[ok_B])
+        probs.append(predictions.probs_BN[ok_B])
+        for row, error in predictions.error_by_row.items():
+            model_errors[loader.samples[index_B[row]].uri] = error
+    return _Predicted(np.concatenate(index), np.concatenate(probs), model_errors, loader.bad)
+
+
+def _why_no_points(plan: TrainPlan, predicted: _Predicted) -> str:
+    """Return why no threshold can be chosen that the flags ask for; "" if it can be.
+
+    `check_operating_points` has looked at this before the training; since then images may have gone
+    bad, or the model may give no finite number for them.
+    """
+    if not operating_targets(plan.config):
+        return ""
+    name = plan.config.positive_class
+    label = plan.class_names.label_of(name)
+    samples = [plan.splits["val"][index] for index in predicted.index_B.tolist()]
+    num_positive = sum(label in sample.labels for sample in samples)
+    if 0 < num_positive < len(samples):
+        return ""
+    num_lost = len(plan.splits["val"]) - len(samples)
+    return (
+        f"no operating point for {name!r}: a threshold needs validation images of it and of "
+        f"others; of the {len(samples)} with a prediction, {num_positive} show it "
+        f"({num_lost} more gave no pixels or no finite number)"
+    )
+
+
+def _fit(plan: TrainPlan, predicted: _Predicted, has_points: bool) -> Calibration | None:
+    if not len(predicted.index_B):
+        return None
+    tally = _tally(plan, "val", predicted, None)
+    targets = operating_targets(plan.config) if has_points else []
+    if plan.config.multi_label:
+        return fit_multi_label_calibration(
+            predicted.probs_BK,
+            tally.target_BK(len(plan.class_names)),
+            plan.class_names,
+            unit_B=tally.units,
+            targets=targets,
+        )
+    return fit_calibration(
+        predicted.probs_BK, tally.label_B(), plan.class_names, unit_B=tally.units, targets=targets
+    )
+
+
+def _measure(
+    plan: TrainPlan, split: str, predicted: _Predicted, calibration: Calibration | None
+) -> dict[str, Any]:
+    tally = _tally(plan, split, predicted, calibration)
+    metrics = tally.result(plan.class_names, predicted.probs_BK)
+    if calibration is None:
+        return metrics
+    after = tally.calibrated(calibration, plan.class_names, predicted.probs_BK)
+    return metrics | {"calibrated": after}
+
+
+def _tally(
+    plan: TrainPlan, split: str, predicted: _Predicted, calibration: Calibration | None
+) -> Tally:
+    tally = Tally(multi_label=plan.config.multi_label)
+    probs_BK = predicted.probs_BK
+    labels_B = answered_labels(
+        top_label(probs_BK),
+        probs_BK,
+        plan.class_names.names,
+        calibration,
+        multi_label=plan.config.multi_label,
+    )
+    for index, labels in zip(predicted.index_B.tolist(), labels_B, strict=True):
+        sample = plan.splits[split][index]
+        tally.add_ok(sample.labels, labels, sample.group or sample.uri, sample.slice_name)
+    for uri, reason in predicted.model_errors.items():
+        tally.add_failure(uri, Status.MODEL_ERROR, reason)
+    for uri, reason in predicted.bad.items():
+        tally.add_failure(uri, "no_pixels", reason)
+    return tally

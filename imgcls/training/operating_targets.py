@@ -1,0 +1,75 @@
+"""The operating points that the flags ask for, checked before anything is trained.
+
+In: --positive-class, --target-recall, --target-specificity, the data set. Out: the targets that
+calibration fits. Invariant: a target that could not be fitted after the training stops it before,
+as far as that can be known; what comes to light after it costs no model.
+"""
+
+from collections.abc import Collection
+
+from imgcls.config.training import TrainConfig
+from imgcls.data.class_names import ClassNames
+from imgcls.data.dataset import Sample
+from imgcls.errors import ConfigError
+from imgcls.metrics.calibration import Target
+
+
+def operating_targets(config: TrainConfig) -> list[tuple[str, Target, float]]:
+    """Return (positive class, what to reach, its value) per operating point.
+
+    Raises:
+        ConfigError: a value out of range, a target without a class, or a class without a target.
+    """
+    targets: list[tuple[str, Target, float]] = []
+    if config.target_recall:
+        targets.append((config.positive_class, "recall", config.target_recall))
+    if config.target_specificity:
+        targets.append((config.positive_class, "specificity", config.target_specificity))
+    for _, target, value in targets:
+        if not 0 < value <= 1:
+            raise ConfigError(f"--target-{target} {value}: must be more than 0, at most 1")
+    if targets and not config.positive_class:
+        raise ConfigError(
+            f"--target-{targets[0][1]} {targets[0][2]} needs --positive-class NAME: the class "
+            "whose images must be found"
+        )
+    if config.positive_class and not targets:
+        raise ConfigError(
+            f"--positive-class {config.positive_class!r} needs --target-recall or "
+            "--target-specificity, such as 0.95"
+        )
+    return targets
+
+
+def check_operating_points(
+    config: TrainConfig, class_names: ClassNames, val: list[Sample], bad: Collection[str] = ()
+) -> None:
+    """Refuse operating points that this data set cannot give.
+
+    Args:
+        config: the flags.
+        class_names: of the data set.
+        val: the validation split.
+        bad: the URIs of those that give no pixels, as far as they are known.
+
+    Raises:
+        ConfigError: as `operating_targets`; an unknown class; or a validation split that has not
+            both images of the class and others, with pixels.
+    """
+    if not operating_targets(config):
+        return
+    name = config.positive_class
+    try:
+        label = class_names.label_of(name)
+    except ConfigError as error:
+        raise ConfigError(f"--positive-class: {error}") from error
+    readable = [sample for sample in val if sample.uri not in bad]
+    num_positive = sum(label in sample.labels for sample in readable)
+    if not 0 < num_positive < len(readable):
+        num_bad = len(val) - len(readable)
+        left_out = f" ({num_bad} more give no pixels)" if num_bad else ""
+        raise ConfigError(
+            f"--positive-class {name!r}: thresholds are chosen on validation images of it and of "
+            f"others; of {len(readable)} there{left_out}, {num_positive} show it. Give more, or "
+            "--val-fraction"
+        )

@@ -1,0 +1,1 @@
+"""Epochs, steps, losses and all that they change."""

@@ -1,0 +1,140 @@
+"""From a plan to the parts that one rank trains with.
+
+In: a TrainPlan and this rank's place. Out: a loader per split, and the state before the first step.
+Invariant: every rank builds the same weights.
+"""
+
+import logging
+from uuid import uuid4
+
+import numpy as np
+import torch
+from torch import nn
+
+from imgcls.errors import ConfigError
+from imgcls.image.decoders.pool import DecoderPool
+from imgcls.training.data.image_cache import (
+    ImageCache,
+    choose_kind,
+    forget,
+    num_bytes,
+    private_buffer,
+    shared_buffer,
+)
+from imgcls.training.data.loader import SplitLoader
+from imgcls.training.data.sampler import Sampler
+from imgcls.training.optim.ema import copy_for_average
+from imgcls.training.optim.initial_model import initial_model
+from imgcls.training.optim.losses import balanced_class_weights
+from imgcls.training.optim.optimizer import build_optimizer
+from imgcls.training.optim.train_state import TrainState
+from imgcls.training.planning.make_plan import TrainPlan
+from imgcls.training.ranks.rank import Place
+
+# Below it batch statistics cost accuracy: Wu and He, Group normalization (ECCV 2018), figure 1.
+FEW_ROWS = 16
+
+log = logging.getLogger(__name__)
+
+
+def make_loaders(plan: TrainPlan, pool: DecoderPool, place: Place) -> dict[str, SplitLoader]:
+    """Return a loader for each split that has samples, each with its cache."""
+    caches = make_caches(plan, place)
+    return {
+        split: SplitLoader(
+            split,
+            samples,
+            num_classes=len(plan.class_names),
+            shape_CHW=plan.shape_CHW,
+            pool=pool,
+            cache=caches.get(split),
+            max_bad_fraction=plan.config.max_bad_fraction,
+            weight_N=weigh_samples(plan) if split == "train" else None,
+            pin_memory=place.device.type == "cuda",
+        )
+        for split, samples in plan.splits.items()
+        if samples
+    }
+
+
+def make_caches(plan: TrainPlan, place: Place) -> dict[str, ImageCache]:
+    """Return a cache per split, shared by the ranks of this machine; none where none is wanted."""
+    sizes = {split: num_bytes(len(s), plan.shape_CHW) for split, s in plan.splits.items()}
+    # All ranks must agree, and machines may have unlike memory: the first one decides.
+    kind = place.from_first(choose_kind(plan.config.cache, sum(sizes.values())))
+    if kind == "none":
+        return {}
+    if place.world_size == 1:
+        buffers = {split: private_buffer(kind, size) for split, size in sizes.items()}
+    else:
+        token = place.from_first(uuid4().hex)
+        names = {split: f"imgcls-cache-{token}-{split}" for split in sizes}
+        buffers = {split: shared_buffer(kind, sizes[split], names[split]) for split in sizes}
+        place.meet()  # every rank has mapped the files
+        for name in names.values():
+            forget(kind, name)
+    return {
+        split: ImageCache(buffers[split], len(samples), plan.shape_CHW)
+        for split, samples in plan.splits.items()
+    }
+
+
+def weigh_samples(plan: TrainPlan) -> np.ndarray:
+    """Return float32 [N]: the weights that DATA gives, times those of the classes."""
+    samples = plan.splits["train"]
+    weight_N = np.array([sample.weight for sample in samples], np.float32)
+    # Of several labels the classes are weighed in the loss, see Recipe.pos_weight.
+    if plan.recipe.balance == "weights" and not plan.recipe.multi_label:
+        label_N = np.array([sample.label for sample in samples])
+        weight_N *= balanced_class_weights(label_N, len(plan.class_names))[label_N]
+    return weight_N
+
+
+def make_state(plan: TrainPlan, place: Place) -> TrainState:
+    """Build the model, the same on every rank, its moving average and its optimizer."""
+    config, recipe = plan.config, plan.recipe
+    model = initial_model(config, len(plan.class_names), plan.decode_spec.num_channels)
+    if synchronises_batch_norm(plan, place):
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]  # torch
+    model = model.to(place.device)
+    if recipe.channels_last:
+        model = model.to(memory_format=torch.channels_last)
+    optimizer = build_optimizer(
+        model,
+        recipe.optimizer,
+        lr=recipe.lr,
+        weight_decay=recipe.weight_decay,
+        layer_decay=recipe.layer_decay,
+    )
+    ema = copy_for_average(model) if recipe.ema_decay > 0 else None
+    return TrainState(model, optimizer, ema)
+
+
+def synchronises_batch_norm(plan: TrainPlan, place: Place) -> bool:
+    """Say whether batch statistics are those of all ranks' passes; the same on every rank.
+
+    Raises:
+        ConfigError: that is asked for on CPUs, where torch cannot.
+    """
+    wanted, recipe = plan.config.sync_bn, plan.recipe
+    if place.world_size == 1 or wanted == "off":
+        return False
+    if place.device.type != "cuda":
+        if wanted == "on":
+            raise ConfigError(
+                "--sync-bn on: torch synchronises batch statistics between GPUs alone, and these "
+                "workers have CPUs; take auto or off"
+            )
+        return False
+    sampler = Sampler(len(plan.splits["train"]), recipe.global_batch_size, recipe.seed)
+    num_rows = sampler.max_pass_rows(place.world_size, recipe.batch_size)
+    is_on = wanted == "on" or num_rows < FEW_ROWS
+    if place.rank == 0:
+        seen = "those of all workers" if is_on else "its own"
+        log.info(
+            "--sync-bn %s: a worker passes %d images at a time, its batch statistics are %s",
+            wanted,
+            num_rows,
+            seen,
+        )
+    return is_on

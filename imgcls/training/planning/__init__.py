@@ -1,0 +1,1 @@
+"""What a training is, settled before anything is written."""

@@ -1,0 +1,95 @@
+"""What decides the weights of a training, as one short digest.
+
+In: plain values and the samples. Out: a fingerprint, which names the run's folder. Invariant: two
+trainings with the same fingerprint train the same weights of the same versions of the same images,
+so one may go on where the other ended. Where and how fast it runs, and by which version of the
+decoders, is left out.
+"""
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Final
+
+from imgcls.data.dataset import Sample
+from imgcls.data.label_manifest import is_manifest
+from imgcls.errors import ConfigError, ObjectMissingError
+from imgcls.storage.json_text import parse_object
+from imgcls.storage.objects import exists, head, list_objects, read
+from imgcls.storage.uri import is_local, join
+
+RUN: Final = "run.json"  # the flags of a run, in its folder
+_DIGITS: Final = 16
+_HEADS_IN_FLIGHT: Final = 32
+
+log = logging.getLogger(__name__)
+
+
+def digest(values: Mapping[str, Any]) -> str:
+    """Return the fingerprint of values that decide weights."""
+    canonical = json.dumps(values, sort_keys=True)
+    return hashlib.sha256(canonical.encode()).hexdigest()[:_DIGITS]
+
+
+def choose_fingerprint(
+    values: Mapping[str, Any],
+    image_versions: str,
+    run_uri: Callable[[str], str],
+    *,
+    typed_weights: str,
+) -> str:
+    """Return the fingerprint of these values, or that of an unfinished run of an earlier imgcls.
+
+    Args:
+        values: what decides the weights, but for the images themselves.
+        image_versions: see `read_versions`.
+        run_uri: gives the folder of a fingerprint.
+        typed_weights: --weights as 27535e0 counted it; "" where that is the same.
+    """
+    here = digest({**values, "image_versions": image_versions})
+    if exists(join(run_uri(here), RUN)):
+        return here
+    as_typed = {**values, "weights": typed_weights} if typed_weights else values
+    # Of a version that did not look at the images; and, before, took --weights as it was typed.
+    for earlier in {digest(values): None, digest(as_typed): None}:
+        uri = join(run_uri(earlier), RUN)
+        if not exists(uri):
+            continue
+        noted = parse_object(read(uri), uri, ConfigError).get("image_versions", image_versions)
+        if noted == image_versions:
+            return earlier
+        log.warning("%s is a run over other versions of these images: it is left as it is", uri)
+    return here
+
+
+def read_versions(data: str, samples: Iterable[Sample]) -> str:
+    """Return one digest of the versions of all images: it changes when one is replaced.
+
+    A folder tree is listed once more, for a manifest each image is asked for. An image that is not
+    there has the version "".
+    """
+    uris = sorted(sample.uri for sample in samples)
+    if is_manifest(data):
+        with ThreadPoolExecutor(_HEADS_IN_FLIGHT) as pool:
+            etags = dict(zip(uris, pool.map(_etag, uris), strict=True))
+    else:
+        etags = {info.uri: info.etag for info in list_objects(data)}
+    lines = (f"{uri} {_version(uri, etags.get(uri, ''))}\n" for uri in uris)
+    hashed = hashlib.sha256()
+    for line in lines:
+        hashed.update(line.encode("utf-8", "surrogateescape"))
+    return hashed.hexdigest()
+
+
+def _etag(uri: str) -> str:
+    try:
+        return head(uri).etag
+    except ObjectMissingError:
+        return ""
+
+
+def _version(uri: str, etag: str) -> str:
+    """Return an etag without the inode, which a backup that was restored does not keep."""
+    return "-".join(etag.split("-")[:2]) if is_local(uri) else etag

@@ -1,0 +1,286 @@
+"""What a training will do, settled before anything is written.
+
+In: a TrainConfig. Out: a TrainPlan: samples of each split, specs, recipe, the run's place; plain
+values that travel to every rank. Invariant: whatever in flags, data or machine would stop the run
+later stops it here, as a ConfigError; and two plans with the same fingerprint train the same
+weights, so one may go on where the other ended.
+"""
+
+import logging
+import math
+import os
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
+
+from torch import nn
+
+from imgcls.config.choices import check_name
+from imgcls.config.training import TrainConfig
+from imgcls.data.class_names import ClassNames, enumerate_names
+from imgcls.data.dataset import Dataset, Sample, describe_classes, read_dataset
+from imgcls.data.label_manifest import is_manifest
+from imgcls.errors import ConfigError
+from imgcls.image.spec import DecodeSpec, PreprocessSpec
+from imgcls.inference.predictor import pick_device
+from imgcls.model.architectures import check_input_size
+from imgcls.model.pretrained import normalization_of
+from imgcls.storage.uri import is_inside, join, split_uri
+from imgcls.training.augment.geometric import build_recipe
+from imgcls.training.data.sampler import Sampler
+from imgcls.training.operating_targets import check_operating_points, operating_targets
+from imgcls.training.optim.initial_model import initial_model
+from imgcls.training.optim.losses import balanced_pos_weights
+from imgcls.training.planning.channel_stats import measure_channels
+from imgcls.training.planning.fingerprint import choose_fingerprint, read_versions
+from imgcls.training.record.checkpoint import CheckpointSchedule
+from imgcls.training.record.trackers import check_tracking
+from imgcls.training.train_plan import Recipe
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class TrainPlan:
+    """Everything the ranks need to know."""
+
+    config: TrainConfig
+    recipe: Recipe
+    decode_spec: DecodeSpec
+    preprocess_spec: PreprocessSpec
+    class_names: ClassNames
+    splits: dict[str, list[Sample]]
+    split_digest: str
+    fingerprint: str
+    image_versions: str = ""
+    """Digest of the versions of all images, see fingerprint.py."""
+
+    @property
+    def run_uri(self) -> str:
+        """Folder of this run's checkpoints and logs."""
+        return run_uri(self.config, self.fingerprint)
+
+    @property
+    def samples(self) -> list[Sample]:
+        """Samples of all splits, one split after the other."""
+        return [sample for samples in self.splits.values() for sample in samples]
+
+    @property
+    def shape_CHW(self) -> tuple[int, int, int]:
+        """Shape of a preprocessed image."""
+        side_px = self.preprocess_spec.image_px
+        return self.decode_spec.num_channels, side_px, side_px
+
+
+def make_plan(config: TrainConfig) -> TrainPlan:
+    """Check the flags, read the list of samples, and measure their colours.
+
+    Raises:
+        ConfigError: a flag or the data cannot work; nothing was written.
+    """
+    check_flags(config)
+    dataset = read_dataset(
+        config.data,
+        val_fraction=config.val_fraction,
+        test_fraction=config.test_fraction,
+        seed=config.seed,
+        multi_label=config.multi_label,
+        slice_by=config.slice_by,
+        group_by_folder=config.group_by == "folder",
+    )
+    _refuse_ungrouped(config, dataset)
+    splits = {split: dataset.of_split(split) for split in ("train", "val", "test")}
+    log.info("%s", _describe(dataset, splits))
+    for line in describe_classes(dataset):
+        log.info("  %s", line)
+    check_operating_points(config, dataset.class_names, splits["val"])
+    _warn_of_gaps(dataset)
+    decode_spec = build_decode_spec(config)
+    channels = decode_spec.num_channels
+    model = initial_model(config, len(dataset.class_names), channels)
+    _check_batches(config, model, len(splits["train"]))
+    mean, std = _choose_normalization(config, decode_spec, splits["train"])
+    preprocess_spec = PreprocessSpec.for_image_px(config.image_px, mean=mean, std=std)
+    recipe = build_train_recipe(config, preprocess_spec)
+    if config.multi_label and config.balance == "weights":
+        labels_N = [sample.labels for sample in splits["train"]]
+        pos_weights = balanced_pos_weights(labels_N, len(dataset.class_names))
+        recipe = replace(recipe, pos_weight=tuple(pos_weights))
+    image_versions = read_versions(config.data, dataset.samples)
+    return TrainPlan(
+        config=config,
+        recipe=recipe,
+        decode_spec=decode_spec,
+        preprocess_spec=preprocess_spec,
+        class_names=dataset.class_names,
+        splits=splits,
+        split_digest=dataset.split_digest,
+        fingerprint=choose_fingerprint(
+            decisive_values(config, recipe, decode_spec, dataset),
+            image_versions,
+            lambda fingerprint: run_uri(config, fingerprint),
+            typed_weights=os.path.relpath(config.weights) if config.weights[:1] == "/" else "",
+        ),
+        image_versions=image_versions,
+    )
+
+
+def run_uri(config: TrainConfig, fingerprint: str) -> str:
+    """Return the folder of a run's checkpoints and logs."""
+    work_dir = config.work_dir or join(config.registry, "_training", config.name)
+    return join(work_dir, f"run-{fingerprint}")
+
+
+def _choose_normalization(
+    config: TrainConfig, decode_spec: DecodeSpec, samples: list[Sample]
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return mean and std per channel: those that the weights know, or else those of the images."""
+    channels = decode_spec.num_channels
+    if config.weights:
+        known = normalization_of(config.arch, config.weights, channels)
+        if known is not None:
+            return known
+    return measure_channels(
+        [sample.uri for sample in samples],
+        decode_spec,
+        PreprocessSpec.for_image_px(config.image_px, mean=(0.0,) * channels, std=(1.0,) * channels),
+        seed=config.seed,
+        num_decoders=config.num_decoders,
+    )
+
+
+def build_decode_spec(config: TrainConfig) -> DecodeSpec:
+    """Return the decode spec that the flags ask for; it travels in the bundle.
+
+    Raises:
+        ConfigError: a value or a combination that cannot be.
+    """
+    return DecodeSpec(
+        color=config.color,
+        gray_range=config.gray_range,
+        gray_bits=config.gray_bits,
+        frames=config.frames,
+        dicom_window=config.dicom_window,
+    )
+
+
+def check_flags(config: TrainConfig) -> None:
+    """Refuse flags that cannot work, whatever the data.
+
+    Raises:
+        ConfigError: names the flag, its value and what it may be.
+    """
+    check_name(config.name, "--name")
+    split_uri(config.registry)
+    if config.work_dir:
+        split_uri(config.work_dir)
+    _refuse_inside_data(config)
+    check_input_size(config.arch, config.image_px)
+    for flag in ("epochs", "batch_size", "image_px", "accumulate", "keep_checkpoints"):
+        _refuse_unless(getattr(config, flag) >= 1, config, flag, "at least 1")
+    for flag in ("num_decoders", "max_failures", "freeze_stages", "patience_epochs"):
+        _refuse_unless(getattr(config, flag) >= 0, config, flag, "0 or more")
+    _refuse_unless(0 < config.lr < math.inf, config, "lr", "more than 0")
+    for flag in ("weight_decay", "max_grad_norm", "mixup", "cutmix"):
+        _refuse_unless(0 <= getattr(config, flag) < math.inf, config, flag, "0 or more")
+    for flag in ("warmup_fraction", "max_bad_fraction"):
+        _refuse_unless(0 <= getattr(config, flag) <= 1, config, flag, "0 to 1")
+    for flag in ("label_smoothing", "ema_decay"):
+        _refuse_unless(0 <= getattr(config, flag) < 1, config, flag, "at least 0 and below 1")
+    _refuse_unless(0 < config.layer_decay <= 1, config, "layer_decay", "more than 0, at most 1")
+    CheckpointSchedule(config.checkpoint_every)
+    check_tracking(config.mlflow_uri)
+    operating_targets(config)
+    build_decode_spec(config)
+    if config.workers.most == 0:
+        pick_device(config.device)
+
+
+def _refuse_ungrouped(config: TrainConfig, dataset: Dataset) -> None:
+    without = [sample.uri for sample in dataset.samples if not sample.group]
+    if config.group_by == "folder" and without:
+        raise ConfigError(
+            f"--group-by folder: {len(without)} images of {config.data} lie right in the folder of "
+            f"their class, such as {without[0]}: put each into the folder of its patient or part"
+        )
+
+
+def _refuse_inside_data(config: TrainConfig) -> None:
+    """Refuse to write into the folder tree, where the next training would find classes."""
+    if is_manifest(config.data):
+        return
+    for flag in ("registry", "work_dir"):
+        place = getattr(config, flag)
+        if place and is_inside(place, config.data):
+            raise ConfigError(
+                f"--{flag.replace('_', '-')} {place} lies inside --data {config.data}: it would "
+                "become a class of the next training. Choose a place beside the data"
+            )
+
+
+def build_train_recipe(config: TrainConfig, preprocess_spec: PreprocessSpec) -> Recipe:
+    """Return the values of a config that decide the weights."""
+    same_name = {field.name for field in fields(Recipe)} & set(asdict(config)) - {"augment"}
+    return Recipe(
+        preprocess=preprocess_spec,
+        augment=build_recipe(config.augment, config.flip),
+        global_batch_size=global_batch_size(config),
+        **{name: getattr(config, name) for name in same_name},
+    )
+
+
+def global_batch_size(config: TrainConfig) -> int:
+    """Return the images of one optimizer step; fewer workers than asked for do not change it."""
+    return config.batch_size * max(1, config.workers.most) * config.accumulate
+
+
+def _check_batches(config: TrainConfig, model: nn.Module, num_train: int) -> None:
+    num_ranks = max(1, config.workers.most)
+    wanted = global_batch_size(config)
+    if num_train < wanted:
+        raise ConfigError(
+            f"--batch-size {config.batch_size} times {num_ranks} workers times --accumulate "
+            f"{config.accumulate} needs {wanted} training images, there are {num_train}; lower it"
+        )
+    has_batch_norm = any(isinstance(module, nn.BatchNorm2d) for module in model.modules())
+    smallest = Sampler(num_train, wanted, 0).min_step_size // (num_ranks * config.accumulate)
+    if has_batch_norm and smallest < 2:
+        raise ConfigError(
+            f"{config.arch} normalises over the batch and would see one image only in some steps: "
+            f"give --batch-size 2 or more ({num_train} training images, {num_ranks} workers)"
+        )
+
+
+def decisive_values(
+    config: TrainConfig, recipe: Recipe, decode_spec: DecodeSpec, dataset: Dataset
+) -> dict[str, Any]:
+    """Return what decides the weights; where and how fast it runs is left out."""
+    values = asdict(recipe)
+    del values["batch_size"]
+    return values | {
+        "arch": config.arch,
+        "weights": config.weights,
+        # A training goes on with the decoders there are; the bundle says which those were.
+        "decode": decode_spec.to_dict() | {"decoder_version": 1},
+        "class_names": dataset.class_names.names,
+        "split_digest": dataset.split_digest,
+        "sample_weights": {s.key: s.weight for s in dataset.samples if s.weight != 1.0},
+    }
+
+
+def _describe(dataset: Dataset, splits: dict[str, list[Sample]]) -> str:
+    counts = ", ".join(f"{len(samples)} {split}" for split, samples in splits.items())
+    return f"{len(dataset.samples)} images of {len(dataset.class_names)} classes: {counts}"
+
+
+def _warn_of_gaps(dataset: Dataset) -> None:
+    """Name the classes that a split given by DATA cannot measure."""
+    for split, counts in dataset.counts().items():
+        missing = [name for name, count in counts.items() if count == 0]
+        if split != "train" and 0 < len(missing) < len(counts):
+            log.warning("%s has no image of %s", split, enumerate_names(missing))
+
+
+def _refuse_unless(is_right: bool, config: TrainConfig, field: str, wanted: str) -> None:
+    if not is_right:
+        flag = "--" + field.replace("_", "-")
+        raise ConfigError(f"{flag} {getattr(config, field)}: must be {wanted}")

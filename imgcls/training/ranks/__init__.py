@@ -1,0 +1,1 @@
+"""One rank or several: devices, Ray Train workers, their messages."""

@@ -1,0 +1,43 @@
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from imgcls.config.operations import DemoConfig
+from imgcls.demo.demo import demo
+from imgcls.errors import ConfigError
+
+
+def check(result: dict[str, object]) -> None:
+    assert float(str(result["accuracy"])) >= 0.97
+    assert (result["rows"], result["rows_ok"]) == (600, 597)
+    assert result["rows_not_ok"] == {
+        "scan-empty.png": "unsupported",
+        "scan-page.png": "unsupported",
+        "scan-truncated.png": "corrupt",
+    }
+    parts = list(Path(str(result["output"])).glob("*.parquet"))
+    assert sum(pq.read_metadata(part).num_rows for part in parts) == 600
+
+
+def test_demo_trains_scores_and_accounts_for_every_file(tmp_path: Path) -> None:
+    # The folder of an earlier demo is made anew.
+    (tmp_path / "demo").mkdir()
+    for name in (".imgcls-demo", "stale"):
+        (tmp_path / "demo" / name).touch()
+    check(demo(DemoConfig(str(tmp_path / "demo"))))
+    assert not (tmp_path / "demo" / "stale").exists()
+
+
+@pytest.mark.s3
+def test_demo_on_its_own_s3_server_keeps_the_parquet(tmp_path: Path) -> None:
+    result = demo(DemoConfig(str(tmp_path / "demo"), s3=True))
+    assert str(result["run_output"]).startswith("s3://demo/predictions/date=")
+    check(result)
+
+
+def test_demo_never_empties_a_folder_that_is_not_its_own(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").touch()
+    with pytest.raises(ConfigError, match="choose another folder"):
+        demo(DemoConfig(str(tmp_path)))
+    assert (tmp_path / "thesis.tex").exists()

@@ -1,0 +1,123 @@
+"""int8 by OpenVINO: calibrated, judged on other images, refused when it changes labels."""
+
+import io
+import logging
+from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from imgcls.errors import BundleError, ConfigError
+from imgcls.inference import int8, openvino
+from imgcls.inference.network import Network
+from imgcls.inference.predictor import Predictor
+from imgcls.model.bundle import Bundle
+from tests.scoring.tiny import IMAGE_PX, make_bundle, make_sure_bundle
+
+pytestmark = pytest.mark.skipif(
+    not (find_spec("openvino") and find_spec("nncf")), reason="the extra int8 is not installed"
+)
+
+
+def network_of(bundle: Bundle) -> Network:
+    return Network(bundle.to_model(), bundle.preprocess_spec, "fp32").eval()
+
+
+def sample(count: int = 2 * int8.MIN_CALIBRATION) -> torch.Tensor:
+    """Images of one brightness each: a network of random weights tells them apart."""
+    generator = torch.Generator().manual_seed(0)
+    level_B111 = torch.randint(0, 200, (count, 3, 1, 1), generator=generator)
+    noise_BCHW = torch.randint(0, 55, (count, 3, IMAGE_PX, IMAGE_PX), generator=generator)
+    return (level_B111 + noise_BCHW).to(torch.uint8)
+
+
+@pytest.fixture(scope="module")
+def quantized() -> tuple[Bundle, bytes]:
+    bundle = make_sure_bundle()
+    return bundle, int8.quantize(network_of(bundle), sample(), multi_label=False)
+
+
+def test_every_load_of_the_same_bytes_predicts_the_same(quantized: tuple[Bundle, bytes]) -> None:
+    bundle, data = quantized
+    x_BCHW = sample(int8.BATCH_SIZE)
+    one, other = (openvino.load(data, streams, "int8")(x_BCHW) for streams in (1, 2))
+    assert torch.equal(one, other)
+    assert one.shape == (int8.BATCH_SIZE, len(bundle.class_names))
+    with torch.inference_mode():
+        torch.testing.assert_close(one, network_of(bundle)(x_BCHW), rtol=0.05, atol=5.0)
+
+
+def test_predictor_names_the_engine_and_several_threads_share_it(
+    quantized: tuple[Bundle, bytes],
+) -> None:
+    bundle, data = quantized
+    predictor = Predictor(
+        bundle,
+        device="cpu",
+        precision="int8",
+        batch_size=int8.BATCH_SIZE,
+        num_streams=2,
+        int8_network=data,
+    )
+    assert predictor.engine == "openvino int8 on cpu"
+    assert predictor.predict(sample(5)).label_B.tolist() == [0] * 5
+    batches = list(sample(4 * int8.BATCH_SIZE).split(int8.BATCH_SIZE))
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(predictor._model, batches))
+    alone = openvino.load(data, 1, "int8")
+    for logits_BN, x_BCHW in zip(found, batches, strict=True):
+        assert torch.equal(logits_BN, alone(x_BCHW))
+
+
+class Contrary(nn.Module):
+    """Answers the other way round for every third image."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x_BCHW: torch.Tensor) -> torch.Tensor:
+        logits_BN = self.network(x_BCHW).clone()
+        logits_BN[::3] *= -1
+        return logits_BN
+
+
+def test_labels_that_change_refuse_the_network_with_the_figure() -> None:
+    network = network_of(make_bundle())
+    x_BCHW = sample(32)
+    int8.check_agreement(network, network, x_BCHW, multi_label=False)
+    with pytest.raises(BundleError, match=r"only 20 of 32 images .* \(62\.5%\), 99% are needed"):
+        int8.check_agreement(Contrary(network), network, x_BCHW, multi_label=False)
+
+
+def test_few_images_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"needs 64 images that decode, .* not 10"):
+        int8.quantize(network_of(make_bundle()), sample(10), multi_label=False)
+
+
+def test_neither_library_reports_its_use(quantized: tuple[Bundle, bytes]) -> None:
+    import sys
+
+    assert quantized
+    assert sys.modules["openvino_telemetry"] is None
+
+
+def test_log_handlers_of_others_keep_their_level() -> None:
+    of_others = logging.StreamHandler(io.StringIO())
+    logging.getLogger("nncf").addHandler(of_others)
+    try:
+        int8.quantize(network_of(make_sure_bundle()), sample(), multi_label=False)
+    finally:
+        logging.getLogger("nncf").removeHandler(of_others)
+    assert of_others.level == logging.NOTSET
+
+
+def test_nothing_is_left_in_the_working_folder(
+    quantized: tuple[Bundle, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    openvino.load(quantized[1], 1, "int8")
+    assert not list(tmp_path.iterdir())

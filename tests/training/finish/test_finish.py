@@ -1,0 +1,201 @@
+"""What a registered model says of itself, from one small training with everything switched on."""
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from imgcls.config.models import EvaluateConfig
+from imgcls.config.training import TrainConfig
+from imgcls.evaluation.evaluate import evaluate
+from imgcls.model.bundle import Bundle, read_bundle
+from imgcls.training.driver import train
+
+MakeTree = Callable[..., Path]
+SIDE_PX = 12
+
+
+def write_data(root: Path, num_patients: int = 30) -> Path:
+    """Four faint bars per patient, of two scanners; some labels are wrong, so nobody is certain."""
+    rng = np.random.default_rng(0)
+    lines = []
+    for patient in range(num_patients):
+        for number in range(4):
+            label = number % 2
+            image_HW = rng.integers(0, 120, (SIDE_PX, SIDE_PX))
+            image_HW[6 * label : 6 * label + 3] += 40
+            path = root / f"{patient:02d}-{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image_HW.astype(np.uint8)).save(path)
+            said = label if rng.random() < 0.9 else 1 - label
+            lines.append((path.name, ("bad", "good")[said], f"p{patient}", "xy"[patient % 2]))
+    manifest = root / "m.csv"
+    with manifest.open("w", newline="") as file:
+        csv.writer(file).writerows([("uri", "label", "group", "scanner"), *lines])
+    return manifest
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[TrainConfig, dict[str, Any], Bundle]:
+    torch.set_num_threads(1)
+    root = tmp_path_factory.mktemp("finish")
+    config = TrainConfig(
+        data=str(write_data(root / "data")),
+        registry=str(root / "registry"),
+        name="bars",
+        arch="simple_cnn",
+        image_px=SIDE_PX,
+        batch_size=16,
+        epochs=4,
+        lr=5e-3,
+        val_fraction=0.3,
+        test_fraction=0.3,
+        slice_by="scanner",
+        positive_class="bad",
+        target_recall=0.9,
+        target_specificity=0.8,
+        device="cpu",
+        num_decoders=1,
+    )
+    result = train(config)
+    return config, result, read_bundle(result["uri"])
+
+
+def test_every_number_has_an_interval_over_patients(trained: Any) -> None:
+    _, result, bundle = trained
+    for split in ("val", "test"):
+        metrics = bundle.metrics[split]
+        for name in (
+            "accuracy",
+            "top2_accuracy",
+            "balanced_accuracy",
+            "macro_f1",
+            "weighted_f1",
+            "auroc_macro",
+            "average_precision_macro",
+            "ece",
+            "brier",
+            "log_loss",
+        ):
+            low, high = metrics["intervals"][name]
+            # The calibration error of a sample is biased upwards: its own may lie below.
+            assert low <= metrics[name] or name == "ece", name
+            assert metrics[name] <= high, name
+        assert 4 * metrics["intervals"]["num_units"] == metrics["num_images"]
+        assert set(metrics["per_class"]) == {"bad", "good"}
+        assert np.sum(metrics["confusion_matrix"]) == metrics["num_images"]
+    assert result["test_accuracy_interval"] == bundle.metrics["test"]["intervals"]["accuracy"]
+
+
+def test_slices_add_up_to_the_split(trained: Any) -> None:
+    _, _, bundle = trained
+    for metrics in bundle.metrics.values():
+        slices = metrics["slices"]
+        assert set(slices) == {"x", "y"}
+        assert sum(row["num_images"] for row in slices.values()) == metrics["num_images"]
+        right = sum(row["accuracy"] * row["num_images"] for row in slices.values())
+        assert right == pytest.approx(metrics["accuracy"] * metrics["num_images"])
+
+
+def test_calibration_and_thresholds_are_part_of_the_bundle(trained: Any) -> None:
+    _, _, bundle = trained
+    calibration = bundle.calibration
+    assert calibration["num_images"] == bundle.metrics["val"]["num_images"]
+    assert calibration["log_loss_after"] <= calibration["log_loss_before"]
+    points = {point["threshold_id"]: point for point in calibration["operating_points"]}
+    assert points["bad:recall>=0.9"]["recall"] >= 0.9
+    assert points["bad:specificity>=0.8"]["specificity"] >= 0.8
+    for metrics in bundle.metrics.values():
+        measured = metrics["calibrated"]["operating_points"]
+        assert set(measured) == set(points)
+        for numbers in measured.values():
+            low, high = numbers["recall_interval"]
+            assert low <= numbers["recall"] <= high
+    # What was fitted on validation is what is measured there.
+    on_val = bundle.metrics["val"]["calibrated"]
+    assert on_val["log_loss"] == pytest.approx(calibration["log_loss_after"])
+    assert on_val["operating_points"]["bad:recall>=0.9"]["recall"] == pytest.approx(
+        points["bad:recall>=0.9"]["recall"]
+    )
+
+
+def test_evaluating_the_bundle_gives_its_own_numbers(trained: Any) -> None:
+    config, _, bundle = trained
+    for split in ("val", "test"):
+        again = evaluate(
+            EvaluateConfig(
+                model=f"{config.registry}/bars@v1",
+                data=config.data,
+                split=split,
+                slice_by="scanner",
+                device="cpu",
+                num_decoders=1,
+            )
+        )
+        assert again["same_split_as_training"]
+        for name in ("accuracy", "confusion_matrix", "slices", "num_images"):
+            assert again[name] == bundle.metrics[split][name]
+        assert again["brier"] == pytest.approx(bundle.metrics[split]["brier"], abs=1e-6)
+        before, after = bundle.metrics[split]["calibrated"], again["calibrated"]
+        assert after["log_loss"] == pytest.approx(before["log_loss"], abs=1e-6)
+        assert set(after["operating_points"]) == set(before["operating_points"])
+
+
+def test_the_card_shows_what_the_bundle_knows(trained: Any) -> None:
+    config, result, bundle = trained
+    card = (Path(result["uri"]) / "MODEL_CARD.md").read_text()
+    facts = bundle.training
+    test = bundle.metrics["test"]
+    low, high = test["intervals"]["accuracy"]
+    assert f"| test | accuracy | {test['accuracy']:.4f} | {low:.4f} to {high:.4f} |" in card
+    counts = facts["counts"]
+    row = " | ".join(str(counts[split]["bad"]) for split in ("train", "val", "test"))
+    assert f"| bad | {row} |" in card
+    for shown in (
+        bundle.split_digest,
+        "No group, no image and no near-duplicate",
+        "### Per class",
+        "### Slices",
+        "| test | x |",
+        "bad:recall>=0.9",
+        "| seed | 0 |",
+        f"| versions.torch | {facts['versions']['torch']} |",
+        f"| hardware | {facts['hardware']} |",
+        f"| train_s | {facts['train_s']} |",
+        "![curves.png](curves.png)",
+    ):
+        assert shown in card, shown
+    for name in ("curves.png", "confusion.png", "reliability.png"):
+        assert Image.open(Path(result["uri"]) / name).size[0] > 300
+    assert json.loads(json.dumps(facts, allow_nan=False))["leaks"] == {} == result["leaks"]
+    assert str(config.registry) not in card
+    assert "Leak check: complete. Groups: 30." in card
+    history = bundle.training["history"]
+    assert all(0.2 < numbers["train_accuracy"] <= 1 for numbers in history)
+    assert len({numbers["train_accuracy"] for numbers in history}) > 1
+
+
+def test_without_validation_there_is_no_calibration(make_tree: MakeTree) -> None:
+    result = train(
+        TrainConfig(
+            data=str(make_tree(12)),
+            registry=str(make_tree(1, name="other").parent / "registry"),
+            name="bars",
+            arch="simple_cnn",
+            image_px=SIDE_PX,
+            batch_size=8,
+            epochs=1,
+            val_fraction=0,
+            test_fraction=0,
+            num_decoders=1,
+        )
+    )
+    bundle = read_bundle(result["uri"])
+    assert (bundle.calibration, bundle.metrics) == (None, {})
+    assert set(bundle.attachments) == {"curves.png", "trained_on.json"}

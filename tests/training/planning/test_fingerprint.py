@@ -1,0 +1,93 @@
+"""When a training is the same as an earlier one: it goes on, or is done already."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from imgcls.config.training import TrainConfig
+from imgcls.data.dataset import Dataset, read_dataset
+from imgcls.model.registry import list_versions
+from imgcls.training.driver import train
+from imgcls.training.planning.fingerprint import digest
+from imgcls.training.planning.make_plan import decisive_values, make_plan, run_uri
+from tests.training.bars import bars_config
+
+MakeTree = Callable[..., Path]
+make_config = partial(bars_config, batch_size=16, epochs=4, val_fraction=0.2, test_fraction=0.2)
+
+
+def test_a_training_that_is_done_is_not_done_again(
+    make_tree: MakeTree, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = make_config(make_tree(20), epochs=1)
+    first, again = train(config), train(config)
+    assert again == first | {"already_trained": True, "total_s": again["total_s"]}
+    assert "this training is done already" in caplog.text
+    assert [model.version for model in list_versions(config.registry, "bars")] == [1]
+    # By a version that did not know one of the flags.
+    finished = Path(first["run"]) / "finished.json"
+    done = json.loads(finished.read_text())
+    del done["config"]["layer_decay"]
+    finished.write_text(json.dumps(done))
+    assert train(config)["already_trained"]
+    # What is gone is trained again, and so is what is asked for with another flag.
+    shutil.rmtree(first["uri"])
+    assert "already_trained" not in train(config)
+    assert "already_trained" not in train(make_config(Path(config.data), epochs=1, cache="none"))
+
+
+@pytest.mark.parametrize("as_manifest", [False, True])
+def test_a_training_over_images_that_were_replaced_begins_anew(
+    as_manifest: bool, make_tree: MakeTree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = make_tree(20)
+    config = make_config(data, epochs=2, checkpoint_every="2")
+    if as_manifest:
+        lines = [f"{path},{path.parent.name}" for path in sorted(data.rglob("*.png"))]
+        (data.parent / "list.csv").write_text("\n".join(["uri,label", *lines]))
+        config = make_config(data, data=str(data.parent / "list.csv"), epochs=2)
+    plan = make_plan(config)
+    assert make_plan(config).fingerprint == plan.fingerprint
+    image = min(data.rglob("*.png"))
+    # Restored from a backup: another file of the same bytes and time.
+    status = image.stat()
+    copy = image.with_name("copy")
+    copy.write_bytes(image.read_bytes())
+    copy.replace(image)
+    os.utime(image, ns=(status.st_mtime_ns, status.st_mtime_ns))
+    assert make_plan(config).fingerprint == plan.fingerprint
+    image.write_bytes(max(data.rglob("*.png")).read_bytes())
+    assert make_plan(config).fingerprint != plan.fingerprint
+
+
+def test_an_unfinished_run_of_27535e0_goes_on_until_its_images_are_replaced(
+    make_tree: MakeTree, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = make_tree(20)
+    config = make_config(data, epochs=1)
+    plan = make_plan(config)
+    values = decisive_values(config, plan.recipe, plan.decode_spec, read_dataset_of(config))
+    earlier = Path(run_uri(config, digest(values)))
+    earlier.mkdir(parents=True)
+    (earlier / "run.json").write_text(json.dumps(asdict(config)))
+    assert make_plan(config).run_uri == str(earlier)
+    assert train(config)["run"] == str(earlier)
+    assert make_plan(config).run_uri == str(earlier)
+    os.utime(min(data.rglob("*.png")), ns=(1, 1))
+    assert make_plan(config).run_uri != str(earlier)
+    assert "over other versions of these images" in caplog.text
+
+
+def read_dataset_of(config: TrainConfig) -> Dataset:
+    return read_dataset(
+        config.data,
+        val_fraction=config.val_fraction,
+        test_fraction=config.test_fraction,
+        seed=config.seed,
+    )
