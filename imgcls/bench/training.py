@@ -32,6 +32,7 @@ from torch.nn.functional import cross_entropy
 
 from imgcls.bench.memory import measure_memory, memory_as_text
 from imgcls.bench.table import Side, as_text, measure, tabulate
+from imgcls.config.choices import TrainPrecision
 from imgcls.config.operations import BenchConfig
 from imgcls.config.training import TrainConfig
 from imgcls.data.dataset import Sample
@@ -46,7 +47,7 @@ from imgcls.training.optim.optimizer import build_optimizer
 from imgcls.training.optim.precision import autocast, compile_steps, set_arithmetic
 from imgcls.training.optim.train_state import TrainState
 from imgcls.training.ranks.rank import Place
-from imgcls.training.train_plan import Precision, Recipe
+from imgcls.training.train_plan import Recipe
 
 NUM_CLASSES: Final = 10
 SMALL_ARCH, SMALL_PX = "simple_cnn", 32
@@ -64,7 +65,7 @@ class Job:
     image_px: int
     num_images: int
     batch_size: int
-    precision: Precision = TrainConfig.precision
+    precision: TrainPrecision = TrainConfig.precision
     compile: bool = TrainConfig.compile
     augment: str = "none"
 

@@ -13,6 +13,11 @@ Precision = Literal["auto", "fp32", "tf32", "bf16", "fp16", "int8"]
 CpuHelpers = Literal["auto", "off"]
 GpuDecode = Literal["on", "off"]
 MatchBy = Literal["uri", "suffix", "name"]
+Optimizer = Literal["adamw", "sgd"]
+Schedule = Literal["cosine", "step", "onecycle"]
+Loss = Literal["cross_entropy", "focal"]
+TrainPrecision = Literal["fp32", "bf16"]
+BestBy = Literal["loss", "accuracy"]
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _WORKERS = re.compile(r"(?:(?P<fewest>[0-9]{1,6}):)?(?P<most>[0-9]{1,6})")

@@ -3,7 +3,15 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from imgcls.config.choices import Device, WorkerRange
+from imgcls.config.choices import (
+    BestBy,
+    Device,
+    Loss,
+    Optimizer,
+    Schedule,
+    TrainPrecision,
+    WorkerRange,
+)
 from imgcls.config.paths import Config, OutputUri, TrackingUri, Uri, WeightsUri
 
 
@@ -61,7 +69,7 @@ class TrainConfig(Config):
         "file", "none", "lung", "soft_tissue", "bone", "brain", "mediastinum", "lung_soft_bone"
     ] = "file"
     """VOI window of DICOM images: the file's own, none, or a named CT window."""
-    optimizer: Literal["adamw", "sgd"] = "adamw"
+    optimizer: Optimizer = "adamw"
     """AdamW, or SGD with momentum 0.9."""
     lr: float = 1e-3
     """Peak learning rate, after warm-up."""
@@ -69,7 +77,7 @@ class TrainConfig(Config):
     """Weight decay, applied to weights of two dimensions or more."""
     warmup_fraction: float = 0.05
     """Share of all steps in which the learning rate rises from zero to its peak, lr."""
-    schedule: Literal["cosine", "step", "onecycle"] = "cosine"
+    schedule: Schedule = "cosine"
     """After the rise: a cosine to zero, or a tenth after 1/2 and again after 3/4 of the steps;
     onecycle rises for 30 percent of the steps and falls to zero, both as a cosine.
     """
@@ -88,7 +96,7 @@ class TrainConfig(Config):
     """Keep a moving average of the weights with this decay, such as 0.999, and validate and
     register that; 0 for none.
     """
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: TrainPrecision = "fp32"
     """bf16 runs forward and backward passes in bfloat16 where that is safe; weights stay fp32."""
     channels_last: bool = True
     """Lay images out pixel by pixel, not channel by channel: faster convolutions, mostly."""
@@ -142,7 +150,7 @@ class TrainConfig(Config):
     """An image may show any number of classes, none included: the manifest's label joins their
     names by "|". Each class is trained by binary cross-entropy and gets a probability of its own.
     """
-    loss: Literal["cross_entropy", "focal"] = "cross_entropy"
+    loss: Loss = "cross_entropy"
     """focal lets images that are right already weigh less."""
     balance: Literal["none", "weights", "sampling"] = "none"
     """For classes of unlike size: weigh images by class in the loss, or show each class equally
@@ -151,7 +159,7 @@ class TrainConfig(Config):
     """
     label_smoothing: float = 0.0
     """Share of each target spread evenly over all classes; multi-label, over yes and no."""
-    best_by: Literal["loss", "accuracy"] = "loss"
+    best_by: BestBy = "loss"
     """Which validation number decides the epoch whose weights are kept; of a multi-label model
     accuracy stands for the AUROC, averaged over the classes.
     """

@@ -29,7 +29,7 @@ from imgcls.training.finish.finish import describe, find_registered, make_bundle
 from imgcls.training.optim.loop import fit, is_finished
 from imgcls.training.optim.setup import make_loaders, make_state
 from imgcls.training.optim.train_state import TrainState
-from imgcls.training.planning.make_plan import TrainPlan, make_plan
+from imgcls.training.planning.make_plan import make_plan
 from imgcls.training.ranks.placement import warn_of_idle_gpus
 from imgcls.training.ranks.rank import Place
 from imgcls.training.ranks.stop_request import StopRequest
@@ -38,6 +38,7 @@ from imgcls.training.record.finished import read_finished, write_finished
 from imgcls.training.record.recorder import Recorder, Show
 from imgcls.training.record.run_record import check_writable, write_start
 from imgcls.training.record.trackers import MlflowTracker, TensorBoardTracker, Tracker
+from imgcls.training.train_plan import TrainPlan
 
 log = logging.getLogger(__name__)
 

@@ -1,20 +1,23 @@
-"""How to train, as plain values.
+"""What a training is, as plain values that travel to every rank.
 
-In: a TrainConfig's numbers. Out: Recipe. Invariant: the same recipe on the same samples gives the
-same weights; what is not in it (devices, workers, caches, paths) decides only where and how fast.
+In: a TrainConfig. Out: Recipe, how to train; TrainPlan, on what and where. Invariant: the same
+recipe on the same samples gives the same weights; what is not in it (devices, workers, caches,
+paths) decides only where and how fast.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 
-from imgcls.image.spec import PreprocessSpec
+from imgcls.config.choices import BestBy, Loss, Optimizer, Schedule, TrainPrecision
+from imgcls.config.training import TrainConfig
+from imgcls.data.class_names import ClassNames
+from imgcls.data.dataset import Sample
+from imgcls.image.spec import DecodeSpec, PreprocessSpec
+from imgcls.storage.uri import join
 from imgcls.training.augment.geometric import AugmentRecipe
 from imgcls.training.augment.policies import Policy
-from imgcls.training.optim.losses import LossName
-from imgcls.training.optim.optimizer import OptimizerName, ScheduleName
 
-BestBy = Literal["loss", "accuracy"]
-Precision = Literal["fp32", "bf16"]
+RUN_RECORD: Final = "run.json"  # the flags of a run, in its folder
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,24 +35,62 @@ class Recipe:
     global_batch_size: int
     batch_size: int
     seed: int
-    optimizer: OptimizerName = "adamw"
+    optimizer: Optimizer = "adamw"
     lr: float = 1e-3
-    schedule: ScheduleName = "cosine"
+    schedule: Schedule = "cosine"
     warmup_fraction: float = 0.05
     weight_decay: float = 0.01
     layer_decay: float = 1.0
     freeze_stages: int = 0
     max_grad_norm: float = 0.0
     ema_decay: float = 0.0
-    loss: LossName = "cross_entropy"
+    loss: Loss = "cross_entropy"
     label_smoothing: float = 0.0
     policy: Policy = "none"
     mixup: float = 0.0
     cutmix: float = 0.0
     balance: Literal["none", "weights", "sampling"] = "none"
-    precision: Precision = "fp32"
+    precision: TrainPrecision = "fp32"
     channels_last: bool = False
     best_by: BestBy = "loss"
     patience_epochs: int = 0
     multi_label: bool = False
     pos_weight: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class TrainPlan:
+    """Everything the ranks need to know."""
+
+    config: TrainConfig
+    recipe: Recipe
+    decode_spec: DecodeSpec
+    preprocess_spec: PreprocessSpec
+    class_names: ClassNames
+    splits: dict[str, list[Sample]]
+    split_digest: str
+    fingerprint: str
+    image_versions: str = ""
+    """Digest of the versions of all images, see fingerprint.py."""
+
+    @property
+    def run_uri(self) -> str:
+        """Folder of this run's checkpoints and logs."""
+        return run_uri(self.config, self.fingerprint)
+
+    @property
+    def samples(self) -> list[Sample]:
+        """Samples of all splits, one split after the other."""
+        return [sample for samples in self.splits.values() for sample in samples]
+
+    @property
+    def shape_CHW(self) -> tuple[int, int, int]:
+        """Shape of a preprocessed image."""
+        side_px = self.preprocess_spec.image_px
+        return self.decode_spec.num_channels, side_px, side_px
+
+
+def run_uri(config: TrainConfig, fingerprint: str) -> str:
+    """Return the folder of a run's checkpoints and logs."""
+    work_dir = config.work_dir or join(config.registry, "_training", config.name)
+    return join(work_dir, f"run-{fingerprint}")

@@ -48,8 +48,8 @@ from imgcls.training.data.loader import SplitLoader
 from imgcls.training.data.looks import DIGEST_BYTES, Looks, open_eyes
 from imgcls.training.data.sampler import divide
 from imgcls.training.operating_targets import check_operating_points
-from imgcls.training.planning.make_plan import TrainPlan
 from imgcls.training.ranks.rank import Place
+from imgcls.training.train_plan import TrainPlan
 
 LEAKS, LEAK_CHECK, LABEL_CONFLICTS = "leaks.csv", "leak_check.json", "label_conflicts.csv"
 _BATCH = 64

@@ -30,9 +30,9 @@ from imgcls.training.data.loader import SplitLoader
 from imgcls.training.finish.measure import measure_splits
 from imgcls.training.finish.plots import draw_plots
 from imgcls.training.optim.train_state import TrainState
-from imgcls.training.planning.make_plan import TrainPlan
 from imgcls.training.ranks.rank import Place
 from imgcls.training.record.run_record import changed_at_the_end
+from imgcls.training.train_plan import TrainPlan
 
 NUM_GOLDEN = 16
 _VERSIONS_OF = ("imgcls", "torch", "torchvision", "pillow", "numpy", "scikit-learn")

@@ -22,7 +22,7 @@ from imgcls.metrics.top_classes import top_label
 from imgcls.schema import Status
 from imgcls.training.data.loader import SplitLoader
 from imgcls.training.operating_targets import operating_targets
-from imgcls.training.planning.make_plan import TrainPlan
+from imgcls.training.train_plan import TrainPlan
 
 log = logging.getLogger(__name__)
 

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from imgcls.config.choices import BestBy
 from imgcls.errors import ConfigError, RunStoppedError
 from imgcls.metrics.multi_label import macro_auroc
 from imgcls.training.augment.changes import ImageChanges
@@ -32,7 +33,7 @@ from imgcls.training.optim.step import StepResult, is_right, train_step
 from imgcls.training.optim.train_state import TrainState
 from imgcls.training.ranks.rank import Place
 from imgcls.training.ranks.stop_request import StopRequest
-from imgcls.training.train_plan import BestBy, Recipe
+from imgcls.training.train_plan import Recipe
 
 
 @dataclass(frozen=True, slots=True)

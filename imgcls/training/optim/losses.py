@@ -9,22 +9,21 @@ over its questions.
 """
 
 from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
 import torch
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
+from imgcls.config.choices import Loss
+
 # Lin et al., Focal loss for dense object detection (ICCV 2017), found 2 best.
 FOCAL_GAMMA = 2.0
-
-LossName = Literal["cross_entropy", "focal"]
 
 
 def loss_per_image(
     logits_BK: torch.Tensor,
     target_BK: torch.Tensor,
-    loss: LossName,
+    loss: Loss,
     *,
     multi_label: bool = False,
     pos_weight_K: torch.Tensor | None = None,
@@ -51,7 +50,7 @@ def loss_per_image(
 def _loss_of_each_class(
     logits_BK: torch.Tensor,
     target_BK: torch.Tensor,
-    loss: LossName,
+    loss: Loss,
     pos_weight_K: torch.Tensor | None,
 ) -> torch.Tensor:
     loss_BK = binary_cross_entropy_with_logits(

@@ -6,11 +6,11 @@ state.
 """
 
 import math
-from typing import Literal
 
 import torch
 from torch import nn
 
+from imgcls.config.choices import Optimizer, Schedule
 from imgcls.training.optim.layer_groups import find_stages
 
 SGD_MOMENTUM = 0.9
@@ -20,13 +20,10 @@ STEP_MILESTONES = (0.5, 0.75)
 # 1/25 of the peak, and down to 1/250000 of it.
 ONECYCLE_UP, ONECYCLE_START, ONECYCLE_END = 0.3, 1 / 25, 1 / 250_000
 
-OptimizerName = Literal["adamw", "sgd"]
-ScheduleName = Literal["cosine", "step", "onecycle"]
-
 
 def build_optimizer(
     model: nn.Module,
-    name: OptimizerName,
+    name: Optimizer,
     *,
     lr: float,
     weight_decay: float,
@@ -66,7 +63,7 @@ def lr_at(
     *,
     peak_lr: float,
     warmup_fraction: float,
-    schedule: ScheduleName = "cosine",
+    schedule: Schedule = "cosine",
 ) -> float:
     """Return the learning rate of step 0 .. total_steps - 1.
 

@@ -10,13 +10,14 @@ from typing import cast
 import torch
 from torch import nn
 
+from imgcls.config.choices import TrainPrecision
 from imgcls.inference.arithmetic import gpu_has_bf16, set_fp32_arithmetic
-from imgcls.training.train_plan import Precision, Recipe
+from imgcls.training.train_plan import Recipe
 
 log = logging.getLogger(__name__)
 
 
-def set_arithmetic(precision: Precision, device: torch.device) -> None:
+def set_arithmetic(precision: TrainPrecision, device: torch.device) -> None:
     """Set what float32 products of this process mean, and say what the precision costs here.
 
     They are IEEE in bf16 trainings, too: what autocast leaves in float32, it does for a reason.

@@ -28,8 +28,8 @@ from imgcls.training.optim.initial_model import initial_model
 from imgcls.training.optim.losses import balanced_class_weights
 from imgcls.training.optim.optimizer import build_optimizer
 from imgcls.training.optim.train_state import TrainState
-from imgcls.training.planning.make_plan import TrainPlan
 from imgcls.training.ranks.rank import Place
+from imgcls.training.train_plan import TrainPlan
 
 # Below it batch statistics cost accuracy: Wu and He, Group normalization (ECCV 2018), figure 1.
 FEW_ROWS = 16

@@ -19,8 +19,8 @@ from imgcls.errors import ConfigError, ObjectMissingError
 from imgcls.storage.json_text import parse_object
 from imgcls.storage.objects import exists, head, list_objects, read
 from imgcls.storage.uri import is_local, join
+from imgcls.training.train_plan import RUN_RECORD
 
-RUN: Final = "run.json"  # the flags of a run, in its folder
 _DIGITS: Final = 16
 _HEADS_IN_FLIGHT: Final = 32
 
@@ -49,12 +49,12 @@ def choose_fingerprint(
         typed_weights: --weights as 27535e0 counted it; "" where that is the same.
     """
     here = digest({**values, "image_versions": image_versions})
-    if exists(join(run_uri(here), RUN)):
+    if exists(join(run_uri(here), RUN_RECORD)):
         return here
     as_typed = {**values, "weights": typed_weights} if typed_weights else values
     # Of a version that did not look at the images; and, before, took --weights as it was typed.
     for earlier in {digest(values): None, digest(as_typed): None}:
-        uri = join(run_uri(earlier), RUN)
+        uri = join(run_uri(earlier), RUN_RECORD)
         if not exists(uri):
             continue
         noted = parse_object(read(uri), uri, ConfigError).get("image_versions", image_versions)

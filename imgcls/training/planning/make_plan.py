@@ -9,14 +9,14 @@ weights, so one may go on where the other ended.
 import logging
 import math
 import os
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, fields, replace
 from typing import Any
 
 from torch import nn
 
 from imgcls.config.choices import check_name
 from imgcls.config.training import TrainConfig
-from imgcls.data.class_names import ClassNames, enumerate_names
+from imgcls.data.class_names import enumerate_names
 from imgcls.data.dataset import Dataset, Sample, describe_classes, read_dataset
 from imgcls.data.label_manifest import is_manifest
 from imgcls.errors import ConfigError
@@ -24,7 +24,7 @@ from imgcls.image.spec import DecodeSpec, PreprocessSpec
 from imgcls.inference.predictor import pick_device
 from imgcls.model.architectures import check_input_size
 from imgcls.model.pretrained import normalization_of
-from imgcls.storage.uri import is_inside, join, split_uri
+from imgcls.storage.uri import is_inside, split_uri
 from imgcls.training.augment.geometric import build_recipe
 from imgcls.training.data.sampler import Sampler
 from imgcls.training.operating_targets import check_operating_points, operating_targets
@@ -34,41 +34,9 @@ from imgcls.training.planning.channel_stats import measure_channels
 from imgcls.training.planning.fingerprint import choose_fingerprint, read_versions
 from imgcls.training.record.checkpoint import CheckpointSchedule
 from imgcls.training.record.trackers import check_tracking
-from imgcls.training.train_plan import Recipe
+from imgcls.training.train_plan import Recipe, TrainPlan, run_uri
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class TrainPlan:
-    """Everything the ranks need to know."""
-
-    config: TrainConfig
-    recipe: Recipe
-    decode_spec: DecodeSpec
-    preprocess_spec: PreprocessSpec
-    class_names: ClassNames
-    splits: dict[str, list[Sample]]
-    split_digest: str
-    fingerprint: str
-    image_versions: str = ""
-    """Digest of the versions of all images, see fingerprint.py."""
-
-    @property
-    def run_uri(self) -> str:
-        """Folder of this run's checkpoints and logs."""
-        return run_uri(self.config, self.fingerprint)
-
-    @property
-    def samples(self) -> list[Sample]:
-        """Samples of all splits, one split after the other."""
-        return [sample for samples in self.splits.values() for sample in samples]
-
-    @property
-    def shape_CHW(self) -> tuple[int, int, int]:
-        """Shape of a preprocessed image."""
-        side_px = self.preprocess_spec.image_px
-        return self.decode_spec.num_channels, side_px, side_px
 
 
 def make_plan(config: TrainConfig) -> TrainPlan:
@@ -122,12 +90,6 @@ def make_plan(config: TrainConfig) -> TrainPlan:
         ),
         image_versions=image_versions,
     )
-
-
-def run_uri(config: TrainConfig, fingerprint: str) -> str:
-    """Return the folder of a run's checkpoints and logs."""
-    work_dir = config.work_dir or join(config.registry, "_training", config.name)
-    return join(work_dir, f"run-{fingerprint}")
 
 
 def _choose_normalization(

@@ -16,7 +16,7 @@ from imgcls.model.bundle_files import read_digest
 from imgcls.storage.json_text import parse_object
 from imgcls.storage.objects import put, read
 from imgcls.storage.uri import join
-from imgcls.training.planning.make_plan import TrainPlan
+from imgcls.training.train_plan import TrainPlan
 
 FINISHED: Final = "finished.json"
 

@@ -16,8 +16,7 @@ from imgcls.image.versions import from_json, moved_between
 from imgcls.storage.json_text import parse_object
 from imgcls.storage.objects import put, put_first, read
 from imgcls.storage.uri import join
-from imgcls.training.planning.fingerprint import RUN
-from imgcls.training.planning.make_plan import TrainPlan
+from imgcls.training.train_plan import RUN_RECORD, TrainPlan
 
 SPLIT = "split.csv"
 # Applied once the weights are there: the fingerprint leaves them out, so a run may go on with
@@ -33,7 +32,7 @@ def check_writable(plan: TrainPlan) -> None:
     Raises:
         StorageError: it cannot.
     """
-    uri = join(plan.run_uri, RUN)
+    uri = join(plan.run_uri, RUN_RECORD)
     put(uri, put_first(uri, _flags(plan)))
 
 
@@ -47,7 +46,7 @@ def write_start(plan: TrainPlan, *, resumed: bool) -> None:
         resumed: an earlier attempt has trained already; then flags that count at the end alone and
             that were others are named in the log.
     """
-    uri = join(plan.run_uri, RUN)
+    uri = join(plan.run_uri, RUN_RECORD)
     if resumed:
         earlier = parse_object(read(uri), uri, ConfigError)
         for name in changed_at_the_end(plan, earlier):

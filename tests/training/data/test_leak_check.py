@@ -21,8 +21,9 @@ from imgcls.image.decoders.pool import DecoderPool
 from imgcls.training.data.leak_check import check_groups, check_images
 from imgcls.training.driver import train
 from imgcls.training.optim.setup import make_loaders
-from imgcls.training.planning.make_plan import TrainPlan, make_plan
+from imgcls.training.planning.make_plan import make_plan
 from imgcls.training.ranks.rank import Place
+from imgcls.training.train_plan import TrainPlan
 from tests.training.bars import bars_config
 
 MakeTree = Callable[..., Path]

@@ -9,8 +9,9 @@ import torch
 
 from imgcls.errors import ConfigError
 from imgcls.training.optim.setup import synchronises_batch_norm
-from imgcls.training.planning.make_plan import TrainPlan, make_plan
+from imgcls.training.planning.make_plan import make_plan
 from imgcls.training.ranks.rank import Place
+from imgcls.training.train_plan import TrainPlan
 from tests.training.bars import bars_config
 
 MakeTree = Callable[..., Path]

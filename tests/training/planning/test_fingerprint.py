@@ -15,7 +15,8 @@ from imgcls.data.dataset import Dataset, read_dataset
 from imgcls.model.registry import list_versions
 from imgcls.training.driver import train
 from imgcls.training.planning.fingerprint import digest
-from imgcls.training.planning.make_plan import decisive_values, make_plan, run_uri
+from imgcls.training.planning.make_plan import decisive_values, make_plan
+from imgcls.training.train_plan import run_uri
 from tests.training.bars import bars_config
 
 MakeTree = Callable[..., Path]
