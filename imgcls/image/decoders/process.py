@@ -5,6 +5,7 @@ and two file descriptors, nothing else; its memory is an anonymous file, so no k
 behind in /dev/shm, and a container's small /dev/shm is no limit.
 """
 
+import contextlib
 import dataclasses
 import math
 import mmap
@@ -222,8 +223,10 @@ class DecoderProcess(Generic[Task]):
         if end > first:
             self._memory.madvise(mmap.MADV_REMOVE, first, end - first)
 
-    def kill(self) -> str:
-        """End the child at once, reap it, and say how it ended."""
+    def kill(self, *, grace_s: float = 0.0) -> str:
+        """End the child, one that is ending by itself after `grace_s`, and say how it ended."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(grace_s)
         self._process.kill()
         code = self._process.wait()
         self.socket.close()
@@ -238,7 +241,7 @@ def _start(socket_fd: int, memory_fd: int) -> "subprocess.Popen[bytes]":
     again, as multiprocessing's spawn and forkserver do.
     """
     root = str(Path(imgcls.__file__).resolve().parent.parent)
-    paths = [root, *(str(Path(path).absolute()) for path in sys.path)]
+    paths = [root, *(path for path in _absolute_paths() if path not in _folders_of_the_user())]
     kept = {name: os.environ[name] for name in _KEPT_VARIABLES if name in os.environ}
     environment = {**_ENVIRONMENT, **kept, "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths))}
     command = [
@@ -257,3 +260,19 @@ def _start(socket_fd: int, memory_fd: int) -> "subprocess.Popen[bytes]":
         stdout=subprocess.DEVNULL,
         cwd="/",
     )
+
+
+def _absolute_paths() -> list[str]:
+    return [str(Path(path).absolute()) for path in sys.path]
+
+
+def _folders_of_the_user() -> set[str]:
+    """Return the folders that Python itself put in front of its path: of the script, or at work.
+
+    A file or folder there that is called like a module of a decoder (`dl`, `color`) would take its
+    place. What is imported from there on purpose is in PYTHONPATH, or installed.
+    """
+    main = getattr(sys.modules.get("__main__"), "__file__", None)
+    asked = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    folders = {str(Path.cwd()), *([str(Path(main).absolute().parent)] if main else [])}
+    return folders - {str(Path(path).absolute()) for path in asked if path}

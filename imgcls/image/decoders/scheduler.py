@@ -34,6 +34,7 @@ from imgcls.image.spec import DecodeSpec, PreprocessSpec
 WALL_LIMIT_S: Final = 10.0
 _START_LIMIT_S: Final = 60.0
 _MAX_FAILED_STARTS: Final = 3
+_DYING_S: Final = 2.0  # a child that cannot start tells why, then ends
 _CHECK_EVERY_S: Final = 0.1
 
 _log = logging.getLogger(__name__)
@@ -263,7 +264,8 @@ class Engine:
         """
         self._selector.unregister(process.socket)
         self._processes.remove(process)
-        how = process.kill()
+        is_starting = not process.is_ready and overdue_at_s is None
+        how = process.kill(grace_s=_DYING_S if is_starting else 0.0)
         self._busy_s_of_replaced += process.busy_s
         if not process.is_ready:
             self._failed_starts += 1

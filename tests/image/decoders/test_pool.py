@@ -259,3 +259,11 @@ def test_all_frames_come_through_the_slots_whole() -> None:
         assert [crop.frame for crop in result.crops] == [crop.frame for crop in expected]
         for crop, other in zip(result.crops, expected, strict=True):
             np.testing.assert_array_equal(crop.x_CHW, other.x_CHW)
+
+
+def test_what_lies_beside_a_script_takes_no_module_s_place(tmp_path: Path) -> None:
+    """GDCM imports a module `dl` where there is one: any folder of that name would do."""
+    (tmp_path / "dl").mkdir()
+    (tmp_path / "tifffile.py").write_text("raise SystemExit(1)")
+    with run_script(tmp_path, "once") as process:
+        assert process.wait(60) == 0
