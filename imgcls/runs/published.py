@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from imgcls.errors import ObjectMissingError, SourceError
-from imgcls.storage.json_text import parse_record
+from imgcls.storage.json_text import build_record, known_fields, parse_object
 from imgcls.storage.objects import list_objects, read
 from imgcls.storage.uri import canonical, join
 
@@ -64,19 +64,21 @@ def read_manifest(folder: str) -> Manifest | None:
     except ObjectMissingError:
         return None
     what = f"{uri}, which should be a manifest of published predictions,"
-    version, manifest = parse_record(data, what, SourceError, _manifest_of)
+    fields = parse_object(data, what, SourceError)
+    # First: what another format calls its fields is not for this one to judge.
+    version = build_record(fields, what, SourceError, lambda found: found["format_version"])
     if version != FORMAT_VERSION:
         raise SourceError(
             f"{uri} was written by another version of imgcls (manifest format {version}, this one "
             f"reads {FORMAT_VERSION})"
         )
-    return manifest
+    return build_record(fields, what, SourceError, _manifest_of)
 
 
-def _manifest_of(fields: dict[str, Any]) -> tuple[Any, Manifest]:
-    version = fields.pop("format_version")
-    tuples = {name: tuple(fields.get(name, ())) for name in ("parts", "moved_formats")}
-    return version, Manifest(**fields | tuples)
+def _manifest_of(fields: dict[str, Any]) -> Manifest:
+    moved = tuple(fields.get("moved_formats", ()))
+    tuples = {"parts": tuple(fields["parts"]), "moved_formats": moved}
+    return Manifest(**known_fields(Manifest, fields) | tuples)
 
 
 def with_comparable_etags(table: pa.Table) -> pa.Table:

@@ -6,6 +6,7 @@ gets a value of bounded depth or the error that it names: no RecursionError, no 
 
 import json
 from collections.abc import Callable
+from dataclasses import fields as fields_of
 from typing import Any, TypeVar
 
 from imgcls.errors import ImgclsError
@@ -88,6 +89,16 @@ def build_record(
         raise error(
             f"{what} is not what imgcls writes there: {type(reason).__name__}: {reason}"
         ) from reason
+
+
+def known_fields(record: type, found: dict[str, Any]) -> dict[str, Any]:
+    """Return of the fields found those that a dataclass has, to build it of them.
+
+    A later version of imgcls may add fields that an earlier one can do without. Where it cannot,
+    the later one raises the format version of the record, by which the earlier one refuses it.
+    """
+    names = {field.name for field in fields_of(record)}
+    return {name: value for name, value in found.items() if name in names}
 
 
 def _is_deeper(value: object, limit: int) -> bool:

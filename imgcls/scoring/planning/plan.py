@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 
 from imgcls.errors import ConfigError, ObjectExistsError, ObjectMissingError, SourceError
 from imgcls.scoring.planning.staging import Staging
-from imgcls.storage.json_text import build_record, parse_object
+from imgcls.storage.json_text import build_record, known_fields, parse_object
 from imgcls.storage.objects import exists, put, put_new, read
 from imgcls.storage.uri import join
 
@@ -103,9 +103,8 @@ def read_plan(output: str, run_id: str) -> Plan | None:
 
 
 def _plan_of(fields: dict[str, Any]) -> Plan:
-    return Plan(
-        **fields | {"files": tuple(fields["files"]), "shard_rows": tuple(fields["shard_rows"])}
-    )
+    tuples = {name: tuple(fields[name]) for name in ("files", "shard_rows")}
+    return Plan(**known_fields(Plan, fields) | tuples)
 
 
 def read_shard_rows(output: str, plan: Plan, shard: Shard) -> pa.Table:

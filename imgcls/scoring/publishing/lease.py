@@ -16,7 +16,7 @@ import socket
 import threading
 import time
 from contextlib import suppress
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
 from enum import Enum, auto
 from pathlib import Path
@@ -32,7 +32,7 @@ from imgcls.errors import (
     RunStoppedError,
     StorageError,
 )
-from imgcls.storage.json_text import parse_record
+from imgcls.storage.json_text import known_fields, parse_record
 from imgcls.storage.objects import put_if_match, put_new, read_with_etag
 from imgcls.storage.uri import join
 
@@ -75,12 +75,8 @@ class LeaseRecord:
     @classmethod
     def from_json(cls, data: bytes) -> Self:
         """Read a record; fields of a later version are passed over."""
-        known = {field.name for field in fields(cls)}
         return parse_record(
-            data,
-            LEASE,
-            ConfigError,
-            lambda found: cls(**{name: value for name, value in found.items() if name in known}),
+            data, LEASE, ConfigError, lambda fields: cls(**known_fields(cls, fields))
         )
 
     def judge(self) -> Holder:

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 
 from imgcls.errors import ObjectExistsError, SourceError
 from imgcls.schema import FAILED_BEFORE_FIELD, NOT_FAILED, Status
-from imgcls.storage.json_text import parse_record
+from imgcls.storage.json_text import known_fields, parse_record
 from imgcls.storage.objects import list_objects, put, put_new, read
 from imgcls.storage.uri import join
 
@@ -87,7 +87,9 @@ def commit_shard(
 
 
 def _parse_commit(data: bytes, uri: str) -> Commit:
-    return parse_record(data, uri, SourceError, lambda fields: Commit(**fields))
+    return parse_record(
+        data, uri, SourceError, lambda fields: Commit(**known_fields(Commit, fields))
+    )
 
 
 def to_parquet(table: pa.Table) -> bytes:
