@@ -97,10 +97,10 @@ def test_all_behind_the_job_is_the_jobs_own(capsys: pytest.CaptureFixture[str]) 
         assert f"python -m jobs.{' '.join(night)}" in capsys.readouterr().out.replace("\n   ", "")
 
 
-def test_submit_and_manifest_lines_of_readme_work_as_typed(
+def test_submit_and_manifest_lines_of_the_cluster_page_work_as_typed(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    text = (ROOT / "README.md").read_text().replace("\\\n", " ")
+    text = (ROOT / "imgcls" / "docs" / "cluster.md").read_text().replace("\\\n", " ")
     submits = re.findall(r"^    (?:[0-9* ]+ )?imgcls submit ([a-z].*)$", text, re.MULTILINE)
     assert len(submits) == 3
     for line in submits:

@@ -1,18 +1,24 @@
-"""What README and ARCHITECTURE.md say of the code is checked against the code."""
+"""What README, its pages and ARCHITECTURE.md say of the code is checked against the code."""
 
 import re
+import shlex
 import tomllib
 from dataclasses import fields
 from pathlib import Path
 
+import pytest
 import yaml
 
-from imgcls.cli import COMMANDS
+from imgcls.cli import COMMANDS, parse_job
 from imgcls.schema import Status, prediction_schema
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 ARCHITECTURE = (ROOT / "imgcls" / "ARCHITECTURE.md").read_text(encoding="utf-8")
+DOCS = ROOT / "imgcls" / "docs"
+PAGES = {"README.md": README} | {
+    page.name: page.read_text(encoding="utf-8") for page in sorted(DOCS.glob("*.md"))
+}
 CI = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
 
 
@@ -21,8 +27,8 @@ def test_readme_names_every_command_and_no_other() -> None:
     assert set(re.findall(r"^\| `imgcls (\w+)", table, re.MULTILINE)) == set(COMMANDS)
 
 
-def test_readme_explains_every_column_and_status() -> None:
-    columns = README.partition("## Output columns")[2].partition("\n## ")[0]
+def test_reference_explains_every_column_and_status() -> None:
+    columns = PAGES["reference.md"].partition("## Output columns")[2].partition("\n## ")[0]
     every = prediction_schema(
         multi_label=True,
         is_calibrated=True,
@@ -43,10 +49,60 @@ def test_ci_runs_the_readme_line_for_the_tests() -> None:
     assert CI.rstrip().endswith(".venv/bin/pytest -n 2")
 
 
-def test_flags_in_readme_exist() -> None:
-    for command, flags in re.findall(r"imgcls ([a-z]+)((?: +\\?\n? *--[^`\n]*)+)", README):
-        names = {f"--{field.name.replace('_', '-')}" for field in fields(COMMANDS[command].config)}
-        assert set(re.findall(r"--[a-z0-9-]+", flags)) <= names, command
+def command_lines(page: str) -> list[list[str]]:
+    """Every line of `imgcls` in the indented blocks of a page, as words: [command, flag, ...]."""
+    blocks = page.replace("\\\n", " ")
+    lines = re.findall(r"^    (?:[0-9*]+ [0-9* ]+ )?imgcls (.*)$", blocks, re.MULTILINE)
+    return [shlex.split(line.partition(" | ")[0], comments=True) for line in lines]
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_commands_of_a_page_are_taken_as_typed(name: str) -> None:
+    found = command_lines(PAGES[name])
+    assert found or name in ("stores.md", "reference.md")
+    for command, *arguments in found:
+        values = parse_job(command, arguments)
+        if "job" in values:
+            parse_job(values["job"], values["arguments"])
+        COMMANDS[command].config(**values)
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_flags_in_the_text_of_a_page_exist(name: str) -> None:
+    flags = {"--help"} | {
+        f"--{no}{field.name.replace('_', '-')}"
+        for command in COMMANDS.values()
+        for field in fields(command.config)
+        for no in ("", "no-")
+    }
+    quoted = " ".join(
+        re.findall(r"`([^`]+)`", re.sub(r"^    .*$", "", PAGES[name], flags=re.MULTILINE))
+    )
+    assert set(re.findall(r"(?<![\w-])--[a-z0-9-]+", quoted)) <= flags
+
+
+def test_links_of_the_pages_lead_somewhere() -> None:
+    for name, text in PAGES.items():
+        folder = ROOT if name == "README.md" else DOCS
+        for link in re.findall(r"\]\(([^)]+)\)", text):
+            path, _, section = link.partition("#")
+            target = (folder / path).resolve() if path else folder / name
+            assert target.exists(), (name, link)
+            titles = re.findall(r"^#+ (.*)$", target.read_text(), re.MULTILINE)
+            anchors = [
+                re.sub(r"[^a-z0-9 -]", "", title.lower()).replace(" ", "-") for title in titles
+            ]
+            assert not section or section in anchors, (name, link)
+
+
+def test_every_page_is_linked_from_readme_and_goes_into_the_package() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    package_data = project["tool"]["setuptools"]["package-data"]["imgcls"]
+    for page in DOCS.iterdir():
+        path = page.relative_to(ROOT / "imgcls")
+        assert any(path.match(pattern) for pattern in package_data), path
+        assert f"(imgcls/{path})" in README
+    assert len(README.splitlines()) < 200
 
 
 def listed_paths(tree: str) -> list[str]:

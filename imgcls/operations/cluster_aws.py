@@ -72,7 +72,7 @@ def _network(config: dict[str, Any]) -> Iterator[Finding]:
             "security_group_made_by_ray", "available_node_types",
             f"{', '.join(without)}: without SecurityGroupIds Ray makes a group that opens SSH to "
             "0.0.0.0/0, also beside the rules of provider.security_group",
-            "make a group of your own, as README shows, and name it in SecurityGroupIds",
+            "make a group of your own (imgcls/docs/cluster.md) and name it in SecurityGroupIds",
         )  # fmt: skip
     if not provider.get("use_internal_ips"):
         yield Finding(
@@ -97,14 +97,14 @@ def _profiles(config: dict[str, Any]) -> Iterator[Finding]:
             "default_head_role", f"available_node_types/{config['head_node_type']}/node_config",
             "without IamInstanceProfile Ray makes a role with full access to EC2 and to every "
             "bucket of the account",
-            "name a profile with the policy that README writes out",
+            "name a profile with the policy of imgcls/docs/cluster.md",
         )  # fmt: skip
     for name, profile in profiles.items():
         where = f"available_node_types/{name}/node_config/IamInstanceProfile"
         if not profile:
             yield Finding(
                 "no_worker_profile", where, "is missing: workers cannot read a single image",
-                "name a profile that reads the input and writes the output, as README writes out",
+                "name a profile that reads the input and writes the output: imgcls/docs/cluster.md",
             )  # fmt: skip
         elif profile == head:
             yield Finding(

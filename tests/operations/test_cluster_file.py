@@ -238,9 +238,9 @@ def test_cluster_installs_all_that_pyproject_requires_at_versions_it_allows() ->
         assert wanted.specifier.contains(pins[wanted.name]), wanted
 
 
-def readme_policies() -> tuple[list[Config], list[Config]]:
-    """The statements of the two JSON policies in README: the workers', the head's."""
-    text = (ROOT / "README.md").read_text()
+def page_policies() -> tuple[list[Config], list[Config]]:
+    """The statements of the two JSON policies of the operator's page: the workers', the head's."""
+    text = (ROOT / "imgcls" / "docs" / "cluster.md").read_text()
     found = re.findall(r"^    (\{\"Version\".*?\}\]\})$", text, re.DOTALL | re.MULTILINE)
     workers, head = (json.loads(policy)["Statement"] for policy in found)
     return workers, head
@@ -252,7 +252,7 @@ def actions(statement: Config) -> list[str]:
 
 
 def test_workers_may_delete_nothing_but_old_checkpoints_and_start_no_instance() -> None:
-    workers, _ = readme_policies()
+    workers, _ = page_policies()
     for statement in workers:
         assert all(action.startswith("s3:") for action in actions(statement))
         assert statement["Resource"] != "*"
@@ -263,7 +263,7 @@ def test_workers_may_delete_nothing_but_old_checkpoints_and_start_no_instance() 
 
 
 def test_head_may_end_only_this_clusters_instances_and_pass_only_the_workers_role() -> None:
-    _, head = readme_policies()
+    _, head = page_policies()
     named = yaml.safe_load(GOOD.read_text())["cluster_name"]
     for statement in head:
         if "ec2:TerminateInstances" in actions(statement):
