@@ -79,6 +79,29 @@ def test_bundle_comes_back_as_it_went_in(make_bundle: MakeBundle, tmp_path: Path
     assert not again.to_model().training
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_model_of_a_bundle_has_weights_of_its_own(
+    dtype: torch.dtype, make_bundle: MakeBundle
+) -> None:
+    bundle = make_bundle()
+    stored = {
+        name: tensor.to(dtype) if tensor.is_floating_point() else tensor.clone()
+        for name, tensor in bundle.state_dict.items()
+    }
+    bundle = replace(bundle, state_dict=stored)
+    before = {name: tensor.clone() for name, tensor in stored.items()}
+    model = bundle.to_model()
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    for name, tensor in model.state_dict().items():
+        assert tensor.dtype == make_bundle().state_dict[name].dtype
+        assert tensor.equal(before[name].to(tensor.dtype))
+        tensor.add_(1)
+    assert all(stored[name].equal(tensor) for name, tensor in before.items())
+    del stored[next(iter(stored))]
+    with pytest.raises(RuntimeError, match="Missing key"):
+        bundle.to_model()
+
+
 def test_multi_label_bundle_says_so_and_gives_sigmoids(
     make_bundle: MakeBundle, tmp_path: Path
 ) -> None:

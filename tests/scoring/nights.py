@@ -1,5 +1,8 @@
 """Small nights, whole and killed, for every test of what a night leaves behind."""
 
+import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -45,3 +48,16 @@ def rows_by_run(config: NightlyConfig) -> dict[str, list[str]]:
     for row in published_rows(config.output).to_pylist():
         rows.setdefault(row["run_id"], []).append(row["uri"].removeprefix(f"{config.source}/"))
     return rows
+
+
+def run_and_list_modules(*arguments: str) -> tuple[dict[str, Any], set[str]]:
+    """Run a command in a process of its own; return its result and the modules it imported."""
+    program = (
+        "import json, sys; from imgcls.cli import main; code = main(sys.argv[1:]);"
+        "print(json.dumps([name for name, module in sys.modules.items() if module is not None]));"
+        "sys.exit(code)"
+    )
+    command = [sys.executable, "-c", program, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    *_, result, imported = done.stdout.splitlines()
+    return json.loads(result), set(json.loads(imported))
