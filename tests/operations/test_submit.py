@@ -166,7 +166,7 @@ def test_log_cut_in_the_middle_is_whole_and_the_exit_code_the_jobs(
     proxy = CuttingProxy(head.dashboard_port, num_cuts=2)
     folder = write_job(tmp_path, "promote", CHATTY)
     ended = submit(
-        head, "--working-dir", folder, "promote", "--model", "m@v1", address=proxy.address
+        head, "--working-dir", folder, "promote", "--model", "/models/m@v1", address=proxy.address
     )
     proxy.close()
     assert proxy.num_cut == 2, ended.stderr
@@ -233,7 +233,15 @@ def test_second_of_a_night_is_refused_and_ctrl_c_lets_the_first_go_on(
 def test_ctrl_c_asks_and_stops_the_job_on_yes(head: Head, tmp_path: Path) -> None:
     folder = write_job(tmp_path, "promote", ENDLESS)
     keyboard, terminal = pty.openpty()
-    asked = ["--working-dir", folder, "--submission-id", "asked", "promote", "--model", "m@v1"]
+    asked = [
+        "--working-dir",
+        folder,
+        "--submission-id",
+        "asked",
+        "promote",
+        "--model",
+        "/models/m@v1",
+    ]
     with start(head, *asked, stdin=terminal) as process:
         assert process.stderr is not None
         while process.stderr.readline().strip() != "begun":
@@ -254,13 +262,13 @@ def test_without_the_token_or_with_another_nothing_is_submitted(head: Head, tmp_
     other = tmp_path / "token"
     other.write_text("some-other-token-0123456789")
     other.chmod(0o644)
-    wrong = submit(head, "promote", "--model", "m@v1", RAY_AUTH_TOKEN_PATH=str(other))
+    wrong = submit(head, "promote", "--model", "/models/m@v1", RAY_AUTH_TOKEN_PATH=str(other))
     assert wrong.returncode == 2, wrong.stderr
     assert "refuses the token" in wrong.stderr
     assert other.stat().st_mode & 0o777 == 0o600
     assert "made 0600" in wrong.stderr, "a token that others could read is told"
     without = {"RAY_AUTH_TOKEN_PATH": "", "RAY_AUTH_MODE": "disabled", "HOME": str(tmp_path)}
-    missing = submit(head, "promote", "--model", "m@v1", **without)
+    missing = submit(head, "promote", "--model", "/models/m@v1", **without)
     assert missing.returncode == 2
     assert "~/.ray/auth_token" in missing.stderr
     assert len(call(head, "GET", "")) == before
