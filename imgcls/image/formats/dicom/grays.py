@@ -235,13 +235,20 @@ def _window(
         center, width = center - 0.5, width - 1
         if width == 0:  # a threshold
             return np.where(x > center, 255, 0).astype(np.uint8)
+    # In place: to have a picture of doubles once more takes longer than any of these steps.
     with np.errstate(over="ignore", invalid="ignore"):
-        exact = (x - center) / width
-        y = 1 / (1 + np.exp(-4 * exact)) if function == "SIGMOID" else exact + 0.5
-        y = np.nan_to_num(y, nan=0.0) if is_float else y
-        scaled = np.rint(y * 255)
-    result: npt.NDArray[np.uint8] = np.clip(scaled, 0, 255).astype(np.uint8)
-    return result
+        x -= center
+        x /= width
+        if function == "SIGMOID":
+            x = 1 / (1 + np.exp(-4 * x))
+        else:
+            x += 0.5
+        if is_float:
+            np.nan_to_num(x, copy=False, nan=0.0)
+        x *= 255
+        np.rint(x, out=x)
+    np.clip(x, 0, 255, out=x)
+    return x.astype(np.uint8)
 
 
 def _are_integers(x: npt.NDArray[np.float64]) -> bool:
