@@ -170,3 +170,30 @@ def test_a_fax_with_a_bad_code_word_is_corrupt(compression: str) -> None:
             num_noticed += 1
     assert num_noticed > num_noticed_by_pillow
     assert pixels(whole).shape == (160, 300, 3), "an earlier failure is none of this file"
+
+
+@pytest.mark.parametrize("compression", ["raw", "tiff_lzw"])
+@pytest.mark.parametrize(
+    ("tags", "is_turned"),
+    [
+        ({}, False),
+        ({274: 1}, False),
+        ({274: 6}, True),
+        ({700: b'<rdf tiff:Orientation="6"/>'}, True),
+        ({274: 1, 700: b'<rdf tiff:Orientation="6"/>'}, False),
+    ],
+)
+def test_a_picture_is_turned_by_its_tag_else_by_its_xmp(
+    compression: str, tags: dict[int, Any], is_turned: bool
+) -> None:
+    stored = np.rint(COLOR * 255).astype(np.uint8)
+    kind = TiffImagePlugin.ImageFileDirectory_v2()
+    kind.tagtype[700] = 1
+    for tag, value in tags.items():
+        kind[tag] = value
+    out = io.BytesIO()
+    Image.fromarray(stored).save(out, "TIFF", compression=compression, tiffinfo=kind)
+    [found] = decode(out.getvalue(), DecodeSpec())
+    expected = np.rot90(stored, -1) if is_turned else stored
+    assert (found.height_px, found.width_px) == expected.shape[:2]
+    assert np.array_equal(found.image_HWC, expected)

@@ -7,13 +7,14 @@ that is only the thumbnail of another one is never taken for the picture.
 import ctypes
 from typing import Any, Final
 
-from PIL import TiffImagePlugin, _imaging
+from PIL import TiffImagePlugin, TiffTags, _imaging
 
 from imgcls.errors import CorruptImageError, UnsupportedImageError
 
 # TIFF 6.0, its supplement 1 (SubIFDs) and DNG 1.7.
 _KIND, _OLD_KIND = 254, 255
 _COMPRESSION, _PHOTOMETRIC, _PLANES, _SUB_IFDS = 259, 262, 284, 330
+_ORIENTATION, _UPRIGHT = 274, 1
 _DNG_VERSION: Final = 50706
 _REDUCED, _OLD_REDUCED = 1, 2
 _SENSOR_PHOTOMETRICS: Final = (32803, 34892)  # colour filter array, linear raw
@@ -23,6 +24,8 @@ _CR2_START: Final = b"II*\x00\x10\x00\x00\x00CR\x02\x00"  # of Canon
 # Libtiff gives samples in the order of this machine; Pillow then takes these for big-endian ones.
 _NATIVE_RAW_MODES: Final = {"I;16BS": "I;16NS", "I;32BS": "I;32NS", "F;32BF": "F;32NF"}
 _MODES_OF_ONE_PLANE: Final = ("LA", "La", "PA")
+# Where Pillow looks for an orientation beside the tag.
+_MAY_HOLD_ORIENTATION: Final = ("exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp")
 
 
 _fax_errors: list[bytes] = []
@@ -81,6 +84,19 @@ class TiffFile(TiffImagePlugin.TiffImageFile):
         if _fax_errors and self.tag_v2.get(_COMPRESSION) in _FAX_COMPRESSIONS:
             raise CorruptImageError("TIFF: fax data with a bad code word")
         return access
+
+    def load_end(self) -> None:
+        """Turn the picture as its tags say.
+
+        Pillow reads all of them once more for that, a fifth of the time of a small picture: only
+        where one says so, or points to other tags, whose damage counts.
+        """
+        if (
+            self.tag_v2.get(_ORIENTATION, _UPRIGHT) != _UPRIGHT
+            or not self.info.keys().isdisjoint(_MAY_HOLD_ORIENTATION)
+            or any(tag in self.tag_v2 for tag in TiffTags.TAGS_V2_GROUPS)
+        ):
+            super().load_end()
 
     def seek_picture(self) -> None:
         """Move to the first page that is not a smaller version of another one."""
