@@ -70,13 +70,15 @@ def decode_raster(
     Raises:
         DecodeError: what is decided here. Other exceptions, Pillow's own, pass: they mean corrupt.
     """
+    if format_name == "JPEG":
+        yield _decode_jpeg_file(data, spec, min_short_px)
+        return
     if format_name == "WEBP":
         _check_size(*webp_size(data), spec)  # opening already allocates the canvas
     if format_name == "PNG":
         data = checked_png(data, spec)
-    beside = _beside_pillow(data, format_name, spec, begin_frame)
-    if beside is not None:
-        yield from beside
+    if format_name == "TIFF" and _is_beyond_pillow(TiffTags.of(data), spec):
+        yield from _decode_by_tifffile(data, spec, begin_frame)
         return
     try:
         source = open_raster(data, format_name)
@@ -90,25 +92,26 @@ def decode_raster(
             raise
         return
     for frame in _seek_frames(source, spec, begin_frame):
-        yield _decode_frame(source, data, format_name, spec, frame, min_short_px)
+        yield _decode_frame(source, data, format_name, spec, frame)
 
 
-def _beside_pillow(
-    data: bytes, format_name: str, spec: DecodeSpec, begin_frame: Callable[[int], None]
-) -> Iterator[DecodedImage] | None:
-    """Return the frames of a variant that is known beforehand to be beyond Pillow, else None."""
-    if format_name == "JPEG":
-        header = read_frame(data)
-        if header.marker == JPEG_LS or header.precision > 8:
-            image_HWC = decode_deep_jpeg(data, header, spec)
-            return iter([DecodedImage(image_HWC, header.width_px, header.height_px)])
-    if format_name == "TIFF":
-        tags = TiffTags.of(data)
-        if tags.has_unread_compression:
-            raise UnsupportedImageError(f"TIFF: {tags.words()} is not read")
-        if tags.needs_tifffile(spec):
-            return _decode_by_tifffile(data, spec, begin_frame)
-    return None
+def _decode_jpeg_file(data: bytes, spec: DecodeSpec, min_short_px: int | None) -> DecodedImage:
+    header = read_frame(data)
+    if header.marker == JPEG_LS or header.precision > 8:  # beyond Pillow
+        image_HWC = decode_deep_jpeg(data, header, spec)
+        return DecodedImage(image_HWC, header.width_px, header.height_px)
+    source = open_raster(data, "JPEG")
+    size = source.size  # Pillow makes it that of the pixels, where it scales them
+    _check_size(*size, spec)
+    divisor = scale_by_dct(size, min_short_px)
+    image_HWC = decode_jpeg(source, data, header, divisor, spec)
+    return _turned(image_HWC, size, exif_orientation(source))
+
+
+def _is_beyond_pillow(tags: TiffTags, spec: DecodeSpec) -> bool:
+    if tags.has_unread_compression:
+        raise UnsupportedImageError(f"TIFF: {tags.words()} is not read")
+    return tags.needs_tifffile(spec)
 
 
 def _decode_by_tifffile(
@@ -188,14 +191,10 @@ def _decode_frame(
     format_name: str,
     spec: DecodeSpec,
     frame: int | None,
-    min_short_px: int | None,
 ) -> DecodedImage:
-    width_px, height_px = source.size
-    _check_size(width_px, height_px, spec)
-    if format_name == "JPEG":
-        divisor = scale_by_dct(source.size, min_short_px)
-        image_HWC = decode_jpeg(source, data, read_frame(data), divisor, spec)
-    elif (all_bits_HWC := decode_all_bits(source, data, format_name, spec)) is not None:
+    size = source.size
+    _check_size(*size, spec)
+    if (all_bits_HWC := decode_all_bits(source, data, format_name, spec)) is not None:
         image_HWC = all_bits_HWC
     else:
         with _unknown_variants(format_name):
@@ -207,7 +206,18 @@ def _decode_frame(
     # Not before the pixels: to find the tag, Pillow loads a PNG and keeps its failure to itself.
     orientation = 1 if format_name == "TIFF" else exif_orientation(source)
     if format_name in ("TIFF", "HEIF"):  # already turned
-        width_px, height_px = source.size
+        size = source.size
+    return _turned(image_HWC, size, orientation, frame)
+
+
+def _turned(
+    image_HWC: npt.NDArray[np.uint8],
+    size: tuple[int, int],
+    orientation: int,
+    frame: int | None = None,
+) -> DecodedImage:
+    """Return an image as displayed; `size` is the stored one, before any DCT scaling."""
+    width_px, height_px = size
     if orientation in _SWAPS_SIDES:
         width_px, height_px = height_px, width_px
     return DecodedImage(_upright(image_HWC, orientation), width_px, height_px, frame)

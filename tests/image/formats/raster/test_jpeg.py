@@ -76,6 +76,17 @@ def test_harmless_warnings_do_not_cost_an_image() -> None:
     np.testing.assert_array_equal(found.image_HWC, expected.image_HWC)
 
 
+def test_what_only_pillow_decodes_keeps_its_size_when_scaled() -> None:
+    data = jpeg("RGB", (600, 431), progressive=True)
+    scan = data.index(b"\xff\xda")
+    after = data.index(b"\xff\xc4", scan)  # the tables of the next scan
+    odd = data[:after] + data[scan:after] + data[after:]  # the same scan again: "inconsistent"
+    [found] = decode(odd, DecodeSpec(), min_short_px=50)
+    [expected] = decode(data, DecodeSpec(), min_short_px=50)
+    assert (found.width_px, found.height_px) == (600, 431)
+    np.testing.assert_array_equal(found.image_HWC, expected.image_HWC)
+
+
 GRADIENT = np.add.outer(np.arange(200), np.arange(260)).astype(np.uint8)[:, :, np.newaxis]
 
 
