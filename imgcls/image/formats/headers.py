@@ -37,6 +37,9 @@ _PNG_IDLE: Final = (
     *(b"pHYs", b"tIME", b"oFFs", b"pCAL", b"sCAL", b"sTER", b"dSIG", b"gIFg", b"gIFx"),
 )
 _PNG_TEXTS: Final = (b"tEXt", b"zTXt", b"iTXt")
+_PNG_DECISIVE: Final = (
+    *(b"IHDR", b"PLTE", b"IDAT", b"tRNS", b"iCCP", b"eXIf", b"acTL", b"fcTL", b"fdAT"),
+)
 _PNG_DECISIVE_TEXTS: Final = (b"Raw profile type exif\0", b"Raw profile type APP1\0", _XMP)
 _PNG_END: Final = b"\0\0\0\0IEND\xaeB`\x82"
 # Smallest VP8L image with its signature, and what VP8 and VP8X have before their first pixel.
@@ -82,14 +85,20 @@ def checked_png(data: bytes, spec: DecodeSpec) -> bytes:
         if _is_idle(chunk, spec):
             continue
         if not chunk.is_whole:
-            raise CorruptImageError(f"PNG: chunk {chunk.kind!r} is cut")
+            raise CorruptImageError(f"PNG: {_named(chunk.kind)} is cut")
         if zlib.crc32(chunk.body, zlib.crc32(chunk.kind)) != chunk.checksum:
-            raise CorruptImageError(f"PNG: wrong checksum of chunk {chunk.kind!r}")
+            raise CorruptImageError(f"PNG: wrong checksum of {_named(chunk.kind)}")
         is_animated = is_animated or chunk.kind == b"acTL"
         kept.append(chunk.stored)
     if is_animated and _PNG_END[4:8] not in data[-16:]:
         raise CorruptImageError("PNG: the end is missing")
     return b"".join((*kept, _PNG_END))
+
+
+def _named(kind: bytes) -> str:
+    """Return what to call a chunk: by its name only where that is no piece of anything else."""
+    is_known = kind in (*_PNG_DECISIVE, *_PNG_IDLE, *_PNG_TEXTS)
+    return f"chunk {kind.decode()}" if is_known else "an unknown chunk"
 
 
 def _is_idle(chunk: "_PngChunk", spec: DecodeSpec) -> bool:

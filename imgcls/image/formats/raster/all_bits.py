@@ -17,7 +17,7 @@ from PIL import ImageFile
 from imgcls.errors import CorruptImageError, ImageTooLargeError, UnsupportedImageError
 from imgcls.image.formats.color import from_samples
 from imgcls.image.formats.raster.jpeg2000 import Component, read_codestream
-from imgcls.image.formats.raster.jpeg_markers import END_OF_IMAGE, JPEG_LS, Frame
+from imgcls.image.formats.raster.jpeg_markers import BASELINE, END_OF_IMAGE, JPEG_LS, Frame
 from imgcls.image.spec import DecodeSpec
 
 _COMMENT: Final = re.compile(rb"#[^\r\n]*")
@@ -76,6 +76,8 @@ def decode_deep_jpeg(data: bytes, frame: Frame, spec: DecodeSpec) -> npt.NDArray
         raise ImageTooLargeError(
             f"{frame.width_px} x {frame.height_px} pixels, the decode spec allows {spec.max_pixels}"
         )
+    if frame.marker == BASELINE:  # of 8 bits by T.81, B.2.2: some byte of the header is wrong
+        raise UnsupportedImageError(f"JPEG: a baseline JPEG that says {frame.precision} bits")
     if frame.marker == JPEG_LS:
         samples = _call("jpegls_decode", data, "JPEG-LS")
     else:
