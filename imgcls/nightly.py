@@ -70,7 +70,7 @@ def nightly(config: NightlyConfig) -> dict[str, Any]:
                 staging, counts, again = found.staging, found.counts, found.again()
                 if staging.count() == 0:
                     log.info("nothing new: %s", counts)
-                    again["skipped"] = staging.num_skipped
+                    again |= found.skipped()
                     return _nothing_new(config, counts, time.monotonic() - start_s) | again
                 plan = write_run_plan(config, run_id, model, staging, counts, workers.count())
         result = finish_run(config, plan, workers, run_log, before_manifest=lease.renew)

@@ -52,7 +52,7 @@ class FaultProxy:
     endpoint_url: str
     fraction: float = 0.0
     faults: tuple[Fault, ...] = ALL_FAULTS
-    refused_keys: tuple[str, ...] = ()  # parts of targets whose GETs are refused, for good
+    refused_keys: tuple[str, ...] = ()  # parts of targets that are refused for good, GET and HEAD
     refusal: Fault = Fault.REFUSE
     methods: frozenset[str] = frozenset({"GET", "PUT", "HEAD", "DELETE", "POST"})
     stripped: tuple[bytes, ...] = ()
@@ -70,7 +70,7 @@ class FaultProxy:
 
     def choose(self, method: str, target: str) -> Fault | None:
         fault = None
-        if method == "GET" and any(key in target for key in self.refused_keys):
+        if method in ("GET", "HEAD") and any(key in target for key in self.refused_keys):
             fault = self.refusal
         elif self._queued and self._queued[0][1] == method:
             fault = self._queued.popleft()[0]

@@ -17,7 +17,7 @@ from pathlib import Path
 from imgcls.data.class_names import enumerate_names
 from imgcls.data.folder_names import SPLITS, is_litter_folder, litter, refuse_own, split_of
 from imgcls.data.label_manifest import LabelRow
-from imgcls.errors import SourceError
+from imgcls.errors import AccessDeniedError, SourceError
 from imgcls.storage import objects
 from imgcls.storage.objects import Skipped
 from imgcls.storage.uri import is_local, split_uri
@@ -52,6 +52,7 @@ def read_tree(data: str, *, group_by_folder: bool = False) -> Tree:
             image right in its class has none.
 
     Raises:
+        AccessDeniedError: a folder may not be listed: a part of a class, or all of it.
         SourceError: missing or empty, a class folder without images, a file in no class folder, or
             split folders that are mixed with others or cannot be told apart.
     """
@@ -63,6 +64,8 @@ def read_tree(data: str, *, group_by_folder: bool = False) -> Tree:
         key = entry.uri[len(root) :]
         refuse_own(key, root)
         reason = entry.reason if isinstance(entry, Skipped) else litter(key)
+        if isinstance(entry, Skipped) and entry.unseen == "refused" and not litter(key):
+            raise AccessDeniedError(f"{entry.uri}: {entry.reason}; open it, or move it away")
         # Every folder that is heard of, also one that holds nothing but litter.
         above = key.rpartition("/")[0]
         if not any(map(is_litter_folder, above.split("/"))):

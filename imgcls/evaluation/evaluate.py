@@ -56,7 +56,8 @@ from imgcls.model.registry import resolve
 from imgcls.runs.published import MANIFEST, Manifest, list_published
 from imgcls.schema import Status
 from imgcls.storage import objects
-from imgcls.storage.bulk_get import GetRequest, get_many
+from imgcls.storage.access import Access, spread
+from imgcls.storage.bulk_get import GetRequest
 from imgcls.storage.uri import join
 
 _NUM_NAMED = 10  # images that a result names one by one
@@ -72,6 +73,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     Raises:
         ConfigError: neither or both, unusable data, labels that the model does not know, or nothing
             to measure.
+        AccessDeniedError: not one image may be read.
         StorageError: the store failed.
     """
     of_model = (config.model, config.data)
@@ -208,8 +210,9 @@ def _predict(
         batch.clear()
 
     requests = (GetRequest(index, sample.uri) for index, sample in enumerate(samples))
+    access = Access(lambda: spread([sample.uri for sample in samples]))
     with Progress("evaluating", len(samples), "images") as progress:
-        for decoded in pool.decode_many(get_many(requests)):
+        for decoded in pool.decode_many(access.read(requests)):
             if decoded.error is not None:
                 uri = samples[decoded.index].uri
                 tally.add_failure(uri, *outcome_of(decoded.error, uri, decoded.format))

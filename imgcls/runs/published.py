@@ -45,6 +45,11 @@ class Manifest:
     """Format families whose pixels moved between the training of the model and this run."""
     not_an_image: dict[str, int] = field(default_factory=dict)
     """Of the rows that say so: how many files of which kind."""
+    num_not_listed: int = 0
+    """How many folders and files of the source could not be looked at: their images are in no
+    row."""
+    not_listed: dict[str, str] = field(default_factory=dict)
+    """The first of them, each with its reason."""
 
 
 def published_uri(output: str, date: str, run_id: str) -> str:

@@ -99,7 +99,13 @@ def finish_run(
 
 
 def _log_published(manifest: Manifest) -> None:
-    """Say which files among the images were none, and which images the model saw otherwise."""
+    """Say which files were none, which images nobody saw, and which the model saw otherwise."""
+    if manifest.num_not_listed:
+        log.warning(
+            "%d folders or files could not be listed, such as %s: their images are not scored",
+            manifest.num_not_listed,
+            next(iter(manifest.not_listed)),
+        )
     for kind, count in manifest.not_an_image.items():
         log.info("not an image: %d x %s", count, kind)
     if manifest.moved_formats:
@@ -344,6 +350,8 @@ def describe_run(output: str, plan: Plan, manifest: Manifest) -> dict[str, Any]:
         "model_digest": plan.model_digest,
         "listed": plan.counts["listed"],
         "skipped": plan.counts["skipped"],
+        "num_not_listed": plan.num_not_listed,
+        "not_listed": plan.not_listed,
         "rows": num_rows,
         "rows_ok": num_ok,
         "rows_not_ok": num_rows - num_ok,

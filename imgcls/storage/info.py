@@ -6,6 +6,7 @@ carries no quotes, a time is in UTC, and a URI holds the key as the store holds 
 
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Literal
 
 FOLDER_MARKER = "a folder marker"
 
@@ -27,3 +28,6 @@ class Skipped:
 
     uri: str
     reason: str
+    unseen: Literal["", "refused", "gone"] = ""
+    """Where there may be objects that the listing has not seen: a folder or a file that may not be
+    looked at, or one that was removed meanwhile."""

@@ -7,7 +7,7 @@ alone.
 
 from collections.abc import Iterator
 
-from imgcls.errors import ObjectExistsError, ObjectMissingError
+from imgcls.errors import AccessDeniedError, ObjectExistsError, ObjectMissingError
 from imgcls.storage import remote
 from imgcls.storage.bucket import Folder
 from imgcls.storage.info import ObjectInfo, Skipped
@@ -45,9 +45,8 @@ def list_entries(
 
     Yields:
         ObjectInfo of each object (local: sorted by the bytes of the path), or Skipped for what is
-        listed and
-        cannot be read as an object: folder markers, names that are not UTF-8, sockets, dangling
-            links.
+        listed and cannot be read as an object: folder markers, names that are not UTF-8, sockets,
+            dangling links, local folders below that may not be listed.
 
     Raises:
         ConfigError: no such bucket.
@@ -60,10 +59,18 @@ def list_entries(
 
 
 def list_objects(prefix_uri: str, *, start_after: str | None = None) -> Iterator[ObjectInfo]:
-    """List the objects under the folder `prefix_uri`: `list_entries` without what was skipped."""
+    """List the objects under the folder `prefix_uri`: `list_entries` without what was skipped.
+
+    Raises:
+        AccessDeniedError: something there may not be looked at; to leave it out in silence would
+            lose what it holds.
+        ConfigError, StorageError: as for `list_entries`.
+    """
     for entry in list_entries(prefix_uri, start_after=start_after):
         if isinstance(entry, ObjectInfo):
             yield entry
+        elif entry.unseen == "refused":
+            raise AccessDeniedError(f"list {entry.uri}: {entry.reason}")
 
 
 def list_folder(prefix_uri: str) -> Folder | None:

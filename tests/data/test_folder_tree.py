@@ -9,8 +9,10 @@ import pytest
 from imgcls.config.training import TrainConfig
 from imgcls.data.dataset import Dataset, describe_classes, read_dataset
 from imgcls.data.folder_names import split_of
-from imgcls.errors import ConfigError, SourceError
+from imgcls.data.folder_tree import read_tree
+from imgcls.errors import AccessDeniedError, ConfigError, SourceError
 from imgcls.training.planning.make_plan import check_flags, make_plan
+from tests.modes import let_nobody_in, not_root
 
 MakeTree = Callable[..., str]
 
@@ -198,3 +200,21 @@ def test_classes_and_counts_are_described(make_tree: MakeTree) -> None:
         "class 'b': 6 images (6 train)",
         "class 'c': 1 images (1 train)",
     ]
+
+
+def test_a_class_folder_that_may_not_be_listed_is_refused_and_a_program_s_is_left_out(
+    tmp_path: Path,
+) -> None:
+    data = let_nobody_in(tmp_path) / "data"
+    for name in ("a/1.png", "b/1.png", "b/deep/2.png", "lost+found/x"):
+        path = data / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"x")
+    (data / "lost+found").chmod(0)
+    with not_root():
+        assert sorted(row.key for row in read_tree(str(data)).rows) == [
+            "a/1.png", "b/1.png", "b/deep/2.png",
+        ]  # fmt: skip
+    (data / "b/deep").chmod(0)
+    with not_root(), pytest.raises(AccessDeniedError, match="b/deep/: the folder may not be"):
+        read_tree(str(data))

@@ -18,7 +18,7 @@ from imgcls.config.scoring import ScoreConfig
 from imgcls.data.class_names import ClassNames
 from imgcls.data.dataset import read_dataset
 from imgcls.data.trained_on import TRAINED_ON, write_trained_on
-from imgcls.errors import ConfigError, SourceError
+from imgcls.errors import AccessDeniedError, ConfigError, SourceError
 from imgcls.evaluation.evaluate import evaluate
 from imgcls.image.png import encode_png
 from imgcls.image.preprocess import normalize
@@ -31,6 +31,7 @@ from imgcls.runs.published import FORMAT_VERSION, Manifest
 from imgcls.schema import PREDICTION_SCHEMA, prediction_schema
 from imgcls.scoring.driver import score
 from imgcls.storage import objects
+from tests.modes import refuse_reads
 
 _IMAGE_PX = 8
 _NAMES = ("dark", "light")
@@ -161,6 +162,21 @@ def test_unreadable_images_count_as_wrong_and_are_named(model: str, data: Path) 
     assert result["statuses"] == {"corrupt": 1, "ok": 40, "unsupported": 1}
     named = {entry["uri"].rpartition("/")[2]: entry["status"] for entry in result["not_ok"]}
     assert named == {"page.png": "unsupported", "cut.png": "corrupt"}
+
+
+def test_one_image_that_may_not_be_read_counts_by_name_and_all_of_them_end_it(
+    model: str, data: Path
+) -> None:
+    refuse_reads(data / "light" / "refused.png")
+    result = _evaluate(model=model, data=str(data), split="all")
+    assert result["statuses"] == {"ok": 40, "unreadable": 1}
+    assert result["accuracy_all"] == pytest.approx(40 / 41)
+    [named] = result["not_ok"]
+    assert (named["uri"], named["status"]) == (str(data / "light/refused.png"), "unreadable")
+    for path in data.rglob("*.png"):
+        refuse_reads(path)
+    with pytest.raises(AccessDeniedError, match="images in a row could not be read"):
+        _evaluate(model=model, data=str(data), split="all")
 
 
 def test_an_image_that_the_model_fails_on_counts_as_wrong_and_is_named(

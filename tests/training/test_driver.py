@@ -20,7 +20,7 @@ from sklearn.datasets import load_digits
 
 from imgcls.config.training import TrainConfig
 from imgcls.data.dataset import read_dataset
-from imgcls.errors import BudgetExceededError
+from imgcls.errors import AccessDeniedError, BudgetExceededError
 from imgcls.image.decode import decode
 from imgcls.image.preprocess import preprocess
 from imgcls.inference.predictor import Predictor
@@ -28,6 +28,7 @@ from imgcls.model.bundle import read_bundle
 from imgcls.model.registry import resolve
 from imgcls.storage.objects import list_objects, put
 from imgcls.training.driver import train
+from tests.modes import refuse_reads
 from tests.training.bars import bars_config
 
 ROOT = Path(__file__).parents[2]
@@ -90,6 +91,28 @@ def test_bad_images_are_counted_and_too_many_register_nothing(make_tree: MakeTre
     with pytest.raises(BudgetExceededError):
         train(make_config(data, epochs=1, max_bad_fraction=0.0))
     assert not (data.parent / "registry" / "bars" / "v2").exists()
+
+
+@pytest.mark.parametrize("listed", [False, True])
+def test_an_image_that_may_not_be_read_is_a_bad_image_and_all_of_them_are_not(
+    listed: bool, make_tree: MakeTree, tmp_path: Path
+) -> None:
+    data = make_tree(24)
+    refuse_reads(data / "class0" / "003.png")
+    source = data
+    if listed:
+        source = tmp_path / "list.csv"
+        paths = sorted(data.rglob("*.png"))
+        source.write_text("\n".join(["uri,label", *(f"{p},{p.parent.name}" for p in paths)]))
+    config = make_config(source, epochs=1, max_bad_fraction=0.3)
+    result = train(config)
+    assert result["num_bad"] == 1
+    bad = read_bundle(result["uri"]).training["bad_images"]
+    assert [uri for split in bad.values() for uri in split] == [str(data / "class0" / "003.png")]
+    for path in data.rglob("*.png"):
+        refuse_reads(path)
+    with pytest.raises(AccessDeniedError, match="could not be read"):
+        train(config)
 
 
 def test_without_validation_and_test_the_last_weights_are_registered(make_tree: MakeTree) -> None:

@@ -41,6 +41,14 @@ class Difference:
             "rows_of_unknown_format": self.outdated.num_untold,
         }
 
+    def skipped(self) -> dict[str, Any]:
+        """Return what was listed, or should have been, and is not planned, as a result tells it."""
+        return {
+            "skipped": self.staging.num_skipped,
+            "num_not_listed": self.staging.num_not_listed,
+            "not_listed": self.staging.not_listed,
+        }
+
     def log(self) -> None:
         """Say what was found."""
         log.info("difference: %s", ", ".join(f"{n} {name}" for name, n in self.counts.items()))
@@ -113,7 +121,7 @@ def show_plan(config: PlanConfig) -> dict[str, Any]:
             **counts,
             **found.again(),
             "to_score": num_images,
-            "skipped": staging.num_skipped,
+            **found.skipped(),
             "size_bytes": staging.size_bytes(),
             "shards": sum(1 for _ in shard_sizes(num_images, config.shard_size)),
             "shard_size": derive_shard_size(num_images, config.shard_size),

@@ -15,12 +15,13 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from functools import lru_cache
 
+from imgcls.data.folder_names import is_litter_folder
 from imgcls.data.label_manifest import is_manifest, read_uris
-from imgcls.errors import ObjectMissingError, SourceError
+from imgcls.errors import AccessDeniedError, SourceError
+from imgcls.storage.access import head_many
 from imgcls.storage.objects import (
     ObjectInfo,
     Skipped,
-    head,
     is_folder,
     list_entries,
     list_folder,
@@ -29,7 +30,6 @@ from imgcls.storage.uri import canonical, is_local, split_uri
 
 log = logging.getLogger(__name__)
 
-HEADS_IN_FLIGHT = 32
 LISTINGS_IN_FLIGHT = 8
 MAX_DESCENT = 3
 PAGE_SIZE = 1000
@@ -59,6 +59,7 @@ def list_source(
             this tells that there was something before. By default an empty one is refused.
 
     Raises:
+        AccessDeniedError: the source may not be listed, or all that is in it.
         SourceError: nothing is there.
         ConfigError: no such bucket, or the manifest has no column uri.
     """
@@ -79,24 +80,51 @@ def covers(source: str, uri: str) -> bool:
     return place == [scheme, bucket] and candidate.startswith(folder)
 
 
+def may_hold(source: str, folder: str) -> bool:
+    """Return whether a folder (URI that ends in "/") could hold what the source lists."""
+    if "*" not in source:
+        return True
+    globs = split_uri(source)[2].split("/")
+    names = split_uri(folder)[2].rstrip("/").split("/")
+    for glob, name in zip(globs, names, strict=False):
+        if "**" in glob:
+            return True
+        if not glob_to_regex(glob).fullmatch(name):
+            return False
+    return len(names) < len(globs)
+
+
 def _list_folder(
     source: str, was_there: Callable[[], bool] | None
 ) -> Iterator[ObjectInfo | Skipped]:
     is_glob = "*" in source
     folder = source[: source.index("*")].rpartition("/")[0] if is_glob else source
     num_found = num_others = num_skipped = 0
+    refused: Skipped | None = None
     for entry in list_parallel(folder):
         num_skipped += isinstance(entry, Skipped)
-        if is_glob and not covers(source, entry.uri):
+        if isinstance(entry, Skipped) and entry.uri.endswith("/") and entry.unseen:
+            is_wanted = may_hold(source, entry.uri)
+        else:
+            is_wanted = not is_glob or covers(source, entry.uri)
+        if not is_wanted:
             num_others += isinstance(entry, ObjectInfo)
             continue
         if isinstance(entry, ObjectInfo) and _OWN_FILES.search(entry.uri):
             yield Skipped(entry.uri, "imgcls wrote it: an output of runs lies in the source")
             continue
-        num_found += isinstance(entry, ObjectInfo)
+        if isinstance(entry, ObjectInfo):
+            num_found += 1
+        elif entry.unseen == "refused" and not is_litter_folder(_last_name(entry.uri)):
+            refused = entry
         yield entry
     if num_found:
         return
+    if refused is not None:
+        raise AccessDeniedError(
+            f"{source}: nothing in it may be listed, such as {refused.uri} ({refused.reason}); "
+            "check its owner and mode"
+        )
     # An object store has a folder only where somebody made a marker of it.
     is_empty = num_others == 0 and (num_skipped > 0 or is_folder(folder))
     if was_there is not None and (is_empty or was_there()):
@@ -106,6 +134,10 @@ def _list_folder(
         f"{source}: no objects found. Check the spelling; a prefix is read as a folder, and "
         "`*` in a glob does not cross folders (`**` does)."
     )
+
+
+def _last_name(uri: str) -> str:
+    return uri.rstrip("/").rpartition("/")[2]
 
 
 def list_parallel(prefix: str) -> Iterator[ObjectInfo | Skipped]:
@@ -184,15 +216,10 @@ def _list_manifest(source: str) -> Iterator[ObjectInfo | Skipped]:
         else:
             seen.add(uri)
             unique.append(uri)
-    rest = iter(unique)
-    with ThreadPoolExecutor(HEADS_IN_FLIGHT) as pool:
-        while batch := list(itertools.islice(rest, PAGE_SIZE)):
-            yield from pool.map(_describe, batch)
+    for uri, entry in zip(unique, head_many(unique), strict=True):
+        # Planned all the same: it becomes `missing`, or its read tells whether it is `unreadable`.
+        yield entry if isinstance(entry, ObjectInfo) else _undescribed(uri)
 
 
-def _describe(uri: str) -> ObjectInfo:
-    """Look one manifest entry up; one that is not there is planned and becomes `missing`."""
-    try:
-        return head(uri)
-    except ObjectMissingError:
-        return ObjectInfo(uri, etag="", size_bytes=0, last_modified=_EPOCH, version_id=None)
+def _undescribed(uri: str) -> ObjectInfo:
+    return ObjectInfo(uri, etag="", size_bytes=0, last_modified=_EPOCH, version_id=None)

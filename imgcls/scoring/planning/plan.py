@@ -11,7 +11,7 @@ import io
 import json
 import uuid
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any
@@ -55,6 +55,11 @@ class Plan:
     shard_rows: tuple[int, ...]
     counts: dict[str, int]
     created_at: str
+    num_not_listed: int = 0
+    """Of those skipped: folders and files that could not be looked at, or were removed meanwhile;
+    what they held is in no row."""
+    not_listed: dict[str, str] = field(default_factory=dict)
+    """The first of them, each with its reason; all are in plan/skipped-*.jsonl."""
 
     @property
     def is_night(self) -> bool:
@@ -183,6 +188,8 @@ def write_plan(
             **difference,
         },
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        num_not_listed=staging.num_not_listed,
+        not_listed=staging.not_listed,
     )
     text = json.dumps({"format_version": FORMAT_VERSION} | asdict(plan), indent=1)
     try:

@@ -6,6 +6,7 @@ disk, so a hundred million keys need no more of it than a thousand.
 """
 
 import json
+import logging
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -19,7 +20,10 @@ from imgcls.runs.published import with_comparable_etags
 from imgcls.schema import FAILED_BEFORE_FIELD, PLAN_SCHEMA
 from imgcls.storage.objects import ObjectInfo, Skipped
 
+log = logging.getLogger(__name__)
+
 SORT_MEMORY = "128MB"
+NUM_NAMED = 20  # of what could not be listed, in the log and in results; all are in the plan
 _STAGE_ROWS = 16_384
 
 
@@ -37,7 +41,8 @@ class Staging:
             " last_modified TIMESTAMPTZ, version_id VARCHAR, failed_before BOOLEAN DEFAULT false)"
         )
         self._skipped = Path(folder) / "skipped.jsonl"
-        self.num_skipped = self.num_excluded = 0
+        self.num_skipped = self.num_excluded = self.num_not_listed = 0
+        self.not_listed: dict[str, str] = {}
         self.planned_again: dict[str, int] = {}
         self.plan_schema = PLAN_SCHEMA
 
@@ -56,12 +61,22 @@ class Staging:
                     batch = []
             self.insert(_to_table(batch))
             progress.advance(len(batch))
+        if self.num_not_listed > NUM_NAMED:
+            log.warning("and %d more could not be listed", self.num_not_listed - NUM_NAMED)
 
     def _skip(self, entry: Skipped) -> None:
         self.num_skipped += 1
+        if entry.unseen:
+            self._name_unseen(entry)
         line = json.dumps({"uri": entry.uri, "reason": entry.reason})
         with self._skipped.open("a", encoding="utf-8", errors="backslashreplace") as file:
             file.write(f"{line}\n")
+
+    def _name_unseen(self, entry: Skipped) -> None:
+        self.num_not_listed += 1
+        if self.num_not_listed <= NUM_NAMED:
+            self.not_listed[entry.uri] = entry.reason
+            log.warning("left out %s: %s", entry.uri, entry.reason)
 
     def skipped_lines(self) -> bytes:
         """Return the skipped keys with their reasons, one JSON object a line."""

@@ -85,6 +85,8 @@ def publish(
         decoders=record_of_run(records),
         moved_formats=moved_formats(records),
         not_an_image=dict(kinds.most_common()),
+        num_not_listed=plan.num_not_listed,
+        not_listed=plan.not_listed,
     )
     text = json.dumps({"format_version": FORMAT_VERSION} | asdict(manifest), indent=1)
     before_manifest()

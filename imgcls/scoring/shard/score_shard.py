@@ -24,11 +24,11 @@ import pyarrow as pa
 
 from imgcls.image.decoders.pool import Crop, Decoded, DecoderPool
 from imgcls.inference.predictor import Predictions, Predictor
-from imgcls.scoring.shard.access import MAX_REFUSED_IN_A_ROW, Access
 from imgcls.scoring.shard.commit import uris_failed_before
 from imgcls.scoring.shard.remote_decode import RemoteDecoder, decode_shared
 from imgcls.scoring.shard.rows import Provenance, ShardRows
 from imgcls.scoring.shard.stage_clock import DECODE_REMOTE, StageClock
+from imgcls.storage.access import MAX_REFUSED_IN_A_ROW, Access
 from imgcls.storage.bulk_get import GetRequest
 
 

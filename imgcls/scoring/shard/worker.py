@@ -23,7 +23,6 @@ from imgcls.inference.predictor import predictor_for_run, set_num_threads
 from imgcls.model.bundle import read_bundle
 from imgcls.scoring.planning.decoders import record_here
 from imgcls.scoring.planning.plan import Plan, Shard, read_shard_rows, run_uri
-from imgcls.scoring.shard.access import MAX_REFUSED_IN_A_ROW, Access
 from imgcls.scoring.shard.commit import Commit, commit_shard, count_failed_again
 from imgcls.scoring.shard.gpu_decode import share_with_gpu
 from imgcls.scoring.shard.int8_run import read_or_make_int8
@@ -32,6 +31,7 @@ from imgcls.scoring.shard.rows import Provenance
 from imgcls.scoring.shard.sample import spread_requests
 from imgcls.scoring.shard.score_shard import make_clock, score_shard
 from imgcls.scoring.shard.stage_clock import StageDicts, add_stages, describe_starvation
+from imgcls.storage.access import MAX_REFUSED_IN_A_ROW, Access
 from imgcls.storage.bulk_get import GetRequest
 from imgcls.storage.json_text import parse_record
 from imgcls.storage.objects import put_first

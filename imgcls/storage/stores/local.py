@@ -55,9 +55,10 @@ def is_folder(path: str) -> bool:
 def head(path: str) -> ObjectInfo:
     """Describe one regular file."""
     with _errors("head", path):
-        if not Path(path).is_file():
-            raise ObjectMissingError(f"{path}: no such file")
-        return info_of(path, Path(path).stat())
+        status = Path(path).stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise ObjectMissingError(f"{path}: not a regular file")
+        return info_of(path, status)
 
 
 def read_with_etag(path: str) -> tuple[bytes, str]:
@@ -178,12 +179,15 @@ def _errors(operation: str, path: str) -> Iterator[None]:
     except FileExistsError as error:
         raise StorageError(f"{operation} {path}: a file is in the way of a folder") from error
     except PermissionError as error:
-        kind = ObjectUnreadableError if operation == "read" else AccessDeniedError
+        kind = ObjectUnreadableError if operation in ("head", "read") else AccessDeniedError
         raise kind(
             f"{operation} {path}: {error.strerror};"
             " check the owner and mode of the file and its folder"
         ) from error
     except OSError as error:
-        if operation == "read" and error.errno == errno.EIO:  # a bad sector, or the whole disk
-            raise ObjectUnreadableError(f"read {path}: {error.strerror}") from error
+        if operation in ("head", "read"):
+            if error.errno == errno.EIO:  # a bad sector, or the whole disk
+                raise ObjectUnreadableError(f"{operation} {path}: {error.strerror}") from error
+            if error.errno in (errno.ELOOP, errno.ENAMETOOLONG):  # no file has such a name
+                raise ObjectMissingError(f"{operation} {path}: {error.strerror}") from error
         raise StorageError(f"{operation} {path}: {error.strerror or error}") from error

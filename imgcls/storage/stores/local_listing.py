@@ -5,6 +5,7 @@ path, and a Skipped for whatever else has a name there. Invariant: memory holds 
 folder per level, no more.
 """
 
+import errno
 import os
 import stat
 from collections.abc import Iterator
@@ -15,6 +16,11 @@ from imgcls.storage.info import ObjectInfo, Skipped
 
 TEMP_PREFIX = ".imgcls-tmp-"
 _TEMP_PREFIX_BYTES = TEMP_PREFIX.encode()
+# Of the folder itself, and there again every night; others, such as too many open files, are not.
+_OF_ONE_FOLDER = (errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE, errno.ENAMETOOLONG)
+
+_Content = tuple[tuple[int, int], list[tuple[bytes, bool]]]
+"""A folder's device and inode, and its (name, is a folder)."""
 
 
 def etag_of(status: os.stat_result) -> str:
@@ -54,63 +60,100 @@ def list_entries(folder: str, start_after: str | None) -> Iterator[ObjectInfo | 
     """Yield the files below `folder`, after the path `start_after` where one is given.
 
     Links are followed, to files and to folders; a link that leads back into its own path is
-    skipped.
+    skipped. So is a folder below that may not be listed, with all that is in it, as long as the
+    folder above it may.
 
     Raises:
-        AccessDeniedError: a folder may not be read. To leave it out in silence would lose its
-            files.
+        AccessDeniedError: `folder` itself may not be read, or no longer what was read before.
+        StorageError: a folder was not read for a reason that is not its own.
     """
     bound = None if start_after is None else os.fsencode(start_after)
-    yield from _walk(os.fsencode(folder), bound, ancestors=())
+    root = os.fsencode(folder)
+    try:
+        content = _look_into(root)
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except OSError as error:
+        raise _refused(root, error) from error
+    yield from _walk(root, content, bound, ancestors=())
 
 
 def _walk(
-    folder: bytes, bound: bytes | None, ancestors: tuple[tuple[int, int], ...]
+    folder: bytes, content: _Content, bound: bytes | None, ancestors: tuple[tuple[int, int], ...]
 ) -> Iterator[ObjectInfo | Skipped]:
-    try:
-        status = os.stat(folder)  # noqa: PTH116  (pathlib knows no bytes)
-        entries = _sorted_entries(folder)
-    except (FileNotFoundError, NotADirectoryError):
-        return
-    except PermissionError as error:
-        raise AccessDeniedError(f"list {os.fsdecode(folder)}: {error.strerror}") from error
-    except OSError as error:
-        raise StorageError(f"list {os.fsdecode(folder)}: {error.strerror}") from error
-    identity = (status.st_dev, status.st_ino)
+    identity, entries = content
     if identity in ancestors:
         yield Skipped(_shown(folder), "a link that leads back to a folder above it")
         return
     for name, is_folder in entries:
         path = os.path.join(folder, name)  # noqa: PTH118  (pathlib knows no bytes)
-        if is_folder:
-            inside = path + b"/"
-            if bound is None or inside > bound or bound.startswith(inside):
-                yield from _walk(path, bound, (*ancestors, identity))
-        elif bound is None or path > bound:
-            yield from _entry(path)
+        inside = path + b"/"
+        if not is_folder:
+            if bound is None or path > bound:
+                yield from _entry(path)
+        elif bound is None or inside > bound or bound.startswith(inside):
+            try:
+                below = _look_into(path)
+            except OSError as error:
+                yield _unseen_folder(path, error, folder)
+            else:
+                yield from _walk(path, below, bound, (*ancestors, identity))
 
 
-def _sorted_entries(folder: bytes) -> list[tuple[bytes, bool]]:
-    """Return (name, is a folder), sorted as the whole paths below them sort."""
+def _look_into(folder: bytes) -> _Content:
+    """Return what a folder is, and (name, is a folder), sorted as the whole paths below sort."""
+    status = os.stat(folder)  # noqa: PTH116  (pathlib knows no bytes)
     with os.scandir(folder) as scan:
         entries = [
-            (entry.name, entry.is_dir())
+            (entry.name, _is_folder(entry))
             for entry in scan
             if not entry.name.startswith(_TEMP_PREFIX_BYTES)
         ]
-    return sorted(entries, key=lambda entry: entry[0] + b"/" if entry[1] else entry[0])
+    entries.sort(key=lambda entry: entry[0] + b"/" if entry[1] else entry[0])
+    return (status.st_dev, status.st_ino), entries
+
+
+def _is_folder(entry: os.DirEntry[bytes]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to where we may not look; `_entry` says so
+        return False
+
+
+def _unseen_folder(folder: bytes, error: OSError, above: bytes) -> Skipped:
+    """Say why a folder is left out, once it is sure that the reason is its own."""
+    if isinstance(error, FileNotFoundError | NotADirectoryError):
+        return Skipped(f"{_shown(folder)}/", "the folder was removed while it was listed", "gone")
+    if error.errno not in _OF_ONE_FOLDER:
+        raise _refused(folder, error) from error
+    try:
+        with os.scandir(above):
+            pass
+    except OSError as lost:
+        raise _refused(above, lost) from lost
+    reason = f"the folder may not be listed: {error.strerror}"
+    return Skipped(f"{_shown(folder)}/", reason, "refused")
+
+
+def _refused(folder: bytes, error: OSError) -> StorageError:
+    kind = AccessDeniedError if isinstance(error, PermissionError) else StorageError
+    return kind(f"list {_shown(folder)}: {error.strerror}")
 
 
 def _entry(path: bytes) -> Iterator[ObjectInfo | Skipped]:
     try:
         status = os.stat(path)  # noqa: PTH116  (pathlib knows no bytes)
     except FileNotFoundError:
-        # Deleted since its folder was read, or a link to nowhere.
         if os.path.islink(path):  # noqa: PTH114  (pathlib knows no bytes)
             yield Skipped(_shown(path), "a link to a file that does not exist")
+        else:
+            yield Skipped(_shown(path), "removed while its folder was listed", "gone")
         return
     except OSError as error:
-        yield Skipped(_shown(path), f"unreadable: {error.strerror}")
+        if error.errno == errno.ELOOP:
+            yield Skipped(_shown(path), "a link that leads in a circle")
+        else:
+            yield Skipped(_shown(path), f"may not be looked at: {error.strerror}", "refused")
         return
     if not stat.S_ISREG(status.st_mode):
         yield Skipped(_shown(path), "not a regular file")

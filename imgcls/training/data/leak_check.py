@@ -40,7 +40,7 @@ from imgcls.data.leaks import (
 from imgcls.errors import ConfigError, ObjectMissingError
 from imgcls.image.decoders.pool import DecoderPool
 from imgcls.inert import in_csv
-from imgcls.storage.bulk_get import GetRequest, get_many
+from imgcls.storage.bulk_get import GetRequest
 from imgcls.storage.json_text import parse_object
 from imgcls.storage.objects import put, put_first, read
 from imgcls.storage.uri import join
@@ -170,7 +170,7 @@ def _look(loader: SplitLoader, first: int, place: Place, eyes: DecoderPool) -> _
         # An image that was in the cache already was not read.
         unread = [int(index) for index in index_N if int(index) not in looks.digests]
         requests = [GetRequest(index, loader.samples[index].uri) for index in unread]
-        for index, data in get_many(requests) if requests else ():
+        for index, data in loader.read(requests) if requests else ():
             if isinstance(data, bytes):
                 looks.add(index, data)
         seen, prints = looks.finish()

@@ -4,7 +4,7 @@ In: the samples of one split and, per step, which of them. Out: Batch, uint8, in
 steps. Invariant: a batch holds exactly the samples asked for, less those that give no image; such a
 sample is counted and named, weighs nothing, and no neighbour takes its place.
 
-    positions -> get_many (GETs in flight) -> DecoderPool (processes) -> cache -> batch
+    positions -> access (GETs in flight) -> DecoderPool (processes) -> cache -> batch
         -> policy, draws -> queue
 
 All of it runs in a thread of its own, PREFETCH_BATCHES ahead. Shape legend: B batch, C channel, P
@@ -23,9 +23,10 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from imgcls.errors import BudgetExceededError
+from imgcls.errors import BudgetExceededError, ObjectUnreadableError
 from imgcls.image.decoders.pool import Decoded, DecoderPool
-from imgcls.storage.bulk_get import GetRequest, Result, get_many
+from imgcls.storage.access import Access, spread
+from imgcls.storage.bulk_get import GetRequest, Result
 from imgcls.training.augment.changes import ImageChanges
 from imgcls.training.data.image_cache import ImageCache
 from imgcls.training.data.sampler import Share
@@ -101,6 +102,7 @@ class SplitLoader:
         max_bad_fraction: of the split's images that may fail to give pixels.
         weight_N: float32, how much each sample weighs in the loss; 1 by default.
         pin_memory: page-lock batches, for copies to a CUDA device that do not block.
+        access: of the whole data set; by default of this split alone.
     """
 
     def __init__(
@@ -115,6 +117,7 @@ class SplitLoader:
         max_bad_fraction: float,
         weight_N: np.ndarray | None = None,
         pin_memory: bool = False,
+        access: Access | None = None,
     ) -> None:
         self.name, self.samples = name, samples
         self.bad: dict[str, str] = {}  # uri -> reason
@@ -124,6 +127,7 @@ class SplitLoader:
         self._pool, self._cache = pool, cache
         self._max_bad = int(max_bad_fraction * len(samples))
         self._pin_memory = pin_memory
+        self._access = access or Access(lambda: spread([sample.uri for sample in samples]))
 
     def batches(
         self, steps: Iterable[np.ndarray], watch: Callable[[int, bytes], None] | None = None
@@ -137,6 +141,7 @@ class SplitLoader:
 
         Raises:
             BudgetExceededError: more images than allowed gave no pixels; names some of them.
+            AccessDeniedError: the store refuses us, not one image.
             StorageError: the store failed.
         """
         shares = [Share(index_B, num_passes=0, min_rows=_MIN_ROWS) for index_B in steps]
@@ -146,7 +151,7 @@ class SplitLoader:
         """Yield one Batch per share of a step, prefetched, with the changes drawn or made.
 
         Raises:
-            BudgetExceededError, StorageError: as for `batches`.
+            BudgetExceededError, AccessDeniedError, StorageError: as for `batches`.
         """
         return _ahead(self._read(list(shares), None, changes), PREFETCH_BATCHES)
 
@@ -163,6 +168,10 @@ class SplitLoader:
         """
         self.bad |= found
         self._check_bad()
+
+    def read(self, requests: Iterable[GetRequest]) -> Iterator[Result]:
+        """Read images; one that is refused while others are given is a result, and bad."""
+        return self._access.read(requests, refused_before=self.bad)
 
     def _read(
         self,
@@ -210,13 +219,18 @@ class SplitLoader:
         if (
             first is not None
         ):  # else everything is cached, and no GET and no decoder has to be woken
-            results = get_many(chain([first], requests))
+            results = self.read(chain([first], requests))
             yield from self._pool.decode_many(_watched(results, on_bytes))
 
     def _accept(self, index: int, image: Decoded) -> np.ndarray | None:
-        """Keep an image that arrived; where it is bad, count it and return None."""
-        if image.error is not None:
-            self._count_bad(self.samples[index].uri, image.error)
+        """Keep an image that arrived; where it is bad, count it and return None.
+
+        What was bad once stays so: an image named as left out does not train in a later epoch.
+        """
+        uri = self.samples[index].uri
+        if image.error is not None or uri in self.bad:
+            if image.error is not None:
+                self._count_bad(uri, image.error)
             if self._cache is not None:
                 self._cache.put_bad(index)
             return None
@@ -232,6 +246,8 @@ class SplitLoader:
             return
         self.bad[uri] = str(error)
         log.warning("%s split: left out %s: %s", self.name, uri, error)
+        if isinstance(error, ObjectUnreadableError) and len(self.bad) > self._max_bad:
+            self._access.prove(error)
         self._check_bad()
 
     def _check_bad(self) -> None:

@@ -13,6 +13,7 @@ from torch import nn
 
 from imgcls.errors import ConfigError
 from imgcls.image.decoders.pool import DecoderPool
+from imgcls.storage.access import Access, spread
 from imgcls.training.data.image_cache import (
     ImageCache,
     choose_kind,
@@ -40,6 +41,7 @@ log = logging.getLogger(__name__)
 def make_loaders(plan: TrainPlan, pool: DecoderPool, place: Place) -> dict[str, SplitLoader]:
     """Return a loader for each split that has samples, each with its cache."""
     caches = make_caches(plan, place)
+    access = Access(lambda: spread([sample.uri for sample in plan.samples]))
     return {
         split: SplitLoader(
             split,
@@ -51,6 +53,7 @@ def make_loaders(plan: TrainPlan, pool: DecoderPool, place: Place) -> dict[str, 
             max_bad_fraction=plan.config.max_bad_fraction,
             weight_N=weigh_samples(plan) if split == "train" else None,
             pin_memory=place.device.type == "cuda",
+            access=access,
         )
         for split, samples in plan.splits.items()
         if samples

@@ -10,7 +10,8 @@ import numpy as np
 from imgcls.errors import ConfigError
 from imgcls.image.decoders.pool import DecoderPool
 from imgcls.image.spec import DecodeSpec, PreprocessSpec
-from imgcls.storage.bulk_get import GetRequest, get_many
+from imgcls.storage.access import Access, spread
+from imgcls.storage.bulk_get import GetRequest
 from imgcls.training.augment.counter_rng import hash64
 
 # 256 images fix a channel's mean to about 1 % of its spread, and take a second or two to read.
@@ -32,13 +33,15 @@ def measure_channels(
 
     Raises:
         ConfigError: not one image of the sample gives pixels; names one and the reason.
+        AccessDeniedError: not one image may be read.
     """
     order = np.argsort(hash64(seed, np.arange(len(uris))), kind="stable")[:NUM_MEASURED]
     requests = (GetRequest(int(index), uris[index]) for index in order)
     count, sums, squares = 0, np.zeros(decode_spec.num_channels), np.zeros(decode_spec.num_channels)
     reason = ""
+    access = Access(lambda: spread(uris))
     with DecoderPool(decode_spec, preprocess_spec, num_decoders or 1) as pool:
-        for image in pool.decode_many(get_many(requests)):
+        for image in pool.decode_many(access.read(requests)):
             if image.error is not None:
                 reason = f"{uris[image.index]!r}: {image.error}"
                 continue

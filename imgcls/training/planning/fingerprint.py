@@ -10,19 +10,18 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 
 from imgcls.data.dataset import Sample
 from imgcls.data.label_manifest import is_manifest
-from imgcls.errors import ConfigError, ObjectMissingError
+from imgcls.errors import ConfigError
+from imgcls.storage.access import head_many
 from imgcls.storage.json_text import parse_object
-from imgcls.storage.objects import exists, head, list_objects, read
+from imgcls.storage.objects import ObjectInfo, exists, list_entries, read
 from imgcls.storage.uri import is_local, join
 from imgcls.training.train_plan import RUN_RECORD
 
 _DIGITS: Final = 16
-_HEADS_IN_FLIGHT: Final = 32
 
 log = logging.getLogger(__name__)
 
@@ -68,26 +67,19 @@ def read_versions(data: str, samples: Iterable[Sample]) -> str:
     """Return one digest of the versions of all images: it changes when one is replaced.
 
     A folder tree is listed once more, for a manifest each image is asked for. An image that is not
-    there has the version "".
+    there, or may not be looked at, has the version "".
     """
     uris = sorted(sample.uri for sample in samples)
     if is_manifest(data):
-        with ThreadPoolExecutor(_HEADS_IN_FLIGHT) as pool:
-            etags = dict(zip(uris, pool.map(_etag, uris), strict=True))
+        found: Iterable[object] = head_many(uris)
     else:
-        etags = {info.uri: info.etag for info in list_objects(data)}
+        found = list_entries(data)
+    etags = {entry.uri: entry.etag for entry in found if isinstance(entry, ObjectInfo)}
     lines = (f"{uri} {_version(uri, etags.get(uri, ''))}\n" for uri in uris)
     hashed = hashlib.sha256()
     for line in lines:
         hashed.update(line.encode("utf-8", "surrogateescape"))
     return hashed.hexdigest()
-
-
-def _etag(uri: str) -> str:
-    try:
-        return head(uri).etag
-    except ObjectMissingError:
-        return ""
 
 
 def _version(uri: str, etag: str) -> str:

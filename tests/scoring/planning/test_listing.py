@@ -7,8 +7,9 @@ import pytest
 
 from imgcls.errors import ConfigError, SourceError, StorageError
 from imgcls.scoring.planning import listing
-from imgcls.scoring.planning.listing import covers, glob_to_regex, list_source
+from imgcls.scoring.planning.listing import covers, glob_to_regex, list_source, may_hold
 from imgcls.storage.objects import ObjectInfo, Skipped, put
+from tests.modes import let_nobody_in, not_root
 
 
 def listed(source: str) -> list[str]:
@@ -49,6 +50,41 @@ def test_glob_stars_are_the_only_wildcards(glob: str, key: str, matches: bool) -
 )
 def test_source_covers_what_listing_it_would_list(source: str, uri: str, covered: bool) -> None:
     assert covers(source, uri) is covered
+
+
+@pytest.mark.parametrize(
+    ("source", "folder", "may"),
+    [
+        ("/data", "/data/a/", True),
+        ("/data/*.png", "/data/a/", False),
+        ("/data/lot-*/x.png", "/data/lot-1/", True),
+        ("/data/lot-*/x.png", "/data/private/", False),
+        ("/data/lot-*/x.png", "/data/lot-1/deep/", False),
+        ("/data/**/*.png", "/data/a/b/c/", True),
+        ("/data/a/**", "/data/b/", False),
+    ],
+)
+def test_a_folder_may_hold_what_a_glob_lists_below_it(source: str, folder: str, may: bool) -> None:
+    assert may_hold(source, folder) is may
+
+
+def test_a_closed_folder_is_told_where_the_glob_goes_into_it(tmp_path: Path) -> None:
+    data = let_nobody_in(tmp_path) / "data"
+    for name in ["lot-1/a.png", "lot-2/a.png", "private/a.png"]:
+        put(str(data / name), b"x")
+    (data / "lot-2").chmod(0)
+    (data / "private").chmod(0)
+    with not_root():
+        entries = list(list_source(f"{data}/lot-*/*.png"))
+    assert [entry.uri for entry in entries] == [f"{data}/lot-1/a.png", f"{data}/lot-2/"]
+
+
+def test_an_empty_disk_with_a_folder_of_its_own_is_empty(tmp_path: Path) -> None:
+    (let_nobody_in(tmp_path) / "data/lost+found").mkdir(parents=True)
+    (tmp_path / "data/lost+found").chmod(0)
+    with not_root():
+        [entry] = list_source(str(tmp_path / "data"), was_there=lambda: False)
+    assert isinstance(entry, Skipped)
 
 
 def test_prefix_lists_every_object_whatever_its_name(tmp_path: Path) -> None:

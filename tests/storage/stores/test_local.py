@@ -16,6 +16,7 @@ from imgcls.errors import (
     ObjectChangedError,
     ObjectExistsError,
     ObjectMissingError,
+    ObjectUnreadableError,
     StorageError,
 )
 from imgcls.storage.bulk_get import GetRequest, get_many
@@ -30,6 +31,7 @@ from imgcls.storage.objects import (
     put_new,
     read,
 )
+from tests.modes import let_nobody_in, not_root
 
 
 def listed(folder: Path) -> list[str]:
@@ -129,15 +131,78 @@ def test_links_to_folders_are_followed_and_loops_are_not(tmp_path: Path) -> None
     assert [Path(entry.uri).name for entry in skipped] == ["loop"]
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_folder_that_may_not_be_read_is_an_error_not_a_gap(tmp_path: Path) -> None:
-    put(str(tmp_path / "secret/x"), b"x")
-    (tmp_path / "secret").chmod(0)
-    try:
-        with pytest.raises(AccessDeniedError, match="secret"):
-            list(list_objects(str(tmp_path)))
-    finally:
-        (tmp_path / "secret").chmod(0o700)
+def reasons_of(folder: Path) -> dict[str, tuple[str, str]]:
+    return {
+        os.path.relpath(entry.uri, folder): (entry.unseen, entry.reason)
+        for entry in list_entries(str(folder))
+        if isinstance(entry, Skipped)
+    }
+
+
+def test_what_may_not_be_looked_at_is_skipped_by_name_and_the_rest_is_listed(
+    tmp_path: Path,
+) -> None:
+    data = let_nobody_in(tmp_path) / "data"
+    for name in ("a/1", "b/1", "b/deep/1", "c/1", "d/1"):
+        put(str(data / name), b"x")
+    (data / "c/a-link").symlink_to(data / "b/1")  # it alone is lost, not its folder
+    (data / "c/a-circle").symlink_to(data / "c/a-circle")
+    (data / "b").chmod(0)
+    (data / "d").chmod(0o444)  # its names may be read, its files not looked at
+    with not_root():
+        skipped = reasons_of(data)
+        found = [os.path.relpath(e.uri, data) for e in list_entries(str(data)) if is_object(e)]
+        with pytest.raises(AccessDeniedError, match=r"data/b/: .*Permission denied"):
+            list(list_objects(str(data)))
+        with pytest.raises(AccessDeniedError, match="data/b"):
+            list(list_entries(str(data / "b")))
+        with pytest.raises(ObjectUnreadableError, match="b/1"):
+            head(str(data / "b/1"))
+    assert found == ["a/1", "c/1"]
+    assert {name: unseen for name, (unseen, _) in skipped.items()} == {
+        "b": "refused", "c/a-circle": "", "c/a-link": "refused", "d/1": "refused",
+    }  # fmt: skip
+    assert skipped["b"] == ("refused", "the folder may not be listed: Permission denied")
+
+
+def is_object(entry: ObjectInfo | Skipped) -> bool:
+    return isinstance(entry, ObjectInfo)
+
+
+def test_what_is_removed_during_the_listing_is_told(tmp_path: Path) -> None:
+    for name in ("a", "b/1", "c", "d/1"):
+        put(str(tmp_path / name), b"x")
+    entries = list_entries(str(tmp_path))
+    assert is_object(next(entries))
+    shutil.rmtree(tmp_path / "b")
+    (tmp_path / "c").unlink()
+    rest = list(entries)
+    assert [(entry.uri, entry.unseen) for entry in rest if isinstance(entry, Skipped)] == [
+        (f"{tmp_path}/b/", "gone"),
+        (f"{tmp_path}/c", "gone"),
+    ]
+    assert [entry.uri for entry in rest if is_object(entry)] == [f"{tmp_path}/d/1"]
+
+
+def test_a_share_that_is_lost_during_the_listing_is_an_error(tmp_path: Path) -> None:
+    data = let_nobody_in(tmp_path) / "data"
+    for number in range(5):
+        put(str(data / f"{number}/x"), b"x")
+    entries = list_entries(str(data))
+    with not_root():
+        next(entries)
+    for folder in (*data.iterdir(), data):
+        folder.chmod(0)
+    with not_root(), pytest.raises(AccessDeniedError, match=r"list .*data: Permission denied"):
+        list(entries)
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "circle"])
+def test_a_name_that_no_file_can_have_is_a_missing_file(name: str, tmp_path: Path) -> None:
+    (tmp_path / "circle").symlink_to(tmp_path / "circle")
+    assert not exists(str(tmp_path / name))
+    with pytest.raises(ObjectMissingError):
+        read(str(tmp_path / name))
 
 
 def test_new_file_has_the_mode_the_user_wants(tmp_path: Path) -> None:

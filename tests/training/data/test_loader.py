@@ -7,10 +7,11 @@ import pytest
 import torch
 from PIL import Image
 
-from imgcls.errors import BudgetExceededError, ConfigError
+from imgcls.errors import AccessDeniedError, BudgetExceededError, ConfigError
 from imgcls.image.decoders.pool import DecoderPool
 from imgcls.training.data.image_cache import CacheKind, ImageCache, num_bytes, private_buffer
 from imgcls.training.data.loader import Batch, SplitLoader
+from tests.modes import refuse_reads
 
 SIDE_PX = 12
 SHAPE = (3, SIDE_PX, SIDE_PX)
@@ -125,6 +126,47 @@ def test_too_many_bad_images_stop_with_their_names(tmp_path: Path, pool: Decoder
     loader = make_loader(samples, pool, max_bad_fraction=0.1)
     with pytest.raises(BudgetExceededError, match=r"3 of 20 images .*allows 2: .*005\.png"):
         list(loader.batches([np.arange(20)]))
+
+
+@pytest.mark.parametrize("kind", ["none", "ram"])
+def test_an_image_that_may_not_be_read_is_bad_and_stays_so(
+    kind: CacheKind, tmp_path: Path, pool: DecoderPool
+) -> None:
+    samples = numbered_samples(tmp_path, 10)
+    refused = Path(samples[4].uri)
+    refuse_reads(refused)
+    loader = make_loader(samples, pool, kind)
+    for _ in range(2):
+        [batch] = loader.batches([np.arange(10)])
+        assert levels(batch) == [0, 1, 2, 3, 5, 6, 7, 8, 9]
+        # It was named as left out: it does not train in a later epoch.
+        refused.unlink()
+        Image.new("RGB", (SIDE_PX, SIDE_PX), (4, 4, 4)).save(refused)
+    assert set(loader.bad) == {str(refused)}
+    assert "Input/output error" in loader.bad[str(refused)]
+
+
+@pytest.mark.parametrize("max_bad_fraction", [0.0, 1.0])
+def test_a_share_of_which_nothing_is_read_is_not_a_matter_of_bad_images(
+    max_bad_fraction: float, tmp_path: Path, pool: DecoderPool
+) -> None:
+    samples = numbered_samples(tmp_path, 30)
+    for sample in samples:
+        refuse_reads(Path(sample.uri))
+    loader = make_loader(samples, pool, max_bad_fraction=max_bad_fraction)
+    with pytest.raises(AccessDeniedError, match="could not be read"):
+        list(loader.batches([np.arange(30)]))
+
+
+def test_too_many_that_may_not_be_read_are_too_many_bad_images(
+    tmp_path: Path, pool: DecoderPool
+) -> None:
+    samples = numbered_samples(tmp_path, 30)
+    for sample in samples[20:]:
+        refuse_reads(Path(sample.uri))
+    loader = make_loader(samples, pool, max_bad_fraction=0.1)
+    with pytest.raises(BudgetExceededError, match=r"4 of 30 images .*allows 3"):
+        list(loader.batches([np.arange(30)]))
 
 
 def test_a_store_that_cannot_be_read_is_no_bad_image(pool: DecoderPool) -> None:

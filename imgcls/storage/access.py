@@ -4,21 +4,75 @@ In: what `get_many` gives. Out: the same, where a refusal of one image is its re
 refusal becomes a row only after others of the same run were read at the same time; else it is an
 error of the infrastructure (expired credentials, a share that is gone) and ends the run.
 
-After MAX_REFUSED_IN_A_ROW refusals in a row, and where a shard ends with some, what was read last
-is read again, or else images from all over the run. If they are refused too, so are we.
+After MAX_REFUSED_IN_A_ROW refusals in a row, and where a call ends with some, what was read last
+is read again, or else images from all over the run. If they are refused too, so are we. A run is
+here whatever reads many images: a night, an evaluation, a training.
 """
 
 import logging
 import threading
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import chain, islice, repeat
 from typing import Final
 
-from imgcls.errors import AccessDeniedError, ObjectUnreadableError
+from imgcls.errors import AccessDeniedError, ObjectMissingError, ObjectUnreadableError
 from imgcls.storage.bulk_get import GetRequest, Result, get_many
+from imgcls.storage.objects import ObjectInfo, head
 
 log = logging.getLogger(__name__)
 
 MAX_REFUSED_IN_A_ROW: Final = 20
+_HEADS_IN_FLIGHT: Final = 32
+_HEADS_AT_A_TIME: Final = 1000
+
+Head = ObjectInfo | ObjectMissingError | ObjectUnreadableError
+
+
+def spread(uris: Sequence[str]) -> list[GetRequest]:
+    """Return requests for MAX_REFUSED_IN_A_ROW of these or fewer, from all over them."""
+    step = max(1, -(-len(uris) // MAX_REFUSED_IN_A_ROW))
+    return [GetRequest(index, uri) for index, uri in enumerate(uris[::step])]
+
+
+def head_many(uris: Sequence[str]) -> Iterator[Head]:
+    """Describe objects, in their order, without their content.
+
+    Yields:
+        ObjectInfo, or why there is none: ObjectMissingError, or ObjectUnreadableError for one that
+        is refused while others are not.
+
+    Raises:
+        AccessDeniedError: the store refuses us, not one object.
+        ConfigError, StorageError: as for `head`.
+    """
+    rest, is_any_given = iter(uris), False
+    with ThreadPoolExecutor(_HEADS_IN_FLIGHT) as pool:
+        # One wave first: a store that refuses us is not asked a thousand times.
+        for size in chain([_HEADS_IN_FLIGHT], repeat(_HEADS_AT_A_TIME)):
+            batch = list(islice(rest, size))
+            if not batch:
+                return
+            heads = list(pool.map(_head, batch))
+            if not is_any_given and _refusal_of_all(heads):
+                others = list(pool.map(_head, [request.uri for request in spread(uris)]))
+                if refusal := _refusal_of_all(others):
+                    raise refusal
+            is_any_given = True
+            yield from heads
+
+
+def _refusal_of_all(heads: list[Head]) -> ObjectUnreadableError | None:
+    """Return one of the refusals, or None where not all are refused."""
+    refusals = [head for head in heads if isinstance(head, ObjectUnreadableError)]
+    return refusals[0] if len(refusals) == len(heads) else None
+
+
+def _head(uri: str) -> Head:
+    try:
+        return head(uri)
+    except (ObjectMissingError, ObjectUnreadableError) as error:
+        return error
 
 
 class Access:
@@ -68,7 +122,7 @@ class Access:
             results.close()
         with self._lock:
             if self._num_refused:
-                self._prove_access(None)
+                self.prove(None)
 
     def _note_read(self, request: GetRequest) -> None:
         self._last_read = request
@@ -78,9 +132,14 @@ class Access:
         with self._lock:
             self._num_refused += 1
             if self._num_refused % MAX_REFUSED_IN_A_ROW == 0:
-                self._prove_access(error)
+                self.prove(error)
 
-    def _prove_access(self, error: ObjectUnreadableError | None) -> None:
+    def prove(self, error: ObjectUnreadableError | None) -> None:
+        """Read an image that was read before, or others of the run.
+
+        Raises:
+            AccessDeniedError: none is given, so `error` is not about its image.
+        """
         last_read = self._last_read
         if last_read is not None and self._is_any_read([last_read]):
             return
@@ -89,8 +148,8 @@ class Access:
             return
         reason = error or next(iter(refused), None)
         raise AccessDeniedError(
-            f"{self._num_refused} images in a row could not be read, nor could others from all "
-            f"over the run; one of them: {reason}"
+            f"{max(1, self._num_refused)} images in a row could not be read, nor could others from "
+            f"all over the run; one of them: {reason}"
         ) from reason
 
     def _is_any_read(

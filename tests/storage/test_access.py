@@ -1,45 +1,20 @@
 """Images that are refused one by one, and a store that refuses everything."""
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from imgcls.config.scoring import NightlyConfig
-from imgcls.errors import AccessDeniedError, ObjectUnreadableError
-from imgcls.nightly import nightly
-from imgcls.runs.published import list_published
-from imgcls.scoring.shard.access import MAX_REFUSED_IN_A_ROW, Access
+from imgcls.errors import AccessDeniedError, ObjectMissingError, ObjectUnreadableError
+from imgcls.storage.access import MAX_REFUSED_IN_A_ROW, Access, head_many
 from imgcls.storage.bulk_get import GetRequest
-from imgcls.storage.objects import put
-from imgcls.storage.requests import retry
-from imgcls.storage.uri import join
-from tests.fault_proxy import Fault, FaultProxy
-from tests.scoring.tiny import image_bytes, published_rows, write_images
-
-NOBODY = 65534
-
-
-@contextmanager
-def not_root() -> Iterator[None]:
-    """Modes mean nothing to root."""
-    if os.geteuid():
-        yield
-        return
-    os.seteuid(NOBODY)
-    try:
-        yield
-    finally:
-        os.seteuid(0)
+from imgcls.storage.objects import ObjectInfo
+from tests.modes import let_nobody_in, not_root
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    for parent in (tmp_path, *tmp_path.parents[:-2]):
-        parent.chmod(0o755)
-    return tmp_path
+    return let_nobody_in(tmp_path)
 
 
 def write_requests(folder: Path, count: int, refused: range) -> list[GetRequest]:
@@ -106,50 +81,27 @@ def test_a_sector_that_cannot_be_read_costs_its_file_alone(tmp_path: Path) -> No
     assert results[1] == b"x"
 
 
-@pytest.fixture
-def quick_policy(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(retry, "POLICY", retry.RetryPolicy(access_denied_s=2.0, max_delay_s=0.2))
+def write_closed(folder: Path, count: int, closed: range) -> list[str]:
+    """Write files, each in a folder of its own, of which some may not be entered."""
+    uris = [str(folder / f"{number:04d}" / "x") for number in range(count)]
+    for number, uri in enumerate(uris):
+        Path(uri).parent.mkdir()
+        Path(uri).write_bytes(b"x")
+        Path(uri).parent.chmod(0 if number in closed else 0o755)
+    return uris
 
 
-def test_one_refused_key_costs_its_image_and_comes_back_once_it_is_given(
-    fault_proxy: FaultProxy, s3_bucket: str, model_ref: str, quick_policy: None
-) -> None:
-    write_images(join(s3_bucket, "in"), 40)
-    night = NightlyConfig(
-        join(s3_bucket, "in"), model_ref, join(s3_bucket, "out"), executor="local", num_decoders=1
-    )
-    fault_proxy.refused_keys = ("00007.png",)
-    assert nightly(night)["status_counts"] == {"ok": 39, "unreadable": 1}
-    [row] = [row for row in published_rows(night.output).to_pylist() if row["status"] != "ok"]
-    assert "AccessDenied" in row["error"]
-    assert row["format"] is None
-    # It is all that is left to do, and refused again: neither an error nor lost for good.
-    again = nightly(night)
-    assert again["status_counts"] == {"unreadable": 1}
-    assert again["difference"]["failed_before"] == 1
-    put(join(night.source, "new.png"), image_bytes(99))
-    assert nightly(night)["status_counts"] == {"ok": 1, "unreadable": 1}
-    fault_proxy.refused_keys = ()
-    assert nightly(night)["status_counts"] == {"ok": 1}
-    assert nightly(night)["rows"] == 0
+def test_what_may_not_be_looked_at_is_told_in_its_place(folder: Path) -> None:
+    uris = write_closed(folder, 60, range(50))  # more than are asked for at first
+    with not_root():
+        heads = list(head_many([*uris, str(folder / "gone")]))
+    assert [type(head) for head in heads] == [
+        *[ObjectUnreadableError] * 50, *[ObjectInfo] * 10, ObjectMissingError,
+    ]  # fmt: skip
 
 
-@pytest.mark.parametrize("fault", [Fault.DENY, Fault.REFUSE])
-def test_a_store_that_refuses_every_image_ends_the_night_without_a_row(
-    fault: Fault,
-    fault_proxy: FaultProxy,
-    s3_bucket: str,
-    model_ref: str,
-    quick_policy: None,
-    tmp_path: Path,
-) -> None:
-    write_images(join(s3_bucket, "in"), 40)
-    night = NightlyConfig(
-        join(s3_bucket, "in"), model_ref, str(tmp_path / "out"), executor="local", num_decoders=1
-    )
-    fault_proxy.refused_keys = (".png",)
-    fault_proxy.refusal = fault
-    with pytest.raises(AccessDeniedError):
-        nightly(night)
-    assert list(list_published(night.output)) == []
-    assert not list(Path(night.output).glob("_runs/*/commits/*"))
+@pytest.mark.parametrize("count", [1, 100])
+def test_a_store_that_lets_nobody_look_is_an_error(count: int, folder: Path) -> None:
+    uris = write_closed(folder, count, range(count))
+    with not_root(), pytest.raises(AccessDeniedError, match="head"):
+        list(head_many(uris))
