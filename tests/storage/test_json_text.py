@@ -18,8 +18,15 @@ from tests.scoring.tiny import make_bundle
 
 PACKAGE = Path(__file__).parents[2] / "imgcls"
 # Pipes between our own processes, what was written a moment ago, and the parser itself.
-OWN = {"image/child.py", "image/wire.py", "scoring/on_ray.py", "model/artifact.py",
-       "storage/json_text.py", "storage/gcs_account.py"}  # fmt: skip
+OWN = {
+    "image/decoders/child.py",
+    "image/decoders/protocol.py",
+    "model/bundle.py",
+    "scoring/executors/ray_data.py",
+    "storage/json_text.py",
+    "storage/stores/gcs_account.py",
+    "training/record/finished.py",
+}
 DEEP = [
     "[" * 100_000,
     '{"a":' * 100_000,
