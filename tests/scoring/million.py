@@ -7,25 +7,30 @@ scored: the rows of each shard are made up, so that only the driver's own work i
 import itertools
 import json
 import resource
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
+from imgcls.image.spec import DecodeSpec
 from imgcls.runs.ledger import published_keys
+from imgcls.scoring.planning.decoders import record_here
 from imgcls.scoring.planning.plan import Plan, read_shard_rows, run_uri, write_plan
 from imgcls.scoring.planning.staging import stage
 from imgcls.scoring.publishing.publish import publish
+from imgcls.scoring.publishing.twice import find_twice
 from imgcls.scoring.publishing.verify import check_run
 from imgcls.scoring.shard.commit import commit_shard, read_commits
 from imgcls.storage.objects import ObjectInfo
 from tests.scoring.tiny import prediction_rows
 
 NOW = datetime(2026, 11, 22, tzinfo=UTC)
-MODEL_DIGEST, SPEC_DIGEST = "d" * 64, "s" * 64
+MODEL_DIGEST, SPEC_DIGEST = "d", "s"  # as prediction_rows has them
 
 
 def listing(num_keys: int) -> Iterator[ObjectInfo]:
@@ -51,6 +56,7 @@ def measured(name: str, work: Callable[[], dict[str, Any]], base_mib: float) -> 
 
 def main(folder: str, num_keys: str) -> None:
     """Measure the stages in order."""
+    decoders = record_here(DecodeSpec())  # loads every decoder: a worker's memory, not the driver's
     base_mib = peak_mib()
     plans: list[Plan] = []
 
@@ -79,15 +85,26 @@ def main(folder: str, num_keys: str) -> None:
             planned = read_shard_rows(folder, plans[0], shard)
             rows = prediction_rows(planned["uri"].to_pylist(), ["ok"] * planned.num_rows)
             topk = pa.array([[1, 2, 3, 4, 5]] * rows.num_rows, pa.list_(pa.int32()))
-            rows = rows.set_column(1, rows.schema.field(1), planned["etag"])
-            rows = rows.set_column(12, rows.schema.field(12), topk)
-            commit_shard(run_uri(folder, "night"), shard.shard_id, rows)
+            for name, column in (("etag", planned["etag"]), ("topk_label", topk)):
+                position = rows.schema.get_field_index(name)
+                rows = rows.set_column(position, rows.schema.field(position), column)
+            commit_shard(run_uri(folder, "night"), shard.shard_id, rows, decoders=decoders)
         return {}
 
     def publish_run() -> dict[str, Any]:
         commits = {commit.shard_id: commit for commit in read_commits(run_uri(folder, "night"))}
         manifest = publish(folder, plans[0], commits)
         return {"rows": manifest.counts["rows"], "parts": len(manifest.parts)}
+
+    def twice() -> dict[str, Any]:
+        night = Path(folder) / "date=2026-11-22" / "run=night"
+        twin = night.with_name("run=twin")
+        shutil.copytree(night, twin)
+        manifest = twin / "_manifest.json"
+        manifest.write_text(manifest.read_text().replace('"run_id": "night"', '"run_id": "twin"'))
+        found = find_twice(folder)
+        shutil.rmtree(twin)
+        return {"problems": len(found.problems), "repeated": found.num_repeated}
 
     def difference() -> dict[str, Any]:
         with stage(listing(int(num_keys))) as staging:
@@ -98,6 +115,7 @@ def main(folder: str, num_keys: str) -> None:
     measured("plan", plan, base_mib)
     measured("commit", commit, base_mib)
     measured("publish", publish_run, base_mib)
+    measured("twice", twice, base_mib)
     measured("difference", difference, base_mib)
     measured("verify", lambda: {"problems": len(list(check_run(folder, plans[0])))}, base_mib)
 
