@@ -53,7 +53,11 @@ _UNKNOWN_VARIANT: Final = (
 )
 _UNKNOWN_SAMPLES: Final = "unknown pixel mode"
 _NOT_IDENTIFIED: Final = "not identified by this driver"  # by HEIF: an item of uncompressed pixels
+_SIZE_REFUSED: Final = "security limit exceeded: image size"
 _UNKNOWN_MASKS: Final = "BMP bitfields layout"
+_LIBRARY_ERRORS: Final = (
+    *(Image.DecompressionBombError, SyntaxError, OSError, ValueError, RuntimeError),
+)
 _ORIENTATION_TAG: Final = 0x0112
 _SWAPS_SIDES: Final = (5, 6, 7, 8)
 
@@ -145,26 +149,23 @@ def open_raster(data: bytes, format_name: str) -> ImageFile.ImageFile:
         module.DEFAULT_MAX_THREADS = 1
     if format_name == "HEIF":
         module.options.DECODE_THREADS = 0
-    with _unknown_variants(format_name):
+    try:
         source: ImageFile.ImageFile = getattr(module, class_name)(io.BytesIO(data))
+    except _LIBRARY_ERRORS as error:
+        _raise_if_told(error, format_name)
+        raise
     return source
 
 
-@contextlib.contextmanager
-def _unknown_variants(format_name: str) -> Iterator[None]:
-    """Tell what a library does not know from what is damaged, by its words."""
-    try:
-        yield
-    except Image.DecompressionBombError as error:
+def _raise_if_told(error: Exception, format_name: str) -> None:
+    """Raise what a library's words say: an unknown variant, or a size; else they mean damage."""
+    words = str(error).lower()
+    is_unknown = any(unknown in words for unknown in _UNKNOWN_VARIANT)
+    # The words are libheif's, of a header within a header.
+    if isinstance(error, Image.DecompressionBombError) or _SIZE_REFUSED in words:
         raise ImageTooLargeError(f"{format_name}: {error}") from error
-    except (SyntaxError, OSError, ValueError, RuntimeError) as error:
-        words = str(error).lower()
-        is_unknown = any(unknown in words for unknown in _UNKNOWN_VARIANT)
-        if is_unknown or (format_name == "HEIF" and _NOT_IDENTIFIED in words):
-            raise UnsupportedImageError(f"{format_name}: {error}") from error
-        if "security limit exceeded: image size" in words:  # libheif, of a header within a header
-            raise ImageTooLargeError(f"{format_name}: {error}") from error
-        raise
+    if is_unknown or (format_name == "HEIF" and _NOT_IDENTIFIED in words):
+        raise UnsupportedImageError(f"{format_name}: {error}") from error
 
 
 def _seek_frames(
@@ -197,8 +198,11 @@ def _decode_frame(
     if (all_bits_HWC := decode_all_bits(source, data, format_name, spec)) is not None:
         image_HWC = all_bits_HWC
     else:
-        with _unknown_variants(format_name):
+        try:
             source.load()
+        except _LIBRARY_ERRORS as error:
+            _raise_if_told(error, format_name)
+            raise
         image_HWC = to_color(source, format_name, spec)
     if format_name == "PNG":
         source.load()  # where it is not yet: Pillow tells of damage
