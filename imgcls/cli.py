@@ -256,20 +256,23 @@ class _Stop:
             return error
         return RunStoppedError(self._words("Ctrl-C"))
 
-    def _on_terminate(self, _signal: int, _frame: FrameType | None) -> NoReturn:
+    def _on_terminate(self, number: int, frame: FrameType | None) -> None:
         self.signal_name = "SIGTERM"
-        raise RunStoppedError(self._words(self.signal_name))
+        if not _is_importing(frame):
+            raise RunStoppedError(self._words(self.signal_name))
+        _send_later(number)
 
-    def _on_interrupt(self, _signal: int, _frame: FrameType | None) -> NoReturn:
+    def _on_interrupt(self, number: int, frame: FrameType | None) -> None:
         self.signal_name = "Ctrl-C"
-        raise KeyboardInterrupt
+        if not _is_importing(frame):
+            raise KeyboardInterrupt
+        _send_later(number)
 
     def _send_again(self, ignored: "sys.UnraisableHookArgs") -> None:
         """Repeat a signal whose exception Python dropped, as in a destructor or a callback."""
         if self.signal_name and issubclass(ignored.exc_type, KeyboardInterrupt | RunStoppedError):
-            number = signal.SIGINT if self.signal_name == "Ctrl-C" else signal.SIGTERM
-            # From a thread, a little later: what is raised in this very hook is dropped too.
-            threading.Timer(_AGAIN_AFTER_S, os.kill, (os.getpid(), number)).start()
+            # Later: what is raised in this very hook is dropped too.
+            _send_later(signal.SIGINT if self.signal_name == "Ctrl-C" else signal.SIGTERM)
         else:
             sys.__unraisablehook__(ignored)
 
@@ -278,6 +281,21 @@ class _Stop:
         if self._command == "score":
             again += " (with --run-id and the id of the run, which the log names)"
         return f"stopped by {signal_name}{again if self._command in _RESUMABLE else _FROM_START}"
+
+
+def _is_importing(frame: FrameType | None) -> bool:
+    """Tell whether a module is being imported: C++ of torch's ends the process at an exception."""
+    while frame is not None:
+        if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
+            return True
+        frame = frame.f_back
+    return False
+
+
+def _send_later(number: int) -> None:
+    timer = threading.Timer(_AGAIN_AFTER_S, os.kill, (os.getpid(), number))
+    timer.daemon = True
+    timer.start()
 
 
 def _leave_stopped(error: RunStoppedError) -> NoReturn:

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from imgcls.config.scoring import ScoreConfig, VerifyConfig
 from imgcls.scoring import driver
 from imgcls.scoring.publishing.verify import verify
@@ -17,6 +19,7 @@ NUM_IMAGES = 96
 NUM_WRITES = 36
 
 
+@pytest.mark.timeout(900)
 def test_killed_before_and_after_every_write_the_same_command_finishes(
     model_ref: str, tmp_path: Path
 ) -> None:

@@ -46,6 +46,20 @@ def undisturbed(
     return comparable(published_rows(output))
 
 
+def assert_same_rows(rows: list[dict[str, object]], wanted: list[dict[str, object]]) -> None:
+    """All that is not a probability is equal; on some processors those of another process move.
+
+    With 27535e0, too: by up to 5e-6 with MKL on a Xeon, by nothing on an EPYC.
+    """
+    probs = ("confidence", "topk_prob")
+    for row, other in zip(rows, wanted, strict=True):
+        assert {k: v for k, v in row.items() if k not in probs} == {
+            k: v for k, v in other.items() if k not in probs
+        }
+        for name in probs:
+            assert row[name] == pytest.approx(other[name], abs=1e-5)
+
+
 def command(source: str, model_ref: str, output: Path, *flags: str) -> list[str]:
     job = [sys.executable, "-m", "jobs.score", "--source", source, "--model", model_ref]
     return [*job, "--output", str(output), *flags]
@@ -93,7 +107,7 @@ def test_killed_worker_loses_nothing(
     assert victims
     os.kill(victims[0], signal.SIGKILL)
     assert job.finish()["rows"] == NUM_IMAGES
-    assert comparable(published_rows(str(tmp_path))) == undisturbed
+    assert_same_rows(comparable(published_rows(str(tmp_path))), undisturbed)
 
 
 @pytest.mark.slow
@@ -111,7 +125,7 @@ def test_killed_node_loses_nothing(
     assert job.finish()["rows"] == NUM_IMAGES
     assert "3 actors on 3 nodes" in job.stderr
     assert "2 actors on 2 nodes" in job.stderr
-    assert comparable(published_rows(str(tmp_path))) == undisturbed
+    assert_same_rows(comparable(published_rows(str(tmp_path))), undisturbed)
 
 
 @pytest.mark.slow
@@ -152,7 +166,7 @@ def test_driver_killed_twice_is_finished_by_the_same_command(
     result = job.finish()
     assert result["rows"] == NUM_IMAGES
     assert int(str(result["rows_scored_now"])) < NUM_IMAGES, "the rest only"
-    assert comparable(published_rows(str(tmp_path))) == undisturbed
+    assert_same_rows(comparable(published_rows(str(tmp_path))), undisturbed)
 
 
 @pytest.mark.slow
@@ -171,7 +185,7 @@ def test_suspended_worker_that_wakes_up_late_changes_nothing(
         # The same run id started elsewhere finishes without the sleeper.
         score(ScoreConfig(source, model_ref, str(tmp_path), run_id="night", executor="local"))
         published = comparable(published_rows(str(tmp_path)))
-        assert published == undisturbed
+        assert_same_rows(published, undisturbed)
     finally:
         os.kill(victim, signal.SIGCONT)
     assert job.finish()["rows"] == NUM_IMAGES
@@ -196,7 +210,7 @@ def test_sigterm_ends_resumable_in_time(
     assert json.loads(stdout.splitlines()[-1])["exit_code"] == 5
     job.process = job.start()
     assert job.finish()["rows"] == NUM_IMAGES
-    assert comparable(published_rows(str(tmp_path))) == undisturbed
+    assert_same_rows(comparable(published_rows(str(tmp_path))), undisturbed)
 
 
 @pytest.mark.slow
@@ -223,7 +237,7 @@ def test_killed_cluster_is_replaced_and_the_same_command_finishes(
         second.close()
     assert result["rows"] == NUM_IMAGES
     assert int(str(result["rows_scored_now"])) < NUM_IMAGES
-    assert comparable(published_rows(str(tmp_path))) == undisturbed
+    assert_same_rows(comparable(published_rows(str(tmp_path))), undisturbed)
 
 
 @pytest.mark.parametrize(
@@ -253,16 +267,16 @@ def test_what_no_worker_could_do_keeps_its_exit_code(
     assert "Traceback" not in ended.stderr
 
 
-def test_what_nobody_expected_in_a_worker_ends_as_it_does_without_ray(
+def test_a_damaged_plan_ends_in_a_worker_as_it_does_without_ray(
     cluster: RayCluster, source: str, model_ref: str, tmp_path: Path
 ) -> None:
-    """Bytes that are no plan any more: no lost worker, so it is neither tried again nor 5."""
+    """No worker is lost, so it is neither tried again nor 5."""
     output = tmp_path / "out"
     make_plan(ScoreConfig(source, model_ref, str(output)), "night", 1)
     (plan_file,) = (output / "_runs" / "night" / "plan").iterdir()
     plan_file.write_bytes(b"no parquet")
     resumed = command(source, model_ref, output, "--run-id", "night")
     ended = subprocess.run(resumed, capture_output=True, text=True, check=False)
-    assert ended.returncode == 1, ended.stderr
-    assert "unexpected ArrowInvalid in a worker" in ended.stderr
+    assert ended.returncode == 2, ended.stderr
+    assert "not the bytes that plan.json names" in ended.stderr
     assert list(output.glob("date=*")) == []
