@@ -31,6 +31,7 @@ _CODECS: Final = (
     "bitorder", "byteshuffle", "jpeg", "jpeg8", "jpeg2k", "jpegxl", "jpegxr", "lerc", "png", "webp",
     "ljpeg", "pixarlog", "ccittrle", "ccittfax3", "ccittfax4", "eer", "float24", "bfloat16",
 )  # fmt: skip
+_PHOTOMETRIC_TAG: Final = 262
 _PHOTOMETRICS: Final = {0: "gray", 1: "gray", 2: "rgb", 3: "palette", 5: "cmyk"}
 _NUM_COLORS: Final = {"gray": 1, "rgb": 3, "palette": 1, "cmyk": 4, "ycbcr": 3}
 _PILLOW_MODES: Final = {"cmyk": "CMYK", "ycbcr": "YCbCr"}
@@ -124,6 +125,8 @@ def _decode(page: Any, num_bytes: int, spec: DecodeSpec) -> npt.NDArray[np.uint8
     if page.imagedepth != 1:
         raise _UnknownSamplesError
     _check_is_complete(page, num_bytes)
+    if _PHOTOMETRIC_TAG not in page.tags:  # tifffile takes it for "white is zero"
+        raise _UnknownSamplesError
     photometric = int(page.photometric)
     kind = _PHOTOMETRICS.get(photometric)
     if page.compression == _APERIO_YCBCR:

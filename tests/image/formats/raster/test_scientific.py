@@ -300,3 +300,10 @@ def test_tags_of_anything_are_read_without_an_error() -> None:
             body = bytearray(data)
             body[int(rng.integers(4, 200))] = int(rng.integers(0, 256))
             assert TiffTags.of(bytes(body)).words()
+
+
+def test_colours_that_do_not_say_what_they_are_are_unsupported() -> None:
+    data = tiff(RGB, byteorder="<", photometric="rgb")
+    assert data.count(b"\x06\x01\x03\x00") == 1
+    with pytest.raises(UnsupportedImageError):
+        decode(data.replace(b"\x06\x01\x03\x00", b"\xff\xff\x03\x00"), DecodeSpec())
