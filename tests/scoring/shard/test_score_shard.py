@@ -25,9 +25,9 @@ from imgcls.image.spec import DecodeSpec, PreprocessSpec
 from imgcls.inference.predictor import Predictor
 from imgcls.model.bundle import Bundle
 from imgcls.schema import PLAN_SCHEMA
-from imgcls.scoring.shard import access
 from imgcls.scoring.shard.rows import Provenance
 from imgcls.scoring.shard.score_shard import score_shard
+from imgcls.storage import access
 from imgcls.storage.objects import list_objects, put
 from tests.scoring.tiny import make_bundle, tiff_frames, write_images
 
