@@ -128,7 +128,7 @@ async def _exchange(
     up_reader: asyncio.StreamReader,
     up_writer: asyncio.StreamWriter,
 ) -> bool:
-    """Handle one request; return whether the connection goes on."""
+    """Handle one request; return whether the connection continues."""
     head, length, is_chunked = await _read_head(reader)
     assert not is_chunked, "no client here sends chunked bodies"
     method, target, _ = head.split(b"\r\n", 1)[0].decode("ascii").split(" ")

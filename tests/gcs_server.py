@@ -183,7 +183,7 @@ class Handler(BaseHTTPRequestHandler):
         length = int(self.headers.get("Content-Length") or 0)
         data = self.rfile.read(length)
         if len(data) < length:
-            # A writer that was killed: half an object is no object.
+            # A writer that was killed: half an object is not an object.
             raise ConnectionResetError("the request ended before its body")
         return data
 

@@ -351,7 +351,7 @@ def test_small_night_of_which_most_failed_is_not_published(
     night = NightlyConfig(**{**vars(night), "source": f"{night.source}/*.heic"})
     with pytest.raises(BudgetExceededError, match=r"71 of 71 images failed"):
         nightly(night)
-    # The same command goes on with the same run, and its end is judged again.
+    # The same command continues with the same run, and its end is judged again.
     with pytest.raises(BudgetExceededError, match=r"71 of 71 images failed"):
         nightly(night)
     assert list(list_published(night.output)) == []

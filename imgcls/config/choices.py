@@ -52,7 +52,7 @@ class WorkerRange:
 
     @property
     def is_elastic(self) -> bool:
-        """Whether the number may change while the run goes on."""
+        """Whether the number may change while the run continues."""
         return self.fewest < self.most
 
 

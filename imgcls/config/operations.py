@@ -75,7 +75,7 @@ class ManifestConfig(Config):
     start does.
     """
     retries: int = 2
-    """How often a failed job is started again; it goes on where it stopped."""
+    """How often a failed job is started again; it continues where it stopped."""
     keep: str = "1h"
     """How long a finished job stays for its log: a number and s, m, h or d."""
     cpus: int = 8
@@ -101,7 +101,7 @@ class DemoConfig(Config):
     """Train on real handwritten digits, score a bucket of them, and explain what happened."""
 
     output: OutputPath = "imgcls-demo"
-    """Folder for the demo's images, registry and predictions; made anew, refused when it holds
+    """Folder for the demo's images, registry and predictions; made again, refused when it holds
     anything else.
     """
     s3: bool = False

@@ -223,7 +223,7 @@ def absolute_path(path: str, folder: str | None = None) -> str:
     if not path.strip():
         raise ConfigError("an empty path names nothing: write a URI or a folder")
     if "\0" in path:
-        raise ConfigError(f"{path[:_MAX_SHOWN]!r} is no path: it holds a NUL character")
+        raise ConfigError(f"{path[:_MAX_SHOWN]!r} is not a path: it holds a NUL character")
     if not path.startswith("/"):
         path = f"{folder or _working_folder()}/{path}"
     if ".." in path.split("/"):
@@ -288,7 +288,7 @@ def _refuse_other_scheme(text: str, match: re.Match[str] | None) -> None:
         raise ConfigError(f"{text!r}: write a path of this machine without file:, such as {path}")
     if match is not None:
         raise ConfigError(
-            f"{match[1]}:// is no scheme that imgcls reads; use s3://, gs:// or az://, or a path"
+            f"{match[1]}:// is not a scheme that imgcls reads; use s3://, gs:// or az://, or a path"
         )
     if _ODD_SCHEME.match(text):
         scheme, _, rest = text.partition(":")

@@ -39,12 +39,12 @@ class TrainConfig(Config):
     accumulate: int = 1
     """Forward passes whose gradients are added up for one optimizer step."""
     num_workers: str = "0"
-    """0 trains in this process; 4 starts four Ray Train workers; 1:4 is elastic: it goes on with
+    """0 trains in this process; 4 starts four Ray Train workers; 1:4 is elastic: it continues with
     one to four as nodes come and go, with the same global batch.
     """
     checkpoint_every: str = "10m"
     """How often to write a checkpoint: 500 for every 500 steps, 10m for every 10 minutes, or never.
-    The same command goes on from the last one.
+    The same command continues from the last one.
     """
     keep_checkpoints: int = 2
     """Checkpoints that stay, the last ones, until the model is registered; each holds the best
@@ -128,7 +128,7 @@ class TrainConfig(Config):
     """
     target_recall: float = 0.0
     """Share of the positive images that a threshold must find, such as 0.95; 0 for no such
-    threshold. Thresholds are chosen after the last epoch: a run that goes on may be given others.
+    threshold. Thresholds are chosen after the last epoch: a run that continues may be given others.
     """
     target_specificity: float = 0.0
     """Share of the other images that a threshold must call negative; 0 for no such threshold."""

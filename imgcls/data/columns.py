@@ -94,7 +94,7 @@ class Columns:
         """Return a cell as text, as it is; "" where the row says nothing.
 
         Raises:
-            SourceError: the cell holds something that is no name.
+            SourceError: the cell holds something that is not a name.
         """
         value = row.cells.get(column)
         if isinstance(value, float) and value.is_integer():
@@ -273,7 +273,7 @@ def _read_json(text: str, table: str, columns: Columns, *, by_line: bool) -> Ite
         found = ((f"entry {n}", value) for n, value in enumerate(values, 1))
     for number, (place, fields) in enumerate(found, 1):
         if not isinstance(fields, dict):
-            raise SourceError(f"{table}, {place} is no JSON object")
+            raise SourceError(f"{table}, {place} is not a JSON object")
         columns.check(fields, table)
         wanted = {name: fields[name] for name in columns.wanted if name in fields}
         yield Row(wanted, f"{table}, row {number}")

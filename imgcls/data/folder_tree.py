@@ -5,7 +5,7 @@
 
 In: the folder's URI. Out: one `LabelRow` per file, and what was left out. Invariant: a file in a
 class folder is an image, whatever its name, unless its name alone says that some program left it
-there; a folder that is no class does not become one in silence.
+there; a folder that is not a class does not become one in silence.
 """
 
 import logging

@@ -62,7 +62,7 @@ def read_manifest(
 
     Raises:
         SourceError: no such object, no such column, a row without uri or label, a cell that is no
-            name, a weight that is no positive number, or bytes that are not of the format the
+            name, a weight that is not a positive number, or bytes that are not of the format the
             suffix says.
     """
     columns = Columns((*_REQUIRED, *([slice_by] if slice_by else [])), _OPTIONAL)
@@ -216,5 +216,5 @@ def _weight(value: Any, where: str) -> float:  # noqa: ANN401  (a cell of any ty
     except (TypeError, ValueError):
         weight = math.nan
     if not (weight > 0 and math.isfinite(weight)):
-        raise SourceError(f"{where}: weight {value!r} is no positive number")
+        raise SourceError(f"{where}: weight {value!r} is not a positive number")
     return weight

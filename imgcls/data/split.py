@@ -36,7 +36,7 @@ def check_fractions(val_fraction: float, test_fraction: float) -> None:
 
 def unit_position(seed: int, unit: str) -> float:
     """Hash (seed, unit) to a number in [0, 1), uniformly."""
-    # surrogatepass: JSON can spell a key that is no valid Unicode text.
+    # surrogatepass: JSON can spell a key that is not valid Unicode text.
     name = f"{seed}|{unit}".encode("utf-8", "surrogatepass")
     digest = hashlib.blake2b(name, digest_size=_HASH_BYTES).digest()
     # 53 bits: what a float holds exactly, so that the result never rounds up to 1.

@@ -91,14 +91,14 @@ class Calibration:
         """
         _check_keys(cls, values)
         if not isinstance(values["operating_points"], list):
-            raise BundleError("calibration: operating_points is no list")
+            raise BundleError("calibration: operating_points is not a list")
         for point in values["operating_points"]:
             _check_keys(OperatingPoint, point)
             if point["target"] not in get_args(Target):
                 raise BundleError(f"operating point: unknown target {point['target']!r}")
         temperature = values["temperature"]
         if not (isinstance(temperature, float | int) and temperature > 0):
-            raise BundleError(f"calibration: temperature {temperature!r} is no positive number")
+            raise BundleError(f"calibration: temperature {temperature!r} is not a positive number")
         points = tuple(OperatingPoint(**point) for point in values["operating_points"])
         return cls(**{**values, "operating_points": points})
 

@@ -1,7 +1,7 @@
 """The bundle: a folder that holds all a prediction needs, and the proof that it is whole.
 
 In: a `Bundle` and a URI. Out: model.safetensors, bundle.json, golden.safetensors, MODEL_CARD.md,
-attachments, and SHA256SUMS, which is written last: a folder without it is no bundle.
+attachments, and SHA256SUMS, which is written last: a folder without it is not a bundle.
 Invariant: nothing is ever unpickled, and no byte is used before its sha256 was compared.
 
 Shape legend: B golden images, C channels, H = W = image_px, K classes.
@@ -266,7 +266,7 @@ def _parse_tensors(data: bytes, uri: str) -> dict[str, Tensor]:
     try:
         tensors: dict[str, Tensor] = safetensors.torch.load(data)
     except safetensors.SafetensorError as error:
-        raise BundleError(f"{uri} is no safetensors file: {error}") from error
+        raise BundleError(f"{uri} is not a safetensors file: {error}") from error
     return tensors
 
 

@@ -64,7 +64,7 @@ def read_sums(uri: str) -> bytes:
             else f"it has no {SUMS}, so it was never finished or is none; "
             f"it holds {enumerate_names(found)}"
         )
-        raise BundleError(f"{uri} is no model bundle: {hint}") from error
+        raise BundleError(f"{uri} is not a model bundle: {hint}") from error
 
 
 def _refuse_link(uri: str, name: str) -> None:

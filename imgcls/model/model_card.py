@@ -41,13 +41,13 @@ _NO_SPREAD = "no spread"
 # Jovanovic and Levy 1997, "A look at the rule of three".
 _ABOUT_NO_SPREAD = (
     f'"{_NO_SPREAD}": whichever images are drawn again the number is the same, mostly because none '
-    "was wrong. That is no certainty: where n of n independent images are right, the true share "
+    "was wrong. That is not certain: where n of n independent images are right, the true share "
     "may still be as low as 1 - 3/n (95 %)."
 )
 _ABOUT_METRICS = (
     "1 is best, but for log_loss, ece (expected calibration error) and brier, of which 0 is best. "
     "The numbers hold for images like these; for those of another site, device or time measure "
-    "anew: `imgcls evaluate`."
+    "again: `imgcls evaluate`."
 )
 
 

@@ -109,7 +109,7 @@ def resolve(ref: str) -> str:
 
     Raises:
         ConfigError: no such version or alias; the message says which there are.
-        BundleError: the URI is no bundle, or the alias names a bundle that was replaced since.
+        BundleError: the URI is not a bundle, or the alias names a bundle that was replaced since.
     """
     reference = _parse(ref)
     if reference is None:
@@ -265,7 +265,7 @@ def _parse_alias(data: bytes, uri: str) -> dict[str, Any]:
             lambda alias: {"version": int(alias["version"]), "digest": str(alias["digest"])},
         )
     except BundleError as error:
-        raise BundleError(f"{uri} is no alias: {error}; promote again") from error
+        raise BundleError(f"{uri} is not an alias: {error}; promote again") from error
 
 
 def _what_exists(reference: _Reference) -> str:

@@ -1,8 +1,8 @@
 """The log of a submitted job, followed to a terminal state through broken streams.
 
 In: a client of Ray's job API and a submission id. Out: the job's log, once and whole, and how the
-job ended. Invariant: the end of a stream is no end of the job; only a terminal state is, and only
-SUCCEEDED is success (ray-project/ray#51601).
+job ended. Invariant: the end of a stream is not the end of the job; only a terminal state is, and
+only SUCCEEDED is success (ray-project/ray#51601).
 """
 
 import asyncio
@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 # A connection that died without a word (a laptop that slept, a VPN) is silent, as a job may be:
 # after this long a new stream is opened, which costs one reading of the log.
 SILENT_S = 60.0
-# As long as a head may take to be reachable again; after that the job is told to be lost.
+# As long as a head may take to be reachable again; after that the job is said to be lost.
 UNREACHABLE_S = 600.0
 SHORTEST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 10.0
 MAX_RESULT_CHARS = 1_000_000
@@ -98,7 +98,7 @@ def follow(
             if time.monotonic() - lost_s > unreachable_s:
                 raise RunStoppedError(
                     f"the cluster is out of reach for {unreachable_s:.0f} s, and whether job "
-                    f"{submission_id} goes on is not known ({_first_line(error)})"
+                    f"{submission_id} continues is not known ({_first_line(error)})"
                 ) from error
             log.info("cluster out of reach (%s); trying again", _first_line(error))
             pause_s = min(2 * pause_s, LONGEST_PAUSE_S)

@@ -53,7 +53,7 @@ def manifest(config: ManifestConfig) -> None:
 
 
 def _remarks(config: ManifestConfig) -> list[str]:
-    remarks = [f"Written by imgcls manifest {config.kind}, which writes it anew from its flags."]
+    remarks = [f"Written by imgcls manifest {config.kind}, which writes it again from its flags."]
     if config.kind != "cronjob":
         remarks.append(
             f"The image must hold ray {metadata.version('ray')}; KubeRay 1.5.1 or later makes the "
@@ -65,7 +65,7 @@ def _remarks(config: ManifestConfig) -> list[str]:
             "concurrencyPolicy: the lease of the output keeps a second night out (exit code 4).",
         ]
     if config.address:
-        remarks.append("At its deadline the pod ends; the job on the Ray cluster goes on.")
+        remarks.append("At its deadline the pod ends; the job on the Ray cluster continues.")
     return remarks
 
 
@@ -101,7 +101,7 @@ def _ray_job_spec(config: ManifestConfig) -> Manifest:
     return {
         "entrypoint": shlex.join(_command(config)),
         "activeDeadlineSeconds": _seconds("--deadline", config.deadline),
-        "backoffLimit": config.retries,  # each on a new cluster; the job goes on where it stopped
+        "backoffLimit": config.retries,  # each on a new cluster; the job continues where it stopped
         "shutdownAfterJobFinishes": True,
         "ttlSecondsAfterFinished": _seconds("--keep", config.keep),
         "submitterPodTemplate": _pod(config, "ray-job-submitter", _SMALL),

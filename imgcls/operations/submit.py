@@ -2,8 +2,8 @@
 
 In: a SubmitConfig whose job's flags are checked already. Out: how the job ended, as plain values;
 its log on stderr. Invariant: the exit code is the job's own; a job that somebody stopped, a broken
-stream and a cluster out of reach are no success. A name is given once: a second night of a date is
-refused while the first runs or when it is done, and goes on with it when it was stopped.
+stream and a cluster out of reach are not a success. A name is given once: a second night of a date
+is refused while the first runs or when it is done, and continues with it when it was stopped.
 """
 
 import ipaddress
@@ -215,7 +215,7 @@ def _submit(client: Any, config: SubmitConfig, base_id: str, folder: str) -> str
         submission_id = base_id if number == 1 else f"{base_id}-{number}"
         status = _status(client, submission_id)
         if status in {"FAILED", "STOPPED"}:
-            log.info("job %s: %s; going on with it", submission_id, status)
+            log.info("job %s: %s; continuing with it", submission_id, status)
             continue
         if status:
             _refuse_second(submission_id, status)
@@ -274,7 +274,7 @@ def _follow(client: Any, submission_id: str, job_log: JobLog) -> JobEnd:  # noqa
             return follow(client, submission_id, job_log)
         except KeyboardInterrupt:
             if not _wants_it_stopped(submission_id):
-                raise RunStoppedError(f"job {submission_id} goes on") from None
+                raise RunStoppedError(f"job {submission_id} continues") from None
             client.stop_job(submission_id)
 
 

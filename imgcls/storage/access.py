@@ -96,7 +96,7 @@ class Access:
 
         Args:
             requests: what to read.
-            refused_before: uris that failed in an earlier night already: a refusal is no news.
+            refused_before: uris that failed in an earlier night already: a refusal is not news.
 
         Raises:
             AccessDeniedError: the store refuses us, not one image.

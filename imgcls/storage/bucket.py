@@ -2,7 +2,7 @@
 
 In: keys, opaque. Out: bytes, etags, pages of a listing. Invariant: a method makes one attempt and
 raises our errors or TransientError; retries, read-back and threads are above it (remote.py,
-transfer.py).
+bulk_get.py).
 """
 
 from dataclasses import dataclass
@@ -83,7 +83,7 @@ class Bucket(Protocol):
         ...
 
     async def renew(self) -> None:
-        """Read credentials anew and rebuild the clients with them."""
+        """Read credentials again and rebuild the clients with them."""
         ...
 
 

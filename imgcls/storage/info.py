@@ -24,7 +24,7 @@ class ObjectInfo:
 
 @dataclass(frozen=True, slots=True)
 class Skipped:
-    """Something listed that is no object to read, and why."""
+    """Something listed that is not an object to read, and why."""
 
     uri: str
     reason: str

@@ -40,7 +40,7 @@ def parse_json(
     except RecursionError:
         raise error(f"{what} is not JSON that imgcls reads: {_TOO_DEEP}") from None
     except ValueError as reason:
-        raise error(f"{what} is no JSON: {reason}") from reason
+        raise error(f"{what} is not JSON: {reason}") from reason
     if _is_deeper(value, MAX_DEPTH):
         raise error(f"{what} is not JSON that imgcls reads: {_TOO_DEEP}")
     return value
@@ -54,7 +54,7 @@ def parse_object(data: str | bytes, what: str, error: type[ImgclsError]) -> dict
     """
     value = parse_json(data, what, error)
     if not isinstance(value, dict):
-        raise error(f"{what} is no JSON object")
+        raise error(f"{what} is not a JSON object")
     return value
 
 

@@ -40,7 +40,7 @@ def split_uri(uri: str) -> tuple[str, str, str]:
     scheme = match[1]
     if scheme not in SCHEMES:
         raise ConfigError(
-            f"{scheme}:// is no scheme that imgcls reads; use s3://, gs:// or az://, or a path"
+            f"{scheme}:// is not a scheme that imgcls reads; use s3://, gs:// or az://, or a path"
         )
     bucket, _, key = uri[match.end() :].partition("/")
     if "@" in bucket or ":" in bucket:

@@ -1,8 +1,8 @@
 """The training flow, top to bottom: data -> audit -> loop -> checkpoint -> bundle -> registry.
 
 In: a TrainConfig. Out: the result as plain values. Invariants: this file alone knows all stages,
-and workers.py alone knows Ray: `--num-workers 0` never imports it. A training that was killed goes
-on from its last checkpoint when the same command is given again.
+and ranks/ray_train.py alone knows Ray: `--num-workers 0` never imports it. A training that was
+killed continues from its last checkpoint when the same command is given again.
 
     train -> make_plan -> train_rank                      in this process
                        -> run_on_workers -> train_rank    in each Ray Train worker
@@ -57,7 +57,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
     Raises:
         ConfigError: a flag, the data or the loss is wrong; no version was registered.
         BudgetExceededError: too many images give no pixels.
-        RunStoppedError: workers died too often; the same command goes on.
+        RunStoppedError: workers died too often; the same command continues.
     """
     start_s = time.monotonic()
     plan = make_plan(config)
@@ -178,7 +178,7 @@ def resume(plan: TrainPlan, state: TrainState, place: Place) -> CheckpointWriter
     snapshot = read_latest(earlier)
     if snapshot is not None:
         state.restore(snapshot)
-        log.info("going on from epoch %d, step %d", state.epoch + 1, state.step)
+        log.info("continuing from epoch %d, step %d", state.epoch + 1, state.step)
     return CheckpointWriter(plan.run_uri, earlier, plan.config.keep_checkpoints)
 
 

@@ -21,7 +21,7 @@ def check(result: dict[str, object]) -> None:
 
 
 def test_demo_trains_scores_and_accounts_for_every_file(tmp_path: Path) -> None:
-    # The folder of an earlier demo is made anew.
+    # The folder of an earlier demo is made again.
     (tmp_path / "demo").mkdir()
     for name in (".imgcls-demo", "stale"):
         (tmp_path / "demo" / name).touch()

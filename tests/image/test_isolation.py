@@ -1,4 +1,4 @@
-"""Files that crash, hang or exhaust a decoder: the job, and every other image, goes on."""
+"""Files that crash, hang or exhaust a decoder: the job, and every other image, continues."""
 
 import io
 import os

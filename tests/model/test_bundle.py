@@ -38,7 +38,7 @@ def stored(make_bundle: MakeBundle, tmp_path: Path) -> Path:
 
 
 def _reseal(folder: Path) -> None:
-    """Write SHA256SUMS anew, as somebody would who tampers with care."""
+    """Write SHA256SUMS again, as somebody would who tampers with care."""
     names = sorted(p.name for p in folder.iterdir() if p.name != "SHA256SUMS")
     lines = [f"{hashlib.sha256((folder / n).read_bytes()).hexdigest()}  {n}\n" for n in names]
     (folder / "SHA256SUMS").write_text("".join(lines))
@@ -252,7 +252,7 @@ def test_tensors_that_do_not_fit_are_refused_by_name(stored: Path) -> None:
 def test_weights_that_are_no_safetensors_are_refused(stored: Path) -> None:
     (stored / "model.safetensors").write_bytes(b"\x10" + bytes(40))
     _reseal(stored)
-    with pytest.raises(BundleError, match="no safetensors"):
+    with pytest.raises(BundleError, match="not a safetensors"):
         read_bundle(str(stored))
 
 

@@ -179,5 +179,5 @@ def test_alias_of_a_replaced_bundle_is_refused(make_bundle: MakeBundle, tmp_path
 def test_damaged_alias_is_refused_by_name(make_bundle: MakeBundle, tmp_path: Path) -> None:
     register(str(tmp_path), "m", make_bundle())
     objects.put(f"{tmp_path}/m/aliases/production.json", json.dumps([1]).encode())
-    with pytest.raises(BundleError, match=r"production\.json is no alias"):
+    with pytest.raises(BundleError, match=r"production\.json is not an alias"):
         resolve(f"{tmp_path}/m@production")

@@ -95,7 +95,7 @@ def test_a_deeply_nested_bundle_is_refused(text: str, tmp_path: Path) -> None:
     facts.write_text(text)
     now = hashlib.sha256(text.encode()).hexdigest()
     sums.write_text(sums.read_text().replace(before, now))
-    with pytest.raises(BundleError, match=r"nested more than|is no JSON"):
+    with pytest.raises(BundleError, match=r"nested more than|is not JSON"):
         read_bundle(str(tmp_path / "b"))
 
 

@@ -39,9 +39,9 @@ def test_relative_path_becomes_absolute(tmp_path: Path, monkeypatch: pytest.Monk
 @pytest.mark.parametrize(
     ("uri", "hint"),
     [
-        ("file:///x", "file:// is no scheme"),
-        ("http://host/x", "http:// is no scheme"),
-        ("S3://b/k", "S3:// is no scheme"),
+        ("file:///x", "file:// is not a scheme"),
+        ("http://host/x", "http:// is not a scheme"),
+        ("S3://b/k", "S3:// is not a scheme"),
         ("s3://", "names no bucket"),
         ("s3:///k", "names no bucket"),
         ("s3://b c/k", "names no bucket"),

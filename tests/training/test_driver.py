@@ -51,7 +51,7 @@ def test_training_registers_a_model_that_predicts_its_test_split(make_tree: Make
     assert bundle.digest == result["digest"]
     assert bundle.class_names.names == ("class0", "class1", "class2")
     assert bundle.training["history"][-1]["epoch"] == 4
-    # The accuracy in the result is that of the registered weights, decoded and run anew.
+    # The accuracy in the result is that of the registered weights, decoded and run again.
     dataset = read_dataset(str(data), val_fraction=0.2, test_fraction=0.2, seed=0)
     predictor = Predictor(bundle, device="cpu", batch_size=1)
     right = 0
@@ -287,7 +287,7 @@ def test_the_log_holds_each_step_once_although_the_run_was_resumed(make_tree: Ma
 def test_resume_brings_back_average_and_momentum(
     changes: dict[str, Any], make_tree: MakeTree
 ) -> None:
-    """In process: the second `train` goes on from the checkpoint that the first left."""
+    """In process: the second `train` continues from the checkpoint that the first left."""
     data = make_tree(40)
     torch.set_num_threads(1)
     whole = train(make_config(data, registry=str(data.parent / "whole"), epochs=3, **changes))

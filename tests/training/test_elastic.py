@@ -123,6 +123,6 @@ def test_a_drained_node_is_left_with_a_checkpoint_and_counts_as_no_failure(
         result = train(config)
     thread.join()
     assert result["num_preemptions"] == 1
-    [line] = [r.getMessage() for r in caplog.records if "going on from epoch" in r.getMessage()]
+    [line] = [r.getMessage() for r in caplog.records if "continuing from epoch" in r.getMessage()]
     assert int(line.split("epoch ")[1].split(",")[0]) > 1
     check_each_epoch_saw_each_image_once(result, 300)

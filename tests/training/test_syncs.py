@@ -168,7 +168,7 @@ def test_a_step_that_is_not_finite_changes_no_weight_before_anybody_has_looked(
         assert all(torch.equal(before[n], p) for n, p in state.model.named_parameters())
         with pytest.raises(ConfigError, match=r"the loss is (nan|inf) in epoch 1.*u0, u1"):
             result.check()
-        # The next one goes on from the same weights.
+        # The next one continues from the same weights.
         train_step(state, state.model, batch, 0.01, recipe, Place(), []).check()
         assert any(not torch.equal(before[n], p) for n, p in state.model.named_parameters())
 

@@ -187,7 +187,7 @@ def test_bundles_are_loaded_and_answer_as_they_did(tmp_path: Path) -> None:
 def test_unfinished_training_goes_on_from_its_checkpoint(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
         result = train(TrainConfig(**KILLED))
-    assert "going on from epoch 5" in caplog.text
+    assert "continuing from epoch 5" in caplog.text
     assert (result["version"], result["epochs"]) == (3, 8)
     expected = json.loads((ROOT / "expected/head.json").read_text())
     tensors = read_bundle(result["uri"]).state_dict

@@ -2,7 +2,7 @@
 
 In: encoded images. Out: messages and crops. Invariant: the process inherits an environment of ours
 and two file descriptors, nothing else; its memory is an anonymous file, so no kill can leave a name
-behind in /dev/shm, and a container's small /dev/shm is no limit.
+behind in /dev/shm, and a container's small /dev/shm is not a limit.
 """
 
 import contextlib
@@ -48,7 +48,7 @@ _ENVIRONMENT: Final = {
     "PYTHONDONTWRITEBYTECODE": "1",
     "OPENBLAS_NUM_THREADS": "1",
     "OMP_NUM_THREADS": "1",
-    # glibc gives freed images back to the kernel and takes the same pages anew for the next one:
+    # glibc gives freed images back to the kernel and takes the same pages again for the next one:
     # that is a fifth of the time of a photograph. These keep a few (32 MB is glibc's own limit).
     "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
     "MALLOC_TRIM_THRESHOLD_": str(64 << 20),
@@ -178,7 +178,7 @@ class DecoderProcess(Generic[Task]):
         """Return the messages that have come.
 
         Raises:
-            EOFError: the child is dead, or writes what is no message.
+            EOFError: the child is dead, or writes what is not a message.
         """
         try:
             received = self.socket.recv(_RECEIVE_BYTES)

@@ -31,7 +31,7 @@ _ADAM7: Final = (
 )
 _INFLATE_BYTES: Final = 1 << 20
 # Known chunks that decide neither about pixels nor frames nor how the picture is turned (PNG 3rd
-# edition, 11.3, and the extensions of 2003). A damaged name is no known one.
+# edition, 11.3, and the extensions of 2003). A damaged name is not a known one.
 _PNG_IDLE: Final = (
     *(b"gAMA", b"cHRM", b"sRGB", b"sBIT", b"cICP", b"mDCV", b"cLLI", b"bKGD", b"hIST", b"sPLT"),
     *(b"pHYs", b"tIME", b"oFFs", b"pCAL", b"sCAL", b"sTER", b"dSIG", b"gIFg", b"gIFx"),
@@ -96,7 +96,7 @@ def checked_png(data: bytes, spec: DecodeSpec) -> bytes:
 
 
 def _named(kind: bytes) -> str:
-    """Return what to call a chunk: by its name only where that is no piece of anything else."""
+    """Return what to call a chunk: by its name only where that is not a piece of anything else."""
     is_known = kind in (*_PNG_DECISIVE, *_PNG_IDLE, *_PNG_TEXTS)
     return f"chunk {kind.decode()}" if is_known else "an unknown chunk"
 

@@ -134,7 +134,7 @@ class S3Bucket:
         return dict(reply)
 
     async def renew(self) -> None:
-        """Read credentials anew and rebuild the clients with them."""
+        """Read credentials again and rebuild the clients with them."""
         await self._account.renew()
 
     async def _require_bucket(self) -> None:

@@ -1,6 +1,6 @@
 """Published augmentation policies: RandAugment, TrivialAugment, AugMix, as torchvision has them.
 
-In: uint8 [B,C,P,P] and a seed per image. Out: uint8 [B,C,P,P]. Invariant: as in augment.py, an
+In: uint8 [B,C,P,P] and a seed per image. Out: uint8 [B,C,P,P]. Invariant: as in changes.py, an
 image's result depends on its pixels and its seed only; no generator of torch's own is read or
 seeded, so that any thread may do it while another trains.
 

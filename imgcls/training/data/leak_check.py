@@ -118,7 +118,7 @@ def check_images(
         _tell_conflicts(plan, found.conflicts)
         if known is None:
             put(join(plan.run_uri, LEAKS), leaks_to_csv(found.leaks))
-            # Last, as it says that the list is there: an attempt that goes on looks for it.
+            # Last, as it says that the list is there: an attempt that continues looks for it.
             put(join(plan.run_uri, LEAK_CHECK), json.dumps(check.to_dict(), indent=1).encode())
         if found.leaks:
             log.warning("%s; trained all the same: --allow-leaks", describe_leaks(found.leaks))

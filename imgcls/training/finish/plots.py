@@ -60,7 +60,7 @@ def draw_plots(
     for name, picture in draw.items():
         try:
             plots[name] = picture()
-        except Exception:  # a picture is no reason to lose the model
+        except Exception:  # a picture is not a reason to lose the model
             log.warning("%s could not be drawn", name, exc_info=True)
     return plots
 

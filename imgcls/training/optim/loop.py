@@ -195,7 +195,7 @@ def _train_epoch(
             if result.stop_wanted:
                 raise RunStoppedError(
                     f"stopped when asked to, in epoch {state.epoch + 1} after step {state.step}; "
-                    "the same command goes on there"
+                    "the same command continues there"
                 )
     while under_way:
         _look_at(under_way.popleft(), state, after_step)

@@ -130,7 +130,7 @@ def train_step(
             losses.append(loss.detach())
             rights.append(right)
     loss_N = torch.stack(losses)
-    # Exactly 1, on however many ranks: with any other number the optimizer goes on.
+    # Exactly 1, on however many ranks: with any other number the optimizer continues.
     is_bad = (place.add_up((~loss_N.isfinite()).any().float()) > 0).float()
     if recipe.max_grad_norm > 0:
         nn.utils.clip_grad_norm_(state.model.parameters(), recipe.max_grad_norm)

@@ -2,8 +2,8 @@
 
 In: a model and its optimizer. Out: the same, further on; or a Snapshot, to write down. Invariant:
 what a snapshot holds is all that the rest of the run depends on, so that training from it gives the
-same weights, bit by bit on one CPU worker. Random numbers are no state: they are hashes of the step
-(draws.py).
+same weights, bit by bit on one CPU worker. Random numbers are not state: they are hashes of the
+step (counter_rng.py).
 """
 
 from dataclasses import dataclass, field
@@ -60,12 +60,12 @@ class TrainState:
         self.epochs_since_best = 0
 
     def begin_next_epoch(self) -> None:
-        """Go on to the first step of the next epoch, with nothing summed up yet."""
+        """Continue to the first step of the next epoch, with nothing summed up yet."""
         self.epoch, self.step = self.epoch + 1, 0
         self.loss_sum, self.weight_sum, self.num_right, self.num_seen = 0.0, 0.0, 0, 0
 
     def snapshot(self) -> Snapshot:
-        """Copy the state; training may go on while the copy is written."""
+        """Copy the state; training may continue while the copy is written."""
         tensors = {f"model.{k}": v for k, v in self.model.state_dict().items()}
         if self.ema is not None:
             tensors |= {f"ema.{k}": v for k, v in self.ema.state_dict().items()}

@@ -2,7 +2,7 @@
 
 In: plain values and the samples. Out: a fingerprint, which names the run's folder. Invariant: two
 trainings with the same fingerprint train the same weights of the same versions of the same images,
-so one may go on where the other ended. Where and how fast it runs, and by which version of the
+so one may continue where the other ended. Where and how fast it runs, and by which version of the
 decoders, is left out.
 """
 

@@ -3,7 +3,7 @@
 In: a TrainConfig. Out: a TrainPlan: samples of each split, specs, recipe, the run's place; plain
 values that travel to every rank. Invariant: whatever in flags, data or machine would stop the run
 later stops it here, as a ConfigError; and two plans with the same fingerprint train the same
-weights, so one may go on where the other ended.
+weights, so one may continue where the other ended.
 """
 
 import logging
@@ -221,7 +221,7 @@ def decisive_values(
     return values | {
         "arch": config.arch,
         "weights": config.weights,
-        # A training goes on with the decoders there are; the bundle says which those were.
+        # A training continues with the decoders there are; the bundle says which those were.
         "decode": decode_spec.to_dict() | {"decoder_version": 1},
         "class_names": dataset.class_names.names,
         "split_digest": dataset.split_digest,

@@ -65,7 +65,7 @@ class Mailbox:
         self._post.lines.append((level, text))
 
     def take(self) -> Post:
-        """Return what there is and start anew."""
+        """Return what there is and start from the beginning."""
         post, self._post = self._post, Post()
         post.silent_s = 0.0 if self._is_done else time.monotonic() - self._heard_s
         return post

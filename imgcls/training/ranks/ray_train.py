@@ -6,10 +6,10 @@ business. What only the user can mend is raised as itself and not tried again; a
 `max_failures` times, and then the run can be resumed.
 
 A node that is about to be taken away (Ray calls it draining: by its autoscaler, by KubeRay, or by
-`ray drain-node` from a machine's own notice) is no failure: the ranks stop after the same step, the
-first one writes a checkpoint, and new workers go on from it on the nodes that stay. A SIGTERM to
-this process reaches the ranks in the same way and ends the run, resumable. A worker that vanishes
-without a notice costs what came after the last checkpoint.
+`ray drain-node` from a machine's own notice) is not a failure: the ranks stop after the same step,
+the first one writes a checkpoint, and new workers continue from it on the nodes that stay. A
+SIGTERM to this process reaches the ranks in the same way and ends the run, resumable. A worker that
+vanishes without a notice costs what came after the last checkpoint.
 
 The workers' log and progress travel through a mailbox actor: Ray's own forwarding would print every
 rank's lines.
@@ -134,7 +134,9 @@ def run_on_workers(
             if stop.requested:
                 raise RunStoppedError(result[_STOPPED])
             num_preemptions += 1
-            log.warning("a node is about to be taken away: new workers go on from the checkpoint")
+            log.warning(
+                "a node is about to be taken away: new workers continue from the checkpoint"
+            )
 
 
 def _open_mailbox() -> Any:  # noqa: ANN401  # Ray has no types
@@ -276,7 +278,7 @@ def _fit(
             if stop_by_s and time.monotonic() > stop_by_s:
                 raise RunStoppedError(
                     f"stopped by SIGTERM; the workers wrote no checkpoint within {STOP_WITHIN_S:g} "
-                    "s; the same command goes on from the last one"
+                    "s; the same command continues from the last one"
                 )
         ray.get(mailbox.take.remote()).show(progress)
         return dict(fitting.result().return_value)
@@ -284,7 +286,7 @@ def _fit(
         raise _own_error(error) from None
     except RayError as error:
         raise RunStoppedError(
-            f"lost Ray: {str(error).strip().splitlines()[0]}; the same command goes on from the "
+            f"lost Ray: {str(error).strip().splitlines()[0]}; the same command continues from the "
             "last checkpoint"
         ) from error
 
@@ -299,6 +301,6 @@ def _own_error(error: TrainingFailedError) -> ImgclsError:
     reasons = "; ".join(str(failure).strip().splitlines()[0] for failure in failures)
     stopped = RunStoppedError(
         f"training stopped, its workers failed more often than --max-failures allows: {reasons}; "
-        "the same command goes on from the last checkpoint"
+        "the same command continues from the last checkpoint"
     )
     return next(ours, stopped)

@@ -1,7 +1,7 @@
 """Stop between two steps when somebody asks for it.
 
 In: SIGTERM, as a scheduler sends it before it takes the machine away; or a notice that came another
-way (workers.py). Out: `requested`. Invariant: the handler that was there before comes back, and a
+way (ray_train.py). Out: `requested`. Invariant: the handler that was there before comes back, and a
 second SIGTERM goes to it at once; outside the main thread nothing is installed.
 """
 

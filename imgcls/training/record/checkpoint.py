@@ -1,4 +1,4 @@
-"""Write a training's state down while it goes on, and find it again.
+"""Write a training's state down while it continues, and find it again.
 
 In: a Snapshot and the run's prefix. Out: RUN/checkpoints/<step>-<random>/ with state.safetensors,
 state.json and SHA256SUMS. Invariants: a checkpoint is a folder of its own, complete when its
@@ -186,7 +186,7 @@ def read_checkpoint(folder: str) -> Snapshot:
 
 
 def read_latest(found: dict[str, bool]) -> Snapshot | None:
-    """Return the last of these checkpoints that can be read; None where training starts anew."""
+    """Return the last of these checkpoints that can be read; None where there is none."""
     for folder, is_complete in reversed(found.items()):
         try:
             if is_complete:

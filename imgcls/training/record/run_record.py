@@ -19,7 +19,7 @@ from imgcls.storage.uri import join
 from imgcls.training.train_plan import RUN_RECORD, TrainPlan
 
 SPLIT = "split.csv"
-# Applied once the weights are there: the fingerprint leaves them out, so a run may go on with
+# Applied once the weights are there: the fingerprint leaves them out, so a run may continue with
 # others.
 AT_THE_END = ("positive_class", "target_recall", "target_specificity", "slice_by")
 

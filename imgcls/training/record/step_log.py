@@ -2,7 +2,7 @@
 
 In: numbers of steps and epochs, from rank 0. Out: RUN/log/<run_id>/epoch-00001.jsonl, one file per
 epoch. Invariant: a line of a step occurs once, however often the run was killed and resumed: a
-resumed epoch keeps the lines up to its checkpoint and writes the rest anew. A log that cannot be
+resumed epoch keeps the lines up to its checkpoint and writes the rest again. A log that cannot be
 written, or a tracker that does not answer, is a warning; it stops no training, and what a tracker
 holds up at the end has a limit.
 """
@@ -23,8 +23,8 @@ from imgcls.storage.objects import put, read
 from imgcls.storage.uri import join
 from imgcls.training.record.trackers import Line, Tracker
 
-# Trackers are told while the training goes on, and while its model is measured; so long after that
-# is enough for any that answers.
+# Trackers are told while the training continues, and while its model is measured; so long after
+# that is enough for any that answers.
 CLOSE_TRACKERS_WITHIN_S = 30.0
 
 log = logging.getLogger(__name__)
@@ -36,7 +36,7 @@ class RunLog:
     Args:
         run_uri: prefix of the run.
         run_id: of the run; another run in the same place has another log.
-        epoch: the epoch to go on with, 0-based.
+        epoch: the epoch to continue with, 0-based.
         step: steps of it that are done.
         make_trackers: gives those who are told each epoch, too; each is called in its own thread.
         close_trackers_within_s: how long they may take at the end, all of them together.
@@ -102,7 +102,7 @@ class RunLog:
         self._thread.shutdown(wait=True)
         failures = [write.exception() for write in self._writes]
         failures += self._close_trackers(has_ended=error is None)
-        # Whatever a store or a tracking server raised: it is no reason to lose a training.
+        # Whatever a store or a tracking server raised: it is not a reason to lose a training.
         if (failure := next(filter(None, failures), None)) is not None:
             log.warning("the log of this run is incomplete: %s", failure)
 

@@ -1,9 +1,9 @@
 """The run's log, for those who watch with TensorBoard or MLflow.
 
-In: the finished lines of one epoch, from runlog.py. Out: RUN/tensorboard/<run_id>/, one whole event
-file per epoch; or points of one MLflow run, found again by its tag. Invariant: a point occurs once,
-however often the run was killed and resumed: an event file is a function of its epoch's lines and
-replaced as a whole, and MLflow is asked which steps it has.
+In: the finished lines of one epoch, from step_log.py. Out: RUN/tensorboard/<run_id>/, one whole
+event file per epoch; or points of one MLflow run, found again by its tag. Invariant: a point occurs
+once, however often the run was killed and resumed: an event file is a function of its epoch's lines
+and replaced as a whole, and MLflow is asked which steps it has.
 """
 
 import http.client
@@ -85,7 +85,7 @@ def _first_sentence(error: Exception) -> str:
 
 
 def _warn_of_silence(uri: str) -> None:
-    """Say before the first step that a tracking server is out of reach; the training goes on."""
+    """Say before the first step that a tracking server is out of reach; the training continues."""
     try:
         with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=_ANSWER_WITHIN_S):  # noqa: S310  # http or https
             return
@@ -93,7 +93,7 @@ def _warn_of_silence(uri: str) -> None:
         return  # it answers; what it wants, such as a token, the client knows
     except (OSError, ValueError, http.client.HTTPException) as error:
         log.warning(
-            "--mlflow-uri %s does not answer (%s): the training goes on, and its log is in the "
+            "--mlflow-uri %s does not answer (%s): the training continues, and its log is in the "
             "run's folder; what MLflow lacks at the end is said there",
             uri,
             error,

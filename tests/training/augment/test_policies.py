@@ -67,7 +67,7 @@ def test_threads_draw_what_one_draws() -> None:
 
 @pytest.mark.parametrize("policy", POLICIES)
 def test_the_draws_are_those_of_a_seeded_generator_of_torch(policy: str) -> None:
-    """So a run that was begun by an older version goes on with the same images."""
+    """So a run that was begun by an older version continues with the same images."""
     transforms = {
         "randaugment": v2.RandAugment,
         "trivialaugment": v2.TrivialAugmentWide,

@@ -1,4 +1,4 @@
-"""When a training is the same as an earlier one: it goes on, or is done already."""
+"""When a training is the same as an earlier one: it continues, or is done already."""
 
 import json
 import os

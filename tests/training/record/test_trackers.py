@@ -219,7 +219,7 @@ def test_a_server_that_never_answers_holds_up_no_run(kind: str, tmp_path: Path) 
         server.settimeout(60)
         try:
             with server.accept()[0], server.accept()[0]:  # both trackers wait for an answer now
-                output, errors = process.communicate("go on\n", timeout=60)
+                output, errors = process.communicate("continue\n", timeout=60)
         finally:
             process.kill()
     assert (process.returncode, output) == (0, "ended\n"), errors

@@ -3,7 +3,7 @@
 In: a file with `DICM` at byte 128, or without. Out: uint8 images. Invariant: only the elements in
 _ELEMENTS are read at all; no name, date or identifier of a patient is ever in memory as a value.
 
-Needs the extra `dicom`: pydicom and what formats/dicom_plugins.py names.
+Needs the extra `dicom`: pydicom and what plugins.py names.
 """
 
 import io

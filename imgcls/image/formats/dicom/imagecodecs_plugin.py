@@ -21,7 +21,7 @@ _JPEG_LS: Final = tuple(_JPEG_PREFIX + process for process in ("80", "81"))
 # What pydicom asks of a plugin.
 DECODER_DEPENDENCIES: Final = dict.fromkeys((*_JPEG, *_JPEG_LS), ("imagecodecs",))
 _END_OF_IMAGE: Final = b"\xff\xd9"
-# Any entropy-coded bytes: a whole frame ends before them, one that lost some goes on into them.
+# Any entropy-coded bytes: a whole frame ends before them, one that lost some continues into them.
 _MORE: Final = bytes(range(1, 65))
 
 

@@ -24,7 +24,7 @@ _COMMENT: Final = re.compile(rb"#[^\r\n]*")
 _SYCC: Final = b"colr\x01\x00\x00\x00\x00\x00\x12"
 _MAX_BITS: Final = 16
 _LOSSLESS: Final = 0xC3
-# Any entropy-coded bytes: a whole JPEG ends before them, one that lost some goes on into them.
+# Any entropy-coded bytes: a whole JPEG ends before them, one that lost some continues into them.
 _MORE: Final = bytes(range(1, 65))
 
 

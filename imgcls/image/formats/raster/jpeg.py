@@ -117,7 +117,7 @@ def _decode_by_pillow(
 
 
 class _LeftToPillowError(Exception):
-    """An odd file that only Pillow decodes: it goes on after warnings."""
+    """An odd file that only Pillow decodes: it continues after warnings."""
 
 
 def _decode(
