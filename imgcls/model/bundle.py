@@ -14,7 +14,7 @@ import json
 import uuid
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Literal
 
 import safetensors
 import safetensors.torch
@@ -26,6 +26,7 @@ from imgcls.errors import BundleError, ConfigError
 from imgcls.image.preprocess import normalize
 from imgcls.image.spec import DecodeSpec, PreprocessSpec
 from imgcls.metrics.calibration import Calibration
+from imgcls.metrics.pooling import POOLINGS, Pooling
 from imgcls.model.architectures import build_model
 from imgcls.model.bundle_files import (
     ATTACHMENT,
@@ -67,6 +68,14 @@ class Bundle:
     calibration: dict[str, Any] | None = None  # Calibration.to_dict()
     attachments: dict[str, bytes] = field(default_factory=dict)  # plots and logs, by file name
     multi_label: bool = False  # any number of classes per image, each with its own probability
+    pooling: Pooling | Literal[""] = ""  # of the instances of a sample; "" where it has but one
+    background_class: str = ""  # what pooling takes a sample for where no instance says otherwise
+
+    @property
+    def background(self) -> int | None:
+        """Label of the background class, None where there is none."""
+        name = self.background_class
+        return self.class_names.label_of(name) if name else None
 
     def to_model(self) -> nn.Module:
         """Build the model with these weights, on the CPU and in evaluation mode."""
@@ -217,6 +226,8 @@ def read_bundle(uri: str) -> Bundle:
             calibration=facts["calibration"],
             attachments={n: data for n, data in files.items() if n not in REQUIRED_FILES},
             multi_label=facts["multi_label"],
+            pooling=facts["pooling"],
+            background_class=facts["background_class"],
         )
     except ConfigError as error:
         raise BundleError(f"{join(uri, FACTS)}: {error}") from error
@@ -238,6 +249,8 @@ def _serialize(bundle: Bundle) -> dict[str, bytes]:
         "training": bundle.training,
         "calibration": bundle.calibration,
         "multi_label": bundle.multi_label,
+        "pooling": bundle.pooling,
+        "background_class": bundle.background_class,
     }
     try:
         facts_json = json.dumps(facts, indent=2, allow_nan=False)
@@ -287,6 +300,7 @@ def _check(bundle: Bundle, where: str) -> None:
                 raise BundleError(
                     f"{where}: operating point {point.threshold_id!r} is of no class of the model"
                 )
+    _check_pooling(bundle, where)
     num_channels = bundle.decode_spec.num_channels
     if len(bundle.preprocess_spec.mean) not in (1, num_channels):
         raise BundleError(
@@ -310,6 +324,17 @@ def _check(bundle: Bundle, where: str) -> None:
     if not num_golden:
         raise BundleError(f"{where}: {GOLDEN} holds no images")
     _check_tensors(golden, golden_shapes, f"{where} ({GOLDEN})", bundle.arch)
+
+
+def _check_pooling(bundle: Bundle, where: str) -> None:
+    if bundle.pooling not in ("", *POOLINGS):
+        raise BundleError(
+            f"{where}: unknown pooling {bundle.pooling!r}; this imgcls knows {', '.join(POOLINGS)}"
+        )
+    if bundle.background_class and bundle.background_class not in bundle.class_names.names:
+        raise BundleError(
+            f"{where}: background_class {bundle.background_class!r} is not a class of the model"
+        )
 
 
 def _check_tensors(

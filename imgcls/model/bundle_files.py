@@ -41,7 +41,11 @@ _FACT_TYPES: dict[str, type | tuple[type, ...]] = {
     "training": dict,
     "calibration": (dict, type(None)),
     "multi_label": bool,
+    "pooling": str,
+    "background_class": str,
 }
+# What bundles lack that were written before there was such a thing.
+_ABSENT: dict[str, Any] = {"multi_label": False, "pooling": "", "background_class": ""}
 
 
 def read_sums(uri: str) -> bytes:
@@ -144,8 +148,7 @@ def parse_facts(data: bytes, uri: str) -> dict[str, Any]:
             f"{uri} has format_version {version}, this imgcls reads up to {FORMAT_VERSION}: "
             "upgrade imgcls"
         )
-    # Bundles of before there were multi-label ones do not say so.
-    facts.setdefault("multi_label", False)
+    facts = _ABSENT | facts
     if unknown := sorted(set(facts) - set(_FACT_TYPES)):
         raise BundleError(f"{uri} has unknown keys {enumerate_names(unknown)}")
     for key, kind in _FACT_TYPES.items():

@@ -137,6 +137,21 @@ def test_bundle_without_the_key_multi_label_has_one_label_per_image(stored: Path
         read_bundle(str(stored))
 
 
+def test_pooling_comes_back_and_is_empty_in_an_older_bundle(
+    make_bundle: MakeBundle, tmp_path: Path
+) -> None:
+    folder = tmp_path / "pooled"
+    write_bundle(replace(make_bundle(), pooling="noisy_or", background_class="good"), str(folder))
+    bundle = read_bundle(str(folder))
+    assert (bundle.pooling, bundle.background) == ("noisy_or", CLASS_NAMES.label_of("good"))
+    facts = json.loads((folder / "bundle.json").read_text())
+    del facts["pooling"], facts["background_class"]
+    (folder / "bundle.json").write_text(json.dumps(facts))
+    _reseal(folder)
+    bundle = read_bundle(str(folder))
+    assert (bundle.pooling, bundle.background) == ("", None)
+
+
 def test_operating_point_of_no_class_is_refused(make_bundle: MakeBundle, tmp_path: Path) -> None:
     probs_BK = np.array([[0.8, 0.1, 0.1], [0.3, 0.6, 0.1], [0.5, 0.2, 0.3]])
     other = ClassNames(("a", "b", "c"))
@@ -266,6 +281,8 @@ def test_weights_that_are_no_safetensors_are_refused(stored: Path) -> None:
         ({"class_names": ["a", "b"]}, "needs torch.float32"),
         ({"class_names": ["a"]}, "one class only"),
         ({"training": []}, "training is a list"),
+        ({"pooling": "median"}, "unknown pooling 'median'.*max, mean"),
+        ({"background_class": "c"}, "background_class 'c' is not a class"),
         ({"decode_spec": {"zoom": 2}}, "zoom"),
         ({"calibration": {"temperature": 1.0}}, "Calibration: unknown or missing"),
     ],
