@@ -1,8 +1,8 @@
 """The command line: one subcommand per job, its flags the fields of the job's config class.
 
 In: argv. Out: an exit code; one JSON object as the last line of stdout, also when the job failed
-(`manifest` prints its YAML instead). A field with the metadata "positional" is an argument without
-a flag; of type tuple, it takes all that follows.
+(`kubernetes` prints its YAML instead). A field with the metadata "positional" is an argument
+without a flag; of type tuple, it takes all that follows.
 Invariant: nothing heavy is imported before a command is chosen, so `imgcls --help` answers at once.
 """
 
@@ -18,9 +18,10 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, Field, dataclass, fields
+from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
-from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
+from typing import Any, Final, Literal, NoReturn, get_args, get_origin, get_type_hints
 
 from imgcls import logs
 from imgcls.config import models, operations, scoring, training
@@ -58,8 +59,10 @@ COMMANDS = {
     "doctor": Command(operations.DoctorConfig, "imgcls.operations.doctor:doctor"),
     "demo": Command(operations.DemoConfig, "imgcls.demo.demo:demo"),
     "submit": Command(operations.SubmitConfig, "imgcls.operations.submit:submit"),
-    "manifest": Command(operations.ManifestConfig, "imgcls.operations.kubernetes:manifest"),
+    "kubernetes": Command(operations.KubernetesConfig, "imgcls.operations.kubernetes:kubernetes"),
 }
+# Commands as an earlier release named them, with a sentence on stderr.
+RENAMED: Final = {"manifest": "kubernetes"}
 
 
 def run() -> NoReturn:
@@ -74,9 +77,14 @@ def run_job(name: str) -> NoReturn:
 
 def main(argv: list[str] | None = None) -> int:
     """Run `imgcls COMMAND ...` and return its exit code."""
+    words = list(sys.argv[1:] if argv is None else argv) or ["--help"]
+    if words[0] in RENAMED:
+        sys.stderr.write(f"imgcls {words[0]} is called imgcls {RENAMED[words[0]]} now\n")
+        words[0] = RENAMED[words[0]]
     parser = _Parser(
         prog="imgcls", description="Train an image classifier; score whole buckets with it."
     )
+    parser.add_argument("--version", action="version", version=f"imgcls {version('imgcls')}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     docs = _read_docs()
     parsers = {}
@@ -86,7 +94,7 @@ def main(argv: list[str] | None = None) -> int:
             name, help=summary, description=summary, allow_abbrev=False
         )
         _add_flags(parsers[name], command, docs)
-    arguments, unknown = parser.parse_known_args(argv)
+    arguments, unknown = parser.parse_known_args(words)
     values = vars(arguments)
     name = values.pop("command")
     parsers[name].checked(values, unknown)

@@ -8,6 +8,7 @@ its type.
     ├── ConfigError                 exit 2  flags, config or data that the user can mend
     │   ├── BundleError                     a model bundle that is damaged or is none
     │   └── SourceError                     an image source that is missing, empty or unreadable
+    ├── DamagedCheckpointError      exit 1  not what was written; an older one serves
     ├── BudgetExceededError         exit 3  more images failed than --max-failed-fraction allows
     ├── LeaseHeldError              exit 4  another run may write to this output
     ├── RunStoppedError             exit 5  stopped before the end; the same command resumes
@@ -52,6 +53,10 @@ class ConfigError(ImgclsError):
 
 class BundleError(ConfigError):
     """A model bundle that is damaged, incomplete or none at all."""
+
+
+class DamagedCheckpointError(ImgclsError):
+    """A checkpoint of which a file is missing, or is not the one that was written."""
 
 
 class SourceError(ConfigError):

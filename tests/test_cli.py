@@ -93,7 +93,7 @@ def test_all_behind_the_job_is_the_jobs_own(capsys: pytest.CaptureFixture[str]) 
     flags = ["--name", "n", "--image", "i:1", "--service-account", "s"]
     for arguments in (["rayjob", *flags, *night], [*flags, "rayjob", *night],
                       ["rayjob", *flags, "--", *night]):  # fmt: skip
-        assert main(["manifest", *arguments]) == 0
+        assert main(["kubernetes", *arguments]) == 0
         assert f"python -m jobs.{' '.join(night)}" in capsys.readouterr().out.replace("\n   ", "")
 
 
@@ -106,9 +106,26 @@ def test_submit_and_manifest_lines_of_the_cluster_page_work_as_typed(
     for line in submits:
         name, *flags = shlex.split(line)
         parse_job(name, flags)
-    [line] = re.findall(r"^    imgcls (manifest .*?)\|", text, re.MULTILINE)
+    [line] = re.findall(r"^    imgcls (kubernetes .*?)\|", text, re.MULTILINE)
     assert main(shlex.split(line)) == 0
     assert "kind: CronJob" in capsys.readouterr().out
+
+
+def test_old_name_of_a_command_works_and_says_the_new_one(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["manifest", "rayjob", "--name", "x", "--image", "x:latest", "--service-account",
+                 "x", "promote", "--model", "r/m@v1", "--alias", "a"]) == 2  # fmt: skip
+    said = capsys.readouterr().err
+    assert "imgcls manifest is called imgcls kubernetes now" in said
+    assert "x:latest: is another image tomorrow" in said
+
+
+def test_bare_imgcls_is_the_help_and_version_is_told() -> None:
+    bare, version = run(), run("--version")
+    assert (bare.returncode, version.returncode) == (0, 0)
+    assert "nightly" in bare.stdout
+    assert version.stdout.startswith("imgcls ")
 
 
 @pytest.mark.parametrize(
@@ -118,7 +135,7 @@ def test_submit_and_manifest_lines_of_the_cluster_page_work_as_typed(
         (["submit", "nigthly"], "invalid choice: 'nigthly'"),
         (["submit", "--adress", "x", "nightly"], "invalid choice: 'x'"),
         (["submit", "nightly", "--sorce", "x"], "unknown --sorce, did you mean --source?"),
-        (["manifest", "rayjob", "train"], "missing --name, --image, --service-account"),
+        (["kubernetes", "rayjob", "train"], "missing --name, --image, --service-account"),
         (["score", "--sorce", "x"], "unknown --sorce, did you mean --source?"),
         (["score", "--source", "x"], "missing --model, --output"),
         (["score", "--top-k", "many"], "invalid int value: 'many'"),

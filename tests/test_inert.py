@@ -148,7 +148,7 @@ def test_kubernetes_gets_names_as_values(name: str, capsys: pytest.CaptureFixtur
     job = ["train", "--data", "s3://b/d", "--registry", "s3://b/r", "--name", "m",
            f"--positive-class={name}", "--target-recall=0.9"]  # fmt: skip
     flags = ["--name", "n", "--image", "i:1", "--service-account", "s", "--schedule", "0 2 * * *"]
-    assert main(["manifest", "cronjob", *flags, *job]) == 0
+    assert main(["kubernetes", "cronjob", *flags, *job]) == 0
     text = capsys.readouterr().out
     assert active(text) == {"\n"}
     parsed = yaml.safe_load(text)

@@ -47,7 +47,7 @@ class SubmitConfig(Config):
 
 
 @dataclass(frozen=True)
-class ManifestConfig(Config):
+class KubernetesConfig(Config):
     """Print a Kubernetes manifest for a job: a CronJob, or KubeRay's RayJob or RayCronJob."""
 
     kind: Literal["rayjob", "cronjob", "raycronjob"] = field(metadata={"positional": True})
@@ -55,7 +55,7 @@ class ManifestConfig(Config):
     in one pod, or submitted from it to the cluster at --address.
     """
     job: Job = field(metadata={"positional": True})
-    """The job to run; flags of manifest itself go before it."""
+    """The job to run; flags of kubernetes itself go before it."""
     name: str
     """Name of the object in Kubernetes."""
     image: str

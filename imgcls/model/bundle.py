@@ -174,15 +174,18 @@ def write_bundle(bundle: Bundle, uri: str) -> str:
 
 @dataclass(frozen=True)
 class BundleFacts:
-    """What a bundle says of its predictions."""
+    """What a bundle says of its predictions, and of the training that made it."""
 
     class_names: ClassNames
     multi_label: bool
     calibration: Calibration | None
+    arch: str
+    preprocess_spec: PreprocessSpec
+    training: dict[str, Any]
 
 
 def read_facts(uri: str) -> BundleFacts:
-    """Return what a stored bundle says of its predictions, without reading its weights.
+    """Return what a stored bundle says of itself, without reading its weights.
 
     Raises:
         BundleError: there is no complete bundle, or bundle.json was changed.
@@ -194,6 +197,9 @@ def read_facts(uri: str) -> BundleFacts:
         class_names=ClassNames(tuple(map(str, facts["class_names"]))),
         multi_label=facts["multi_label"],
         calibration=Calibration.from_dict(calibration) if calibration is not None else None,
+        arch=facts["arch"],
+        preprocess_spec=PreprocessSpec.from_dict(facts["preprocess_spec"]),
+        training=facts["training"],
     )
 
 

@@ -24,7 +24,7 @@ from imgcls.config.paths import WEIGHTS_SUFFIXES
 from imgcls.data.class_names import enumerate_names
 from imgcls.errors import ConfigError, ObjectMissingError
 from imgcls.model.architectures import SIMPLE_CNN, find_head, find_stem, sum_input_channels
-from imgcls.model.bundle import Bundle, read_bundle
+from imgcls.model.bundle import BundleFacts, read_bundle, read_facts
 from imgcls.model.registry import resolve
 from imgcls.storage import objects
 
@@ -78,7 +78,8 @@ def load_weights(
             that do not fit.
     """
     if _is_bundle(weights):
-        found = dict(_read_bundle(arch, weights).state_dict)
+        _read_facts(arch, weights)
+        found = dict(read_bundle(resolve(weights)).state_dict)
     elif _is_file(weights):
         found = _read_file(weights)
     else:
@@ -120,7 +121,7 @@ def normalization_of(
         ConfigError: unknown weights.
     """
     if _is_bundle(weights):
-        spec = _read_bundle(arch, weights).preprocess_spec
+        spec = _read_facts(arch, weights).preprocess_spec
         mean, std = spec.mean, spec.std
     elif _is_file(weights):
         return None
@@ -140,11 +141,11 @@ def _is_bundle(weights: str) -> bool:
     return not _is_file(weights) and "/" in weights
 
 
-def _read_bundle(arch: str, reference: str) -> Bundle:
-    bundle = read_bundle(resolve(reference))
-    if bundle.arch != arch:
-        raise ConfigError(f"--weights {reference} is a {bundle.arch}, --arch is {arch}")
-    return bundle
+def _read_facts(arch: str, reference: str) -> BundleFacts:
+    facts = read_facts(resolve(reference))
+    if facts.arch != arch:
+        raise ConfigError(f"--weights {reference} is a {facts.arch}, --arch is {arch}")
+    return facts
 
 
 def _refuse_misfits(

@@ -1,22 +1,25 @@
 """Kubernetes manifests for a job: CronJob, and KubeRay's RayJob and RayCronJob.
 
-In: a ManifestConfig whose job's flags are checked already. Out: YAML on stdout, for `kubectl apply
--f -`. Invariant: no secret is written into a manifest, only a service account and the names of
-Secrets; what runs is what the same flags run on a laptop. The fields are those of KubeRay 1.7
-(ray.io/v1) and of Kubernetes batch/v1: tests/test_kubernetes.py holds what is used of them.
+In: a KubernetesConfig whose job's flags are checked already. Out: YAML on stdout, for `kubectl
+apply -f -`. Invariant: no secret is written into a manifest, only a service account and the names
+of Secrets; what runs is what the same flags run on a laptop. The fields are those of KubeRay 1.7
+(ray.io/v1) and of Kubernetes batch/v1: tests/operations/test_kubernetes.py holds what is used of
+them.
 """
 
 import re
 import shlex
 import sys
+from datetime import UTC, datetime
 from importlib import metadata
 from typing import Any
 from zoneinfo import ZoneInfo, available_timezones
 
 import yaml
+from cronsim import CronSim, CronSimError
 
 from imgcls.config.choices import value_of
-from imgcls.config.operations import JOB_CONFIGS, ManifestConfig
+from imgcls.config.operations import JOB_CONFIGS, KubernetesConfig
 from imgcls.config.paths import find_relative, path_flags
 from imgcls.errors import BudgetExceededError, ConfigError, LeaseHeldError
 from imgcls.scoring.publishing.retention import parse_age
@@ -39,7 +42,7 @@ _SMALL = {"cpu": "1", "memory": "2Gi"}
 _HEAD = {"cpu": "2", "memory": "8Gi"}
 
 
-def manifest(config: ManifestConfig) -> None:
+def kubernetes(config: KubernetesConfig) -> None:
     """Print the manifest of a job.
 
     Raises:
@@ -52,8 +55,8 @@ def manifest(config: ManifestConfig) -> None:
     sys.stdout.write("".join(f"# {line}\n" for line in _remarks(config)) + text)
 
 
-def _remarks(config: ManifestConfig) -> list[str]:
-    remarks = [f"Written by imgcls manifest {config.kind}, which writes it again from its flags."]
+def _remarks(config: KubernetesConfig) -> list[str]:
+    remarks = [f"Written by imgcls kubernetes {config.kind}, which writes it again from its flags."]
     if config.kind != "cronjob":
         remarks.append(
             f"The image must hold ray {metadata.version('ray')}; KubeRay 1.5.1 or later makes the "
@@ -69,12 +72,12 @@ def _remarks(config: ManifestConfig) -> list[str]:
     return remarks
 
 
-def _metadata(config: ManifestConfig) -> Manifest:
+def _metadata(config: KubernetesConfig) -> Manifest:
     found = {"name": config.name, "labels": {"app.kubernetes.io/name": "imgcls"}}
     return found | ({"namespace": config.namespace} if config.namespace else {})
 
 
-def _ray_job(config: ManifestConfig) -> Manifest:
+def _ray_job(config: KubernetesConfig) -> Manifest:
     return {
         "apiVersion": "ray.io/v1",
         "kind": "RayJob",
@@ -83,7 +86,7 @@ def _ray_job(config: ManifestConfig) -> Manifest:
     }
 
 
-def _ray_cron_job(config: ManifestConfig) -> Manifest:
+def _ray_cron_job(config: KubernetesConfig) -> Manifest:
     return {
         "apiVersion": "ray.io/v1",
         "kind": "RayCronJob",
@@ -96,7 +99,7 @@ def _ray_cron_job(config: ManifestConfig) -> Manifest:
     }
 
 
-def _ray_job_spec(config: ManifestConfig) -> Manifest:
+def _ray_job_spec(config: KubernetesConfig) -> Manifest:
     worker = {"cpu": str(config.cpus), "memory": config.memory}
     return {
         "entrypoint": shlex.join(_command(config)),
@@ -129,7 +132,7 @@ def _ray_job_spec(config: ManifestConfig) -> Manifest:
     }
 
 
-def _cron_job(config: ManifestConfig) -> Manifest:
+def _cron_job(config: KubernetesConfig) -> Manifest:
     size = {"cpu": str(config.cpus), "memory": config.memory}
     if config.address:
         pod = _pod(config, "imgcls", _SMALL)
@@ -174,7 +177,7 @@ def _cron_job(config: ManifestConfig) -> Manifest:
     }
 
 
-def _command(config: ManifestConfig) -> list[str]:
+def _command(config: KubernetesConfig) -> list[str]:
     if config.address:
         submit = ["python", "-m", "imgcls.cli", "submit", "--address", config.address]
         return [*submit, config.job, *config.arguments]
@@ -182,7 +185,7 @@ def _command(config: ManifestConfig) -> list[str]:
 
 
 def _pod(
-    config: ManifestConfig,
+    config: KubernetesConfig,
     name: str,
     size: dict[str, str],
     *,
@@ -218,7 +221,7 @@ def _pod(
     return {"metadata": {"labels": {"app.kubernetes.io/name": "imgcls"}}, "spec": spec}
 
 
-def _check(config: ManifestConfig) -> None:
+def _check(config: KubernetesConfig) -> None:
     limit = MAX_NAME_CHARS[config.kind]
     if not _NAME.fullmatch(config.name) or len(config.name) > limit:
         raise ConfigError(
@@ -246,7 +249,7 @@ def _check(config: ManifestConfig) -> None:
     _check_places(config)
 
 
-def _check_places(config: ManifestConfig) -> None:
+def _check_places(config: KubernetesConfig) -> None:
     """Refuse what is written to a pod's disk, or read from wherever a pod begins."""
     for name, mark in path_flags(JOB_CONFIGS[config.job]).items():
         flag = f"--{name.replace('_', '-')}"
@@ -260,7 +263,7 @@ def _check_places(config: ManifestConfig) -> None:
         )
 
 
-def _check_schedule(config: ManifestConfig) -> None:
+def _check_schedule(config: KubernetesConfig) -> None:
     if config.kind == "rayjob":
         if config.schedule:
             raise ConfigError("--schedule: a rayjob runs once; take raycronjob or cronjob")
@@ -271,6 +274,13 @@ def _check_schedule(config: ManifestConfig) -> None:
             f'--schedule {config.schedule!r}: write five cron fields, such as "0 2 * * *"; a time '
             "zone goes into --time-zone"
         )
+    try:
+        CronSim(config.schedule, datetime.now(UTC))
+    except CronSimError as error:
+        raise ConfigError(
+            f"--schedule {config.schedule!r}: {str(error).lower()}; the fields are minute, hour, "
+            "day of the month, month and day of the week"
+        ) from error
     # A machine without a database of time zones cannot tell; Kubernetes will.
     if available_timezones():
         try:

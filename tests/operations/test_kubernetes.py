@@ -115,7 +115,7 @@ WHEN = ["--schedule", "0 2 * * *", "--time-zone", "Europe/Berlin"]
 
 def written(capsys: pytest.CaptureFixture[str], kind: str, *flags: str) -> dict[str, Any]:
     when = [] if kind == "rayjob" else WHEN
-    assert main(["manifest", kind, *FLAGS, *when, *flags, *NIGHT]) == 0
+    assert main(["kubernetes", kind, *FLAGS, *when, *flags, *NIGHT]) == 0
     found: dict[str, Any] = yaml.safe_load(capsys.readouterr().out)
     return found
 
@@ -235,6 +235,8 @@ def test_cron_job_for_a_standing_cluster_submits_with_a_token_it_does_not_hold(
         ("rayjob", WHEN, "runs once"),
         ("cronjob", [], "--schedule ''"),
         ("raycronjob", ["--schedule", "TZ=UTC 0 2 * * *"], "five cron fields"),
+        ("cronjob", ["--schedule", "99 99 * * *"], "bad minute"),
+        ("raycronjob", ["--schedule", "0 2 31 2 *"], "bad day-of-month"),
         ("cronjob", [*WHEN, "--time-zone", "Europe/Atlantis"], "Europe/Atlantis"),
         ("rayjob", ["--deadline", "soon"], "--deadline 'soon'"),
         ("rayjob", ["--memory", "much"], "--memory much"),
@@ -246,7 +248,7 @@ def test_cron_job_for_a_standing_cluster_submits_with_a_token_it_does_not_hold(
 def test_what_kubernetes_would_refuse_is_refused_here(
     kind: str, flags: list[str], words: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["manifest", kind, *FLAGS, *flags, *NIGHT]) == 2
+    assert main(["kubernetes", kind, *FLAGS, *flags, *NIGHT]) == 2
     printed = capsys.readouterr()
     assert words in printed.err
     assert "apiVersion" not in printed.out
@@ -256,8 +258,8 @@ def test_job_flags_are_checked_and_local_outputs_refused(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     with pytest.raises(SystemExit) as ended:
-        main(["manifest", "rayjob", *FLAGS, "nightly", "--sorce", "x"])
+        main(["kubernetes", "rayjob", *FLAGS, "nightly", "--sorce", "x"])
     assert ended.value.code == 2
     assert "did you mean --source?" in capsys.readouterr().err
-    assert main(["manifest", "rayjob", *FLAGS, *NIGHT[:-1], "/tmp/out"]) == 2  # noqa: S108 - refused
+    assert main(["kubernetes", "rayjob", *FLAGS, *NIGHT[:-1], "/tmp/out"]) == 2  # noqa: S108 - refused
     assert "ends with the pod" in capsys.readouterr().err

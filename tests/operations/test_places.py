@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from imgcls.config.operations import ManifestConfig, SubmitConfig
+from imgcls.config.operations import KubernetesConfig, SubmitConfig
 from imgcls.errors import ConfigError
-from imgcls.operations.kubernetes import manifest
+from imgcls.operations.kubernetes import kubernetes
 from imgcls.operations.submit import submit
 
 SCORE = ("--source", "s3://b/in", "--model", "s3://b/reg/m@v1", "--output", "s3://b/out")
@@ -34,11 +34,11 @@ def test_relative_places_of_a_job_are_refused_before_anything_leaves(
     arguments = (SCORE if job in ("score", "nightly") else ()) + more
     with pytest.raises(ConfigError, match=f"{flag}: a relative path"):
         submit(SubmitConfig(job=job, arguments=arguments))  # type: ignore[arg-type]
-    config = ManifestConfig(
+    config = KubernetesConfig(
         kind="rayjob", job=job, name="n", image="i:1", service_account="s", arguments=arguments
     )  # type: ignore[call-overload]
     with pytest.raises(ConfigError, match=flag):
-        manifest(config)
+        kubernetes(config)
 
 
 def test_what_is_uploaded_may_be_read_by_its_name_there(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from imgcls.errors import BundleError, ConfigError
 from imgcls.inference.passes import Failure, Passes
 from imgcls.inference.predictor import Predictor
 from imgcls.model.architectures import build_model
-from imgcls.model.bundle import Bundle, make_golden, read_bundle
+from imgcls.model.bundle import Bundle, make_golden, read_facts
 from imgcls.model.registry import ModelVersion, list_versions
 from imgcls.training.data.loader import SplitLoader
 from imgcls.training.finish.measure import measure_splits
@@ -119,7 +119,7 @@ def find_registered(plan: TrainPlan, state: TrainState) -> ModelVersion | None:
     One with other thresholds or slices than are asked for now is not what this attempt gives.
     """
     for model in reversed(list_versions(plan.config.registry, plan.config.name)):
-        facts = read_bundle(model.uri).training
+        facts = read_facts(model.uri).training
         is_same_run = facts.get("run_id") == state.run_id
         if is_same_run and not changed_at_the_end(plan, facts["config"]):
             return model

@@ -25,7 +25,7 @@ from typing import Self
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
-from imgcls.errors import ConfigError, ImgclsError, ObjectMissingError
+from imgcls.errors import ConfigError, DamagedCheckpointError, ObjectMissingError
 from imgcls.storage.json_text import parse_object
 from imgcls.storage.objects import delete, list_objects, put_new, read
 from imgcls.storage.uri import join
@@ -36,10 +36,6 @@ TENSORS, VALUES, SUMS = "state.safetensors", "state.json", "SHA256SUMS"
 _EVERY = re.compile(r"never|(?P<steps>[0-9]+)|(?P<minutes>[0-9]+(\.[0-9]+)?)m")
 
 log = logging.getLogger(__name__)
-
-
-class DamagedCheckpointError(ImgclsError):
-    """A checkpoint of which a file is missing, or is not the one that was written."""
 
 
 class CheckpointSchedule:

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from imgcls.errors import ConfigError
+from imgcls.errors import ConfigError, DamagedCheckpointError
 from imgcls.storage.objects import put
 from imgcls.training.optim.optimizer import build_optimizer
 from imgcls.training.optim.train_state import Snapshot, TrainState
@@ -15,7 +15,6 @@ from imgcls.training.record.checkpoint import (
     VALUES,
     CheckpointSchedule,
     CheckpointWriter,
-    DamagedCheckpointError,
     list_checkpoints,
     read_checkpoint,
     read_latest,
