@@ -24,7 +24,7 @@ from types import FrameType
 from typing import Any, Final, Literal, NoReturn, get_args, get_origin, get_type_hints
 
 from imgcls import logs
-from imgcls.config import models, operations, scoring, training
+from imgcls.config import models, operations, scoring, source_options, training
 from imgcls.config.paths import refuse_empty
 from imgcls.errors import ImgclsError, RunStoppedError
 from imgcls.inert import in_log
@@ -140,7 +140,8 @@ def _first_line(command: Command) -> str:
 def _read_docs() -> dict[tuple[str, str], str]:
     """Read the docstrings under the fields of configs, which Python itself does not keep."""
     docs = {}
-    sources = (Path(str(module.__file__)) for module in (models, operations, scoring, training))
+    modules = (models, operations, scoring, source_options, training)
+    sources = (Path(str(module.__file__)) for module in modules)
     trees = (ast.parse(source.read_text(encoding="utf-8")) for source in sources)
     for cls in (node for tree in trees for node in tree.body if isinstance(node, ast.ClassDef)):
         for target, text in zip(cls.body, cls.body[1:], strict=False):

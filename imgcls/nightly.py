@@ -16,6 +16,7 @@ from imgcls.config.scoring import NightlyConfig, VerifyConfig
 from imgcls.errors import BudgetExceededError
 from imgcls.image.formats.abilities import AT_27535E0, Abilities, grown
 from imgcls.runs.ledger import Outdated
+from imgcls.runs.row_options import RowOptions
 from imgcls.scoring.driver import (
     check_config,
     finish_run,
@@ -129,11 +130,9 @@ def _may_go_on(config: NightlyConfig, plan: Plan, model: PlannedModel) -> bool:
     if is_published(config.output, plan) or is_rolled_back(config.output, plan.run_id):
         return False
     same_model = (plan.model_digest, plan.spec_digest) == (model.digest, model.spec_digest)
-    same_work = plan.source == config.source and all(
-        plan.config.get(name) == getattr(config, name)
-        for name in ("precision", "top_k", "write_probs", "write_embedding", "retry_failed")
-    )
-    return same_model and same_work
+    same_images = plan.source == config.source
+    same_images &= plan.config.get("retry_failed") == config.retry_failed
+    return same_model and same_images and plan.row_options == RowOptions.of(config)
 
 
 def _is_overtaken(

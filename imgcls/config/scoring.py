@@ -3,17 +3,14 @@
 from dataclasses import dataclass
 
 from imgcls.config.choices import CpuHelpers, Device, Executor, GpuDecode, Precision
-from imgcls.config.paths import Config, OutputUri, SourceUri, Uri
+from imgcls.config.paths import Config, OutputUri, Uri
+from imgcls.config.source_options import SourceOptions
 
 
 @dataclass(frozen=True)
-class ScoreConfig(Config):
+class ScoreConfig(SourceOptions):
     """Score every image of a source with a model and publish the predictions as Parquet."""
 
-    source: SourceUri
-    """Prefix, glob (* within a folder, ** across folders), or manifest (.csv .parquet .jsonl and
-    others, as for train) with a column uri.
-    """
     model: Uri
     """Bundle URI, or REGISTRY/NAME@v3, or REGISTRY/NAME@production."""
     output: OutputUri
@@ -88,19 +85,11 @@ class NightlyConfig(ScoreConfig):
 
 
 @dataclass(frozen=True)
-class PlanConfig(Config):
-    """Show what a nightly run would score: new, changed and failed images, bytes and shards."""
+class PlanConfig(NightlyConfig):
+    """Show what `nightly` with the same flags would score now, and write nothing."""
 
-    source: SourceUri
-    """Prefix, glob or manifest, as for score."""
-    model: Uri
-    """Bundle URI or registry reference, as for score."""
     output: Uri
     """Prefix with the published predictions to compare with."""
-    retry_failed: bool = False
-    """Count what failed before as to be scored."""
-    shard_size: int = 0
-    """Images per shard, as for score."""
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,12 @@ from imgcls.config.choices import (
     TrainPrecision,
     WorkerRange,
 )
-from imgcls.config.paths import Config, OutputUri, TrackingUri, Uri, WeightsUri
+from imgcls.config.paths import OutputUri, TrackingUri, Uri, WeightsUri
+from imgcls.config.source_options import ListingOptions
 
 
 @dataclass(frozen=True)
-class TrainConfig(Config):
+class TrainConfig(ListingOptions):
     """Train a classifier on labelled images and register it as the next version of its name."""
 
     data: Uri

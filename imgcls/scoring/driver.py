@@ -16,13 +16,14 @@ from datetime import UTC, date, datetime
 from typing import Any
 
 from imgcls.config.choices import check_name
-from imgcls.config.paths import canonical_value, path_flags
+from imgcls.config.paths import canonical_value
 from imgcls.config.scoring import ScoreConfig
 from imgcls.errors import ConfigError, DeviceFailedError, ShardFailedError, StorageError
 from imgcls.image.versions import describe_moved
 from imgcls.logs import Progress
 from imgcls.model.bundle import read_bundle
 from imgcls.runs.published import Manifest, published_uri, read_manifest
+from imgcls.runs.row_options import RowOptions
 from imgcls.schema import Status
 from imgcls.scoring.executors.executor import Workers
 from imgcls.scoring.planning.listing import covers, list_source
@@ -49,7 +50,7 @@ log = logging.getLogger(__name__)
 # So many shards that the store failed, one after the other: it is down, not slow.
 MAX_FAILED_IN_A_ROW = 8
 _WITHOUT_DEVICE = "; where the device fails on the same shard again, add --device cpu."
-_SAME_ON_RESUME = ("source", "model", "precision", "top_k", "write_probs", "write_embedding")
+_PLACES = ("source", "model")
 
 
 def score(config: ScoreConfig) -> dict[str, Any]:
@@ -185,6 +186,7 @@ def write_run_plan(
         model_digest=model.digest,
         spec_digest=model.spec_digest,
         config=asdict(config),
+        row_options=RowOptions.of(config),
         shard_sizes=shard_sizes(num_images, config.shard_size, num_workers),
         difference=difference,
     )
@@ -202,16 +204,17 @@ def check_same_run(config: ScoreConfig, plan: Plan) -> None:
             f"run {plan.run_id} is a night: go on with it by nightly, which holds the lease of "
             "the output and knows what other nights published"
         )
-    for name in _SAME_ON_RESUME:
-        asked, planned = getattr(config, name), plan.config[name]
-        if name in path_flags(ScoreConfig):
-            # Plans of before flags were made canonical have them as they were typed.
-            planned = canonical_value(ScoreConfig, name, planned)
-        if asked != planned:
-            raise ConfigError(
-                f"run {plan.run_id} was planned with --{name.replace('_', '-')} {planned}, not "
-                f"{asked}: resume it with the same flags, or choose another --run-id"
-            )
+    # Plans of before flags were made canonical have places as they were typed.
+    planned = {name: canonical_value(ScoreConfig, name, getattr(plan, name)) for name in _PLACES}
+    changed = next((name for name in _PLACES if planned[name] != getattr(config, name)), "")
+    asked = RowOptions.of(config)
+    changed = changed or plan.row_options.difference(asked)
+    if changed:
+        before = planned.get(changed) or getattr(plan.row_options, changed)
+        raise ConfigError(
+            f"run {plan.run_id} was planned with --{changed.replace('_', '-')} {before}, not "
+            f"{getattr(config, changed)}: resume it with the same flags, or choose another --run-id"
+        )
     if config.date and config.date != plan.date:
         raise ConfigError(
             f"run {plan.run_id} was planned with --date {plan.date}, not {config.date}: its rows "

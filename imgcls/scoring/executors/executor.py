@@ -116,14 +116,9 @@ def worker_options(config: ScoreConfig) -> WorkerOptions:
     return WorkerOptions(
         num_cpus=len(os.sched_getaffinity(0)),
         device=config.device,
-        precision=config.precision,
         batch_size=config.batch_size,
         num_decoders=config.num_decoders,
         cpu_helpers=config.cpu_helpers,
-        gpu_decode=config.gpu_decode,
-        top_k=config.top_k,
-        write_probs=config.write_probs,
-        write_embedding=config.write_embedding,
     )
 
 

@@ -18,6 +18,7 @@ from functools import lru_cache
 from imgcls.data.folder_names import is_litter_folder
 from imgcls.data.label_manifest import is_manifest, read_uris
 from imgcls.errors import AccessDeniedError, SourceError
+from imgcls.runs.run import is_of_a_run
 from imgcls.storage.access import head_many
 from imgcls.storage.objects import (
     ObjectInfo,
@@ -33,14 +34,6 @@ log = logging.getLogger(__name__)
 LISTINGS_IN_FLIGHT = 8
 MAX_DESCENT = 3
 PAGE_SIZE = 1000
-# What runs write, by its whole name: an output in the source, also by a link, would be scored anew
-# every night.
-_OWN_FILES = re.compile(
-    r"/_runs/[^/]+/(?:[^/]+\.(?:json|zip)"
-    r"|(?:plan|attempts|commits|logs)/[^/]+\.(?:parquet|json|jsonl|log))$"
-    r"|/date=[^/]+/run=[^/]+/(?:part-[0-9]+\.parquet|_manifest\.json)$"
-    r"|/_(?:lease|store_probe)\.json$"
-)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -110,7 +103,7 @@ def _list_folder(
         if not is_wanted:
             num_others += isinstance(entry, ObjectInfo)
             continue
-        if isinstance(entry, ObjectInfo) and _OWN_FILES.search(entry.uri):
+        if isinstance(entry, ObjectInfo) and is_of_a_run(entry.uri):
             yield Skipped(entry.uri, "imgcls wrote it: an output of runs lies in the source")
             continue
         if isinstance(entry, ObjectInfo):

@@ -20,6 +20,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from imgcls.errors import ConfigError, ObjectExistsError, ObjectMissingError, SourceError
+from imgcls.runs.row_options import RowOptions
+from imgcls.runs.run import Run
 from imgcls.scoring.planning.staging import Staging
 from imgcls.storage.json_text import build_record, known_fields, parse_object
 from imgcls.storage.objects import exists, put, put_new, read
@@ -51,6 +53,7 @@ class Plan:
     model_digest: str
     spec_digest: str
     config: dict[str, Any]
+    """The flags of the command that planned it; for people."""
     files: tuple[dict[str, Any], ...]
     shard_rows: tuple[int, ...]
     counts: dict[str, int]
@@ -60,6 +63,8 @@ class Plan:
     what they held is in no row."""
     not_listed: dict[str, str] = field(default_factory=dict)
     """The first of them, each with its reason; all are in plan/skipped-*.jsonl."""
+    row_options: RowOptions = field(default_factory=RowOptions)
+    """What decides its rows, whatever the flags of a later start are."""
 
     @property
     def is_night(self) -> bool:
@@ -77,12 +82,12 @@ class Plan:
 
 def run_uri(output: str, run_id: str) -> str:
     """Return the folder of one run's bookkeeping: OUT/_runs/<run_id>."""
-    return join(output, "_runs", run_id)
+    return Run(output, run_id).uri
 
 
 def rolled_back_uri(output: str, run_id: str) -> str:
     """Return the marker of a run that was taken back; such a run is never resumed."""
-    return join(run_uri(output, run_id), "rolled_back.json")
+    return Run(output, run_id).rolled_back
 
 
 def is_rolled_back(output: str, run_id: str) -> bool:
@@ -108,8 +113,10 @@ def read_plan(output: str, run_id: str) -> Plan | None:
 
 
 def _plan_of(fields: dict[str, Any]) -> Plan:
-    tuples = {name: tuple(fields[name]) for name in ("files", "shard_rows")}
-    return Plan(**known_fields(Plan, fields) | tuples)
+    changed: dict[str, Any] = {name: tuple(fields[name]) for name in ("files", "shard_rows")}
+    # Plans of before there were row options have them among the flags.
+    changed["row_options"] = RowOptions.of_flags(fields.get("row_options", fields["config"]))
+    return Plan(**known_fields(Plan, fields) | changed)
 
 
 def read_shard_rows(output: str, plan: Plan, shard: Shard) -> pa.Table:
@@ -146,6 +153,7 @@ def write_plan(
     model_digest: str,
     spec_digest: str,
     config: dict[str, Any],
+    row_options: RowOptions | None = None,
     shard_sizes: Iterable[int],
     difference: dict[str, int],
 ) -> Plan:
@@ -190,6 +198,7 @@ def write_plan(
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
         num_not_listed=staging.num_not_listed,
         not_listed=staging.not_listed,
+        row_options=row_options or RowOptions(),
     )
     text = json.dumps({"format_version": FORMAT_VERSION} | asdict(plan), indent=1)
     try:

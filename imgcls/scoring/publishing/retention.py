@@ -16,6 +16,7 @@ from imgcls.config.choices import check_name
 from imgcls.config.scoring import GcConfig, RollbackConfig
 from imgcls.errors import ConfigError, ObjectExistsError, SourceError
 from imgcls.runs.published import MANIFEST, published_uri, read_manifest
+from imgcls.runs.run import Run, runs_folder
 from imgcls.scoring.planning.plan import (
     Plan,
     is_rolled_back,
@@ -40,19 +41,6 @@ CLOCK = "_clock.json"
 _RESOLUTION = timedelta(seconds=1)
 _AGE = re.compile(r"(\d+)([smhd])")
 _UNIT = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
-# Of a published run the plan and the commits stay: they are small, and `verify` reads them. So does
-# what people read: how the run went, and its log.
-_NEEDED_WHEN_PUBLISHED = (
-    "plan.json",
-    "plan/",
-    "commits/",
-    "rolled_back.json",
-    "precision.json",
-    "int8-",  # a later run of few images takes it over
-    "progress.json",
-    "report.json",
-    "logs/",
-)
 
 
 def rollback(config: RollbackConfig) -> dict[str, Any]:
@@ -104,7 +92,7 @@ def gc(config: GcConfig) -> dict[str, Any]:
     """
     age = parse_age(config.older_than)
     output = canonical(config.output)
-    runs = f"{join(output, '_runs')}/"
+    runs = runs_folder(output)
     by_run: dict[str, list[ObjectInfo]] = defaultdict(list)
     removed: list[ObjectInfo] = []
     uploads = _pending_uploads(output)
@@ -169,12 +157,7 @@ def _garbage(
     plan = read_plan(output, run_id)
     run = f"{run_uri(output, run_id)}/"
     if plan is not None and is_published(output, plan):
-        names = [info.uri.removeprefix(run) for info in infos]
-        return [
-            info
-            for info, name in zip(infos, names, strict=True)
-            if not name.startswith(_NEEDED_WHEN_PUBLISHED)
-        ]
+        return [info for info in infos if not Run(output, run_id).stays_when_published(info.uri)]
     if not abandoned or is_rolled_back(output, run_id):
         return []
     # Commits go before the plan: a plan of the same run id must never find another plan's commits.

@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import Self, cast
 
 from imgcls import errors
-from imgcls.config.choices import CpuHelpers, GpuDecode, Precision
+from imgcls.config.choices import CpuHelpers, Precision
 from imgcls.errors import BundleError, ConfigError, ImgclsError
 from imgcls.image.decoders.pool import DecoderPool
 from imgcls.inference.predictor import predictor_for_run, set_num_threads
@@ -46,18 +46,13 @@ SHARDS_IN_FLIGHT = 2
 
 @dataclass(frozen=True)
 class WorkerOptions:
-    """How a worker uses its machine; nothing here changes a row, but for the optional columns."""
+    """How a worker uses its machine; what changes rows are the row options of its plan."""
 
     num_cpus: int
     device: str = "auto"
-    precision: Precision = "auto"
     batch_size: int = 0
     num_decoders: int = 0
     cpu_helpers: CpuHelpers = "auto"
-    gpu_decode: GpuDecode = "off"
-    top_k: int = 5
-    write_probs: bool = False
-    write_embedding: bool = False
 
 
 @dataclass(frozen=True)
@@ -108,7 +103,7 @@ class ShardWorker:
         options: WorkerOptions,
         make_remote: MakeRemoteDecoder | None = None,
     ) -> None:
-        self._output, self._plan, self._options = output, plan, options
+        self._output, self._plan, self._rows = output, plan, plan.row_options
         set_num_threads(options.num_cpus)
         bundle = read_bundle(plan.model_uri)
         if bundle.digest != plan.model_digest:
@@ -121,7 +116,7 @@ class ShardWorker:
             bundle.decode_spec, bundle.preprocess_spec, options.num_decoders or options.num_cpus
         )
         int8_network = None
-        if options.precision == "int8":
+        if self._rows.precision == "int8":
             int8_network = read_or_make_int8(output, plan, bundle, self._pool)
         make_predictor = partial(
             predictor_for_run,
@@ -130,17 +125,17 @@ class ShardWorker:
             batch_size=options.batch_size,
             num_images=plan.counts["planned"],
             num_cpus=options.num_cpus,
-            top_k=options.top_k,
-            embedding=options.write_embedding,
+            top_k=self._rows.top_k,
+            embedding=self._rows.write_embedding,
             int8_network=int8_network,
         )
-        self._predictor = make_predictor(precision=options.precision)
+        self._predictor = make_predictor(precision=self._rows.precision)
         agreed = agree_on_precision(run_uri(output, plan.run_id), self._predictor.precision)
         if agreed != self._predictor.precision:
             self._predictor.close()
             self._predictor = make_predictor(precision=agreed)
         self._engine, self._gpu = self._predictor.engine, None
-        if options.gpu_decode == "on":
+        if self._rows.gpu_decode == "on":
             self._gpu = share_with_gpu(output, plan, bundle, self._pool, self._predictor)
             self._engine += ", some JPEGs decoded there" if self._gpu else ""
         self._clock = make_clock(self._predictor, self._pool)
@@ -190,8 +185,8 @@ class ShardWorker:
             predictor=self._predictor,
             pool=self._pool,
             provenance=self._provenance,
-            write_probs=self._options.write_probs,
-            write_embedding=self._options.write_embedding,
+            write_probs=self._rows.write_probs,
+            write_embedding=self._rows.write_embedding,
             clock=self._clock,
             remote=self._remote,
             access=self._access,

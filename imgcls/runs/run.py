@@ -1,0 +1,156 @@
+"""One run of an output: where everything of it lies, and what of that stays.
+
+In: an output prefix and a run id. Out: URIs. Invariant: the name of a file of a run stands here and
+nowhere else, so that whoever writes it, reads it, lists around it or cleans up means the same file.
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from imgcls.storage.objects import exists, list_objects
+from imgcls.storage.uri import join
+
+_RUNS: Final = "_runs"
+# All else stays, whoever wrote it: of a published run the plan and the commits are what `verify`
+# reads, and the records are all that tells how it went. Its parts hold the rows of its attempts.
+_GOES_WHEN_PUBLISHED: Final = "attempts/"
+_PLAN_NAME: Final = re.compile(rf"/{_RUNS}/([^/]+)/plan\.json$")
+_OF_A_RUN: Final = re.compile(
+    rf"/{_RUNS}/[^/]+/(?:[^/]+\.(?:json|zip)"
+    r"|(?:plan|attempts|commits|facts|logs)/[^/]+\.(?:parquet|json|jsonl|log)"
+    r"|(?:pages|pictures)/[^/]+\.(?:html|png|webp))$"
+    r"|/date=[^/]+/run=[^/]+/(?:part-[0-9]+\.parquet|_manifest\.json)$"
+    r"|/_(?:lease|store_probe)\.json$"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """The places of one run. `output` is canonical: an absolute path or a URI."""
+
+    output: str
+    run_id: str
+
+    @property
+    def uri(self) -> str:
+        """The folder of its bookkeeping: OUT/_runs/<run_id>."""
+        return join(self.output, _RUNS, self.run_id)
+
+    def file(self, path: str) -> str:
+        """A file that plan.json or a commit names, by its path below the folder."""
+        return join(self.uri, path)
+
+    def published(self, date: str) -> str:
+        """The folder that it publishes to: OUT/date=D/run=R."""
+        return join(self.output, f"date={date}", f"run={self.run_id}")
+
+    @property
+    def plan(self) -> str:
+        """plan.json: the run exists."""
+        return self.file("plan.json")
+
+    @property
+    def commits(self) -> str:
+        """The folder of the commits."""
+        return self.file("commits")
+
+    def commit(self, shard_id: str) -> str:
+        """The record that makes one attempt the outcome of a shard."""
+        return self.file(f"commits/{shard_id}.json")
+
+    @property
+    def rolled_back(self) -> str:
+        """The marker of a run that was taken back; such a run is never resumed."""
+        return self.file("rolled_back.json")
+
+    @property
+    def precision(self) -> str:
+        """The arithmetic that the first worker chose, for all others."""
+        return self.file("precision.json")
+
+    def int8_network(self, model_digest: str) -> str:
+        """The calibrated network; a later run of few images takes it over."""
+        return self.file(f"int8-{model_digest[:16]}.zip")
+
+    @property
+    def gpu_decode(self) -> str:
+        """How far the images that a GPU decoded differ."""
+        return self.file("gpu_decode.json")
+
+    @property
+    def held(self) -> str:
+        """Why a run is held back from publishing, and who let it go."""
+        return self.file("held.json")
+
+    @property
+    def progress(self) -> str:
+        """How far the run is, for people."""
+        return self.file("progress.json")
+
+    @property
+    def report(self) -> str:
+        """Who did what, for people."""
+        return self.file("report.json")
+
+    def log(self, start: str) -> str:
+        """The log of one start of the run."""
+        return self.file(f"logs/{start}.log")
+
+    def page(self, name: str) -> str:
+        """A page for people."""
+        return self.file(f"pages/{name}")
+
+    def picture(self, name: str) -> str:
+        """A picture for people."""
+        return self.file(f"pictures/{name}")
+
+    def is_rolled_back(self) -> bool:
+        """Return whether the run was taken back."""
+        return exists(self.rolled_back)
+
+    def stays_when_published(self, uri: str) -> bool:
+        """Return whether an object below `uri` is needed once the manifest is there."""
+        return not uri.removeprefix(f"{self.uri}/").startswith(_GOES_WHEN_PUBLISHED)
+
+
+def attempt_path(shard_id: str, writer: str) -> str:
+    """Return the path of one attempt at a shard, as its commit names it."""
+    return f"attempts/{shard_id}-{writer}.parquet"
+
+
+def facts_path(shard_id: str, writer: str) -> str:
+    """Return the path of what one attempt measured of its images, as its commit names it."""
+    return f"facts/{shard_id}-{writer}.parquet"
+
+
+def plan_path(number: int, planner: str) -> str:
+    """Return the path of a plan file, as plan.json names it."""
+    return f"plan/{number:05d}-{planner}.parquet"
+
+
+def skipped_path(planner: str) -> str:
+    """Return the path of what was listed and not planned, one JSON object a line."""
+    return f"plan/skipped-{planner}.jsonl"
+
+
+def runs_folder(output: str) -> str:
+    """Return the folder with the bookkeeping of all runs; it ends in "/"."""
+    return f"{join(output, _RUNS)}/"
+
+
+def list_run_ids(output: str) -> Iterator[str]:
+    """Yield the ids of all planned runs of an output."""
+    for info in list_objects(runs_folder(output)):
+        found = _PLAN_NAME.search(info.uri)
+        if found:
+            yield found[1]
+
+
+def is_of_a_run(uri: str) -> bool:
+    """Return whether a run wrote an object, by its whole name.
+
+    An output that lies in a source, also by a link, would be scored again every night.
+    """
+    return _OF_A_RUN.search(uri) is not None
