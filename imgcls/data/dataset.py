@@ -28,7 +28,7 @@ from imgcls.data.label_manifest import (
     read_manifest,
     write_manifest,
 )
-from imgcls.data.split import assign_splits, check_fractions
+from imgcls.data.splits.hashed import assign_splits, check_fractions
 from imgcls.errors import ConfigError, SourceError
 
 _MAX_CLASSES_SHOWN = 30

@@ -2,7 +2,7 @@ from collections import Counter
 
 import pytest
 
-from imgcls.data.split import assign_splits, check_fractions, unit_position
+from imgcls.data.splits.hashed import assign_splits, check_fractions, unit_position
 from imgcls.errors import ConfigError, SourceError
 
 

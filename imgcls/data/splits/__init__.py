@@ -1,0 +1,1 @@
+"""Which images train, validate, test: by hash, balanced where units are few, and folds."""
