@@ -32,7 +32,7 @@ from imgcls.config.scoring import ScoreConfig
 from imgcls.data.class_names import ClassNames
 from imgcls.errors import ConfigError, DecodeError
 from imgcls.image.decoders.pool import DecoderPool, decode_one
-from imgcls.image.resample import resample
+from imgcls.image.fit.resample import resample
 from imgcls.image.spec import DecodeSpec, PreprocessSpec
 from imgcls.inference.int8 import NUM_CALIBRATION, quantize
 from imgcls.inference.network import Network
@@ -153,7 +153,7 @@ def make_photo(seed: int) -> bytes:
     image_HWC = np.full((width_px, width_px, 3), 128.0)
     for octave, cells in enumerate(_NOISE_CELLS):
         noise_HWC = rng.integers(0, 256, (cells, cells, 3), dtype=np.uint8)
-        smooth_HWC = resample(noise_HWC, (0.0, 0.0, float(cells), float(cells)), width_px)
+        smooth_HWC = resample(noise_HWC, (0.0, 0.0, float(cells), float(cells)), width_px, width_px)
         image_HWC += (smooth_HWC.astype(np.float64) - 128) * _NOISE_FALL**octave
     pixels_HWC = np.ascontiguousarray(image_HWC[:height_px].clip(0, 255).astype(np.uint8))
     data: bytes = simplejpeg.encode_jpeg(

@@ -106,7 +106,7 @@ class Loop:
             Sample(uri, (index % NUM_CLASSES,), "", "train", group="", key=uri, weight=1.0)
             for index, uri in enumerate(names)
         ]
-        shape_CHW = (3, job.image_px, job.image_px)
+        shape_CHW = self._recipe.preprocess.shape_CHW
         self._pool = DecoderPool(DecodeSpec(), self._recipe.preprocess, num_decoders)
         self._loader = SplitLoader(
             "train",

@@ -7,7 +7,7 @@ bytes, the result is images or a DecodeError, whose type is the row's status.
 from collections.abc import Callable, Iterator
 
 from imgcls.errors import CorruptImageError, DecodeError, ImageTooLargeError
-from imgcls.image.decoded import DecodedImage, ignore_frame
+from imgcls.image.decoded import DecodedImage, WantedSize, ignore_frame
 from imgcls.image.formats.dicom.decode import decode_dicom
 from imgcls.image.formats.raster.decode import decode_raster
 from imgcls.image.formats.sniff import sniff
@@ -18,15 +18,16 @@ __all__ = ["DecodedImage", "decode"]
 _MAX_REASON_CHARS = 160
 
 
-def decode(data: bytes, spec: DecodeSpec, *, min_short_px: int | None = None) -> list[DecodedImage]:
+def decode(
+    data: bytes, spec: DecodeSpec, *, wanted_size: WantedSize | None = None
+) -> list[DecodedImage]:
     """Decode one file.
 
     Args:
         data: the whole file; its format is told by content.
         spec: how to turn it into pixels.
-        min_short_px: a JPEG may be decoded at 1/2, 1/4 or 1/8 as long as its short side stays at
-        least this;
-            None decodes at full size.
+        wanted_size: of a width and height as displayed, those that are enough: a JPEG may be
+            decoded at 1/2, 1/4 or 1/8 as long as neither side gets less; None: at full size.
 
     Returns:
         One image per frame that `spec.frames` asks for, at least one.
@@ -38,13 +39,13 @@ def decode(data: bytes, spec: DecodeSpec, *, min_short_px: int | None = None) ->
         ImageTooLargeError: beyond `spec.max_pixels` or `spec.max_frames`, or the memory of this
         process.
     """
-    return list(iter_images(data, spec, min_short_px))
+    return list(iter_images(data, spec, wanted_size))
 
 
 def iter_images(
     data: bytes,
     spec: DecodeSpec,
-    min_short_px: int | None = None,
+    wanted_size: WantedSize | None = None,
     begin_frame: Callable[[int], None] = ignore_frame,
 ) -> Iterator[DecodedImage]:
     """Yield the frames that `decode` lists, each decoded when it is asked for.
@@ -59,7 +60,7 @@ def iter_images(
         if name == "DICOM":
             yield from decode_dicom(data, spec, begin_frame)
         else:
-            yield from decode_raster(data, name, spec, min_short_px, begin_frame)
+            yield from decode_raster(data, name, spec, wanted_size, begin_frame)
     except DecodeError:
         raise
     except MemoryError as error:

@@ -4,10 +4,14 @@ In: nothing. Out: `DecodedImage`. Invariant: a plain value; every decoder of thi
 it.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+
+# From the width and height of a source, as displayed, to those that are enough.
+WantedSize = Callable[[int, int], tuple[int, int]]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

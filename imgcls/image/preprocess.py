@@ -1,10 +1,11 @@
-"""From a decoded image to the model's input: resize, centre crop, normalise.
+"""From a decoded image to the model's input: resize, cut or pad, normalise.
 
-In: uint8 [H,W,C]. Out: uint8 [C,P,P] (`preprocess`), then float32 [B,C,P,P] on the model's device
+In: uint8 [H,W,C]. Out: uint8 [C,Y,X] (`preprocess`), then float32 [B,C,Y,X] on the model's device
 (`normalize`). Invariant: integer arithmetic up to the crop, so the same pixels on every CPU; torch
 is not imported.
 
-Legend: H, W height and width of the source, C channels, P side of the model's input, B batch.
+Legend: H, W height and width of the source, C channels, Y, X height and width of the model's input,
+B batch.
 """
 
 from typing import TYPE_CHECKING
@@ -12,7 +13,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from imgcls.image.resample import resample
+from imgcls.image.fit.placement import place
+from imgcls.image.fit.resample import resample
 from imgcls.image.spec import PreprocessSpec
 
 if TYPE_CHECKING:
@@ -20,57 +22,47 @@ if TYPE_CHECKING:
 
 
 def preprocess(image_HWC: npt.NDArray[np.uint8], spec: PreprocessSpec) -> npt.NDArray[np.uint8]:
-    """Resize the short side to `spec.resize_px` (bilinear, antialiased) and crop the centre.
+    """Fit an image into the model's input.
 
-    Only the part that the crop keeps is resampled; a pixel gets the value that it has in the whole
+    Only the part that a cut keeps is resampled; a pixel gets the value that it has in the whole
     resized image.
 
     Args:
         image_HWC: uint8 [H,W,C] 0..255, C 1 or 3.
-        spec: the preprocess spec.
+        spec: the preprocess spec; not of tiles.
 
     Returns:
-        uint8 [C,P,P], C-contiguous.
+        uint8 [C,Y,X], C-contiguous.
     """
     height_px, width_px, _ = image_HWC.shape
-    crop_HWC = resample(image_HWC, crop_box(width_px, height_px, spec), spec.image_px)
-    return np.ascontiguousarray(crop_HWC.transpose(2, 0, 1))
-
-
-def crop_box(
-    width_px: int, height_px: int, spec: PreprocessSpec
-) -> tuple[float, float, float, float]:
-    """Return the centre crop in coordinates of the source: left, top, right, bottom.
-
-    Sizes and offsets round as torchvision's Resize and CenterCrop do.
-    """
-    short_px = min(width_px, height_px)
-    resized_w = spec.resize_px * width_px // short_px
-    resized_h = spec.resize_px * height_px // short_px
-    left = round((resized_w - spec.image_px) / 2)
-    top = round((resized_h - spec.image_px) / 2)
-    scale_x, scale_y = width_px / resized_w, height_px / resized_h
-    return (
-        left * scale_x,
-        top * scale_y,
-        (left + spec.image_px) * scale_x,
-        (top + spec.image_px) * scale_y,
-    )
+    where = place(width_px, height_px, spec)
+    part_HWC = resample(image_HWC, where.box, where.width_px, where.height_px)
+    if where.is_whole(spec):
+        return np.ascontiguousarray(part_HWC.transpose(2, 0, 1))
+    x_CHW = np.empty(spec.shape_CHW, np.uint8)
+    x_CHW[:] = np.array(spec.pad_color, np.uint8)[:, None, None]
+    rows = slice(where.top_px, where.top_px + where.height_px)
+    columns = slice(where.left_px, where.left_px + where.width_px)
+    x_CHW[:, rows, columns] = part_HWC.transpose(2, 0, 1)
+    return x_CHW
 
 
 def normalize(x_BCHW: "torch.Tensor", spec: PreprocessSpec) -> "torch.Tensor":
-    """Turn pixels into model input: (x / 255 - mean) / std per channel.
+    """Turn pixels into model input: (range(x) - mean) / std per channel, where range is linear.
 
     Args:
-        x_BCHW: uint8 [B,C,P,P] on any device, in any memory format.
-        spec: the preprocess spec.
+        x_BCHW: uint8 [B,C,Y,X] on any device, in any memory format.
+        spec: the preprocess spec; 0 and 255 become its `input_range`.
 
     Returns:
-        float32 [B,C,P,P] on the same device, in the same memory format.
+        float32 [B,C,Y,X] on the same device, in the same memory format.
     """
     from imgcls.image.constants import constant  # brings torch, which decoders do without
 
-    x = x_BCHW.float()
+    x = x_BCHW.float().div_(255)
+    low, high = spec.input_range
+    if (low, high) != (0.0, 1.0):
+        x = x.mul_(high - low).add_(low)
     mean_C11 = constant(spec.mean, x).view(-1, 1, 1)
     std_C11 = constant(spec.std, x).view(-1, 1, 1)
-    return x.div_(255).sub_(mean_C11).div_(std_C11)
+    return x.sub_(mean_C11).div_(std_C11)

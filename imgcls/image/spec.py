@@ -11,15 +11,19 @@ import json
 from typing import Any, Final, Literal, Self, get_args
 
 from imgcls.errors import BundleError
+from imgcls.image.fields import check, check_choices, checked_fields, to_dict
 from imgcls.image.versions import (
     Versions,
-    from_json,
     moved_between,
     refuse_newer,
     to_json,
     versions_here,
 )
 
+Fit = Literal["stretch", "pad", "crop", "tiles"]
+Resize = Literal["shortest", "longest", "exact"]
+Filter = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos", "area", "gaussian"]
+CropPlace = Literal["center", "center_floor", "center_halves", "top_left"]
 Color = Literal["rgb", "gray"]
 Frames = Literal["first", "middle", "all"]
 Icc = Literal["ignore", "srgb"]
@@ -33,7 +37,10 @@ _CHOICES: Final[dict[str, tuple[str, ...]]] = {
     "icc": get_args(Icc),
     "gray_range": get_args(GrayRange),
     "dicom_window": get_args(DicomWindow),
-    "interpolation": ("bilinear",),
+    "fit": get_args(Fit),
+    "resize": get_args(Resize),
+    "filter": get_args(Filter),
+    "crop_place": get_args(CropPlace),
 }
 
 IMAGENET_MEAN: Final = (0.485, 0.456, 0.406)
@@ -42,6 +49,8 @@ IMAGENET_STD: Final = (0.229, 0.224, 0.225)
 # evaluated; below it, all.
 _MIN_CROPPED_PX: Final = 96
 _CROP_FRACTION: Final = 0.875
+# Of the preprocess spec's JSON, which says it from 2 on.
+_VERSION: Final = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,20 +105,20 @@ class DecodeSpec:
     imgcls decodes by may be later."""
 
     def __post_init__(self) -> None:
-        _check_choices(self)
+        check_choices(self, _CHOICES)
         refuse_newer(self.decoder_version)
-        _check("max_pixels", self.max_pixels, self.max_pixels >= 1)
-        _check("max_frames", self.max_frames, self.max_frames >= 1)
-        _check("gray_bits", self.gray_bits, 1 <= self.gray_bits <= 32)
+        check("max_pixels", self.max_pixels, self.max_pixels >= 1)
+        check("max_frames", self.max_frames, self.max_frames >= 1)
+        check("gray_bits", self.gray_bits, 1 <= self.gray_bits <= 32)
         low, high = self.gray_window
-        _check("gray_window", self.gray_window, low < high)
-        _check("dicom_window_index", self.dicom_window_index, self.dicom_window_index >= 0)
+        check("gray_window", self.gray_window, low < high)
+        check("dicom_window_index", self.dicom_window_index, self.dicom_window_index >= 0)
         background = self.alpha_background
-        _check("alpha_background", background, all(0 <= v <= 255 for v in background))
+        check("alpha_background", background, all(0 <= v <= 255 for v in background))
         three_windows_in_one_channel = (
             self.dicom_window == "lung_soft_bone" and self.color == "gray"
         )
-        _check("dicom_window", self.dicom_window, not three_windows_in_one_channel)
+        check("dicom_window", self.dicom_window, not three_windows_in_one_channel)
 
     @property
     def num_channels(self) -> int:
@@ -122,7 +131,7 @@ class DecodeSpec:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON-able values."""
-        return _to_dict(self) | {"decoder_version": to_json(self.decoder_version)}
+        return to_dict(self) | {"decoder_version": to_json(self.decoder_version)}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
@@ -131,33 +140,69 @@ class DecodeSpec:
         Raises:
             BundleError: an unknown, missing or impossible field, by name.
         """
-        return cls(**_checked_fields(cls, values))
+        return cls(**checked_fields(cls, values))
 
 
 @dataclasses.dataclass(frozen=True)
 class PreprocessSpec:
-    """How a decoded image becomes the model's input."""
+    """How a decoded image becomes the model's input.
 
-    image_px: int
-    """Side of the square that the model sees."""
-    resize_px: int
-    """Short side after the resize, before the centre crop."""
-    interpolation: Literal["bilinear"] = "bilinear"
-    """Filter of the resize."""
+    The picture is resized, cut or padded to the size of the input, its values 0..255 are mapped to
+    `input_range`, and normalised. The defaults are those of version 1, which cut a square.
+    """
+
+    height_px: int
+    """Height of the model's input."""
+    width_px: int
+    """Width of the model's input."""
+    fit: Fit = "crop"
+    """stretch squeezes the whole picture into the input, pad keeps its shape and fills the rest,
+    crop keeps its shape and cuts the rest away, tiles cuts it into many inputs."""
+    resize: Resize = "shortest"
+    """Which side the resize is told by: of stretch exact, of pad longest. Of crop shortest resizes
+    and then cuts; exact cuts the source in the shape of the input and then resizes that."""
+    resize_px: int = 0
+    """Short side after a resize by the shortest side, the other one rounded down; 0: the picture
+    just covers the input divided by crop_fraction, both sides rounded."""
+    filter: Filter = "bilinear"
+    """Of the resize, as Pillow has it; area is that of OpenCV, gaussian that of scikit-image."""
     antialias: bool = True
-    """Widen the filter when shrinking; always true so far."""
+    """Widen the filter when shrinking."""
+    crop_fraction: float = 1.0
+    """Share of each side that is left after the cut: the resize is for the input divided by it."""
+    crop_place: CropPlace = "center"
+    """Where a cut or padded picture lies: in the middle as torchvision and timm round it, as
+    transformers (center_floor) or torchxrayvision (center_halves) do, or at the top left."""
+    pad_color: tuple[int, ...] = (0,)
+    """What is beside a padded picture, 0..255: one value, or one per channel."""
+    input_range: tuple[float, float] = (0.0, 1.0)
+    """What 0 and 255 become, before mean and std."""
     mean: tuple[float, ...] = IMAGENET_MEAN
-    """Mean per channel of the normalisation, of values 0..1."""
+    """Mean per channel of the normalisation, of values in input_range."""
     std: tuple[float, ...] = IMAGENET_STD
-    """Standard deviation per channel of the normalisation, of values 0..1."""
+    """Standard deviation per channel of the normalisation."""
+    channels: int = 3
+    """Channels of the input, 1 or 3."""
+    overlap_px: int = 0
+    """Of neighbouring tiles."""
 
     def __post_init__(self) -> None:
-        _check_choices(self)
-        _check("image_px", self.image_px, self.image_px >= 1)
-        _check("resize_px", self.resize_px, self.resize_px >= self.image_px)
-        _check("antialias", self.antialias, self.antialias)
-        _check("mean", self.mean, len(self.mean) in (1, 3))
-        _check("std", self.std, len(self.std) == len(self.mean) and min(self.std) > 0)
+        check_choices(self, _CHOICES)
+        for name in ("height_px", "width_px"):
+            check(name, getattr(self, name), getattr(self, name) >= 1)
+        resizes = {"stretch": ("exact",), "pad": ("longest",), "crop": ("shortest", "exact")}
+        check("resize", self.resize, self.resize in resizes.get(self.fit, get_args(Resize)))
+        by_side = self.resize == "shortest" and self.crop_fraction == 1
+        check("resize_px", self.resize_px, self.resize_px == 0 or (self.resize_px > 0 and by_side))
+        check("crop_fraction", self.crop_fraction, 0 < self.crop_fraction <= 1)
+        check("channels", self.channels, self.channels in (1, 3))
+        for name in ("pad_color", "mean", "std"):
+            check(name, getattr(self, name), len(getattr(self, name)) in (1, self.channels))
+        check("pad_color", self.pad_color, all(0 <= v <= 255 for v in self.pad_color))
+        check("std", self.std, len(self.std) == len(self.mean) and min(self.std) > 0)
+        check("input_range", self.input_range, self.input_range[0] < self.input_range[1])
+        most_px = min(self.height_px, self.width_px) - 1 if self.fit == "tiles" else 0
+        check("overlap_px", self.overlap_px, 0 <= self.overlap_px <= most_px)
 
     @classmethod
     def for_image_px(
@@ -167,23 +212,76 @@ class PreprocessSpec:
         mean: tuple[float, ...] = IMAGENET_MEAN,
         std: tuple[float, ...] = IMAGENET_STD,
     ) -> Self:
-        """Return the usual spec for a model input of `image_px` by `image_px` pixels."""
+        """Return the spec of version 1 for an input of `image_px` by `image_px` pixels: a cut."""
         cropped = image_px >= _MIN_CROPPED_PX
         resize_px = round(image_px / _CROP_FRACTION) if cropped else image_px
-        return cls(image_px=image_px, resize_px=resize_px, mean=mean, std=std)
+        return cls(image_px, image_px, resize_px=resize_px, mean=mean, std=std, channels=len(mean))
+
+    @property
+    def shape_CHW(self) -> tuple[int, int, int]:
+        """Shape of the model's input."""
+        return self.channels, self.height_px, self.width_px
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields as JSON-able values."""
-        return _to_dict(self)
+        """Return JSON-able values: what version 1 could express in its words, byte by byte."""
+        values = to_dict(self)
+        as_version_1 = {
+            "image_px": self.width_px,
+            "resize_px": self.resize_px,
+            "interpolation": self.filter,
+            "antialias": self.antialias,
+            "mean": values["mean"],
+            "std": values["std"],
+        }
+        try:
+            is_version_1 = self == self.from_dict(as_version_1)
+        except BundleError:
+            is_version_1 = False
+        return as_version_1 if is_version_1 else {"version": _VERSION} | values
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
         """Build the spec from `to_dict`'s values.
 
         Raises:
-            BundleError: an unknown, missing or impossible field, by name.
+            BundleError: an unknown, missing or impossible field, by name, or a newer version.
         """
-        return cls(**_checked_fields(cls, values))
+        if "version" not in values:
+            return cls._from_version_1(values)
+        version, rest = values["version"], {k: v for k, v in values.items() if k != "version"}
+        if version != _VERSION:
+            raise BundleError(
+                f"a preprocess spec of version {version!r}; this imgcls reads 1 and {_VERSION}: "
+                "upgrade it"
+            )
+        return cls(**checked_fields(cls, rest))
+
+    @classmethod
+    def _from_version_1(cls, values: dict[str, Any]) -> Self:
+        first = _Version1(**checked_fields(_Version1, values))
+        check_choices(first, {"interpolation": ("bilinear",)})
+        check("antialias", first.antialias, first.antialias)
+        check("resize_px", first.resize_px, first.resize_px >= first.image_px)
+        return cls(
+            height_px=first.image_px,
+            width_px=first.image_px,
+            resize_px=first.resize_px,
+            mean=first.mean,
+            std=first.std,
+            channels=len(first.mean),
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Version1:
+    """The fields of version 1, in their order."""
+
+    image_px: int
+    resize_px: int
+    interpolation: str
+    antialias: bool
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
 
 
 def spec_digest(decode: DecodeSpec, preprocess: PreprocessSpec) -> str:
@@ -191,57 +289,3 @@ def spec_digest(decode: DecodeSpec, preprocess: PreprocessSpec) -> str:
     specs = {"decode": decode.to_dict(), "preprocess": preprocess.to_dict()}
     canonical = json.dumps(specs, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(canonical.encode()).hexdigest()
-
-
-def _check(name: str, value: object, possible: bool) -> None:
-    if not possible:
-        raise BundleError(f"spec: {name}={value!r} is not possible")
-
-
-def _check_choices(spec: "DecodeSpec | PreprocessSpec") -> None:
-    for field in dataclasses.fields(spec):
-        value = getattr(spec, field.name)
-        choices = _CHOICES.get(field.name)
-        if choices is not None and value not in choices:
-            raise BundleError(f"spec: {field.name}={value!r} is none of {', '.join(choices)}")
-
-
-def _to_dict(spec: "DecodeSpec | PreprocessSpec") -> dict[str, Any]:
-    values = dataclasses.asdict(spec)
-    return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
-
-
-def _checked_fields(
-    cls: "type[DecodeSpec | PreprocessSpec]", values: dict[str, Any]
-) -> dict[str, Any]:
-    """Turn JSON values into constructor arguments; a spec that comes from a file is complete."""
-    fields = {field.name: field for field in dataclasses.fields(cls)}
-    if unknown := sorted(set(values) - set(fields)):
-        raise BundleError(f"{cls.__name__}: unknown fields {', '.join(unknown)}")
-    if missing := sorted(set(fields) - set(values)):
-        raise BundleError(f"{cls.__name__}: missing fields {', '.join(missing)}")
-    return {name: _typed(name, fields[name].type, value) for name, value in values.items()}
-
-
-def _typed(name: str, kind: object, value: object) -> object:
-    """Return `value` as what the field holds; refuse any other type by name."""
-    if kind == Versions:
-        return from_json(value)
-    text = str(kind)
-    if kind is bool:
-        fits = isinstance(value, bool)
-    elif kind is int:
-        fits = isinstance(value, int) and not isinstance(value, bool)
-    elif "tuple" in text:
-        number = (int, float) if "float" in text else int
-        fits = isinstance(value, list | tuple) and all(
-            isinstance(v, number) and not isinstance(v, bool) for v in value
-        )
-        if fits and isinstance(value, list | tuple):
-            value = tuple(float(v) if "float" in text else v for v in value)
-            fits = "..." in text or len(value) == text.count(",") + 1
-    else:
-        fits = isinstance(value, str)
-    if not fits:
-        raise BundleError(f"spec: {name}={value!r} is not a {text.removeprefix('typing.')}")
-    return value

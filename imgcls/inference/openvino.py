@@ -142,9 +142,10 @@ def convert_once(network: nn.Module, x_BCHW: Tensor, digest: str) -> bytes:
     require("openvino")
     import openvino
 
-    batch_size, image_px = x_BCHW.shape[0], x_BCHW.shape[-1]
+    batch_size, _, height_px, width_px = x_BCHW.shape
+    shape = f"{batch_size}x{width_px}" + (f"x{height_px}" if height_px != width_px else "")
     versions = f"{openvino.__version__}-{torch.__version__}"
-    name = f"{digest}-{batch_size}x{image_px}-{versions}.zip"
+    name = f"{digest}-{shape}-{versions}.zip"
     cached = cache_folder() / "openvino" / name
     if digest and (data := _read_cache(cached)):
         return data

@@ -100,24 +100,32 @@ def check_arch(arch: str) -> None:
     raise ConfigError(f"unknown arch {arch!r}; {hint} ({len(archs)} are known)")
 
 
-def check_input_size(arch: str, image_px: int) -> None:
-    """Refuse an image side (pixels) that the architecture cannot take.
+def check_input_size(arch: str, image_px: int | tuple[int, int]) -> None:
+    """Refuse a size of the input that the architecture cannot take.
 
     Raises:
         ConfigError: too small, or no multiple of what the architecture needs; unknown arch.
     """
     check_arch(arch)
     min_px = _by_prefix(_MIN_IMAGE_PX, arch)
-    if image_px < min_px:
-        raise ConfigError(f"{arch} needs images of at least {min_px} px, image_px is {image_px}")
-    multiple = _by_prefix(_IMAGE_PX_MULTIPLE, arch)
-    if image_px % multiple:
-        below = image_px // multiple * multiple
-        sizes = f"{below} or {below + multiple}" if below else f"{multiple}"
-        raise ConfigError(
-            f"{arch} needs an image_px that is a multiple of {multiple}, not {image_px}; "
-            f"take {sizes}"
-        )
+    height_px, width_px = _height_width(image_px)
+    if arch.startswith("vit_") and height_px != width_px:
+        raise ConfigError(f"{arch} takes square images only, not {height_px}x{width_px}")
+    for side_px in (height_px, width_px):
+        if side_px < min_px:
+            raise ConfigError(f"{arch} needs images of at least {min_px} px, image_px is {side_px}")
+        multiple = _by_prefix(_IMAGE_PX_MULTIPLE, arch)
+        if side_px % multiple:
+            below = side_px // multiple * multiple
+            sizes = f"{below} or {below + multiple}" if below else f"{multiple}"
+            raise ConfigError(
+                f"{arch} needs an image_px that is a multiple of {multiple}, not {side_px}; "
+                f"take {sizes}"
+            )
+
+
+def _height_width(image_px: int | tuple[int, int]) -> tuple[int, int]:
+    return (image_px, image_px) if isinstance(image_px, int) else image_px
 
 
 def _by_prefix(px_by_prefix: dict[str, int], arch: str) -> int:
@@ -125,7 +133,11 @@ def _by_prefix(px_by_prefix: dict[str, int], arch: str) -> int:
 
 
 def build_model(
-    arch: str, num_classes: int, *, in_channels: int = 3, image_px: int = DEFAULT_IMAGE_PX
+    arch: str,
+    num_classes: int,
+    *,
+    in_channels: int = 3,
+    image_px: int | tuple[int, int] = DEFAULT_IMAGE_PX,
 ) -> nn.Module:
     """Build an architecture with new weights from torch's seed.
 
@@ -134,12 +146,13 @@ def build_model(
         num_classes: Outputs of the last layer.
         in_channels: 3, or 1. For 1 channel the stem convolution's weights are summed over their
             three input channels: what they would do to the grey image on all three.
-        image_px: Side of the images the model will see, in pixels. Only vit_* and maxvit_* have
-            tensors that depend on it.
+        image_px: Height and width of the images the model will see, in pixels; one number for
+            squares. Only vit_* and maxvit_* have tensors that depend on it.
 
     Raises:
         ConfigError: unknown arch, or an image size that it cannot take.
     """
+    height_px, width_px = _height_width(image_px)
     check_input_size(arch, image_px)
     assert in_channels in (1, 3), f"in_channels {in_channels}"
     if arch == SIMPLE_CNN:
@@ -150,9 +163,9 @@ def build_model(
         # indexes three channels. init_weights=True draws truncated normals through scipy, slowly.
         options |= {"aux_logits": False, "init_weights": False, "transform_input": in_channels == 3}
     if arch.startswith("vit_"):
-        options["image_size"] = image_px
+        options["image_size"] = height_px
     if arch.startswith("maxvit_"):
-        options["input_size"] = (image_px, image_px)
+        options["input_size"] = (height_px, width_px)
     import torchvision
 
     model: nn.Module = torchvision.models.get_model(arch, **options)

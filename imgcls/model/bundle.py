@@ -4,7 +4,7 @@ In: a `Bundle` and a URI. Out: model.safetensors, bundle.json, golden.safetensor
 attachments, and SHA256SUMS, which is written last: a folder without it is not a bundle.
 Invariant: nothing is ever unpickled, and no byte is used before its sha256 was compared.
 
-Shape legend: B golden images, C channels, H = W = image_px, K classes.
+Shape legend: B golden images, C channels, H, W height and width of the input, K classes.
 """
 
 import copy
@@ -116,7 +116,7 @@ class Bundle:
                 self.arch,
                 len(self.class_names),
                 in_channels=self.decode_spec.num_channels,
-                image_px=self.preprocess_spec.image_px,
+                image_px=self.preprocess_spec.shape_CHW[1:],
             )
 
 
@@ -308,10 +308,10 @@ def _check(bundle: Bundle, where: str) -> None:
                 )
     _check_pooling(bundle, where)
     num_channels = bundle.decode_spec.num_channels
-    if len(bundle.preprocess_spec.mean) not in (1, num_channels):
+    if bundle.preprocess_spec.channels != num_channels:
         raise BundleError(
             f"{where}: decoding gives {num_channels} channels, "
-            f"the normalisation is for {len(bundle.preprocess_spec.mean)}"
+            f"the model takes {bundle.preprocess_spec.channels}"
         )
     try:
         expected = bundle._build_empty().state_dict()
@@ -320,10 +320,9 @@ def _check(bundle: Bundle, where: str) -> None:
     except ConfigError as error:
         raise BundleError(f"{where}: {error}") from error
     _check_tensors(bundle.state_dict, expected, f"{where} ({WEIGHTS})", bundle.arch)
-    image_px = bundle.preprocess_spec.image_px
     num_golden = len(bundle.golden_x_BCHW)
     golden_shapes = {
-        "x": torch.empty(num_golden, num_channels, image_px, image_px, dtype=torch.uint8),
+        "x": torch.empty(num_golden, *bundle.preprocess_spec.shape_CHW, dtype=torch.uint8),
         "probs": torch.empty(num_golden, len(bundle.class_names)),
     }
     golden = {"x": bundle.golden_x_BCHW, "probs": bundle.golden_probs_BK}

@@ -86,8 +86,7 @@ class TrainPlan:
     @property
     def shape_CHW(self) -> tuple[int, int, int]:
         """Shape of a preprocessed image."""
-        side_px = self.preprocess_spec.image_px
-        return self.decode_spec.num_channels, side_px, side_px
+        return self.preprocess_spec.shape_CHW
 
 
 def run_uri(config: TrainConfig, fingerprint: str) -> str:

@@ -6,6 +6,16 @@ from typing import Any
 
 import numpy as np
 
+from imgcls.image.decoded import WantedSize
+
+
+def short_side(short_px: int | None) -> WantedSize | None:
+    """What a resize of the short side needs."""
+    if short_px is None:
+        return None
+    return lambda w, h: (short_px * w // min(w, h), short_px * h // min(w, h))
+
+
 _ALL_LENGTHS_FIVE = bytes([0, 0, 0, 0, 17, *[0] * 11, *range(17)])  # a Huffman code of 17 symbols
 
 

@@ -17,6 +17,7 @@ from imgcls.errors import (
 )
 from imgcls.image.decode import decode
 from imgcls.image.spec import DecodeSpec
+from tests.image.encoders import short_side
 from tests.image.encoders import tiff as tiff_file
 
 RAMP_16 = np.tile(np.arange(256, dtype=np.uint16) * 257, (4, 1))
@@ -275,7 +276,7 @@ def test_dct_scaling_keeps_the_short_side(size: tuple[int, int], divisor: int) -
     smooth = np.stack([x * 255 // size[0], y * 255 // size[1], (x + y) % 256 // 2], -1)
     data = encode(Image.fromarray(smooth.astype(np.uint8)), "JPEG")
     [full] = decode(data, DecodeSpec())
-    [scaled] = decode(data, DecodeSpec(), min_short_px=250)
+    [scaled] = decode(data, DecodeSpec(), wanted_size=short_side(250))
     assert full.image_HWC.shape[:2] == size[::-1]
     assert scaled.image_HWC.shape[:2] == (-(-size[1] // divisor), -(-size[0] // divisor))
     assert (scaled.width_px, scaled.height_px) == size

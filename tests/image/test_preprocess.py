@@ -6,7 +6,8 @@ import torch
 from PIL import Image
 from torchvision.transforms import v2
 
-from imgcls.image.preprocess import crop_box, normalize, preprocess
+from imgcls.image.fit.placement import place
+from imgcls.image.preprocess import normalize, preprocess
 from imgcls.image.spec import PreprocessSpec
 
 
@@ -40,8 +41,7 @@ def test_equals_torchvisions_resize_and_centre_crop(width: int, height: int, cha
 
 def test_crop_sees_its_neighbours_beyond_the_box() -> None:
     image_HWC = picture(700, 500)
-    spec = PreprocessSpec.for_image_px(64, mean=(0.5,) * 3, std=(0.5,) * 3)
-    spec = PreprocessSpec(image_px=64, resize_px=100)
+    spec = PreprocessSpec(64, 64, resize_px=100)
     whole = Image.fromarray(image_HWC).resize((140, 100), Image.Resampling.BILINEAR)
     expected = np.asarray(whole)[18:82, 38:102].transpose(2, 0, 1).astype(int)
     assert np.abs(preprocess(image_HWC, spec).astype(int) - expected).max() <= 1
@@ -58,7 +58,7 @@ def test_any_shape_gives_a_crop(width: int, height: int) -> None:
 def test_box_that_rounding_puts_beyond_the_image_is_cut_off(image_px: int) -> None:
     spec, num_beyond = PreprocessSpec.for_image_px(image_px), 0
     for width, height in [(29, 30), *((w, 3 * w // 2) for w in range(1, 600))]:
-        _, _, right, bottom = crop_box(width, height, spec)
+        _, _, right, bottom = place(width, height, spec).box
         num_beyond += right > width or bottom > height
         crop_CHW = preprocess(np.full((height, width, 3), 255, np.uint8), spec)
         assert crop_CHW.shape == (3, image_px, image_px)
@@ -67,7 +67,7 @@ def test_box_that_rounding_puts_beyond_the_image_is_cut_off(image_px: int) -> No
 
 
 def test_box_is_centred_and_inside() -> None:
-    left, top, right, bottom = crop_box(640, 480, PreprocessSpec.for_image_px(224))
+    left, top, right, bottom = place(640, 480, PreprocessSpec.for_image_px(224)).box
     assert left == pytest.approx(640 - right, abs=2.5)
     assert top == pytest.approx(480 - bottom)
     assert (bottom - top) == pytest.approx(224 / 256 * 480)

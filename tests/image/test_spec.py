@@ -25,6 +25,25 @@ OTHER_VALUES: dict[str, Any] = {
     "dicom_window": "lung",
     "dicom_window_index": 1,
 }
+# Each differs from PREPROCESS in one thing, with what that needs.
+OTHER_PREPROCESS: list[dict[str, Any]] = [
+    {"height_px": 200},
+    {"width_px": 400},
+    {"fit": "pad", "resize": "longest", "resize_px": 0},
+    {"fit": "stretch", "resize": "exact", "resize_px": 0},
+    {"fit": "tiles", "overlap_px": 32},
+    {"resize": "exact", "resize_px": 0},
+    {"resize_px": 230},
+    {"filter": "bicubic"},
+    {"antialias": False},
+    {"crop_fraction": 0.9, "resize_px": 0},
+    {"crop_place": "center_floor"},
+    {"pad_color": (1, 2, 3)},
+    {"input_range": (-1.0, 1.0)},
+    {"mean": (0.5, 0.5, 0.5)},
+    {"std": (0.5, 0.5, 0.5)},
+    {"channels": 1, "mean": (0.5,), "std": (0.5,)},
+]
 
 
 def test_specs_survive_json() -> None:
@@ -39,11 +58,73 @@ def test_every_field_changes_the_digest() -> None:
     digests = {spec_digest(DecodeSpec(), PREPROCESS)}
     for name, value in OTHER_VALUES.items():
         digests.add(spec_digest(dataclasses.replace(DecodeSpec(), **{name: value}), PREPROCESS))
-    others = {"image_px": 200, "resize_px": 230, "mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
-    for name, value in others.items():
-        changed = dataclasses.replace(PREPROCESS, **{name: value})
+    fields = {field.name for field in dataclasses.fields(PreprocessSpec)}
+    assert {name for change in OTHER_PREPROCESS for name in change} == fields
+    for change in OTHER_PREPROCESS:
+        changed = dataclasses.replace(PREPROCESS, **change)
         digests.add(spec_digest(DecodeSpec(), changed))
-    assert len(digests) == 1 + len(OTHER_VALUES) + len(others)
+    assert len(digests) == 1 + len(OTHER_VALUES) + len(OTHER_PREPROCESS)
+
+
+@pytest.mark.parametrize("change", [{}, *OTHER_PREPROCESS])
+def test_every_preprocess_spec_survives_json(change: dict[str, Any]) -> None:
+    spec = dataclasses.replace(PREPROCESS, **change)
+    assert PreprocessSpec.from_dict(json.loads(json.dumps(spec.to_dict()))) == spec
+
+
+# As version 1 wrote them, one with every value other than usual.
+VERSION_1 = [
+    {
+        "image_px": 224, "resize_px": 256, "interpolation": "bilinear", "antialias": True,
+        "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225],
+    },
+    {
+        "image_px": 90, "resize_px": 117, "interpolation": "bilinear", "antialias": True,
+        "mean": [0.1307], "std": [0.3081],
+    },
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("values", VERSION_1)
+def test_version_1_is_read_and_written_back_byte_by_byte(values: dict[str, Any]) -> None:
+    spec = PreprocessSpec.from_dict(values)
+    assert json.dumps(spec.to_dict()) == json.dumps(values)
+    side = values["image_px"]
+    assert spec.shape_CHW == (len(values["mean"]), side, side)
+    assert (spec.fit, spec.resize, spec.resize_px) == ("crop", "shortest", values["resize_px"])
+
+
+def test_what_version_1_cannot_express_is_of_version_2() -> None:
+    values = dataclasses.replace(PREPROCESS, width_px=300).to_dict()
+    assert values["version"] == 2
+    with pytest.raises(BundleError, match="of version 3; this imgcls reads 1 and 2"):
+        PreprocessSpec.from_dict(values | {"version": 3})
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"fit": "squash"},
+        {"fit": "pad"},
+        {"fit": "stretch", "resize": "shortest", "resize_px": 0},
+        {"resize_px": -1},
+        {"crop_fraction": 0.0},
+        {"crop_fraction": 0.9},
+        {"channels": 1},
+        {"channels": 2, "mean": (0.5,), "std": (0.5,)},
+        {"std": (0.0, 0.1, 0.1)},
+        {"pad_color": (256,)},
+        {"pad_color": (1, 2)},
+        {"input_range": (1.0, 1.0)},
+        {"overlap_px": 8},
+        {"height_px": 0},
+        {"filter": "spline"},
+        {"crop_place": "left"},
+    ],
+)
+def test_what_a_preprocess_spec_cannot_be_is_refused(change: dict[str, Any]) -> None:
+    with pytest.raises(BundleError, match="spec: "):
+        dataclasses.replace(PREPROCESS, **change)
 
 
 # Of a bundle that commit 27535e0 trained: bundle.json as it wrote it, and the digest in its rows.

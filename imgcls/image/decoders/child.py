@@ -26,7 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 from imgcls.errors import DecodeError, ImageTooLargeError
-from imgcls.image.crops import decode_frames
+from imgcls.image.crops import Source, decode_frames
 from imgcls.image.decoders.memory import MemoryLimits
 from imgcls.image.decoders.preload import load_everything
 from imgcls.image.decoders.protocol import (
@@ -96,8 +96,7 @@ def _serve(sock: socket.socket, memory_fd: int) -> None:
     (length,) = LENGTH.unpack(requests.take(LENGTH.size))
     setup = json.loads(requests.take(length))
     specs = DecodeSpec.from_dict(setup["decode"]), PreprocessSpec.from_dict(setup["preprocess"])
-    side = specs[1].image_px
-    shape = (setup["num_slots"], setup["slot_crops"], specs[0].num_channels, side, side)
+    shape = (setup["num_slots"], setup["slot_crops"], *specs[1].shape_CHW)
     progress, slots = _map_memory(memory_fd, shape)
     decoder = _Decoder(*specs, MemoryLimits(**setup["memory"]), progress, slots)
     _silence()
@@ -174,12 +173,12 @@ class _Decoder:
         progress[Progress.SINCE_NS] = progress[Progress.IMAGE_SINCE_NS] = since_ns
         progress[Progress.NUM_IMAGES] += 1
         spec = self._decode_spec if is_large else self._everyday_spec
-        sources = []
+        sources: list[Source] = []
         try:
             crops = decode_frames(data, spec, self._preprocess_spec, self._begin_frame)
             for target_CHW, crop in zip(self._slots[slot], crops, strict=False):
                 target_CHW[:] = crop.x_CHW
-                sources.append([crop.width_px, crop.height_px, crop.frame])
+                sources.append(crop.source)
         except DecodeError as error:
             if isinstance(error, ImageTooLargeError) and self._memory.is_shared and not is_large:
                 return {"slot": slot, "needs_more": True}

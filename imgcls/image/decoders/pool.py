@@ -78,10 +78,10 @@ class DecoderPool:
     ) -> None:
         if num_processes < 1:
             raise ConfigError(f"num_decoders={num_processes}: a decoder pool needs at least one")
-        if len(preprocess_spec.mean) != decode_spec.num_channels:
+        if preprocess_spec.channels != decode_spec.num_channels:
             raise ConfigError(
                 f"the decode spec gives {decode_spec.num_channels} channels, "
-                f"the preprocess spec normalises {len(preprocess_spec.mean)}"
+                f"the preprocess spec takes {preprocess_spec.channels}"
             )
         self._num_processes = num_processes
         self.memory: Final = memory_limits(

@@ -64,8 +64,7 @@ class DecoderProcess(Generic[Task]):
         self, decode_spec: DecodeSpec, preprocess_spec: PreprocessSpec, memory: MemoryLimits
     ) -> None:
         self.slot_crops = decode_spec.max_frames if decode_spec.frames == "all" else 1
-        side = preprocess_spec.image_px
-        shape = (NUM_SLOTS, self.slot_crops, decode_spec.num_channels, side, side)
+        shape = (NUM_SLOTS, self.slot_crops, *preprocess_spec.shape_CHW)
         self.tasks: deque[tuple[Task, int, int]] = deque()  # task, slot, bytes
         self.is_ready = False
         self._since_s = time.monotonic()  # last sign of life; when the first of `tasks` was given

@@ -8,7 +8,7 @@ over can only send numbers and text.
                       image: u32 slot, u64 length, bool is_large, the encoded bytes
     child -> parent   u32 length, JSON, one of {"ready": true, "unconfined": ""}: why no sandbox
                       {"answers": [...]}, one to each image, in order:
-                      {"slot": s, "crops": [[width_px, height_px, frame], ...]}, pixels in slot s
+                      {"slot": s, "crops": [Crop.source, ...]}, pixels in slot s
                       {"slot": s, "status": "corrupt", "reason": "..."}
                       {"slot": s, "needs_more": true}: again with is_large
     shared memory     a page with the int64 of Progress; then the slots

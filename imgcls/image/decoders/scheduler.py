@@ -249,11 +249,11 @@ class Engine:
             task, _ = process.finish_first(0)
             task.finish(error)
             return
-        sources = [(int(w), int(h), f if f is None else int(f)) for w, h, f in message["crops"]]
+        sources = list(message["crops"])
         if not 1 <= len(sources) <= process.slot_crops:
             raise ValueError(f"{len(sources)} crops")
         task, crops = process.finish_first(len(sources))
-        task.finish([Crop(x, *source) for x, source in zip(crops, sources, strict=True)])
+        task.finish([Crop.from_source(x, source) for x, source in zip(crops, sources, strict=True)])
 
     def _replace(self, process: DecoderProcess[Task], *, overdue_at_s: float | None = None) -> None:
         """End a process and start another.

@@ -13,7 +13,8 @@ hardware writes into memory that the caller's stream still reads (pytorch/vision
 
 There is no process around it: a file that could crash nvJPEG would end the worker.
 
-Legend: H, W height and width of the source, C channels, P side of the model's input, B batch.
+Legend: H, W height and width of the source, C channels, Y, X height and width of the model's
+input, B batch.
 """
 
 import logging
@@ -31,6 +32,7 @@ from PIL import ImageFile
 from imgcls.errors import ConfigError
 from imgcls.image.crops import Crop
 from imgcls.image.decoders.scheduler import Task
+from imgcls.image.fit.placement import place, resized_size
 from imgcls.image.formats.raster.decode import exif_orientation, open_raster
 from imgcls.image.formats.raster.jpeg import scale_by_dct
 from imgcls.image.formats.raster.jpeg_markers import (
@@ -40,8 +42,7 @@ from imgcls.image.formats.raster.jpeg_markers import (
     Frame,
     read_frame,
 )
-from imgcls.image.gpu.resample import resample_on_device
-from imgcls.image.preprocess import crop_box
+from imgcls.image.gpu.resample import pad_on_device, resample_on_device
 from imgcls.image.spec import DecodeSpec, PreprocessSpec
 
 _BATCH_SIZE: Final = 64
@@ -62,7 +63,7 @@ class _Started:
     """Files that the device is at: what it decoded, and where the crops will lie once copied."""
 
     images: list[torch.Tensor | None]
-    x_BCPP: torch.Tensor | None
+    x_BCYX: torch.Tensor | None
     is_copied: torch.cuda.Event | None
 
 
@@ -150,13 +151,13 @@ class DeviceJpegDecoder:
             return False
         spec, preprocess_spec = self._decode_spec, self._preprocess_spec
         width_px, height_px = source.size
-        min_short_px = preprocess_spec.resize_px if spec.dct_scaling else None
+        wanted = resized_size(*source.size, preprocess_spec) if spec.dct_scaling else None
         return (
             read_frame(data).marker in (BASELINE, EXTENDED)
             and _is_plain_coding(source)
             and source.mode in (("RGB", "L") if spec.color == "rgb" else ("L",))
             and width_px * height_px <= min(spec.max_pixels, _MAX_PIXELS)
-            and scale_by_dct(source.size, min_short_px) == 1
+            and scale_by_dct(source.size, wanted) == 1
             and not (spec.icc == "srgb" and source.info.get("icc_profile"))
             and exif_orientation(source) == 1
         )
@@ -174,16 +175,16 @@ class DeviceJpegDecoder:
             ]
             crops = [self._preprocess(image_HWC) for image_HWC in images if image_HWC is not None]
             # One copy for all of them, into pinned memory.
-            x_BCPP = torch.stack(crops).to("cpu", non_blocking=True) if crops else None
+            x_BCYX = torch.stack(crops).to("cpu", non_blocking=True) if crops else None
             is_copied = self._stream.record_event() if self._stream is not None else None
         # The images themselves stay until then: the device reads them.
-        return _Started(images, x_BCPP, is_copied)
+        return _Started(images, x_BCYX, is_copied)
 
     def _finish(self, started: "_Started") -> list[list[Crop] | None]:
         """Wait for what was started, and return its crops."""
         if started.is_copied is not None:
             started.is_copied.synchronize()
-        on_host = iter(started.x_BCPP.numpy() if started.x_BCPP is not None else ())
+        on_host = iter(started.x_BCYX.numpy() if started.x_BCYX is not None else ())
         return [
             None
             if image_HWC is None
@@ -272,8 +273,9 @@ class DeviceJpegDecoder:
 
     def _preprocess(self, image_HWC: torch.Tensor) -> torch.Tensor:
         height_px, width_px, _ = image_HWC.shape
-        spec = self._preprocess_spec
-        return resample_on_device(image_HWC, crop_box(width_px, height_px, spec), spec.image_px)
+        where = place(width_px, height_px, self._preprocess_spec)
+        part_CHW = resample_on_device(image_HWC, where.box, where.width_px, where.height_px)
+        return pad_on_device(part_CHW, where, self._preprocess_spec)
 
 
 # Any: nvImageCodec has no types.

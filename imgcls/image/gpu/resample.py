@@ -1,6 +1,6 @@
-"""The resampling of `imgcls.image.resample` in torch, for images that are decoded on a GPU.
+"""The resampling of `imgcls.image.fit.resample` in torch, for images that are decoded on a GPU.
 
-In: uint8 [H,W,C] and a box in its coordinates, on any device. Out: uint8 [C,P,P] on that device.
+In: uint8 [H,W,C] and a box in its coordinates, on any device. Out: uint8 [C,Y,X] on that device.
 Invariant: every pixel equals `resample`'s, bit for bit, whatever the device and the order in which
 it sums, and with TF32 or bfloat16 products allowed.
 
@@ -9,8 +9,9 @@ times uint8 pixels, rounded to uint8. Here each is a matrix product of float32 t
 The weights have up to 15 bits and their sum, 2^precision, up to 21, too many for float32's 24 once
 multiplied by a pixel; so they are split into digits of at most 8 bits, whose sums stay exact.
 
-Legend: H, W height and width of the source, C channels, P side of the result, N pixels of a line
-that the box needs, M lines, T taps of the filter, D digits of a weight.
+Legend: H, W height and width of the source, C channels, Y, X height and width of the result, P
+either of them, N pixels of a line that the box needs, M lines, T taps of the filter, D digits of a
+weight.
 """
 
 import dataclasses
@@ -22,7 +23,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from imgcls.image.resample import box_side
+from imgcls.image.fit.placement import Placement
+from imgcls.image.fit.resample import box_side
+from imgcls.image.spec import PreprocessSpec
 
 _MAX_PIXEL: Final = 255
 _FLOAT32_EXACT: Final = 1 << 24  # integers below it are exact in float32
@@ -44,27 +47,45 @@ class _Weights:
 
 
 def resample_on_device(
-    image_HWC: torch.Tensor, box: tuple[float, float, float, float], side_px: int
+    image_HWC: torch.Tensor,
+    box: tuple[float, float, float, float],
+    out_width_px: int,
+    out_height_px: int,
 ) -> torch.Tensor:
-    """Resample `box` (left, top, right, bottom) to `side_px` by `side_px` pixels.
+    """Resample `box` (left, top, right, bottom) to a width and a height.
 
     Args:
         image_HWC: uint8 [H,W,C] on any device, in any memory format.
-        box: in pixels of `image_HWC`, inside it, fractions allowed, at most 32,000 times `side_px`.
-        side_px: side of the result.
+        box: in pixels of `image_HWC`, inside it, fractions allowed, at most 32,000 times as large
+            as the result.
+        out_width_px: width of the result.
+        out_height_px: height of it.
 
     Returns:
-        uint8 [C,P,P] on the same device, C-contiguous.
+        uint8 [C,Y,X] on the same device, C-contiguous.
     """
     height_px, width_px, num_channels = image_HWC.shape
     left, top, right, bottom = box
-    of_rows = _weights(height_px, top, bottom, side_px, image_HWC.device)
-    of_columns = _weights(width_px, left, right, side_px, image_HWC.device)
+    of_rows = _weights(height_px, top, bottom, out_height_px, image_HWC.device)
+    of_columns = _weights(width_px, left, right, out_width_px, image_HWC.device)
     part_HWC = image_HWC[_needed(of_rows), _needed(of_columns)]
     part_width_px = part_HWC.shape[1]
-    x_PWC = _weigh(of_rows, part_HWC.flatten(1)).view(side_px, part_width_px, num_channels)
-    x_PM = _weigh(of_columns, x_PWC.permute(1, 2, 0).flatten(1))
-    return x_PM.view(side_px, num_channels, side_px).permute(1, 2, 0).contiguous()
+    x_YM = _weigh(of_rows, part_HWC.flatten(1))
+    x_YWC = x_YM.view(out_height_px, part_width_px, num_channels)
+    x_XM = _weigh(of_columns, x_YWC.permute(1, 2, 0).flatten(1))
+    return x_XM.view(out_width_px, num_channels, out_height_px).permute(1, 2, 0).contiguous()
+
+
+def pad_on_device(part_CHW: torch.Tensor, where: Placement, spec: PreprocessSpec) -> torch.Tensor:
+    """Return the model's input, uint8 [C,Y,X]: the part in its place, with padding around it."""
+    if where.is_whole(spec):
+        return part_CHW
+    color = torch.tensor(spec.pad_color, dtype=torch.uint8, device=part_CHW.device)
+    x_CHW = color[:, None, None].expand(spec.shape_CHW).contiguous()
+    rows = slice(where.top_px, where.top_px + where.height_px)
+    columns = slice(where.left_px, where.left_px + where.width_px)
+    x_CHW[:, rows, columns] = part_CHW
+    return x_CHW
 
 
 def _needed(weights: _Weights) -> slice:

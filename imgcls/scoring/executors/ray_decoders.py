@@ -22,7 +22,8 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from imgcls import ray_cluster
-from imgcls.image.decoders.pool import Crop, Decoded, DecoderPool
+from imgcls.image.crops import Crop, Source
+from imgcls.image.decoders.pool import Decoded, DecoderPool
 from imgcls.image.spec import DecodeSpec, PreprocessSpec
 from imgcls.scoring.executors.placement import cpu_only_nodes, usable_cpus
 from imgcls.storage.bulk_get import GetRequest, get_many
@@ -37,8 +38,8 @@ _CHUNKS_READ_AHEAD: Final = 2
 # Files of many frames: what would make a chunk larger than this is left out of it.
 _MAX_CHUNK_BYTES: Final = 64 << 20
 
-# index, format, and (width_px, height_px, frame) of each crop.
-_Sources = list[tuple[int, str | None, list[tuple[int, int, int | None]]]]
+# index, format, and where each crop comes from.
+_Sources = list[tuple[int, str | None, list[Source]]]
 _Answer = tuple[npt.NDArray[np.uint8] | None, _Sources]
 
 
@@ -64,7 +65,7 @@ class DecodingActor:
             if (len(crops) + len(found)) * found[0].x_CHW.nbytes > _MAX_CHUNK_BYTES:
                 break
             crops += [crop.x_CHW for crop in found]
-            of_crops = [(crop.width_px, crop.height_px, crop.frame) for crop in found]
+            of_crops = [crop.source for crop in found]
             sources.append((decoded.index, decoded.format, of_crops))
         return np.stack(crops) if crops else None, sources
 
@@ -186,7 +187,7 @@ def _unpack(answer: _Answer) -> list[Decoded]:
     x_BCHW, sources = answer
     rest = iter(() if x_BCHW is None else x_BCHW)
     return [
-        Decoded(index, None, [Crop(next(rest), *source) for source in of_crops], family)
+        Decoded(index, None, [Crop.from_source(next(rest), source) for source in of_crops], family)
         for index, family, of_crops in sources
     ]
 

@@ -1,11 +1,12 @@
 """Change training images at random, a whole batch at once, on its device.
 
-In: uint8 [B,C,P,P] and a row of uniform numbers per image. Out: uint8 [B,C,P,P]. Invariant: a pure
+In: uint8 [B,C,H,W] and a row of uniform numbers per image. Out: uint8 [B,C,H,W]. Invariant: a pure
 function. An image's result depends on its pixels, its numbers and the recipe only, not on its
 neighbours in the batch, so one worker and eight make the same images of the same sample.
 
 No preset flips: left and right differ in an X-ray, up and down on a part in its fixture. Ask for
-flips by name. Shape legend: B batch, C channel, P image_px, N NUM_DRAWS.
+flips by name. Shape legend: B batch, C channel, H, W height and width
+of the input, N NUM_DRAWS.
 """
 
 import math
@@ -95,18 +96,18 @@ def augment(x_BCHW: torch.Tensor, draws_BN: torch.Tensor, recipe: AugmentRecipe)
     """Change each image by its own row of draws.
 
     Args:
-        x_BCHW: uint8 [B,C,P,P].
+        x_BCHW: uint8 [B,C,H,W].
         draws_BN: float32 [B,NUM_DRAWS] in [0,1), on the same device.
         recipe: how far.
 
     Returns:
-        uint8 [B,C,P,P]; x_BCHW itself where the recipe changes nothing.
+        uint8 [B,C,H,W]; x_BCHW itself where the recipe changes nothing.
     """
     if recipe == AugmentRecipe():
         return x_BCHW
     x = x_BCHW.float()
     if _moves(recipe):
-        matrix_B23 = _affine(draws_BN, recipe)
+        matrix_B23 = _affine(draws_BN, recipe, x.shape[-1] / x.shape[-2])
         grid = affine_grid(matrix_B23, list(x.shape), align_corners=False)
         # Border: what lies outside continues the edge. Black corners would be a feature to learn.
         x = grid_sample(x, grid, mode="bilinear", padding_mode="border", align_corners=False)
@@ -126,8 +127,11 @@ def _around_zero(draw_B: torch.Tensor, limit: float) -> torch.Tensor:
     return (2.0 * draw_B - 1.0) * limit
 
 
-def _affine(draws_BN: torch.Tensor, recipe: AugmentRecipe) -> torch.Tensor:
-    """Return float32 [B,2,3]: where each output pixel looks, in units of half the side."""
+def _affine(draws_BN: torch.Tensor, recipe: AugmentRecipe, aspect: float) -> torch.Tensor:
+    """Return float32 [B,2,3]: where each output pixel looks, in units of half of either side.
+
+    `aspect` is width / height: turning and shearing keep angles.
+    """
     angle = _around_zero(draws_BN[:, _ROTATE], math.radians(recipe.max_rotation_deg))
     shear = torch.tan(_around_zero(draws_BN[:, _SHEAR], math.radians(recipe.max_shear_deg)))
     # Zoom and stretch are ratios: even in their logarithm, so that in and out are equally likely.
@@ -145,8 +149,10 @@ def _affine(draws_BN: torch.Tensor, recipe: AugmentRecipe) -> torch.Tensor:
         2.0 * recipe.max_shift_fraction + (1.0 - zoom_y).clamp(min=0.0)
     )
     cos, sin = torch.cos(angle), torch.sin(angle)
-    row_x = torch.stack([cos * zoom_x * sign_x, (shear * cos - sin) * zoom_y * sign_y, shift_x], 1)
-    row_y = torch.stack([sin * zoom_x * sign_x, (shear * sin + cos) * zoom_y * sign_y, shift_y], 1)
+    x_of_y = (shear * cos - sin) * zoom_y * sign_y / aspect
+    y_of_x = sin * zoom_x * sign_x * aspect
+    row_x = torch.stack([cos * zoom_x * sign_x, x_of_y, shift_x], 1)
+    row_y = torch.stack([y_of_x, (shear * sin + cos) * zoom_y * sign_y, shift_y], 1)
     return torch.stack([row_x, row_y], 1)
 
 
@@ -172,15 +178,17 @@ def _recolour(x_BCHW: torch.Tensor, draws_BN: torch.Tensor, recipe: AugmentRecip
 
 def _erase(x_BCHW: torch.Tensor, draws_BN: torch.Tensor, recipe: AugmentRecipe) -> torch.Tensor:
     """Fill one rectangle with the image's mean (Zhong et al., Random erasing, AAAI 2020)."""
-    side_px = x_BCHW.shape[-1]
-    position = torch.arange(side_px, device=x_BCHW.device)[None, :] / side_px
 
-    def inside(centre: int, size: int) -> torch.Tensor:
+    def inside(centre: int, size: int, side_px: int) -> torch.Tensor:
+        position = torch.arange(side_px, device=x_BCHW.device)[None, :] / side_px
         half_B1 = draws_BN[:, size, None] * recipe.max_erase_fraction / 2
         return (position - draws_BN[:, centre, None]).abs() <= half_B1
 
     chosen_B = draws_BN[:, _ERASE] < recipe.erase_probability
-    hole_BHW = inside(_ERASE_Y, _ERASE_H)[:, :, None] & inside(_ERASE_X, _ERASE_W)[:, None, :]
+    height_px, width_px = x_BCHW.shape[-2:]
+    rows_BH = inside(_ERASE_Y, _ERASE_H, height_px)
+    columns_BW = inside(_ERASE_X, _ERASE_W, width_px)
+    hole_BHW = rows_BH[:, :, None] & columns_BW[:, None, :]
     hole_BHW &= chosen_B[:, None, None]
     mean = x_BCHW.mean((1, 2, 3), keepdim=True)
     return torch.where(hole_BHW[:, None], mean, x_BCHW)

@@ -5,7 +5,7 @@ much depends on the step's number and the batch alone; images are paired within 
 every other augmentation this one differs between one worker and two.
 
 Zhang et al., mixup (ICLR 2018); Yun et al., CutMix (ICCV 2019). Shape legend: B batch, C channel, K
-classes, P image_px.
+classes, H, W height and width of the input.
 """
 
 import math
@@ -30,7 +30,7 @@ def mix(
     """Mix each image with its opposite in the batch.
 
     Args:
-        x_BCHW: float [B,C,P,P], normalised.
+        x_BCHW: float [B,C,H,W], normalised.
         target_BK: float32 [B,K].
         mixup_alpha: Beta(alpha, alpha) gives the share; 0 turns mixup off.
         cutmix_alpha: the same for cutmix. Where both are on, each step takes one of them.
@@ -54,10 +54,11 @@ def _paste(
     x_BCHW: torch.Tensor, kept: float, rng: np.random.Generator
 ) -> tuple[torch.Tensor, float]:
     """Put a rectangle of the opposite image into each; return the share that was kept, too."""
-    side_px = x_BCHW.shape[-1]
-    cut_px = round(side_px * math.sqrt(1.0 - kept))
-    top, left = (int(rng.integers(0, side_px - cut_px + 1)) for _ in range(2))
-    rows, columns = slice(top, top + cut_px), slice(left, left + cut_px)
+    sides_px = x_BCHW.shape[-2:]
+    cut_h, cut_w = (round(side_px * math.sqrt(1.0 - kept)) for side_px in sides_px)
+    top = int(rng.integers(0, sides_px[0] - cut_h + 1))
+    left = int(rng.integers(0, sides_px[1] - cut_w + 1))
+    rows, columns = slice(top, top + cut_h), slice(left, left + cut_w)
     mixed = x_BCHW.clone()
     mixed[:, :, rows, columns] = x_BCHW.flip(0)[:, :, rows, columns]
-    return mixed, 1.0 - (cut_px / side_px) ** 2
+    return mixed, 1.0 - (cut_h / sides_px[0]) * (cut_w / sides_px[1])

@@ -185,7 +185,7 @@ def _golden(
         plan.config.arch,
         len(plan.class_names),
         in_channels=plan.decode_spec.num_channels,
-        image_px=plan.config.image_px,
+        image_px=plan.shape_CHW[1:],
     )
     model.load_state_dict(state.best)
     found = Passes(len(x_BCHW), check=lambda _num_rows: None).run(

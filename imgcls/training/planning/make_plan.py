@@ -216,7 +216,7 @@ def decisive_values(
     config: TrainConfig, recipe: Recipe, decode_spec: DecodeSpec, dataset: Dataset
 ) -> dict[str, Any]:
     """Return what decides the weights; where and how fast it runs is left out."""
-    values = asdict(recipe)
+    values = asdict(recipe) | {"preprocess": recipe.preprocess.to_dict()}
     del values["batch_size"]
     return values | {
         "arch": config.arch,

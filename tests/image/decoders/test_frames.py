@@ -21,7 +21,7 @@ FAULT = """
 import ctypes, re, time
 import imgcls.image.crops as module
 iter_images = module.iter_images
-def misbehave(data, spec, min_short_px, begin_frame):
+def misbehave(data, spec, wanted_size, begin_frame):
     def begin(index):
         begin_frame(index)
         for verb, what in re.findall(rb"!(\\w+) ([\\d.]+)", data[-40:]):
@@ -31,7 +31,7 @@ def misbehave(data, spec, min_short_px, begin_frame):
                 time.sleep(60)
             if verb == b"crash" and index == int(what):
                 ctypes.string_at(0)
-    yield from iter_images(data, spec, min_short_px, begin)
+    yield from iter_images(data, spec, wanted_size, begin)
 module.iter_images = misbehave
 """
 

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from imgcls.image.fit.placement import place
+from imgcls.image.fit.resample import resample
 from imgcls.image.gpu import resample as device_resample
 from imgcls.image.gpu.resample import resample_on_device
-from imgcls.image.preprocess import crop_box
-from imgcls.image.resample import resample
 from imgcls.image.spec import PreprocessSpec
 
 Box = tuple[float, float, float, float]
@@ -24,11 +24,11 @@ def noise(width: int, height: int, channels: int = 3, seed: int = 0) -> np.ndarr
 
 def assert_equal(image_HWC: np.ndarray, box: Box, side_px: int, device: str = "cpu") -> None:
     image_on_device = torch.from_numpy(image_HWC).to(device)
-    found = resample_on_device(image_on_device, box, side_px)
+    found = resample_on_device(image_on_device, box, side_px, side_px)
     assert found.dtype == torch.uint8
     assert found.device == image_on_device.device
     assert found.is_contiguous()
-    expected = resample(image_HWC, box, side_px).transpose(2, 0, 1)
+    expected = resample(image_HWC, box, side_px, side_px).transpose(2, 0, 1)
     np.testing.assert_array_equal(found.cpu().numpy(), expected, err_msg=f"{box} to {side_px}")
 
 
@@ -76,7 +76,7 @@ def test_crops_of_real_specs_equal_the_library(image_px: int, channels: int) -> 
     ]
     for width, height in sizes:
         image_HWC = noise(width, height, channels)
-        assert_equal(image_HWC, crop_box(width, height, spec), image_px)
+        assert_equal(image_HWC, place(width, height, spec).box, image_px)
 
 
 @pytest.mark.parametrize(
@@ -127,7 +127,9 @@ def test_constant_stays_constant(value: int) -> None:
     for side_px in (7, 64, 224, 500):
         box = (10.3, 0.7, 600.1, 400.9)
         assert_equal(image_HWC, box, side_px)
-        assert (resample_on_device(torch.from_numpy(image_HWC), box, side_px) == value).all()
+        assert (
+            resample_on_device(torch.from_numpy(image_HWC), box, side_px, side_px) == value
+        ).all()
 
 
 def test_gradients_equal_the_library() -> None:
@@ -144,8 +146,8 @@ def test_memory_format_of_the_source_does_not_matter() -> None:
     planar = torch.from_numpy(image_HWC.transpose(2, 0, 1).copy()).permute(1, 2, 0)
     assert not planar.is_contiguous()
     box = (1.5, 2.5, 120.25, 70.0)
-    expected = resample_on_device(torch.from_numpy(image_HWC), box, 32)
-    assert torch.equal(resample_on_device(planar, box, 32), expected)
+    expected = resample_on_device(torch.from_numpy(image_HWC), box, 32, 32)
+    assert torch.equal(resample_on_device(planar, box, 32, 32), expected)
 
 
 @pytest.mark.parametrize("scale", [0.3, 1, 2, 4.1, 9, 33, 129, 260, 2000, 30000])
@@ -161,8 +163,8 @@ def test_order_of_the_passes_matters() -> None:
     image_HWC = noise(200, 150)
     box = (3.3, 4.4, 190.1, 140.2)
     left, top, right, bottom = box
-    swapped = resample(image_HWC.transpose(1, 0, 2), (top, left, bottom, right), 64)
-    assert not np.array_equal(swapped.transpose(1, 0, 2), resample(image_HWC, box, 64))
+    swapped = resample(image_HWC.transpose(1, 0, 2), (top, left, bottom, right), 64, 64)
+    assert not np.array_equal(swapped.transpose(1, 0, 2), resample(image_HWC, box, 64, 64))
 
 
 @pytest.mark.gpu

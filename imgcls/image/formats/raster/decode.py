@@ -16,7 +16,7 @@ import numpy.typing as npt
 from PIL import Image, ImageFile
 
 from imgcls.errors import ImageTooLargeError, UnsupportedImageError
-from imgcls.image.decoded import DecodedImage
+from imgcls.image.decoded import DecodedImage, WantedSize
 from imgcls.image.formats.color import to_color
 from imgcls.image.formats.headers import check_png_is_complete, checked_png, webp_size
 from imgcls.image.formats.raster.all_bits import decode_all_bits, decode_deep_jpeg
@@ -66,7 +66,7 @@ def decode_raster(
     data: bytes,
     format_name: str,
     spec: DecodeSpec,
-    min_short_px: int | None,
+    wanted_size: WantedSize | None,
     begin_frame: Callable[[int], None],
 ) -> Iterator[DecodedImage]:
     """Decode a file of a known format other than DICOM, frame by frame.
@@ -75,7 +75,7 @@ def decode_raster(
         DecodeError: what is decided here. Other exceptions, Pillow's own, pass: they mean corrupt.
     """
     if format_name == "JPEG":
-        yield _decode_jpeg_file(data, spec, min_short_px)
+        yield _decode_jpeg_file(data, spec, wanted_size)
         return
     if format_name == "WEBP":
         _check_size(*webp_size(data), spec)  # opening already allocates the canvas
@@ -99,7 +99,9 @@ def decode_raster(
         yield _decode_frame(source, data, format_name, spec, frame)
 
 
-def _decode_jpeg_file(data: bytes, spec: DecodeSpec, min_short_px: int | None) -> DecodedImage:
+def _decode_jpeg_file(
+    data: bytes, spec: DecodeSpec, wanted_size: WantedSize | None
+) -> DecodedImage:
     header = read_frame(data)
     if header.marker == JPEG_LS or header.precision > 8:  # beyond Pillow
         image_HWC = decode_deep_jpeg(data, header, spec)
@@ -107,9 +109,16 @@ def _decode_jpeg_file(data: bytes, spec: DecodeSpec, min_short_px: int | None) -
     source = open_raster(data, "JPEG")
     size = source.size  # Pillow makes it that of the pixels, where it scales them
     _check_size(*size, spec)
-    divisor = scale_by_dct(size, min_short_px)
+    orientation = exif_orientation(source)
+    swaps_sides = orientation in _SWAPS_SIDES
+    wanted = wanted_size(*_swapped(size, swaps_sides)) if wanted_size else None
+    divisor = scale_by_dct(size, _swapped(wanted, swaps_sides) if wanted else None)
     image_HWC = decode_jpeg(source, data, header, divisor, spec)
-    return _turned(image_HWC, size, exif_orientation(source))
+    return _turned(image_HWC, size, orientation)
+
+
+def _swapped(size: tuple[int, int], swaps_sides: bool) -> tuple[int, int]:
+    return size[::-1] if swaps_sides else size
 
 
 def _is_beyond_pillow(tags: TiffTags, spec: DecodeSpec) -> bool:

@@ -46,11 +46,12 @@ _LEFT_TO_PILLOW: Final = re.compile(
 _UNSUPPORTED: Final = re.compile("unsupported jpeg (process|data precision)", re.IGNORECASE)
 
 
-def scale_by_dct(size: tuple[int, int], min_short_px: int | None) -> int:
-    """Return by how much to divide the size: the most that leaves the short side `min_short_px`."""
-    if min_short_px is None:
+def scale_by_dct(size: tuple[int, int], wanted: tuple[int, int] | None) -> int:
+    """Return by how much to divide width and height: the most that leaves each what is wanted."""
+    if wanted is None:
         return 1
-    return next((n for n in _DIVISORS if min(size) >= n * min_short_px), 1)
+    most = min(size[0] / wanted[0], size[1] / wanted[1])
+    return next((n for n in _DIVISORS if most >= n), 1)
 
 
 def decode_jpeg(

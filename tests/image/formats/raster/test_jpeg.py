@@ -11,7 +11,7 @@ from imgcls.errors import CorruptImageError, DecodeError
 from imgcls.image.decode import decode
 from imgcls.image.decoders.pool import DecoderPool
 from imgcls.image.spec import DecodeSpec, PreprocessSpec
-from tests.image.encoders import lossless_jpeg, segment
+from tests.image.encoders import lossless_jpeg, segment, short_side
 
 
 def jpeg(mode: str, size: tuple[int, int], **options: Any) -> bytes:
@@ -39,7 +39,7 @@ def test_whole_files_give_pillows_pixels(
     min_short_px: int | None,
 ) -> None:
     data = jpeg(mode, size, subsampling=subsampling, progressive=progressive)
-    [found] = decode(data, DecodeSpec(color=color), min_short_px=min_short_px)
+    [found] = decode(data, DecodeSpec(color=color), wanted_size=short_side(min_short_px))
     expected = Image.open(io.BytesIO(data))
     if min_short_px:
         divisor = max(n for n in (1, 2, 4, 8) if min(size) >= n * min_short_px)
@@ -81,8 +81,8 @@ def test_what_only_pillow_decodes_keeps_its_size_when_scaled() -> None:
     scan = data.index(b"\xff\xda")
     after = data.index(b"\xff\xc4", scan)  # the tables of the next scan
     odd = data[:after] + data[scan:after] + data[after:]  # the same scan again: "inconsistent"
-    [found] = decode(odd, DecodeSpec(), min_short_px=50)
-    [expected] = decode(data, DecodeSpec(), min_short_px=50)
+    [found] = decode(odd, DecodeSpec(), wanted_size=short_side(50))
+    [expected] = decode(data, DecodeSpec(), wanted_size=short_side(50))
     assert (found.width_px, found.height_px) == (600, 431)
     np.testing.assert_array_equal(found.image_HWC, expected.image_HWC)
 
@@ -105,7 +105,7 @@ def test_a_lossless_jpeg_is_never_scaled(color: Any, image_px: int) -> None:
         assert pool.pids() == pids
     assert [result.error for result in results] == [None] * len(results)
     for data, stored in zip(files, (GRADIENT, image_HWC), strict=True):
-        [found] = decode(data, spec, min_short_px=image_px)
+        [found] = decode(data, spec, wanted_size=short_side(image_px))
         assert found.image_HWC.shape[:2] == stored.shape[:2]
         if stored.shape[2] == 1 or color == "rgb":
             np.testing.assert_array_equal(
@@ -128,7 +128,7 @@ def test_the_size_of_the_model_decides_no_status(hostile_files: list[Any]) -> No
 
 def status_of(data: bytes, min_short_px: int | None = None) -> str:
     try:
-        decode(data, DecodeSpec(), min_short_px=min_short_px)
+        decode(data, DecodeSpec(), wanted_size=short_side(min_short_px))
     except DecodeError as error:
         return error.status
     return "ok"

@@ -1,6 +1,6 @@
 """Antialiased bilinear resampling of a box of an image.
 
-In: uint8 [H,W,C] and a box in its coordinates. Out: uint8 [P,P,C]. Invariant: fixed-point
+In: uint8 [H,W,C] and a box in its coordinates. Out: uint8 [Y,X,C]. Invariant: fixed-point
 arithmetic whose SIMD and plain versions agree, so equal pixels on every CPU; a pixel near the edge
 of the box sees its neighbours beyond it.
 
@@ -23,22 +23,26 @@ _of_thread = threading.local()  # a resizer keeps buffers: one per thread
 
 
 def resample(
-    image_HWC: npt.NDArray[np.uint8], box: tuple[float, float, float, float], side_px: int
+    image_HWC: npt.NDArray[np.uint8],
+    box: tuple[float, float, float, float],
+    out_width_px: int,
+    out_height_px: int,
 ) -> npt.NDArray[np.uint8]:
-    """Resample `box` (left, top, right, bottom) to `side_px` by `side_px` pixels.
+    """Resample `box` (left, top, right, bottom) to `out_width_px` by `out_height_px` pixels.
 
     Args:
         image_HWC: uint8 [H,W,C], C 1 or 3.
         box: in pixels of `image_HWC`, fractions allowed.
-        side_px: side of the result.
+        out_width_px: width of the result.
+        out_height_px: height of it.
 
     Returns:
-        uint8 [P,P,C].
+        uint8 [Y,X,C].
     """
     height_px, width_px, num_channels = image_HWC.shape
     pixel_type = _PIXEL_TYPES[num_channels]
     source = cr.ImageData(width_px, height_px, pixel_type, image_HWC.tobytes())
-    target = cr.ImageData(side_px, side_px, pixel_type)
+    target = cr.ImageData(out_width_px, out_height_px, pixel_type)
     left, top, right, bottom = box
     options = cr.ResizeOptions(
         _BILINEAR,
@@ -51,7 +55,7 @@ def resample(
         _of_thread.resizer = cr.Resizer()
     _of_thread.resizer.resize(source, target, options)
     crop = np.frombuffer(target.get_buffer(), np.uint8)
-    return crop.reshape(side_px, side_px, num_channels)
+    return crop.reshape(out_height_px, out_width_px, num_channels)
 
 
 def box_side(start: float, end: float, in_px: int) -> float:
