@@ -146,6 +146,13 @@ class Handler(BaseHTTPRequestHandler):
             data = gzip.decompress(data)
         elif blob.encoding:
             headers["Content-Encoding"] = blob.encoding
+        if span := self.headers.get("Range"):
+            start, end = map(int, span.removeprefix("bytes=").split("-"))
+            if start >= len(data):
+                return self._error(416, "InvalidRange")
+            part = data[start : end + 1]
+            headers["Content-Range"] = f"bytes {start}-{start + len(part) - 1}/{len(data)}"
+            return self._reply(206, part, headers)
         return self._reply(200, data, headers)
 
     def _place(self) -> tuple[str, str | None]:

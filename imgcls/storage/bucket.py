@@ -13,8 +13,25 @@ from imgcls.storage.requests.retry import StoreHealth
 
 
 @dataclass(frozen=True, slots=True)
+class Span:
+    """Bytes of an object: from `start` on, at most `num_bytes`, fewer where it ends before."""
+
+    start: int
+    num_bytes: int
+
+    @property
+    def header(self) -> str:
+        """The same in HTTP (RFC 9110, section 14.1.2)."""
+        return f"bytes={self.start}-{self.start + self.num_bytes - 1}"
+
+    def length_in(self, size_bytes: int) -> int:
+        """Return how many bytes of an object of this size there are."""
+        return max(0, min(self.num_bytes, size_bytes - self.start))
+
+
+@dataclass(frozen=True, slots=True)
 class Fetched:
-    """A whole object, and the etag of exactly these bytes."""
+    """A whole object or the bytes of a span, and the etag of the object they are of."""
 
     data: bytes
     etag: str
@@ -58,8 +75,17 @@ class Bucket(Protocol):
         """Where the store is, for messages."""
         ...
 
-    async def get(self, key: str, etag: str | None, version_id: str | None) -> Fetched:
-        """Read one object whole, as the version with this etag or version id where given."""
+    async def get(
+        self, key: str, etag: str | None, version_id: str | None, span: "Span | None" = None
+    ) -> Fetched:
+        """Read one object, as the version with this etag or version id where given.
+
+        Args:
+            key: its name.
+            etag: read only this version.
+            version_id: read this version.
+            span: read these bytes alone, where the object has them; default all.
+        """
         ...
 
     async def head(self, key: str) -> ObjectInfo:

@@ -1,4 +1,4 @@
-"""Data plane: many whole objects, many at a time.
+"""Data plane: many objects, whole or a span of each, many at a time.
 
 In: an iterable of requests, pulled as there is room. Out: (index, bytes or error) in order of
 completion.
@@ -22,7 +22,7 @@ from imgcls.errors import (
     ObjectUnreadableError,
     StorageError,
 )
-from imgcls.storage.bucket import Bucket
+from imgcls.storage.bucket import Bucket, Span
 from imgcls.storage.requests.adaptive_limit import AdaptiveLimit
 from imgcls.storage.requests.background_loop import background_loop, on_background_loop, submit
 from imgcls.storage.requests.retry import retried
@@ -45,6 +45,8 @@ class GetRequest:
     uri: str
     etag: str | None = None
     version_id: str | None = None
+    span: Span | None = None
+    """Read these bytes alone; default the whole object."""
 
 
 def get_many(
@@ -192,7 +194,7 @@ class _Transfer:
         fetched = await retried(
             lambda: f"read {request.uri!r} at {bucket.endpoint}",
             bucket.health,
-            lambda: bucket.get(key, request.etag, request.version_id),
+            lambda: bucket.get(key, request.etag, request.version_id, request.span),
             renew=bucket.renew,
             on_slow_down=self._limit.slow_down,
         )
@@ -202,7 +204,9 @@ class _Transfer:
     async def _read_local(self, request: GetRequest, path: str) -> bytes:
         if self._readers is None:
             self._readers = ThreadPoolExecutor(self._limit.current, "imgcls-read")
-        data, etag = await self._loop.run_in_executor(self._readers, local.read_with_etag, path)
+        data, etag = await self._loop.run_in_executor(
+            self._readers, local.read_with_etag, path, request.span
+        )
         if request.etag is not None and local.without_inode(request.etag) != etag:
             raise ObjectChangedError(f"{path} is no longer version {request.etag}")
         return data

@@ -8,6 +8,7 @@ import pytest
 from imgcls.demo.embedded_s3 import EmbeddedS3
 from imgcls.errors import AccessDeniedError, ConfigError, ObjectChangedError, ObjectMissingError
 from imgcls.storage import resolver
+from imgcls.storage.bucket import Span
 from imgcls.storage.bulk_get import GetRequest, get_many
 from imgcls.storage.objects import head, put
 from imgcls.storage.uri import join, split_uri
@@ -120,3 +121,21 @@ def test_version_id_reads_that_version(s3_environment: EmbeddedS3, s3_bucket: st
     assert list(get_many([GetRequest(0, uri, version_id=old)])) == [(0, b"old")]
     assert list(get_many([GetRequest(0, uri)])) == [(0, b"new")]
     assert head(uri).version_id != old
+
+
+@pytest.mark.parametrize("name", ["plain", "odd//name"])
+def test_a_span_of_an_object_is_read_and_no_more(root: str, name: str) -> None:
+    if "//" in name and "://" not in root:
+        pytest.skip("a disk has no such name")
+    uri = f"{root}/{name}"
+    etag = put(uri, bytes(range(200)))
+    spans = [Span(0, 10), Span(190, 50), Span(5, 1), Span(200, 5)]
+    requests = [GetRequest(i, uri, etag, span=span) for i, span in enumerate(spans)]
+    results = dict(get_many(requests))
+    assert results[0] == bytes(range(10))
+    assert results[1] == bytes(range(190, 200))
+    assert results[2] == bytes([5])
+    # Where a store has no bytes there, that is another object than was meant, or none at all.
+    assert results[3] == b"" or isinstance(results[3], ObjectChangedError)
+    put(uri, b"overwritten")
+    assert isinstance(dict(get_many(requests[:1]))[0], ObjectChangedError)

@@ -43,6 +43,7 @@ _BAD_CERTIFICATE = re.compile(r"InvalidCertificate\(\s*(\w+)")
 _URL = re.compile(r"https?://\S+|location .* not found")
 _ON_THE_WAY = re.compile(r"Error performing|HTTP error")
 _SLOW_DOWN_STATUSES = (429, 503)
+_NO_SUCH_BYTES = re.compile(r"Wanted range starting at")
 _MAX_REASON = 300
 
 
@@ -76,6 +77,8 @@ def from_status(status: int, code: str, reason: str, what: str) -> ImgclsError |
         return ObjectMissingError(f"{what}: no such object")
     if status == 412:
         return ObjectChangedError(f"{what}: not the version that was asked for")
+    if status == 416:
+        return ObjectChangedError(f"{what}: it ends before the bytes that were asked for")
     return StorageError(f"{what}: {reason}")
 
 
@@ -89,7 +92,7 @@ def from_obstore(error: Exception, what: str) -> ImgclsError | TransientError:
     # Not the whole text where it can be helped: the name of the object is in it.
     code = reply[1] if reply else _URL.sub("", text)
     match = _STATUS.search(text)
-    status = int(match[1]) if match else 0
+    status = int(match[1]) if match else 416 if _NO_SUCH_BYTES.search(text) else 0
     if isinstance(error, FileNotFoundError):
         status = 404
     elif isinstance(error, exceptions.UnauthenticatedError):

@@ -20,6 +20,7 @@ from imgcls.storage.bucket import (
     Fetched,
     Folder,
     IfMatch,
+    Span,
     WriteCondition,
     has_dot_segment,
     quoted,
@@ -52,17 +53,19 @@ class AzureBucket:
         """Where the store is, for messages."""
         return self._account.url
 
-    async def get(self, key: str, etag: str | None, version_id: str | None) -> Fetched:
-        """Read one object whole, by the faster client where it can name the key."""
+    async def get(
+        self, key: str, etag: str | None, version_id: str | None, span: Span | None = None
+    ) -> Fetched:
+        """Read one object, by the faster client where it can name the key."""
         what = self._what("read", key)
         try:
             if obstore_get.can_name(key) and obstore_get.is_alive():
                 if self._store is None:
                     self._store = self._account.obstore(self._container)
-                return await obstore_get.get(self._store, key, what, etag, version_id)
+                return await obstore_get.get(self._store, key, what, etag, version_id, span)
             with _translated(what):
                 return await self._account.call(
-                    self._container, lambda client: _get_whole(client, key, etag)
+                    self._container, lambda client: _get(client, key, etag, span)
                 )
         except ObjectChangedError:
             # Azurite answers the same where there is nothing to match.
@@ -182,11 +185,13 @@ def _entry(root: str, blob: BlobProperties) -> ObjectInfo | Skipped:
     )
 
 
-def _get_whole(client: ContainerClient, key: str, etag: str | None) -> Fetched:
+def _get(client: ContainerClient, key: str, etag: str | None, span: Span | None) -> Fetched:
     """Read a blob in one request, by the slower client."""
     condition: dict[str, Any] = {}
     if etag is not None:
         condition = {"etag": quoted(etag), "match_condition": MatchConditions.IfNotModified}
+    if span is not None:
+        condition |= {"offset": span.start, "length": span.num_bytes}
     reply = client.get_blob_client(key).download_blob(**condition)
     return Fetched(reply.readall(), unquoted(reply.properties.etag))
 

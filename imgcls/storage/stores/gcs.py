@@ -21,6 +21,7 @@ from imgcls.storage.bucket import (
     Fetched,
     Folder,
     IfMatch,
+    Span,
     WriteCondition,
     has_dot_segment,
     quoted,
@@ -51,8 +52,10 @@ class GcsBucket:
         """Where the store is, for messages."""
         return self._account.endpoint
 
-    async def get(self, key: str, etag: str | None, version_id: str | None) -> Fetched:
-        """Read one object whole, by the faster client where it can name the key.
+    async def get(
+        self, key: str, etag: str | None, version_id: str | None, span: Span | None = None
+    ) -> Fetched:
+        """Read one object, by the faster client where it can name the key.
 
         The generation is not asked for beside an ETag: one that was overwritten is "not there" to
         Google, and what we want to know is that it changed.
@@ -62,9 +65,11 @@ class GcsBucket:
         if obstore_get.can_name(key) and obstore_get.is_alive():
             if self._store is None:
                 self._store = self._account.obstore(self._bucket)
-            return await obstore_get.get(self._store, key, what, etag, version)
+            return await obstore_get.get(self._store, key, what, etag, version, span)
         query = {"generation": version} if version else None
-        headers = {"If-Match": quoted(etag)} if etag is not None else None
+        headers = {"If-Match": quoted(etag)} if etag is not None else {}
+        if span is not None:
+            headers["Range"] = span.header
         reply = await self._call("GET", key, what, query=query, headers=headers)
         return Fetched(reply.body, unquoted(reply.headers.get("ETag")))
 

@@ -23,6 +23,7 @@ from imgcls.errors import (
     ObjectUnreadableError,
     StorageError,
 )
+from imgcls.storage.bucket import Span
 from imgcls.storage.info import ObjectInfo
 from imgcls.storage.stores.local_listing import (
     TEMP_PREFIX,
@@ -61,16 +62,19 @@ def head(path: str) -> ObjectInfo:
         return info_of(path, status)
 
 
-def read_with_etag(path: str) -> tuple[bytes, str]:
-    """Read one whole file and the etag of what was read."""
+def read_with_etag(path: str, span: Span | None = None) -> tuple[bytes, str]:
+    """Read one whole file, or a span of it, and the etag of what was read."""
     # Not to block: it might be a pipe, which gives no end of file as long as nobody writes.
     with _errors("read", path), open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:  # noqa: PTH123  (a descriptor)
         before = os.fstat(file.fileno())
         if not stat.S_ISREG(before.st_mode):
             raise ObjectMissingError(f"read {path}: not a regular file")
-        data = file.read()
+        if span is not None:
+            file.seek(span.start)
+        data = file.read(-1 if span is None else span.num_bytes)
         after = os.fstat(file.fileno())
-    if etag_of(before) != etag_of(after) or len(data) != after.st_size:
+    expected = after.st_size if span is None else span.length_in(after.st_size)
+    if etag_of(before) != etag_of(after) or len(data) != expected:
         raise ObjectChangedError(f"read {path}: somebody wrote to it meanwhile")
     return data, etag_of(after)
 

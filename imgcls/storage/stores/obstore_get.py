@@ -1,7 +1,7 @@
 """One GET by obstore, the fast client, for every store it knows.
 
-In: an obstore store and a key that it can name. Out: the whole object. Invariant: fewer bytes than
-promised are an error, never data.
+In: an obstore store and a key that it can name. Out: the whole object, or a span of
+it. Invariant: fewer bytes than promised are an error, never data.
 """
 
 import os
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import obstore
 from obstore.exceptions import BaseError
 
-from imgcls.storage.bucket import Fetched, quoted, unquoted
+from imgcls.storage.bucket import Fetched, Span, quoted, unquoted
 from imgcls.storage.requests.failures import from_obstore
 from imgcls.storage.requests.retry import TransientError
 
@@ -77,8 +77,9 @@ async def get(
     what: str,
     etag: str | None,
     version_id: str | None,
+    span: Span | None = None,
 ) -> Fetched:
-    """Read one object whole.
+    """Read one object whole, or a span of it.
 
     Raises:
         ObjectMissingError, ObjectChangedError, AccessDeniedError, ConfigError, StorageError: final.
@@ -91,12 +92,15 @@ async def get(
         options["if_match"] = quoted(etag)
     if version_id is not None:
         options["version"] = version_id
+    if span is not None:
+        options["range"] = (span.start, span.start + span.num_bytes)
     try:
         result = await obstore.get_async(store, key, options=options)
         data = (await result.bytes_async()).to_bytes()
     except ERRORS as error:
         raise from_obstore(error, what) from error
     meta = result.meta
-    if len(data) != meta["size"]:
-        raise TransientError(f"truncated body: {len(data)} of {meta['size']} bytes")
+    expected = meta["size"] if span is None else span.length_in(meta["size"])
+    if len(data) != expected:
+        raise TransientError(f"truncated body: {len(data)} of {expected} bytes")
     return Fetched(data, unquoted(meta["e_tag"]))

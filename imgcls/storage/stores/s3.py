@@ -24,7 +24,7 @@ from botocore.parsers import (  # type: ignore[import-untyped]  # as above
 from urllib3.exceptions import HTTPError
 
 from imgcls.errors import ConfigError, ObjectChangedError, ObjectExistsError, StorageError
-from imgcls.storage.bucket import Fetched, Folder, IfMatch, WriteCondition, quoted, unquoted
+from imgcls.storage.bucket import Fetched, Folder, IfMatch, Span, WriteCondition, quoted, unquoted
 from imgcls.storage.info import FOLDER_MARKER, ObjectInfo, Skipped
 from imgcls.storage.requests.failures import from_botocore
 from imgcls.storage.requests.retry import StoreHealth, TransientError
@@ -51,20 +51,24 @@ class S3Bucket:
         """Where the store is, for messages."""
         return self._account.endpoint
 
-    async def get(self, key: str, etag: str | None, version_id: str | None) -> Fetched:
-        """Read one object whole, by the faster client where it can name the key."""
+    async def get(
+        self, key: str, etag: str | None, version_id: str | None, span: Span | None = None
+    ) -> Fetched:
+        """Read one object, by the faster client where it can name the key."""
         what = self._what("read", key)
         if obstore_get.can_name(key) and obstore_get.is_alive():
             store = self._account.built_obstore(self._bucket)
             if store is None:
                 with _translated(what):
                     store = await self._account.obstore(self._bucket)
-            return await obstore_get.get(store, key, what, etag, version_id)
+            return await obstore_get.get(store, key, what, etag, version_id, span)
         request: dict[str, Any] = {"Bucket": self._bucket, "Key": key}
         if etag is not None:
             request["IfMatch"] = quoted(etag)
         if version_id is not None:
             request["VersionId"] = version_id
+        if span is not None:
+            request["Range"] = span.header
         with _translated(what):
             reply, data = await self._account.call(_get_whole, request)
         if len(data) != reply["ContentLength"]:
