@@ -23,6 +23,7 @@ import numpy as np
 import pyarrow as pa
 import simplejpeg
 import torch
+from torch import Tensor
 
 from imgcls.bench.agreement import PeakMemory, label_agreement
 from imgcls.bench.table import Side, as_text, measure, tabulate
@@ -182,7 +183,7 @@ def make_untrained(arch: str, image_px: int, images: list[bytes]) -> Bundle:
         torch.manual_seed(0)
         model = build_model(arch, NUM_CLASSES, image_px=image_px).eval()
         _, head = find_head(model)
-        if head.bias is not None:
+        if isinstance(head.bias, Tensor):
             head.bias[0] += 10
     crops = [decode_one(data, DecodeSpec(), spec)[0].x_CHW for data in images[:NUM_GOLDEN]]
     golden_x_BCHW = torch.from_numpy(np.stack(crops))

@@ -16,6 +16,7 @@ from imgcls.config.choices import value_of
 from imgcls.errors import ConfigError
 
 SCHEMES = ("s3", "gs", "az")
+LOCAL_DIR = "local-dir:"  # how timm writes a folder of weights
 WEIGHTS_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
@@ -70,6 +71,8 @@ def canonical_glob(text: str, folder: str) -> str:
 
 def canonical_weights(text: str, folder: str) -> str:
     """Return a name of published weights as it is, and anything else as `canonical_uri`."""
+    if text.startswith(LOCAL_DIR):
+        return canonical_path(text.removeprefix(LOCAL_DIR), folder)
     is_place = "/" in text or "@" in text or text.lower().endswith(WEIGHTS_SUFFIXES)
     return canonical_uri(text, folder) if is_place else text
 

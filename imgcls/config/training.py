@@ -30,7 +30,8 @@ class TrainConfig(ListingOptions):
     name: str
     """Name of the model in the registry."""
     arch: str = "resnet18"
-    """simple_cnn, or any torchvision classification architecture by name."""
+    """simple_cnn, any torchvision classification architecture by name, or timm:NAME for one of
+    timm's."""
     epochs: int = 20
     """Passes over the training split."""
     batch_size: int = 32
@@ -87,9 +88,10 @@ class TrainConfig(ListingOptions):
     freeze_stages: int = 0
     """Stages of the network, from the image on, whose weights and batch statistics stay."""
     weights: WeightsUri = ""
-    """Weights to start from: a name of torchvision's, such as DEFAULT; a bundle, as
-    REGISTRY/NAME@v1; or a .safetensors or .pt file. The last layer is always new. The first two
-    bring the mean and spread they were trained with; else those of DATA are measured.
+    """Weights to start from: a name of torchvision's or a tag of timm's, such as DEFAULT; a folder
+    of timm's (config.json and weights); a bundle, as REGISTRY/NAME@v1; or a .safetensors or .pt
+    file. The last layer is always new. All but the last bring the mean and spread they were trained
+    with; else those of DATA are measured.
     """
     max_grad_norm: float = 0.0
     """Longest gradient vector of a step; longer ones are scaled down. 0 for no limit."""

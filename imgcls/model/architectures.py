@@ -1,18 +1,19 @@
 """Architectures by name.
 
-In: arch, number of classes, channels, image size. Out: a module, float32 [B,C,P,P] -> logits_BK.
-Invariant: the module is a function of exactly these four values, so a bundle that holds them can be
-built again; its initial weights depend on torch's seed alone. Auxiliary heads (googlenet,
-inception_v3) are never built.
+In: arch, number of classes, channels, image size, options of a model made elsewhere. Out: a module,
+float32 [B,C,H,W] -> logits_BK. Invariant: the module is a function of exactly these values, so a
+bundle that holds them can be built again; its initial weights depend on torch's seed alone.
+Auxiliary heads (googlenet, inception_v3) are never built.
 """
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
 
 from imgcls.errors import ConfigError
+from imgcls.model import timm_archs
 
 DEFAULT_IMAGE_PX = 224
 SIMPLE_CNN = "simple_cnn"
@@ -84,7 +85,7 @@ def list_archs() -> list[str]:
 
 
 def check_arch(arch: str) -> None:
-    """Refuse a name that is not an architecture.
+    """Refuse a name that is no architecture.
 
     Raises:
         ConfigError: unknown; names the closest matches.
@@ -92,29 +93,43 @@ def check_arch(arch: str) -> None:
     # Importing torchvision takes 165 MiB and half a second, by way of torch's compiler.
     if arch == SIMPLE_CNN:
         return
+    if timm_archs.is_timm(arch):
+        timm_archs.refuse_unknown(arch)
+        return
     archs = list_archs()
     if arch in archs:
         return
     close = difflib.get_close_matches(arch.lower(), archs, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(close)}?" if close else f"for example {', '.join(archs[:4])}"
-    raise ConfigError(f"unknown arch {arch!r}; {hint} ({len(archs)} are known)")
+    raise ConfigError(
+        f"unknown arch {arch!r}; {hint} ({len(archs)} are known, and timm's as timm:NAME)"
+    )
 
 
-def check_input_size(arch: str, image_px: int | tuple[int, int]) -> None:
+def check_input_size(
+    arch: str,
+    image_px: int | tuple[int, int],
+    *,
+    in_channels: int = 3,
+    options: Mapping[str, Any] | None = None,
+) -> None:
     """Refuse a size of the input that the architecture cannot take.
 
     Raises:
         ConfigError: too small, or no multiple of what the architecture needs; unknown arch.
     """
     check_arch(arch)
+    size_px = to_size(image_px)
+    if timm_archs.is_timm(arch):
+        timm_archs.refuse_size(arch, size_px, in_channels, options or {})
+        return
     min_px = _by_prefix(_MIN_IMAGE_PX, arch)
-    height_px, width_px = _height_width(image_px)
-    if arch.startswith("vit_") and height_px != width_px:
-        raise ConfigError(f"{arch} takes square images only, not {height_px}x{width_px}")
-    for side_px in (height_px, width_px):
-        if side_px < min_px:
-            raise ConfigError(f"{arch} needs images of at least {min_px} px, image_px is {side_px}")
-        multiple = _by_prefix(_IMAGE_PX_MULTIPLE, arch)
+    if min(size_px) < min_px:
+        raise ConfigError(
+            f"{arch} needs images of at least {min_px} px, image_px is {min(size_px)}"
+        )
+    multiple = _by_prefix(_IMAGE_PX_MULTIPLE, arch)
+    for side_px in size_px:
         if side_px % multiple:
             below = side_px // multiple * multiple
             sizes = f"{below} or {below + multiple}" if below else f"{multiple}"
@@ -122,9 +137,27 @@ def check_input_size(arch: str, image_px: int | tuple[int, int]) -> None:
                 f"{arch} needs an image_px that is a multiple of {multiple}, not {side_px}; "
                 f"take {sizes}"
             )
+    if arch.startswith("vit_") and size_px[0] != size_px[1]:
+        raise ConfigError(
+            f"{arch} takes square images only, not {timm_archs.shown_size(size_px)}; timm's do "
+            "others, such as timm:vit_base_patch16_224"
+        )
 
 
-def _height_width(image_px: int | tuple[int, int]) -> tuple[int, int]:
+def default_size(arch: str) -> tuple[int, int]:
+    """Return the height and width (pixels) that an architecture was made for.
+
+    Raises:
+        ConfigError: unknown arch.
+    """
+    if not timm_archs.is_timm(arch):
+        return DEFAULT_IMAGE_PX, DEFAULT_IMAGE_PX
+    _, height_px, width_px = timm_archs.input_config(arch)["input_size"]
+    return height_px, width_px
+
+
+def to_size(image_px: int | tuple[int, int]) -> tuple[int, int]:
+    """Return height and width in pixels."""
     return (image_px, image_px) if isinstance(image_px, int) else image_px
 
 
@@ -138,48 +171,62 @@ def build_model(
     *,
     in_channels: int = 3,
     image_px: int | tuple[int, int] = DEFAULT_IMAGE_PX,
+    options: Mapping[str, Any] | None = None,
 ) -> nn.Module:
     """Build an architecture with new weights from torch's seed.
 
     Args:
-        arch: One of `list_archs()`.
+        arch: One of `list_archs()`, or `timm:NAME`.
         num_classes: Outputs of the last layer.
         in_channels: 3, or 1. For 1 channel the stem convolution's weights are summed over their
             three input channels: what they would do to the grey image on all three.
-        image_px: Height and width of the images the model will see, in pixels; one number for
-            squares. Only vit_* and maxvit_* have tensors that depend on it.
+        image_px: Side of the images the model will see, in pixels, or height and width. Only
+            vit_*, maxvit_* and some of timm's have tensors that depend on it.
+        options: Further arguments that an imported model was built with.
 
     Raises:
         ConfigError: unknown arch, or an image size that it cannot take.
     """
-    height_px, width_px = _height_width(image_px)
-    check_input_size(arch, image_px)
     assert in_channels in (1, 3), f"in_channels {in_channels}"
+    size_px = to_size(image_px)
+    if timm_archs.is_timm(arch):  # what size it takes was checked by a pass, when it was planned
+        timm_archs.refuse_unknown(arch)
+        return timm_archs.build(
+            arch, num_classes, in_channels=in_channels, size_px=size_px, options=options or {}
+        )
+    check_input_size(arch, size_px)
     if arch == SIMPLE_CNN:
         return SimpleCnn(num_classes, in_channels)
-    options: dict[str, Any] = {"weights": None, "num_classes": num_classes}
+    arguments: dict[str, Any] = {"weights": None, "num_classes": num_classes}
     if arch in ("googlenet", "inception_v3"):
         # transform_input undoes ImageNet's normalisation, as their published weights expect; it
         # indexes three channels. init_weights=True draws truncated normals through scipy, slowly.
-        options |= {"aux_logits": False, "init_weights": False, "transform_input": in_channels == 3}
+        arguments |= {
+            "aux_logits": False,
+            "init_weights": False,
+            "transform_input": in_channels == 3,
+        }
     if arch.startswith("vit_"):
-        options["image_size"] = height_px
+        arguments["image_size"] = size_px[0]
     if arch.startswith("maxvit_"):
-        options["input_size"] = (height_px, width_px)
+        arguments["input_size"] = size_px
     import torchvision
 
-    model: nn.Module = torchvision.models.get_model(arch, **options)
+    model: nn.Module = torchvision.models.get_model(arch, **arguments)
     if in_channels == 1:
         _sum_stem_channels(model)
     return model
 
 
-def find_head(model: nn.Module) -> tuple[str, nn.Linear | nn.Conv2d]:
+def find_head(model: nn.Module) -> tuple[str, nn.Module]:
     """Return the dotted name and the module of the last layer, which maps the embedding to logits.
 
-    It is the last linear or convolution layer in the order of definition: a Linear everywhere but
-    in squeezenet, whose last layer is a 1x1 convolution.
+    It is the one that timm names; in others the last linear or convolution layer in the order of
+    definition: a Linear everywhere but in squeezenet, whose last layer is a 1x1 convolution.
     """
+    named = timm_archs.head_of(model)
+    if named is not None:
+        return next((name, module) for name, module in model.named_modules() if module is named)
     head = [
         (name, module)
         for name, module in model.named_modules()

@@ -1,9 +1,9 @@
-"""Start from weights that somebody trained: torchvision's by name, a bundle's, or a file's.
+"""Start from weights that somebody trained: published by name, a bundle's, a folder's or a file's.
 
 In: a new model and where its weights come from. Out: the same model with all but its head loaded,
 and what was loaded. Invariants: every tensor outside the head comes from there, or nothing does: a
 model that is half pretrained and half random is refused; weights meet pixels normalised as they
-were when the weights were trained, where that is known (torchvision, bundles).
+were when the weights were trained, where that is known (torchvision, timm, bundles).
 """
 
 import io
@@ -11,6 +11,7 @@ import pickle
 import re
 from collections import OrderedDict
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import safetensors
@@ -23,10 +24,20 @@ from torchvision.models.vision_transformer import VisionTransformer, interpolate
 from imgcls.config.paths import WEIGHTS_SUFFIXES
 from imgcls.data.class_names import enumerate_names
 from imgcls.errors import ConfigError, ObjectMissingError
-from imgcls.model.architectures import SIMPLE_CNN, find_head, find_stem, sum_input_channels
+from imgcls.model import timm_archs
+from imgcls.model.architectures import (
+    DEFAULT_IMAGE_PX,
+    SIMPLE_CNN,
+    find_head,
+    find_stem,
+    sum_input_channels,
+    to_size,
+)
 from imgcls.model.bundle import BundleFacts, read_bundle, read_facts
 from imgcls.model.registry import resolve
 from imgcls.storage import objects
+from imgcls.storage.json_text import parse_object
+from imgcls.storage.uri import is_local
 
 # Under these keys training scripts keep the weights beside the optimizer; in order of preference.
 _NESTED_KEYS = ("model_ema", "state_dict", "model")
@@ -58,7 +69,12 @@ class LoadedWeights:
 
 
 def load_weights(
-    model: nn.Module, arch: str, weights: str, *, keep_head: bool = False
+    model: nn.Module,
+    arch: str,
+    weights: str,
+    *,
+    keep_head: bool = False,
+    image_px: int | tuple[int, int] = DEFAULT_IMAGE_PX,
 ) -> LoadedWeights:
     """Load pretrained weights into a model, in place.
 
@@ -68,27 +84,22 @@ def load_weights(
     Args:
         model: Built by `build_model`.
         arch: Its name.
-        weights: "DEFAULT" or another name of torchvision's weights for `arch` (downloaded at run
-            time), a bundle as REGISTRY/NAME@v1 or by its URI, or the URI of a .safetensors, .pt,
-            .pth or .bin file with a state dict.
+        weights: "DEFAULT" or another name of torchvision's weights for `arch`, or DEFAULT or a tag
+            of timm's (downloaded at run time); a folder of timm's, with config.json and weights; a
+            bundle as REGISTRY/NAME@v1 or by its URI; or the URI of a .safetensors, .pt, .pth or
+            .bin file with a state dict.
         keep_head: Load the last layer too, for the same classes in the same order.
+        image_px: Side, or height and width, that the model was built for: timm fits positions.
 
     Raises:
         ConfigError: unknown weights, a file that is missing or holds no state dict, or tensors
             that do not fit.
     """
-    if _is_bundle(weights):
-        _read_facts(arch, weights)
-        found = dict(read_bundle(resolve(weights)).state_dict)
-    elif _is_file(weights):
-        found = _read_file(weights)
-    else:
-        found = _download(arch, weights)
     own = model.state_dict()
-    stem_name, stem = find_stem(model)
-    stem_weight = f"{stem_name}.weight"
-    if stem.in_channels == 1 and stem_weight in found and found[stem_weight].ndim == 4:
-        found[stem_weight] = sum_input_channels(found[stem_weight])
+    if timm_archs.is_timm(arch) and not _is_file(weights) and not _is_bundle(weights):
+        found = _by_timm(model, arch, weights, to_size(image_px))
+    else:
+        found = _fit_stem(model, _read(arch, weights))
     head_prefix = f"{find_head(model)[0]}."
     new_head = tuple(name for name in own if name.startswith(head_prefix) and not keep_head)
     wanted = {name: tensor for name, tensor in own.items() if name not in new_head}
@@ -102,6 +113,69 @@ def load_weights(
         new_head=new_head,
         not_used=tuple(sorted(name for name in found if name not in wanted)),
     )
+
+
+def _read(arch: str, weights: str) -> dict[str, Tensor]:
+    if _is_bundle(weights):
+        _read_facts(arch, weights)
+        return dict(read_bundle(resolve(weights)).state_dict)
+    return read_weights_file(weights) if _is_file(weights) else _download(arch, weights)
+
+
+def _fit_stem(model: nn.Module, found: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Sum a three-channel stem for a one-channel model."""
+    stem_name, stem = find_stem(model)
+    name = f"{stem_name}.weight"
+    if stem.in_channels == 1 and name in found and found[name].ndim == 4:
+        found[name] = sum_input_channels(found[name])
+    return found
+
+
+def _by_timm(
+    model: nn.Module, arch: str, weights: str, size_px: tuple[int, int]
+) -> dict[str, Tensor]:
+    """Return weights that timm publishes or that lie in a folder, fitted by timm."""
+    folder, num_classes = _folder_of(weights), None
+    if folder is not None:
+        config = read_folder_config(folder)
+        named, num_classes = config.get("architecture"), config.get("num_classes")
+        if named != arch.removeprefix(timm_archs.PREFIX).partition(".")[0]:
+            raise ConfigError(f"--weights {weights} holds a {named!r}, --arch is {arch}")
+        file = str(timm_archs.find_weights_file(folder))
+    else:
+        arch, file = _tagged(arch, weights), ""
+    in_channels = find_stem(model)[1].in_channels
+    return timm_archs.load_published(
+        arch, file, num_classes=num_classes, in_channels=in_channels, size_px=size_px
+    )
+
+
+def read_folder_config(folder: Path) -> dict[str, Any]:
+    """Return config.json of a local folder of timm or Hugging Face.
+
+    Raises:
+        ConfigError: there is none, or it is not JSON.
+    """
+    path = folder / "config.json"
+    try:
+        return parse_object(objects.read(str(path)), str(path), ConfigError)
+    except ObjectMissingError as error:
+        raise ConfigError(f"{folder} has no config.json: it is not a folder of timm's") from error
+
+
+def _tagged(arch: str, weights: str) -> str:
+    """Return timm's name of published weights: DEFAULT are those that the arch itself names."""
+    if weights == "DEFAULT":
+        return arch
+    tagged = f"{arch.partition('.')[0]}.{weights}"
+    timm_archs.refuse_unknown(tagged)
+    return tagged
+
+
+def _folder_of(weights: str) -> Path | None:
+    """Return the local folder of timm's that is meant, if one is."""
+    is_folder = "/" in weights and is_local(weights) and (Path(weights) / "config.json").is_file()
+    return Path(weights) if is_folder else None
 
 
 def normalization_of(
@@ -125,6 +199,8 @@ def normalization_of(
         mean, std = spec.mean, spec.std
     elif _is_file(weights):
         return None
+    elif timm_archs.is_timm(arch):
+        mean, std = _timm_normalization(arch, weights)
     else:
         preset = _published(arch, weights).transforms()
         mean, std = tuple(preset.mean), tuple(preset.std)
@@ -133,12 +209,23 @@ def normalization_of(
     return (mean, std) if len(mean) == num_channels else None
 
 
+def _timm_normalization(arch: str, weights: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    folder = _folder_of(weights)
+    if folder is None:
+        config = timm_archs.input_config(_tagged(arch, weights))
+    else:
+        config = timm_archs.input_config(arch) | read_folder_config(folder).get(
+            "pretrained_cfg", {}
+        )
+    return tuple(config["mean"]), tuple(config["std"])
+
+
 def _is_file(weights: str) -> bool:
     return weights.lower().endswith(WEIGHTS_SUFFIXES)
 
 
 def _is_bundle(weights: str) -> bool:
-    return not _is_file(weights) and "/" in weights
+    return not _is_file(weights) and "/" in weights and _folder_of(weights) is None
 
 
 def _read_facts(arch: str, reference: str) -> BundleFacts:
@@ -206,7 +293,12 @@ def _download(arch: str, name: str) -> dict[str, Tensor]:
     return state
 
 
-def _read_file(uri: str) -> dict[str, Tensor]:
+def read_weights_file(uri: str) -> dict[str, Tensor]:
+    """Return the tensors by name of a .safetensors or .pt file; nothing in it is run.
+
+    Raises:
+        ConfigError: it is missing, or holds no state dict that can be read safely.
+    """
     try:
         data = objects.read(uri)
     except ObjectMissingError as error:

@@ -28,7 +28,7 @@ def initial_model(config: TrainConfig, num_classes: int, num_channels: int) -> n
         config.arch, num_classes, in_channels=num_channels, image_px=config.image_px
     )
     if config.weights:
-        loaded = load_weights(model, config.arch, config.weights)
+        loaded = load_weights(model, config.arch, config.weights, image_px=config.image_px)
         log.info("%s: %s", config.weights, loaded.summary())
     freeze(model, config.freeze_stages)
     return model

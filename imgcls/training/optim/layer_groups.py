@@ -1,15 +1,18 @@
 """The stages of a network, from the image to the head: what to freeze, what to train slowly.
 
-In: a model of any architecture. Out: its parameters in stages, in order of definition. Invariant:
-every parameter is in exactly one stage; the last stage holds the head. A block of layers as
-torchvision groups them is one stage; norms that stand alone belong to the stage before them.
+In: a model of any architecture. Out: its parameters in stages, from the image to the head.
+Invariant: every parameter is in exactly one stage; the last stage holds the head. timm says itself
+how its models are grouped; of others a block of layers as torchvision groups them is one stage.
+Norms that stand alone belong to the stage before them.
 """
 
+import itertools
 from dataclasses import dataclass, field
 
 from torch import nn
 
 from imgcls.errors import ConfigError
+from imgcls.model.timm_archs import layer_groups
 
 # Containers whose children are stages of their own, by the names torchvision gives them.
 _CONTAINERS = ("features", "blocks", "trunk_output", "layers", "encoder.layers")
@@ -27,6 +30,12 @@ class Stage:
 
 def find_stages(model: nn.Module) -> list[Stage]:
     """Return the stages from the image to the head."""
+    groups = layer_groups(model)
+    if groups is not None:
+        parameter_of = dict(model.named_parameters())
+        return [
+            Stage(_common_name(names), [parameter_of[name] for name in names]) for names in groups
+        ]
     stages: list[Stage] = []
     for name, parameter in model.named_parameters():
         key = _stage_name(name)
@@ -63,6 +72,17 @@ def to_train_mode(model: nn.Module) -> None:
         own = list(module.parameters(recurse=False))
         if own and not any(parameter.requires_grad for parameter in own):
             module.eval()
+
+
+def _common_name(names: list[str]) -> str:
+    """Return the module that all of these parameters lie in, or else that of the first."""
+    modules = [name.split(".")[:-1] or [name] for name in names]
+    shared = [parts[0] for parts in itertools.takewhile(_are_equal, zip(*modules, strict=False))]
+    return ".".join(shared or modules[0])
+
+
+def _are_equal(parts: tuple[str, ...]) -> bool:
+    return len(set(parts)) == 1
 
 
 def _stage_name(parameter_name: str) -> str:
