@@ -1,7 +1,7 @@
 """One encoded image to its crops: the very function that decoder processes run.
 
-In: encoded bytes. Out: one crop per frame. Invariant: the result depends on the bytes and the two
-specs alone.
+In: encoded bytes. Out: one crop per frame, or per tile of a frame. Invariant: the result depends on
+the bytes and the two specs alone.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -15,10 +15,10 @@ import numpy.typing as npt
 from imgcls.image.decode import iter_images
 from imgcls.image.decoded import ignore_frame
 from imgcls.image.fit.placement import resized_size
+from imgcls.image.fit.tiles import Place, cut_tiles, most_crops
 from imgcls.image.preprocess import preprocess
 from imgcls.image.spec import DecodeSpec, PreprocessSpec
 
-Place = tuple[int, int, int, int]
 Source = tuple[int, int, int | None, int, Place | None]
 
 
@@ -86,8 +86,25 @@ def decode_frames(
     Raises:
         DecodeError: as `decode_one`.
     """
+    if preprocess_spec.fit == "tiles":
+        yield from _tiles(data, decode_spec, preprocess_spec, begin_frame)
+        return
     wanted_size = partial(resized_size, spec=preprocess_spec) if decode_spec.dct_scaling else None
     images = iter_images(data, decode_spec, wanted_size, begin_frame)
     for sample, image in enumerate(images):
         x_CHW = preprocess(image.image_HWC, preprocess_spec)
         yield Crop(x_CHW, image.width_px, image.height_px, image.frame, sample)
+
+
+def _tiles(
+    data: bytes,
+    decode_spec: DecodeSpec,
+    preprocess_spec: PreprocessSpec,
+    begin_frame: Callable[[int], None],
+) -> Iterator[Crop]:
+    """Yield the tiles of each frame, which are one sample; of the picture in its full size."""
+    num_left = most_crops(decode_spec, preprocess_spec)
+    for sample, image in enumerate(iter_images(data, decode_spec, None, begin_frame)):
+        for x_CHW, place in cut_tiles(image.image_HWC, preprocess_spec, num_left):
+            yield Crop(x_CHW, image.width_px, image.height_px, image.frame, sample, place)
+            num_left -= 1

@@ -29,6 +29,8 @@ __all__ = ["Crop", "Decoded", "DecoderPool", "decode_one"]
 _MIN_IN_FLIGHT: Final = 64
 _IN_FLIGHT_PER_PROCESS: Final = 16
 _MAX_IN_FLIGHT_BYTES: Final = 256 << 20
+# Of crops that nobody has taken yet: a picture of 50 megapixels is 200 MB of tiles.
+_MAX_DONE_BYTES: Final = 256 << 20
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -182,7 +184,7 @@ class _Stream:
         self._max_in_flight = max_in_flight
         self._done: queue.SimpleQueue[tuple[Decoded, int] | _Ended] = queue.SimpleQueue()
         self._is_cancelled = False
-        self._num_in_flight = self._bytes_in_flight = 0
+        self._num_in_flight = self._bytes_in_flight = self._bytes_done = 0
         self._room = threading.Condition()
         feeder = threading.Thread(target=self._feed, name="imgcls-decode-feeder", daemon=True)
         feeder.start()
@@ -200,8 +202,10 @@ class _Stream:
                     with self._room:
                         self._num_in_flight -= 1
                         self._bytes_in_flight -= num_bytes
+                        was_full = self._bytes_done >= _MAX_DONE_BYTES
+                        self._bytes_done -= _num_bytes(decoded)
                         # In bursts: a change of threads costs as much as feeding an image does.
-                        if self._num_in_flight <= self._max_in_flight * 3 // 4:
+                        if was_full or self._num_in_flight <= self._max_in_flight * 3 // 4:
                             self._room.notify()
                     num_yielded += 1
                     yield decoded
@@ -234,6 +238,7 @@ class _Stream:
 
         def has_room() -> bool:
             fits = self._bytes_in_flight + num_bytes <= _MAX_IN_FLIGHT_BYTES
+            fits = fits and self._bytes_done < _MAX_DONE_BYTES
             return self._num_in_flight == 0 or (fits and self._num_in_flight < self._max_in_flight)
 
         with self._room:
@@ -251,10 +256,17 @@ class _Stream:
 
         def finish(result: list[Crop] | Exception) -> None:
             if isinstance(result, list):
-                self._done.put((Decoded(index, None, result, family_of(item)), len(item)))
+                decoded = Decoded(index, None, result, family_of(item))
+                with self._room:
+                    self._bytes_done += _num_bytes(decoded)
+                self._done.put((decoded, len(item)))
             elif isinstance(result, DecodeError):
                 self._done.put((Decoded(index, result, [], family_of(item)), len(item)))
             else:
                 self._done.put(_Ended(0, result))
 
         self._submit(Task(item, finish, lambda: not self._is_cancelled))
+
+
+def _num_bytes(decoded: Decoded) -> int:
+    return sum(crop.x_CHW.nbytes for crop in decoded.crops)

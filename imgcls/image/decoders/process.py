@@ -31,6 +31,7 @@ from imgcls.image.decoders.protocol import (
     pack,
     take_messages,
 )
+from imgcls.image.fit.tiles import most_crops
 from imgcls.image.spec import DecodeSpec, PreprocessSpec
 
 # Small images in one child at a time: it never waits for the parent, who serves it several at once.
@@ -38,6 +39,8 @@ NUM_SLOTS: Final = 8
 # Beyond this a child gets no second image: large ones are spread over all children.
 _MAX_QUEUED_BYTES: Final = 1 << 20
 _RECEIVE_BYTES: Final = 1 << 16
+# Of each slot, for the next image: to ask the kernel for pages again costs more than to fill them.
+_KEPT_SLOT_BYTES: Final = 4 << 20
 # Of the limit of one frame, that each frame adds to the limit of its file.
 _FRAME_FRACTION: Final = 0.2
 _KEPT_VARIABLES: Final = (
@@ -63,7 +66,7 @@ class DecoderProcess(Generic[Task]):
     def __init__(
         self, decode_spec: DecodeSpec, preprocess_spec: PreprocessSpec, memory: MemoryLimits
     ) -> None:
-        self.slot_crops = decode_spec.max_frames if decode_spec.frames == "all" else 1
+        self.slot_crops = most_crops(decode_spec, preprocess_spec)
         shape = (NUM_SLOTS, self.slot_crops, *preprocess_spec.shape_CHW)
         self.tasks: deque[tuple[Task, int, int]] = deque()  # task, slot, bytes
         self.is_ready = False
@@ -209,9 +212,9 @@ class DecoderProcess(Generic[Task]):
         self._num_answered += 1
         self._queued_bytes -= num_bytes
         crops = self._slots[slot, :num_crops].copy()
-        if num_crops > 1:  # give the memory of a long sequence back
-            slot_bytes = self._slots[slot].nbytes
-            self._forget(SLOTS_OFFSET + slot * slot_bytes, slot_bytes)
+        if crops.nbytes > _KEPT_SLOT_BYTES:  # give the memory of a long sequence back
+            start = SLOTS_OFFSET + slot * self._slots[slot].nbytes
+            self._forget(start + _KEPT_SLOT_BYTES, crops.nbytes - _KEPT_SLOT_BYTES)
         self._free_slots.append(slot)
         self._since_s = time.monotonic()
         return task, crops

@@ -79,8 +79,13 @@ def make_gpu_decoder(bundle: Bundle, device: torch.device) -> DeviceJpegDecoder:
     """Return what decodes for a bundle on a GPU.
 
     Raises:
-        ConfigError: the device is no GPU, or nvImageCodec is not installed.
+        ConfigError: the device is no GPU, nvImageCodec is not installed, or the model takes tiles.
     """
+    if bundle.preprocess_spec.fit == "tiles":
+        raise ConfigError(
+            "--gpu-decode on: this model takes pictures in tiles, which only the CPU cuts; use "
+            "--gpu-decode off"
+        )
     if device.type not in DEVICES:
         raise ConfigError(
             f"--gpu-decode on: the model runs on {device.type} here, and only a CUDA device can "
