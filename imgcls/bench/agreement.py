@@ -9,16 +9,14 @@ Legend: B batch, C channel, P image_px, N classes.
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from imgcls.evaluation.evaluate import predicted_labels
+from imgcls.inference.decision_rule import DecisionRule
 from imgcls.inference.network import Network
 from imgcls.inference.predictor import Predictor
-from imgcls.metrics.top_classes import top_label
 from imgcls.model.bundle import Bundle, to_probs
 
 _SAMPLE_EVERY_S = 0.25
@@ -41,6 +39,7 @@ def label_agreement(bundle: Bundle, predictor: Predictor, x_BCHW: torch.Tensor) 
         probability.
     """
     network = Network(bundle.to_model(), bundle.preprocess_spec, "fp32").eval()
+    rule = DecisionRule.of(bundle)
     num_equal, largest = 0, 0.0
     for start in range(0, len(x_BCHW), _EAGER_BATCH_SIZE):
         batch_BCHW = x_BCHW[start : start + _EAGER_BATCH_SIZE]
@@ -50,8 +49,7 @@ def label_agreement(bundle: Bundle, predictor: Predictor, x_BCHW: torch.Tensor) 
             part = slice(offset, offset + predictor.batch_size)
             found = predictor.predict(batch_BCHW[part])
             probs_BN = expected_BN[part].numpy()
-            expected = replace(found, probs_BN=probs_BN, label_B=top_label(probs_BN))
-            labels = (predicted_labels(each, bundle) for each in (found, expected))
+            labels = (rule.labels(found.probs_BN, found.label_B), rule.labels(probs_BN))
             num_equal += sum(one == other for one, other in zip(*labels, strict=True))
             difference = (torch.from_numpy(found.probs_BN) - expected_BN[part]).abs().max()
             largest = max(largest, float(difference))

@@ -46,10 +46,10 @@ from imgcls.errors import (
 from imgcls.image.decoders.pool import Crop, DecoderPool
 from imgcls.image.outcome import outcome_of
 from imgcls.image.versions import describe_moved
-from imgcls.inference.decision_rule import answered_labels
-from imgcls.inference.predictor import Predictions, Predictor
+from imgcls.inference.decision_rule import DecisionRule
+from imgcls.inference.predictor import Predictor
 from imgcls.logs import Progress
-from imgcls.metrics.outcomes import Tally
+from imgcls.metrics.outcomes import Outcomes
 from imgcls.metrics.threshold_report import DecisionTable
 from imgcls.model.bundle import Bundle, BundleFacts, read_bundle, read_facts
 from imgcls.model.registry import resolve
@@ -147,10 +147,10 @@ def evaluate_model(config: EvaluateConfig) -> dict[str, Any]:
         bundle.decode_spec, bundle.preprocess_spec, config.num_decoders or num_cpus
     ) as pool:
         predictor = Predictor(bundle, device=config.device, batch_size=config.batch_size)
-        tally, probs_BK = _predict(samples, pool, predictor, bundle)
+        outcomes, probs_BK = _predict(samples, pool, predictor, bundle)
     calibration, calibrated = bundle.fitted(), dict[str, Any]()
     if calibration is not None:
-        calibrated = tally.calibrated(calibration, bundle.class_names, probs_BK)
+        calibrated = outcomes.calibrated(calibration, bundle.class_names, probs_BK)
     return {
         "mode": "model",
         "model": config.model,
@@ -160,17 +160,10 @@ def evaluate_model(config: EvaluateConfig) -> dict[str, Any]:
         "split": split,
         "split_digest": dataset.split_digest,
         "same_split_as_training": None if split == "all" else same_split,
-        **tally.result(bundle.class_names, probs_BK),
+        **outcomes.result(bundle.class_names, probs_BK),
         "calibrated": calibrated,
         "moved_formats": bundle.decode_spec.moved_formats(),
     }
-
-
-def predicted_labels(predictions: Predictions, bundle: Bundle) -> list[tuple[int, ...]]:
-    """Return the class on top of each row; of a multi-label model those that `score` names."""
-    names, calibration = bundle.class_names.names, bundle.fitted()
-    read = (predictions.label_B, predictions.probs_BN, names, calibration)
-    return answered_labels(*read, multi_label=bundle.multi_label)
 
 
 def _read_data(config: EvaluateConfig, bundle: Bundle) -> Dataset:
@@ -191,22 +184,23 @@ def _read_data(config: EvaluateConfig, bundle: Bundle) -> Dataset:
 
 def _predict(
     samples: list[Sample], pool: DecoderPool, predictor: Predictor, bundle: Bundle
-) -> tuple[Tally, npt.NDArray[np.float32]]:
-    """Predict every sample; the probabilities are those of the ok rows, in the tally's order."""
-    tally, probs = Tally(bundle.multi_label), list[npt.NDArray[np.float32]]()
+) -> tuple[Outcomes, npt.NDArray[np.float32]]:
+    """Predict every sample; the probabilities are those of the ok rows, in order."""
+    rule = DecisionRule.of(bundle)
+    outcomes, probs = Outcomes(bundle.multi_label), list[npt.NDArray[np.float32]]()
     batch: list[tuple[int, Crop]] = []
 
     def flush() -> None:
         predictions = predictor.predict(np.stack([crop.x_CHW for _, crop in batch]))
-        predicted = predicted_labels(predictions, bundle)
+        predicted = rule.labels(predictions.probs_BN, predictions.label_B)
         probs.append(predictions.probs_BN[predictions.ok_B])
         for row, (index, _) in enumerate(batch):
             sample, error = samples[index], predictions.error_by_row.get(row)
             if error is None:
                 unit = sample.group or sample.uri
-                tally.add_ok(sample.labels, predicted[row], unit, sample.slice_name)
+                outcomes.add_ok(sample.labels, predicted[row], unit, sample.slice_name)
             else:
-                tally.add_failure(sample.uri, Status.MODEL_ERROR, error)
+                outcomes.add_failure(sample.uri, Status.MODEL_ERROR, error)
         batch.clear()
 
     requests = (GetRequest(index, sample.uri) for index, sample in enumerate(samples))
@@ -215,7 +209,7 @@ def _predict(
         for decoded in pool.decode_many(access.read(requests)):
             if decoded.error is not None:
                 uri = samples[decoded.index].uri
-                tally.add_failure(uri, *outcome_of(decoded.error, uri, decoded.format))
+                outcomes.add_failure(uri, *outcome_of(decoded.error, uri, decoded.format))
             for crop in decoded.crops:
                 batch.append((decoded.index, crop))
                 if len(batch) == predictor.batch_size:
@@ -223,7 +217,7 @@ def _predict(
             progress.advance(1)
         if batch:
             flush()
-    return tally, np.concatenate(probs) if probs else np.empty((0, predictor.num_classes), "f4")
+    return outcomes, np.concatenate(probs) if probs else np.empty((0, predictor.num_classes), "f4")
 
 
 def evaluate_predictions(config: EvaluateConfig) -> dict[str, Any]:
@@ -254,7 +248,7 @@ def evaluate_predictions(config: EvaluateConfig) -> dict[str, Any]:
     names_by_uri = {uri: split_label(label, multi_label) for uri, label in label_by_uri.items()}
     facts_by_digest = _read_facts(manifests)
     class_names = _known_classes(manifests, facts_by_digest, names_by_uri.values(), joined)
-    tally, decisions = Tally(multi_label), DecisionTable()
+    outcomes, decisions = Outcomes(multi_label), DecisionTable()
     for uri, rows in joined.rows_by_uri.items():
         labels = tuple(sorted(map(class_names.label_of, names_by_uri[uri])))
         for row in rows:
@@ -262,10 +256,10 @@ def evaluate_predictions(config: EvaluateConfig) -> dict[str, Any]:
                 found = row["labels"] if multi_label else [row["class_name"]]
                 predicted = tuple(sorted(map(class_names.label_of, found)))
                 unit = row_by_uri[uri].group or uri
-                tally.add_ok(labels, predicted, unit, row_by_uri[uri].slice_name)
+                outcomes.add_ok(labels, predicted, unit, row_by_uri[uri].slice_name)
                 decisions.add(row, names_by_uri[uri], unit)
             else:
-                tally.add_failure(uri, row["status"], row["error"] or "")
+                outcomes.add_failure(uri, row["status"], row["error"] or "")
     without_row = [uri for uri in label_by_uri if uri not in joined.rows_by_uri]
     return {
         "mode": "predictions",
@@ -279,7 +273,7 @@ def evaluate_predictions(config: EvaluateConfig) -> dict[str, Any]:
         "num_rows_without_label": joined.num_unlabelled,
         "rows_without_label": joined.unlabelled,
         "num_rows_superseded": joined.num_superseded,
-        **tally.result(class_names, None),
+        **outcomes.result(class_names, None),
         "decisions": decisions.result({d: f.calibration for d, f in facts_by_digest.items()}),
     }
 

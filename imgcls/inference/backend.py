@@ -32,7 +32,7 @@ from imgcls.inference.arithmetic import (
     has_tf32,
     set_fp32_arithmetic,
 )
-from imgcls.inference.decision_rule import all_answers
+from imgcls.inference.decision_rule import DecisionRule
 from imgcls.inference.kinds import Kind, repaid_kinds
 from imgcls.inference.network import Network, compile_network, fold_batchnorm
 from imgcls.inference.passes import Failure, run_in_memory
@@ -338,7 +338,8 @@ def describe_miss(engine: Engine, bundle: Bundle, batch_size: int) -> tuple[str,
     probs_BN = golden_probs(engine, bundle, batch_size)
     expected_BN = bundle.golden_probs_BK
     moved = float((probs_BN - expected_BN).abs().max())
-    answers, expected = (all_answers(of.numpy(), bundle) for of in (probs_BN, expected_BN))
+    rule = DecisionRule.of(bundle)
+    answers, expected = (rule.all_answers(of.numpy()) for of in (probs_BN, expected_BN))
     changed = sum(now != before for now, before in zip(answers, expected, strict=True))
     allowed = GOLDEN_TOLERANCE if engine.precision == "fp32" else LOW_PRECISION_TOLERANCE
     if changed:

@@ -86,7 +86,8 @@ def pool(
     """
     assert len(probs_IK) > 0, "a sample has at least one instance"
     if len(probs_IK) == 1:
-        return probs_IK[0]
+        only_K: Floats = probs_IK[0]
+        return only_K
     p_IK = probs_IK.astype(np.float64)
     if multi_label or background is None:
         pooled_K = _each(p_IK, rule)

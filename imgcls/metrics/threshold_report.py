@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from imgcls.metrics.calibration import Calibration, OperatingPoint, measure_point
+from imgcls.metrics.calibration import Calibration
+from imgcls.metrics.operating_point import OperatingPoint, measure_point
 
 _AT_THE_THRESHOLD = ("recall", "recall_interval", "specificity", "specificity_interval")
 

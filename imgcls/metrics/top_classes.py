@@ -18,13 +18,19 @@ _MAX_PICKED: Final = 32
 _MIN_CLASSES_TO_PICK: Final = 32
 
 
-def top_label(probs_BK: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.int64]:
+Ints = npt.NDArray[np.integer[Any]]
+Floats = npt.NDArray[np.floating[Any]]
+Doubles = npt.NDArray[np.float64]
+Bools = npt.NDArray[np.bool_]
+
+
+def top_label(probs_BK: Floats) -> npt.NDArray[np.int64]:
     """Return the label [B] of the class on top."""
     label_B: npt.NDArray[np.int64] = probs_BK.argmax(axis=1)
     return label_B
 
 
-def top_labels(probs_BK: npt.NDArray[np.floating[Any]], num_top: int) -> npt.NDArray[np.int64]:
+def top_labels(probs_BK: Floats, num_top: int) -> npt.NDArray[np.int64]:
     """Return the labels [B,T] of the `num_top` classes on top, 1 to K of them."""
     if num_top > _MAX_PICKED or probs_BK.shape[1] < _MIN_CLASSES_TO_PICK:
         # A stable sort of the negated keeps equal ones in the order of their labels.

@@ -11,7 +11,7 @@ from imgcls.config.training import TrainConfig
 from imgcls.data.class_names import ClassNames
 from imgcls.data.dataset import Sample
 from imgcls.errors import ConfigError
-from imgcls.metrics.calibration import Target
+from imgcls.metrics.operating_point import Target
 
 
 def operating_targets(config: TrainConfig) -> list[tuple[str, Target, float]]:

@@ -15,7 +15,8 @@ from imgcls.errors import ConfigError
 from imgcls.image.decoders.pool import decode_one
 from imgcls.image.spec import DecodeSpec, PreprocessSpec
 from imgcls.inference.predictor import Predictor
-from imgcls.metrics.calibration import Calibration, OperatingPoint
+from imgcls.metrics.calibration import Calibration
+from imgcls.metrics.operating_point import OperatingPoint
 from imgcls.scoring.shard import gpu_decode
 from tests.scoring.tiny import make_bundle
 

@@ -25,6 +25,7 @@ from imgcls.image.preprocess import normalize
 from imgcls.image.spec import DecodeSpec, PreprocessSpec
 from imgcls.inference.network import Network
 from imgcls.metrics.calibration import fit_calibration
+from imgcls.metrics.measures import one_hot
 from imgcls.model.architectures import build_model
 from imgcls.model.bundle import Bundle, make_golden, write_bundle
 from imgcls.runs.published import FORMAT_VERSION, Manifest
@@ -225,7 +226,10 @@ def test_calibration_of_the_bundle_is_measured_too(
 ) -> None:
     probs_BK = np.array([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4]])
     fitted = fit_calibration(
-        probs_BK, np.array([0, 1, 1]), bundle.class_names, targets=[("light", "recall", 0.5)]
+        probs_BK,
+        one_hot(np.array([0, 1, 1]), 2),
+        bundle.class_names,
+        targets=[("light", "recall", 0.5)],
     )
     write_bundle(replace(bundle, calibration=fitted.to_dict()), str(tmp_path / "calibrated"))
     result = _evaluate(model=str(tmp_path / "calibrated"), data=str(data), split="all")

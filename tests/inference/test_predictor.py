@@ -26,7 +26,8 @@ from imgcls.inference.predictor import (
     pick_device,
     predictor_for_run,
 )
-from imgcls.metrics.calibration import Calibration, OperatingPoint
+from imgcls.metrics.calibration import Calibration
+from imgcls.metrics.operating_point import OperatingPoint
 from imgcls.model.architectures import build_model
 from imgcls.model.bundle import Bundle, make_golden, read_bundle, write_bundle
 

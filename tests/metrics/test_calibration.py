@@ -1,4 +1,5 @@
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -7,16 +8,14 @@ from imgcls.data.class_names import ClassNames
 from imgcls.errors import BundleError, ConfigError
 from imgcls.metrics.calibration import (
     Calibration,
-    OperatingPoint,
-    Target,
     calibrated,
-    decide,
     fit_calibration,
     fit_temperature,
     measure_calibration,
-    threshold_for,
 )
-from imgcls.metrics.single_label import classification_metrics
+from imgcls.metrics.measures import Labelled, one_hot
+from imgcls.metrics.operating_point import OperatingPoint, Target, decide, threshold_for
+from imgcls.metrics.quality import measure_quality
 
 _ABC = ClassNames(("a", "b", "c"))
 
@@ -35,12 +34,25 @@ def _sample(num_images: int, overconfidence: float, seed: int = 0) -> tuple[np.n
     return _softmax(logits_BK * overconfidence).astype(np.float32), label_B
 
 
+def _fit(probs_BK: np.ndarray, label_B: np.ndarray, **options: Any) -> Calibration:
+    return fit_calibration(probs_BK, one_hot(label_B, 3), _ABC, **options)
+
+
+def _measure(
+    fitted: Calibration,
+    probs_BK: np.ndarray,
+    label_B: np.ndarray,
+    units: list[str] | None = None,
+) -> dict[str, Any]:
+    return measure_calibration(fitted, probs_BK, one_hot(label_B, 3), _ABC, units)
+
+
 @pytest.mark.parametrize("overconfidence", [0.5, 1.0, 3.0])
 def test_temperature_undoes_overconfidence(overconfidence: float) -> None:
     probs_BK, label_B = _sample(4000, overconfidence)
     temperature, _ = fit_temperature(probs_BK, label_B)
     assert temperature == pytest.approx(overconfidence, rel=0.1)
-    fitted = fit_calibration(probs_BK, label_B, _ABC)
+    fitted = _fit(probs_BK, label_B)
     assert fitted.ece_after < 0.03
     assert fitted.log_loss_after <= fitted.log_loss_before + 1e-9
 
@@ -50,7 +62,8 @@ def test_temperature_is_the_minimum_of_the_log_loss() -> None:
     temperature, _ = fit_temperature(probs_BK, label_B)
 
     def loss(t: float) -> float:
-        return float(-np.log(calibrated(probs_BK, t)[np.arange(300), label_B]).mean())
+        after_BK = calibrated(probs_BK, t, multi_label=False)
+        return float(-np.log(after_BK[np.arange(300), label_B]).mean())
 
     assert loss(temperature) <= min(loss(temperature * f) for f in (0.9, 0.99, 1.01, 1.1))
 
@@ -58,13 +71,17 @@ def test_temperature_is_the_minimum_of_the_log_loss() -> None:
 def test_calibrating_equals_dividing_the_logits_and_keeps_the_top_class() -> None:
     logits_BK = np.random.default_rng(0).normal(size=(50, 3)) * 3
     probs_BK = _softmax(logits_BK)
-    np.testing.assert_allclose(calibrated(probs_BK, 2.5), _softmax(logits_BK / 2.5), atol=1e-12)
-    assert (calibrated(probs_BK, 2.5).argmax(axis=1) == probs_BK.argmax(axis=1)).all()
+    np.testing.assert_allclose(
+        calibrated(probs_BK, 2.5, multi_label=False), _softmax(logits_BK / 2.5), atol=1e-12
+    )
+    assert (
+        calibrated(probs_BK, 2.5, multi_label=False).argmax(axis=1) == probs_BK.argmax(axis=1)
+    ).all()
 
 
 def test_underflown_probabilities_stay_finite() -> None:
     probs_BK = np.array([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]], dtype=np.float32)
-    assert np.isfinite(calibrated(probs_BK, 0.05)).all()
+    assert np.isfinite(calibrated(probs_BK, 0.05, multi_label=False)).all()
     temperature, _ = fit_temperature(probs_BK, np.array([0, 2]))
     assert np.isfinite(temperature)
 
@@ -121,9 +138,7 @@ def test_target_is_reached_and_nothing_stricter_would_do(target: Target, value: 
 
 def test_operating_point_keeps_its_target_and_survives_json() -> None:
     probs_BK, label_B = _sample(600, 2.0)
-    fitted = fit_calibration(
-        probs_BK, label_B, _ABC, targets=[("a", "recall", 0.95), ("b", "specificity", 0.9)]
-    )
+    fitted = _fit(probs_BK, label_B, targets=[("a", "recall", 0.95), ("b", "specificity", 0.9)])
     first, second = fitted.operating_points
     assert first.threshold_id == "a:recall>=0.95"
     assert first.recall >= 0.95
@@ -138,16 +153,16 @@ def test_groups_widen_the_review_band() -> None:
     probs_BK, label_B = _sample(60, 1.0)
     probs_BK, label_B = np.repeat(probs_BK, 10, axis=0), np.repeat(label_B, 10)
     targets: list[tuple[str, Target, float]] = [("a", "recall", 0.8)]
-    alone = fit_calibration(probs_BK, label_B, _ABC, targets=targets).operating_points[0]
+    alone = _fit(probs_BK, label_B, targets=targets).operating_points[0]
     groups = [f"p{i // 10}" for i in range(600)]
-    grouped = fit_calibration(probs_BK, label_B, _ABC, targets=targets, unit_B=groups)
+    grouped = _fit(probs_BK, label_B, targets=targets, unit_B=groups)
     band = grouped.operating_points[0]
     assert band.review_high - band.review_low > alone.review_high - alone.review_low
 
 
 def test_decisions_follow_the_band() -> None:
     probs_BK, label_B = _sample(200, 1.0)
-    point = fit_calibration(probs_BK, label_B, _ABC, targets=[("a", "recall", 0.9)])
+    point = _fit(probs_BK, label_B, targets=[("a", "recall", 0.9)])
     band = point.operating_points[0]
     assert isinstance(band, OperatingPoint)
     middle = (band.review_low + band.review_high) / 2
@@ -166,18 +181,18 @@ def test_decisions_follow_the_band() -> None:
 def test_impossible_target_is_refused(target: tuple[str, Target, float], message: str) -> None:
     probs_BK, label_B = _sample(50, 1.0)
     with pytest.raises(ConfigError, match=message):
-        fit_calibration(probs_BK, label_B, _ABC, targets=[target])
+        _fit(probs_BK, label_B, targets=[target])
 
 
 def test_class_without_validation_images_is_refused() -> None:
     probs_BK, _ = _sample(50, 1.0)
     with pytest.raises(ConfigError, match="'c': validation needs"):
-        fit_calibration(probs_BK, np.arange(50) % 2, _ABC, targets=[("c", "recall", 0.9)])
+        _fit(probs_BK, np.arange(50) % 2, targets=[("c", "recall", 0.9)])
 
 
 def test_damaged_calibration_is_refused_by_name() -> None:
     probs_BK, label_B = _sample(50, 1.0)
-    values = fit_calibration(probs_BK, label_B, _ABC, targets=[("a", "recall", 0.9)]).to_dict()
+    values = _fit(probs_BK, label_B, targets=[("a", "recall", 0.9)]).to_dict()
     with pytest.raises(BundleError, match="surprise"):
         Calibration.from_dict(values | {"surprise": 1})
     with pytest.raises(BundleError, match="temperature"):
@@ -189,22 +204,23 @@ def test_damaged_calibration_is_refused_by_name() -> None:
 
 @pytest.mark.parametrize("overconfidence", [0.4, 3.0])
 def test_calibration_helps_on_images_that_it_has_not_seen(overconfidence: float) -> None:
-    fitted = fit_calibration(*_sample(2000, overconfidence), _ABC)
+    fitted = _fit(*_sample(2000, overconfidence))
     probs_BK, label_B = _sample(2000, overconfidence, seed=1)
-    before = classification_metrics(label_B, probs_BK.argmax(axis=1), _ABC, probs_BK)
-    after = measure_calibration(fitted, probs_BK, label_B, _ABC)
+    sets = (one_hot(label_B, 3), one_hot(probs_BK.argmax(axis=1), 3))
+    before = measure_quality(Labelled(*sets, _ABC, multi_label=False, probs_BK=probs_BK))
+    after = _measure(fitted, probs_BK, label_B)
     assert after["ece"] < 0.5 * before["ece"]
     assert after["log_loss"] < before["log_loss"]
 
 
 def test_points_on_other_images_have_intervals_over_groups() -> None:
-    fitted = fit_calibration(*_sample(600, 2.0), _ABC, targets=[("a", "recall", 0.9)])
+    fitted = _fit(*_sample(600, 2.0), targets=[("a", "recall", 0.9)])
     probs_BK, label_B = _sample(60, 2.0, seed=1)
     probs_BK, label_B = np.repeat(probs_BK, 10, axis=0), np.repeat(label_B, 10)
     groups = [f"p{i // 10}" for i in range(600)]
     width = {}
     for name, units in (("alone", None), ("grouped", groups)):
-        measured = measure_calibration(fitted, probs_BK, label_B, _ABC, units)
+        measured = _measure(fitted, probs_BK, label_B, units)
         point = measured["operating_points"]["a:recall>=0.9"]
         low, high = point["specificity_interval"]
         assert low <= point["specificity"] <= high
@@ -213,9 +229,9 @@ def test_points_on_other_images_have_intervals_over_groups() -> None:
 
 
 def test_images_of_one_kind_leave_the_other_number_open() -> None:
-    fitted = fit_calibration(*_sample(100, 1.0), _ABC, targets=[("a", "recall", 0.9)])
+    fitted = _fit(*_sample(100, 1.0), targets=[("a", "recall", 0.9)])
     probs_BK, _ = _sample(10, 1.0)
-    measured = measure_calibration(fitted, probs_BK, np.ones(10, np.int64), _ABC)
+    measured = _measure(fitted, probs_BK, np.ones(10, np.int64))
     point = measured["operating_points"]["a:recall>=0.9"]
     assert (point["recall"], point["recall_interval"]) == (None, None)
     assert point["specificity"] is not None

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from imgcls.inference.decision_rule import all_answers
+from imgcls.inference.decision_rule import DecisionRule
 from imgcls.inference.predictor import Predictor
 from imgcls.metrics import top_classes
 from imgcls.metrics.top_classes import top_label, top_labels
@@ -47,6 +47,7 @@ def test_rows_answers_and_measurement_name_the_same_of_tied_classes() -> None:
     assert found.label_B.tolist() == [7, 7, 7]
     assert found.topk_label_BK.tolist() == [[7, 13, 21, 33, 38]] * 3
     assert found.topk_label_BK.dtype == np.int32
-    assert [labels for ((*labels,),) in all_answers(found.probs_BN, bundle)] == [[7]] * 3
+    answers = DecisionRule.of(bundle).all_answers(found.probs_BN)
+    assert [labels for ((*labels,),) in answers] == [[7]] * 3
     measured = replace(bundle, calibration=None)
-    assert all_answers(found.probs_BN, measured)[0] == ((7,),)
+    assert DecisionRule.of(measured).all_answers(found.probs_BN)[0] == ((7,),)

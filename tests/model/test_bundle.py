@@ -19,7 +19,6 @@ from imgcls.inference.predictor import Predictor
 from imgcls.metrics.calibration import fit_calibration
 from imgcls.model.bundle import (
     Bundle,
-    BundleFacts,
     make_golden,
     read_bundle,
     read_facts,
@@ -62,7 +61,7 @@ def test_bundle_comes_back_as_it_went_in(make_bundle: MakeBundle, tmp_path: Path
     probs_BK = np.array([[0.8, 0.1, 0.1], [0.3, 0.6, 0.1], [0.5, 0.2, 0.3]])
     bundle = replace(
         make_bundle(),
-        calibration=fit_calibration(probs_BK, np.array([0, 1, 2]), CLASS_NAMES).to_dict(),
+        calibration=fit_calibration(probs_BK, np.eye(3, dtype=bool), CLASS_NAMES).to_dict(),
         attachments={"curves.png": b"png"},
     )
     uri = str(tmp_path / "bundle")
@@ -115,7 +114,8 @@ def test_multi_label_bundle_says_so_and_gives_sigmoids(
     uri = str(tmp_path / "bundle")
     write_bundle(bundle, uri)
     assert read_bundle(uri).multi_label
-    assert read_facts(uri) == BundleFacts(CLASS_NAMES, True, None)
+    facts = read_facts(uri)
+    assert (facts.class_names, facts.multi_label, facts.calibration) == (CLASS_NAMES, True, None)
     assert "any number of them per image" in (tmp_path / "bundle" / "MODEL_CARD.md").read_text()
     predictor = Predictor(read_bundle(uri), device="cpu", batch_size=4)
     found = predictor.predict(bundle.golden_x_BCHW)
@@ -156,7 +156,7 @@ def test_operating_point_of_no_class_is_refused(make_bundle: MakeBundle, tmp_pat
     probs_BK = np.array([[0.8, 0.1, 0.1], [0.3, 0.6, 0.1], [0.5, 0.2, 0.3]])
     other = ClassNames(("a", "b", "c"))
     calibration = fit_calibration(
-        probs_BK, np.array([0, 1, 2]), other, targets=[("b", "recall", 0.9)]
+        probs_BK, np.eye(3, dtype=bool), other, targets=[("b", "recall", 0.9)]
     )
     bundle = replace(make_bundle(), calibration=calibration.to_dict())
     with pytest.raises(BundleError, match=r"'b:recall>=0\.9' is of no class"):

@@ -17,7 +17,8 @@ from imgcls.evaluation.evaluate import evaluate
 from imgcls.image.decoders.pool import DecoderPool
 from imgcls.image.spec import DecodeSpec, PreprocessSpec
 from imgcls.inference.predictor import Predictor
-from imgcls.metrics.calibration import Calibration, OperatingPoint
+from imgcls.metrics.calibration import Calibration
+from imgcls.metrics.operating_point import OperatingPoint
 from imgcls.model.bundle import Bundle, read_facts
 from imgcls.model.registry import register
 from imgcls.schema import PLAN_SCHEMA, PREDICTION_SCHEMA, prediction_schema

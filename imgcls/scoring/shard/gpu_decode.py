@@ -19,7 +19,7 @@ import torch
 from imgcls.errors import BundleError, ConfigError
 from imgcls.image.decoders.pool import DecoderPool
 from imgcls.image.gpu.nvjpeg import DeviceJpegDecoder
-from imgcls.inference.decision_rule import all_answers
+from imgcls.inference.decision_rule import DecisionRule
 from imgcls.inference.predictor import Predictor
 from imgcls.model.bundle import Bundle
 from imgcls.scoring.planning.plan import Plan, run_uri
@@ -128,7 +128,8 @@ def _compare(
     if not has_both_B.any():
         return {}
     probs_BN, gpu_probs_BN = probs_BN[has_both_B], gpu_probs_BN[has_both_B]
-    answers, gpu_answers = (all_answers(of, bundle) for of in (probs_BN, gpu_probs_BN))
+    rule = DecisionRule.of(bundle)
+    answers, gpu_answers = (rule.all_answers(of) for of in (probs_BN, gpu_probs_BN))
     return {
         "images": len(answers),
         "equal_answers": sum(one == other for one, other in zip(answers, gpu_answers, strict=True)),

@@ -17,9 +17,10 @@ import pyarrow as pa
 
 from imgcls.image.decoders.pool import Crop, Decoded
 from imgcls.image.outcome import outcome_of
-from imgcls.inference.decision_rule import answered_labels, answered_prob
+from imgcls.inference.decision_rule import DecisionRule
 from imgcls.inference.predictor import Predictions
-from imgcls.metrics.calibration import Calibration, OperatingPoint, decide
+from imgcls.metrics.calibration import Calibration
+from imgcls.metrics.operating_point import OperatingPoint, decide
 from imgcls.schema import Status, prediction_schema
 
 
@@ -139,18 +140,16 @@ def decide_columns(predictions: Predictions, provenance: Provenance) -> dict[str
     """
     columns: dict[str, list[Any]] = {}
     names = provenance.class_names
-    read = (predictions.label_B, predictions.probs_BN, names)
-    calibration, points = provenance.calibration, provenance.operating_points
-    if calibration is not None:
-        after_B = answered_prob(*read, calibration, multi_label=provenance.multi_label)
-        columns["calibrated_prob"] = after_B.tolist()
-        if points:
-            columns["decision"] = decide(after_B, points[0])
-            columns["threshold_id"] = [points[0].threshold_id] * len(after_B)
+    rule = DecisionRule(names, provenance.calibration, provenance.multi_label)
+    prob_B = rule.deciding_prob(predictions.probs_BN, predictions.label_B)
+    if prob_B is not None:
+        columns["calibrated_prob"] = prob_B.tolist()
+        if rule.first_point is not None:
+            columns["decision"] = decide(prob_B, rule.first_point)
+            columns["threshold_id"] = [rule.first_point.threshold_id] * len(prob_B)
     if provenance.multi_label:
         columns["labels"] = [
-            [names[label] for label in labels]
-            for labels in answered_labels(*read, calibration, multi_label=True)
+            [names[label] for label in labels] for labels in rule.labels(predictions.probs_BN)
         ]
     return columns
 

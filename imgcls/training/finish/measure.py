@@ -13,12 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from imgcls.inference.decision_rule import answered_labels
+from imgcls.inference.decision_rule import DecisionRule
 from imgcls.inference.predictor import Predictor
 from imgcls.metrics.calibration import Calibration, fit_calibration
-from imgcls.metrics.multi_label_calibration import fit_multi_label_calibration
-from imgcls.metrics.outcomes import Tally
-from imgcls.metrics.top_classes import top_label
+from imgcls.metrics.outcomes import Outcomes
 from imgcls.schema import Status
 from imgcls.training.data.loader import SplitLoader
 from imgcls.training.operating_targets import operating_targets
@@ -106,49 +104,40 @@ def _why_no_points(plan: TrainPlan, predicted: _Predicted) -> str:
 def _fit(plan: TrainPlan, predicted: _Predicted, has_points: bool) -> Calibration | None:
     if not len(predicted.index_B):
         return None
-    tally = _tally(plan, "val", predicted, None)
+    outcomes = _outcomes(plan, "val", predicted, None)
     targets = operating_targets(plan.config) if has_points else []
-    if plan.config.multi_label:
-        return fit_multi_label_calibration(
-            predicted.probs_BK,
-            tally.target_BK(len(plan.class_names)),
-            plan.class_names,
-            unit_B=tally.units,
-            targets=targets,
-        )
     return fit_calibration(
-        predicted.probs_BK, tally.label_B(), plan.class_names, unit_B=tally.units, targets=targets
+        predicted.probs_BK,
+        outcomes.target_BK(len(plan.class_names)),
+        plan.class_names,
+        multi_label=plan.config.multi_label,
+        unit_B=outcomes.units,
+        targets=targets,
     )
 
 
 def _measure(
     plan: TrainPlan, split: str, predicted: _Predicted, calibration: Calibration | None
 ) -> dict[str, Any]:
-    tally = _tally(plan, split, predicted, calibration)
-    metrics = tally.result(plan.class_names, predicted.probs_BK)
+    outcomes = _outcomes(plan, split, predicted, calibration)
+    metrics = outcomes.result(plan.class_names, predicted.probs_BK)
     if calibration is None:
         return metrics
-    after = tally.calibrated(calibration, plan.class_names, predicted.probs_BK)
+    after = outcomes.calibrated(calibration, plan.class_names, predicted.probs_BK)
     return metrics | {"calibrated": after}
 
 
-def _tally(
+def _outcomes(
     plan: TrainPlan, split: str, predicted: _Predicted, calibration: Calibration | None
-) -> Tally:
-    tally = Tally(multi_label=plan.config.multi_label)
-    probs_BK = predicted.probs_BK
-    labels_B = answered_labels(
-        top_label(probs_BK),
-        probs_BK,
-        plan.class_names.names,
-        calibration,
-        multi_label=plan.config.multi_label,
-    )
+) -> Outcomes:
+    outcomes = Outcomes(multi_label=plan.config.multi_label)
+    rule = DecisionRule(plan.class_names.names, calibration, plan.config.multi_label)
+    labels_B = rule.labels(predicted.probs_BK)
     for index, labels in zip(predicted.index_B.tolist(), labels_B, strict=True):
         sample = plan.splits[split][index]
-        tally.add_ok(sample.labels, labels, sample.group or sample.uri, sample.slice_name)
+        outcomes.add_ok(sample.labels, labels, sample.group or sample.uri, sample.slice_name)
     for uri, reason in predicted.model_errors.items():
-        tally.add_failure(uri, Status.MODEL_ERROR, reason)
+        outcomes.add_failure(uri, Status.MODEL_ERROR, reason)
     for uri, reason in predicted.bad.items():
-        tally.add_failure(uri, "no_pixels", reason)
-    return tally
+        outcomes.add_failure(uri, "no_pixels", reason)
+    return outcomes

@@ -20,7 +20,7 @@ from torch import nn
 
 from imgcls.config.choices import BestBy
 from imgcls.errors import ConfigError, RunStoppedError
-from imgcls.metrics.multi_label import macro_auroc
+from imgcls.metrics.quality import macro_auroc
 from imgcls.training.augment.changes import ImageChanges
 from imgcls.training.data.loader import Batch, SplitLoader
 from imgcls.training.data.sampler import Sampler, divide, rarest_labels

@@ -6,7 +6,8 @@ import pytest
 from PIL import Image
 
 from imgcls.data.class_names import ClassNames
-from imgcls.metrics.single_label import classification_metrics
+from imgcls.metrics.measures import Labelled, one_hot
+from imgcls.metrics.quality import measure_quality
 from imgcls.training.finish.plots import (
     CONFUSION,
     CURVES,
@@ -29,7 +30,9 @@ def metrics_of(num_classes: int, num_images: int = 400) -> dict[str, Any]:
     probs_BK = np.exp(logits_BK)
     probs_BK /= probs_BK.sum(axis=1, keepdims=True)
     names = ClassNames(tuple(f"class with a long name and a $ {k:03d}" for k in range(num_classes)))
-    return classification_metrics(label_B, probs_BK.argmax(axis=1), names, probs_BK)
+    sets = (one_hot(each, num_classes) for each in (label_B, probs_BK.argmax(axis=1)))
+    data = Labelled(*sets, names, multi_label=False, probs_BK=probs_BK)
+    return measure_quality(data, num_resamples=2)
 
 
 HISTORY = [
