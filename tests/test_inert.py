@@ -16,7 +16,7 @@ import yaml
 
 from imgcls import inert, logs
 from imgcls.cli import main
-from imgcls.data.label_manifest import LabelRow, read_manifest, read_uris, write_manifest
+from imgcls.data.label_manifest import LabelRow, Roles, read_manifest, read_uris, write_manifest
 from imgcls.data.leaks import Leak, leaks_from_csv, leaks_to_csv
 from imgcls.inert import from_csv, in_csv, in_log, in_log_lines, in_markdown, in_picture
 from imgcls.model.model_card import model_card
@@ -92,7 +92,7 @@ def test_spreadsheets_see_no_formula_and_the_name_comes_back(name: str, tmp_path
         assert not any(cell.startswith(("=", "+", "-", "@", "\t", "\r")) for cell in cells)
     assert leaks_from_csv(leaks_to_csv(leaks)) == leaks
     (tmp_path / "split.csv").write_bytes(frozen)
-    [back] = read_manifest(str(tmp_path / "split.csv"), slice_by="scanner")
+    [back] = read_manifest(str(tmp_path / "split.csv"), roles=Roles.parse(slice_by="scanner"))
     assert (back.uri, back.key, back.label) == (row.uri, row.key, row.label)
     assert (back.group, back.slice_name) == (name.strip(), name.strip())
     assert read_uris(str(tmp_path / "split.csv")) == [row.uri]

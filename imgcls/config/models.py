@@ -30,7 +30,15 @@ class EvaluateConfig(Config):
     run_id: str = ""
     """Only this run's predictions."""
     slice_by: str = ""
-    """Column of the manifest to report the metrics by, such as scanner."""
+    """What to report the metrics by, by a key as for train, such as the column scanner."""
+    group: str = ""
+    """What belongs together, a patient or a lot, by a key as for train: intervals are drawn over
+    these. Default that of the training, or the column group of the labels.
+    """
+    label: str = ""
+    """Where the class of an image is, by a key as for train; default that of the training, or the
+    column label.
+    """
     batch_size: int = 32
     """Images per forward pass."""
     device: Device = "auto"

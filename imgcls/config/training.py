@@ -117,6 +117,15 @@ class TrainConfig(ListingOptions):
     """folder: in a folder tree, the first folder below a class is the group (a patient, a part):
     all its images stay on one side of the split. A manifest has a column group instead.
     """
+    group: str = ""
+    """What must not lie on two sides of the split, a patient or a lot, by a key: COLUMN of the
+    manifest (or of a path, as in camera=3), dicom:TAG, folder:N (1 is the first below DATA, -1 the
+    one that holds the image), or name:REGEX, searched in the name of the file.
+    """
+    label: str = ""
+    """Where the class of an image is, by a key as for --group, such as name:_(ok|nok)_; default the
+    column label of the manifest, or the class folder.
+    """
     max_bad_fraction: float = 0.01
     """Share of a split's images that may give no pixels; each is named, none is replaced."""
     allow_leaks: bool = False
@@ -124,7 +133,7 @@ class TrainConfig(ListingOptions):
     the model card and listed in leaks.csv of the run.
     """
     slice_by: str = ""
-    """Column of the manifest to report the metrics by, such as scanner."""
+    """What to report the metrics by, by a key as for --group, such as the column scanner."""
     positive_class: str = ""
     """Class to find: the model gets thresholds for it, chosen on validation, and scoring writes
     positive, negative or review. Needs --target-recall or --target-specificity, or both.

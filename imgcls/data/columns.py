@@ -60,6 +60,8 @@ class Columns:
     optional: tuple[str, ...] = ()
     num_trimmed: Counter[str] = field(default_factory=Counter)
     num_rounded: Counter[str] = field(default_factory=Counter)
+    given: dict[str, None] = field(default_factory=dict)
+    """Those that the table has, in its order."""
 
     @property
     def wanted(self) -> tuple[str, ...]:
@@ -73,6 +75,7 @@ class Columns:
             SourceError: names the column, and those that there are.
         """
         given = [str(name) for name in names]
+        self.given.update(dict.fromkeys(given))
         for column in self.wanted:
             if given.count(column) > 1:
                 raise SourceError(f"{table} has the column {column!r} twice: keep one")

@@ -24,6 +24,7 @@ from imgcls.data.folder_tree import read_tree
 from imgcls.data.label_manifest import (
     MULTI_LABEL_SEPARATOR,
     LabelRow,
+    Roles,
     is_manifest,
     read_manifest,
     write_manifest,
@@ -84,7 +85,7 @@ def read_dataset(
     seed: int,
     class_names: ClassNames | None = None,
     multi_label: bool = False,
-    slice_by: str = "",
+    roles: Roles | None = None,
     group_by_folder: bool = False,
 ) -> Dataset:
     """Read DATA and give every image its split.
@@ -99,7 +100,7 @@ def read_dataset(
         seed: Seed of the draw.
         class_names: The classes of a model to evaluate; by default those that DATA has.
         multi_label: A manifest's label is any number of class names joined by "|", or empty.
-        slice_by: A further column of a manifest, kept as `slice_name`.
+        roles: Keys that give the group, the slice or the label of an image.
         group_by_folder: In a folder tree, the first folder below a class is the group.
 
     Raises:
@@ -108,20 +109,12 @@ def read_dataset(
         SourceError: missing, empty or contradictory data, or too few images of a class.
     """
     check_fractions(val_fraction, test_fraction)
-    if is_manifest(data):
-        if group_by_folder:
-            raise ConfigError(f"--group-by folder: {data} is a manifest; give it a column group")
-        rows, num_skipped = read_manifest(data, slice_by=slice_by, multi_label=multi_label), {}
-    elif multi_label or slice_by:
-        raise ConfigError(f"several labels or slices need a manifest, {data} is a folder")
-    else:
-        tree = read_tree(data, group_by_folder=group_by_folder)
-        rows, num_skipped = tree.rows, tree.num_skipped
+    rows, num_skipped = _read_rows(data, roles or Roles(), multi_label, group_by_folder)
     unique = unique_rows(rows)
     # One set per distinct label: a data set has millions of images and few labels.
     names_of = {label: split_label(label, multi_label) for label in {row.label for row in unique}}
     names_by_uri = {row.uri: names_of[row.label] for row in unique}
-    if is_manifest(data) and not multi_label:
+    if (is_manifest(data) or (roles and roles.label)) and not multi_label:
         refuse_joined(sorted(names_of), class_names, data)
     found = frozenset[str]().union(*names_of.values())
     if class_names is None:
@@ -151,6 +144,30 @@ def read_dataset(
         num_skipped=num_skipped,
         names_splits=names_splits,
     )
+
+
+def _read_rows(
+    data: str, roles: Roles, multi_label: bool, group_by_folder: bool
+) -> tuple[list[LabelRow], dict[str, int]]:
+    """Return the rows of a manifest or a folder tree, and what was left out of it by reason."""
+    if group_by_folder and roles.group is not None:
+        raise ConfigError("--group and --group-by folder: give one of them")
+    if is_manifest(data):
+        if group_by_folder:
+            raise ConfigError(f"--group-by folder: {data} is a manifest; give it a column group")
+        return read_manifest(data, roles=roles, multi_label=multi_label), {}
+    if multi_label and roles.label is None:
+        raise ConfigError(
+            f"several labels per image need a manifest or --label, {data} is a folder"
+        )
+    tree = read_tree(data, group_by_folder=group_by_folder, has_classes=roles.label is None)
+    rows = roles.applied(tree.rows)
+    unlabelled = [row.uri for row in rows if not row.label.strip()]
+    if unlabelled and not multi_label:
+        raise SourceError(
+            f"{len(unlabelled)} images of {data} get no label from --label, such as {unlabelled[0]}"
+        )
+    return rows, tree.num_skipped
 
 
 def count_images(samples: Iterable[Sample], class_names: ClassNames) -> dict[str, dict[str, int]]:
@@ -183,7 +200,12 @@ def describe_classes(dataset: Dataset) -> Iterator[str]:
 
 
 def freeze_split(samples: Iterable[Sample], *, slice_by: str = "") -> bytes:
-    """Return a CSV manifest that gives these samples these splits again, with the same digest."""
+    """Return a CSV manifest that gives these samples these splits again, with the same digest.
+
+    Args:
+        samples: All of them.
+        slice_by: What the column of their slices is called; "" for none.
+    """
     rows = (
         LabelRow(s.uri, s.key, s.class_name, s.split, s.group, s.weight, s.slice_name)
         for s in sorted(samples, key=lambda sample: sample.key)

@@ -43,13 +43,15 @@ class Tree:
     num_skipped: dict[str, int]
 
 
-def read_tree(data: str, *, group_by_folder: bool = False) -> Tree:
+def read_tree(data: str, *, group_by_folder: bool = False, has_classes: bool = True) -> Tree:
     """List a folder tree.
 
     Args:
         data: Its URI.
         group_by_folder: Take the first folder below a class, such as a patient, as the group; an
             image right in its class has none.
+        has_classes: Its folders are classes; otherwise they mean nothing here, labels come from
+            elsewhere, and so do splits.
 
     Raises:
         AccessDeniedError: a folder may not be listed: a part of a class, or all of it.
@@ -78,6 +80,8 @@ def read_tree(data: str, *, group_by_folder: bool = False) -> Tree:
         raise SourceError(f"there are no images under {root}: it is missing, or it is empty")
     for reason, count in num_skipped.items():
         _log.info("left out %d of %s: %s", count, root, reason)
+    if not has_classes:
+        return Tree([LabelRow(uri, uri[len(root) :], "") for uri in uris], dict(num_skipped))
     keys = [uri[len(root) :].split("/") for uri in uris]
     layout = _find_layout(keys, root)
     depth = 1 if layout is Layout.NO_SPLITS else 2

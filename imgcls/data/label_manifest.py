@@ -11,13 +11,15 @@ import csv
 import io
 import logging
 import math
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from imgcls.config.paths import absolute_path
+from imgcls.data.class_names import enumerate_names
 from imgcls.data.columns import Columns, Row, is_table, name_of, read_rows
+from imgcls.data.keys import Key, as_name, columns_of, values_of
 from imgcls.errors import ObjectMissingError, SourceError
 from imgcls.inert import from_csv, in_csv
 from imgcls.storage import objects
@@ -43,6 +45,67 @@ class LabelRow:
     group: str = ""
     weight: float = 1.0
     slice_name: str = ""
+    cells: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    """What keys may want of the row."""
+
+
+@dataclass(frozen=True, slots=True)
+class Roles:
+    """Which key gives the group, the slice and the label of an image; None where DATA says it."""
+
+    group: Key | None = None
+    slice_by: Key | None = None
+    label: Key | None = None
+
+    @staticmethod
+    def parse(
+        *, group: str = "", slice_by: str = "", label: str = "", needs_group: bool = True
+    ) -> "Roles":
+        """Read the flags of these names; "" for one that is not given.
+
+        Args:
+            group: What must stay together.
+            slice_by: What to report by.
+            label: Where the class is.
+            needs_group: Data without any group are refused.
+
+        Raises:
+            ConfigError: one is not a key expression.
+        """
+        return Roles(
+            group=Key.parse(group, "--group", is_required=needs_group) if group else None,
+            slice_by=Key.parse(slice_by, "--slice-by") if slice_by else None,
+            label=Key.parse(label, "--label") if label else None,
+        )
+
+    @property
+    def keys(self) -> list[Key]:
+        """Those that are given."""
+        return [key for key in (self.group, self.slice_by, self.label) if key is not None]
+
+    def applied(self, rows: list[LabelRow]) -> list[LabelRow]:
+        """Return the rows with what the keys give.
+
+        Raises:
+            SourceError: a key gives nothing for any row.
+        """
+        if not self.keys or not rows:
+            return rows
+        found = dict(zip(self.keys, values_of(self.keys, rows), strict=True))
+
+        def named(key: Key | None, before: str, number: int) -> str:
+            return before if key is None else as_name(found[key][number])
+
+        return [
+            replace(
+                row,
+                label=named(self.label, row.label, number),
+                group=named(self.group, row.group, number),
+                slice_name=named(self.slice_by, row.slice_name, number),
+                cells={},
+            )
+            for number, row in enumerate(rows)
+        ]
 
 
 def is_manifest(data: str) -> bool:
@@ -51,13 +114,13 @@ def is_manifest(data: str) -> bool:
 
 
 def read_manifest(
-    manifest: str, *, slice_by: str = "", multi_label: bool | None = None
+    manifest: str, *, roles: Roles | None = None, multi_label: bool | None = None
 ) -> list[LabelRow]:
     """Read a manifest of labelled images.
 
     Args:
         manifest: Its URI.
-        slice_by: A further column to keep as `slice_name`.
+        roles: Keys that give group, slice or label instead of the columns of these names.
         multi_label: Whether a label may be a list of names or none; None where that is not known.
 
     Raises:
@@ -65,12 +128,25 @@ def read_manifest(
             name, a weight that is not a positive number, or bytes that are not of the format the
             suffix says.
     """
-    columns = Columns((*_REQUIRED, *([slice_by] if slice_by else [])), _OPTIONAL)
-    rows, unlabelled = list[LabelRow](), ""
+    roles = roles or Roles()
+    wanted = columns_of(roles.keys)
+    required = _REQUIRED[:1] if roles.label else _REQUIRED
+    columns = Columns(required, (*_OPTIONAL, *wanted))
+    rows, where = list[LabelRow](), list[str]()
     for row, folder in _read_rows(manifest, columns):
-        rows.append(_row(row, columns, folder, slice_by, multi_label))
-        if not unlabelled and not rows[-1].label.strip():
-            unlabelled = f"{row.where} has no label, its class name is empty: {rows[-1].uri}"
+        label = "" if roles.label else _labelled(row, columns, folder, multi_label)
+        rows.append(_row(row, columns, folder, label, wanted))
+        where.append(row.where)
+    _refuse_absent(roles, rows, columns, manifest)
+    rows = roles.applied(rows)
+    unlabelled = next(
+        (
+            f"{place} has no label, its class name is empty: {row.uri}"
+            for place, row in zip(where, rows, strict=True)
+            if not row.label.strip()
+        ),
+        "",
+    )
     # Beside labels that join several, an empty one is none of them: `refuse_joined` says more.
     is_joined = any(MULTI_LABEL_SEPARATOR in row.label for row in rows)
     if unlabelled and multi_label is False and not is_joined:
@@ -80,6 +156,17 @@ def read_manifest(
     columns.tell(manifest)
     _tell_blanks([row.uri for row in rows], manifest)
     return rows
+
+
+def _refuse_absent(roles: Roles, rows: Iterable[LabelRow], columns: Columns, manifest: str) -> None:
+    """Refuse a key that is neither a column nor in any path, with the columns that there are."""
+    for key in roles.keys:
+        is_wanted = key.kind == "column" and key.is_required
+        if is_wanted and key.detail not in columns.given and not any(map(key.of_path, rows)):
+            raise SourceError(
+                f"{manifest} has no column {key.detail!r}; its columns are "
+                f"{enumerate_names(columns.given)}. No path has a folder {key.detail}=VALUE either"
+            )
 
 
 def write_manifest(rows: Iterable[LabelRow], *, slice_by: str = "") -> bytes:
@@ -133,13 +220,8 @@ def _read_rows(manifest: str, columns: Columns) -> Iterator[tuple[Row, str]]:
             yield row, folder
 
 
-def _row(
-    row: Row, columns: Columns, folder: str, slice_by: str, multi_label: bool | None
-) -> LabelRow:
+def _row(row: Row, columns: Columns, folder: str, label: str, wanted: tuple[str, ...]) -> LabelRow:
     uri = _uri(row, folder)
-    label = _label(row, columns, multi_label)
-    if row.cells.get("label") is None:
-        raise SourceError(f"{row.where} has no label: {uri}")
     given = _given(row)
     # As it is written, also "./a.png": the split is drawn from it.
     is_relative = is_local(given) and not given.startswith("/")
@@ -152,8 +234,16 @@ def _row(
         split=columns.text(row, "split"),
         group=columns.text(row, "group"),
         weight=_weight(row.cells.get("weight"), row.where),
-        slice_name=_slice_name(row.cells.get(slice_by)) if slice_by else "",
+        cells={name: row.cells[name] for name in wanted if name in row.cells},
     )
+
+
+def _labelled(row: Row, columns: Columns, folder: str, multi_label: bool | None) -> str:
+    """Return the label of a row that must have a cell for it."""
+    label = _label(row, columns, multi_label)
+    if row.cells.get("label") is None:
+        raise SourceError(f"{row.where} has no label: {_uri(row, folder)}")
+    return label
 
 
 def _label(row: Row, columns: Columns, multi_label: bool | None) -> str:
@@ -199,13 +289,6 @@ def _tell_blanks(uris: Iterable[str], manifest: str) -> None:
             len(padded),
             ", ".join(map(repr, padded[:_NUM_NAMED])),
         )
-
-
-def _slice_name(value: Any) -> str:  # noqa: ANN401  (a cell of any type)
-    """Return a slice's name; whatever a column of numbers, days or answers holds is one."""
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return ""
-    return str(value).strip()
 
 
 def _weight(value: Any, where: str) -> float:  # noqa: ANN401  (a cell of any type)

@@ -34,7 +34,7 @@ from imgcls.data.dataset import (
     split_label,
     unique_rows,
 )
-from imgcls.data.label_manifest import is_manifest, read_manifest
+from imgcls.data.label_manifest import Roles, is_manifest, read_manifest
 from imgcls.data.matching import Matching, refuse_no_match
 from imgcls.data.trained_on import choose_split, count_trained_on
 from imgcls.errors import (
@@ -176,7 +176,12 @@ def _read_data(config: EvaluateConfig, bundle: Bundle) -> Dataset:
         test_fraction=0.0 if whole else trained.get("test_fraction", TrainConfig.test_fraction),
         seed=trained.get("seed", TrainConfig.seed),
         class_names=bundle.class_names,
-        slice_by=config.slice_by,
+        roles=Roles.parse(
+            group=config.group or trained.get("group", ""),
+            slice_by=config.slice_by,
+            label=config.label or trained.get("label", ""),
+            needs_group=bool(config.group),
+        ),
         multi_label=bundle.multi_label,
         group_by_folder=trained.get("group_by") == "folder" and not is_manifest(config.data),
     )
@@ -225,7 +230,8 @@ def evaluate_predictions(config: EvaluateConfig) -> dict[str, Any]:
 
     Where several runs scored an image, the rows of the newest `scored_at` count.
     """
-    labelled = unique_rows(read_manifest(config.labels, slice_by=config.slice_by))
+    roles = Roles.parse(group=config.group, slice_by=config.slice_by, label=config.label)
+    labelled = unique_rows(read_manifest(config.labels, roles=roles))
     row_by_uri = {row.uri: row for row in labelled}
     label_by_uri = {uri: row.label for uri, row in row_by_uri.items()}
     manifests = [

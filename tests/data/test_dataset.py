@@ -5,6 +5,7 @@ import pytest
 
 from imgcls.data.class_names import ClassNames
 from imgcls.data.dataset import Dataset, freeze_split, read_dataset
+from imgcls.data.label_manifest import Roles
 from imgcls.errors import ConfigError, SourceError
 from imgcls.storage import objects
 
@@ -207,11 +208,11 @@ def test_several_labels_per_image_need_a_multi_label_model(tmp_path: Path) -> No
 def test_frozen_split_gives_the_same_samples_from_anywhere(tmp_path: Path) -> None:
     lines = [f'"{i}, a\n.png",{"ab"[i % 2]},p{i // 4},{1 + i % 3},{"xy"[i % 2]}' for i in range(80)]
     path = _write(tmp_path / "m.csv", "uri,label,group,weight,scanner", *lines)
-    dataset = _read(path, slice_by="scanner")
+    dataset = _read(path, roles=Roles.parse(slice_by="scanner"))
     elsewhere = tmp_path / "elsewhere" / "split.csv"
     elsewhere.parent.mkdir()
     elsewhere.write_bytes(freeze_split(dataset.samples, slice_by="scanner"))
-    again = _read(str(elsewhere), slice_by="scanner", seed=5, val_fraction=0.5)
+    again = _read(str(elsewhere), roles=Roles.parse(slice_by="scanner"), seed=5, val_fraction=0.5)
     assert again.samples == dataset.samples
     assert again.split_digest == dataset.split_digest
 
@@ -229,3 +230,42 @@ def test_labels_that_hardly_differ_are_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         _read(_write(tmp_path / "m.csv", "uri,label", *lines))
+
+
+def test_group_slice_and_label_by_keys_in_a_folder_tree(make_tree: MakeTree) -> None:
+    keys = [f"{'ab'[p % 2]}/p{p}/camera={n % 2}/x{n}.png" for p in range(12) for n in range(4)]
+    roles = Roles.parse(group="folder:2", slice_by="camera")
+    dataset = _read(make_tree(*keys), roles=roles)
+    assert {(s.group, s.slice_name) for s in dataset.samples} == {
+        (f"p{p}", str(n)) for p in range(12) for n in range(2)
+    }
+    sides = {s.group: {o.split for o in dataset.samples if o.group == s.group} for s in
+             dataset.samples}  # fmt: skip
+    assert all(len(side) == 1 for side in sides.values())
+
+
+def test_labels_in_file_names_need_no_class_folders(make_tree: MakeTree) -> None:
+    keys = [f"line{n % 2}/part{n}_{('ok', 'nok')[n % 3 == 0]}.png" for n in range(60)]
+    data = make_tree(*keys, "line0/top.txt", "line0/Thumbs.db")
+    with pytest.raises(SourceError, match=r"1 images .* no label from --label, .*top\.txt"):
+        _read(data, roles=Roles.parse(label=r"name:_(ok|nok)\."))
+    Path(data, "line0/top.txt").unlink()
+    dataset = _read(data, roles=Roles.parse(label=r"name:_(ok|nok)\."))
+    assert dataset.class_names.names == ("nok", "ok")
+    assert sum(s.class_name == "nok" for s in dataset.samples) == 20
+
+
+def test_a_manifest_takes_keys_beside_its_columns(tmp_path: Path) -> None:
+    lines = [f"lot={n // 4}/{n}.png,{'ab'[n % 2]},{n / 4}" for n in range(80)]
+    path = _write(tmp_path / "m.csv", "uri,Finding,thickness", *lines)
+    roles = Roles.parse(group="lot", slice_by="thickness", label="Finding")
+    dataset = _read(path, roles=roles)
+    assert len({s.group for s in dataset.samples}) == 20
+    assert dataset.class_names.names == ("a", "b")
+    with pytest.raises(SourceError, match=r"no column 'site'.*'thickness'.*No path has a folder"):
+        _read(path, roles=Roles.parse(label="Finding", group="site"))
+
+
+def test_the_two_spellings_of_a_group_are_not_given_at_once(make_tree: MakeTree) -> None:
+    with pytest.raises(ConfigError, match="--group and --group-by folder: give one"):
+        _read(make_tree("a/p/1.png"), group_by_folder=True, roles=Roles.parse(group="folder:2"))

@@ -224,5 +224,5 @@ def test_data_and_model_of_unlike_kinds_are_refused(
     with pytest.raises(ConfigError, match=r"several classes, such as 'bar\|cross'.*--multi-label"):
         train(make_config(marks, multi_label=False))
     data = make_tree(10)
-    with pytest.raises(ConfigError, match="several labels or slices need a manifest"):
+    with pytest.raises(ConfigError, match="several labels per image need a manifest"):
         train(make_config(str(data)))

@@ -18,7 +18,7 @@ from imgcls.config.choices import check_name
 from imgcls.config.training import TrainConfig
 from imgcls.data.class_names import enumerate_names
 from imgcls.data.dataset import Dataset, Sample, describe_classes, read_dataset
-from imgcls.data.label_manifest import is_manifest
+from imgcls.data.label_manifest import Roles, is_manifest
 from imgcls.errors import ConfigError
 from imgcls.image.spec import DecodeSpec, PreprocessSpec
 from imgcls.inference.predictor import pick_device
@@ -52,7 +52,7 @@ def make_plan(config: TrainConfig) -> TrainPlan:
         test_fraction=config.test_fraction,
         seed=config.seed,
         multi_label=config.multi_label,
-        slice_by=config.slice_by,
+        roles=Roles.parse(group=config.group, slice_by=config.slice_by, label=config.label),
         group_by_folder=config.group_by == "folder",
     )
     _refuse_ungrouped(config, dataset)
@@ -152,6 +152,7 @@ def check_flags(config: TrainConfig) -> None:
     CheckpointSchedule(config.checkpoint_every)
     check_tracking(config.mlflow_uri)
     operating_targets(config)
+    Roles.parse(group=config.group, slice_by=config.slice_by, label=config.label)
     build_decode_spec(config)
     if config.workers.most == 0:
         pick_device(config.device)

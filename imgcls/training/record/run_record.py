@@ -11,6 +11,7 @@ from dataclasses import asdict
 from typing import Any
 
 from imgcls.data.dataset import freeze_split
+from imgcls.data.keys import Key
 from imgcls.errors import ConfigError
 from imgcls.image.versions import from_json, moved_between
 from imgcls.storage.json_text import parse_object
@@ -65,8 +66,16 @@ def write_start(plan: TrainPlan, *, resumed: bool) -> None:
                 ", ".join(moved),
             )
     put(uri, _flags(plan))
-    frozen = freeze_split(plan.samples, slice_by=plan.config.slice_by)
+    frozen = freeze_split(plan.samples, slice_by=_slice_column(plan.config.slice_by))
     put(join(plan.run_uri, SPLIT), frozen)
+
+
+def _slice_column(slice_by: str) -> str:
+    """Return what the column of the slices is called, where --slice-by finds it again."""
+    if not slice_by:
+        return ""
+    key = Key.parse(slice_by, "--slice-by")
+    return str(key.detail) if key.kind == "column" else key.column or "slice"
 
 
 def changed_at_the_end(plan: TrainPlan, earlier: Mapping[str, Any]) -> list[str]:
