@@ -52,6 +52,7 @@ COMMANDS = {
     "evaluate": Command(models.EvaluateConfig, "imgcls.evaluation.evaluate:evaluate"),
     "export": Command(models.ExportConfig, "imgcls.model.onnx_export:export"),
     "promote": Command(models.PromoteConfig, "imgcls.model.registry:promote_version"),
+    "models": Command(models.ModelsConfig, "imgcls.model.catalog:list_models"),
     "verify": Command(scoring.VerifyConfig, "imgcls.scoring.publishing.verify:verify"),
     "rollback": Command(scoring.RollbackConfig, "imgcls.scoring.publishing.retention:rollback"),
     "gc": Command(scoring.GcConfig, "imgcls.scoring.publishing.retention:gc"),

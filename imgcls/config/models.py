@@ -67,3 +67,17 @@ class PromoteConfig(Config):
     """REGISTRY/NAME@v3, the version to promote (or REGISTRY/NAME@alias, to copy an alias)."""
     alias: str = "production"
     """The alias to move."""
+    previous: bool = False
+    """Undo the last promotion of the alias that --model names (REGISTRY/NAME@production): it stands
+    again for what it stood for before. Given again, it goes back one further.
+    """
+
+
+@dataclass(frozen=True)
+class ModelsConfig(Config):
+    """List the models of a registry: versions, aliases, numbers, and where each came from."""
+
+    registry: Uri
+    """Prefix that holds all models."""
+    name: str = ""
+    """Only this model."""

@@ -70,6 +70,9 @@ class Bundle:
     multi_label: bool = False  # any number of classes per image, each with its own probability
     pooling: Pooling | Literal[""] = ""  # of the instances of a sample; "" where it has but one
     background_class: str = ""  # what pooling takes a sample for where no instance says otherwise
+    origin: dict[str, Any] = field(default_factory=dict)  # of a model made elsewhere; licence
+    arch_options: dict[str, Any] = field(default_factory=dict)  # what else `build_model` was given
+    is_backbone: bool = False  # gives no classes but an embedding: only a head makes it predict
 
     @property
     def background(self) -> int | None:
@@ -117,6 +120,7 @@ class Bundle:
                 len(self.class_names),
                 in_channels=self.decode_spec.num_channels,
                 image_px=self.preprocess_spec.shape_CHW[1:],
+                options=self.arch_options,
             )
 
 
@@ -234,6 +238,9 @@ def read_bundle(uri: str) -> Bundle:
             multi_label=facts["multi_label"],
             pooling=facts["pooling"],
             background_class=facts["background_class"],
+            origin=facts["origin"],
+            arch_options=facts["arch_options"],
+            is_backbone=facts["is_backbone"],
         )
     except ConfigError as error:
         raise BundleError(f"{join(uri, FACTS)}: {error}") from error
@@ -257,6 +264,9 @@ def _serialize(bundle: Bundle) -> dict[str, bytes]:
         "multi_label": bundle.multi_label,
         "pooling": bundle.pooling,
         "background_class": bundle.background_class,
+        "origin": bundle.origin,
+        "arch_options": bundle.arch_options,
+        "is_backbone": bundle.is_backbone,
     }
     try:
         facts_json = json.dumps(facts, indent=2, allow_nan=False)

@@ -43,9 +43,19 @@ _FACT_TYPES: dict[str, type | tuple[type, ...]] = {
     "multi_label": bool,
     "pooling": str,
     "background_class": str,
+    "origin": dict,
+    "arch_options": dict,
+    "is_backbone": bool,
 }
 # What bundles lack that were written before there was such a thing.
-_ABSENT: dict[str, Any] = {"multi_label": False, "pooling": "", "background_class": ""}
+_ABSENT: dict[str, Any] = {
+    "multi_label": False,
+    "pooling": "",
+    "background_class": "",
+    "origin": {},
+    "arch_options": {},
+    "is_backbone": False,
+}
 
 
 def read_sums(uri: str) -> bytes:

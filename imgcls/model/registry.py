@@ -2,30 +2,24 @@
 
 In: REGISTRY, a name, a bundle. Out: REGISTRY/<name>/v<N>/, REGISTRY/<name>/aliases/<alias>.json.
 Invariant: a version is the property of the one writer whose bundle.json came first, and it exists
-from the moment that its SHA256SUMS is there; an abandoned one is a gap in the numbers. An alias
-changes by compare-and-swap.
+from the moment that its SHA256SUMS is there; an abandoned one is a gap in the numbers.
 """
 
-import json
-import random
 import re
-import time
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from imgcls.config.models import PromoteConfig
 from imgcls.errors import (
     BundleError,
     ConfigError,
-    ObjectChangedError,
     ObjectExistsError,
     ObjectMissingError,
     StorageError,
 )
+from imgcls.model import aliases
 from imgcls.model.bundle_files import SUMS, read_digest
 from imgcls.storage import objects
-from imgcls.storage.json_text import parse_record
 from imgcls.storage.probe import require_conditional_writes
 from imgcls.storage.uri import canonical, is_local, join, split_uri
 
@@ -35,7 +29,6 @@ if TYPE_CHECKING:
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _VERSION = re.compile(r"v([1-9][0-9]*)")
 _MAX_TRIES = 50
-_MAX_PAUSE_S = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +75,7 @@ def register(registry: str, name: str, bundle: "Bundle") -> ModelVersion:
 
     check_name(name)
     folder = _folder(registry, name)
-    version = max(_known_versions(folder), default=0)
+    version = max(known_versions(folder), default=0)
     for _ in range(_MAX_TRIES):
         version += 1
         uri = join(folder, f"v{version}")
@@ -97,8 +90,17 @@ def register(registry: str, name: str, bundle: "Bundle") -> ModelVersion:
 def list_versions(registry: str, name: str) -> list[ModelVersion]:
     """Return the complete versions of a name, oldest first; none for an unknown name."""
     folder = _folder(registry, name)
-    uris = {v: join(folder, f"v{v}") for v, done in _known_versions(folder).items() if done}
+    uris = {v: join(folder, f"v{v}") for v, done in known_versions(folder).items() if done}
     return [ModelVersion(uris[v], v, read_digest(uris[v])) for v in sorted(uris)]
+
+
+def list_names(registry: str) -> list[str]:
+    """Return the names in a registry that may have versions, without looking into them."""
+    prefix = canonical(registry)
+    found = objects.list_folder(prefix)
+    uris = found.folders if found is not None else (e.uri for e in objects.list_objects(prefix))
+    names = {uri[len(prefix) + 1 :].partition("/")[0] for uri in uris}
+    return sorted(name for name in names if _NAME.fullmatch(name))
 
 
 def resolve(ref: str) -> str:
@@ -118,19 +120,23 @@ def resolve(ref: str) -> str:
 
 
 def promote_version(config: PromoteConfig) -> dict[str, Any]:
-    """Run `imgcls promote`: see `promote`."""
+    """Run `imgcls promote`: see `promote` and `undo_promotion`."""
+    if config.previous:
+        return undo_promotion(config.model, config.alias)
     return promote(config.model, config.alias)
 
 
-def promote(ref: str, alias: str) -> dict[str, Any]:
+def promote(ref: str, alias: str, *, forced: bool = False) -> dict[str, Any]:
     """Point an alias at a version.
 
     Args:
         ref: REGISTRY/NAME@v3, or REGISTRY/NAME@alias to copy that alias.
         alias: The alias to move or make.
+        forced: For the history: the version would have been refused.
 
     Returns:
-        model, uri, version, digest, alias, promoted_at and previous_version (None for a new alias).
+        model, uri, version, digest, alias, promoted_at, promoted_by, reference, forced, undone, and
+        previous_version (None for a new alias).
 
     Raises:
         ConfigError: an unusable alias, a bundle's URI, or a version that does not exist or is not
@@ -144,40 +150,51 @@ def promote(ref: str, alias: str) -> dict[str, Any]:
         raise ConfigError(f"{ref!r} names no version of a registry: write REGISTRY/NAME@v3")
     found = _find(reference)
     require_conditional_writes(reference.folder.rpartition("/")[0])
-    uri = _alias_uri(reference.folder, alias)
-    for attempt in range(_MAX_TRIES):
-        record = {
-            "version": found.version,
-            "digest": found.digest,
-            "promoted_at": datetime.now(UTC).isoformat(),
-        }
-        try:
-            previous = _swap(uri, record)
-        except (ObjectChangedError, ObjectExistsError, ObjectMissingError):
-            # Another promotion came between reading and writing: read again.
-            time.sleep(random.uniform(0, min(_MAX_PAUSE_S, 0.01 * 2**attempt)))  # noqa: S311  (jitter, no secret)
-            continue
-        return {
-            "model": f"{reference.folder}@v{found.version}",
-            "uri": found.uri,
-            "alias": alias,
-            "previous_version": previous,
-            **record,
-        }
-    raise StorageError(f"{uri} changed {_MAX_TRIES} times while it was being written; try again")
+    change = aliases.move_alias(
+        reference.folder, alias, found.version, found.digest, reference=ref, forced=forced
+    )
+    return _promoted(reference.folder, alias, change)
 
 
-def _swap(uri: str, record: dict[str, Any]) -> int | None:
-    """Write an alias over what it was a moment ago; return the version that it had."""
-    data = json.dumps(record).encode()
-    try:
-        old, etag = objects.read_with_etag(uri)
-    except ObjectMissingError:
-        objects.put_new(uri, data)
-        return None
-    objects.put_if_match(uri, data, etag)
-    version: int = _parse_alias(old, uri)["version"]
-    return version
+def undo_promotion(ref: str, alias: str) -> dict[str, Any]:
+    """Take the last promotion of an alias back.
+
+    Args:
+        ref: REGISTRY/NAME@alias, or REGISTRY/NAME.
+        alias: The alias where `ref` names none.
+
+    Returns:
+        As `promote`; `previous_version` is the one that was taken back.
+
+    Raises:
+        ConfigError: a version instead of an alias, nothing to go back to, or a change meanwhile.
+        BundleError: the version before was replaced or is gone.
+    """
+    reference = _parse(ref if "@" in ref.rpartition("/")[2] else f"{ref.rstrip('/')}@{alias}")
+    assert reference is not None, "it has an @ now"
+    if _VERSION.fullmatch(reference.selector):
+        raise ConfigError(
+            f"--previous goes back from an alias, not from {reference.selector}: write "
+            f"--model {reference.folder}@{alias} --previous"
+        )
+    folder = reference.folder
+    require_conditional_writes(folder.rpartition("/")[0])
+    before = _read_alias(reference).before()
+    if before is not None:  # what cannot be used is not gone back to
+        found = _find(_Reference(folder, reference.name, f"v{before.version}"))
+        _refuse_replaced(found, before, reference.selector)
+    return _promoted(folder, reference.selector, aliases.undo_last(folder, reference.selector))
+
+
+def _promoted(folder: str, alias: str, change: aliases.Promotion) -> dict[str, Any]:
+    facts = asdict(change)
+    return {
+        "model": f"{folder}@v{change.version}",
+        "uri": join(folder, f"v{change.version}"),
+        "alias": alias,
+        "previous_version": facts.pop("from_version"),
+        **facts,
+    }
 
 
 def _parse(ref: str) -> _Reference | None:
@@ -202,36 +219,41 @@ def _folder(registry: str, name: str) -> str:
 def _find(reference: _Reference) -> ModelVersion:
     """Return the complete version that a reference selects."""
     match = _VERSION.fullmatch(reference.selector)
-    if match:
-        version, promised = int(match[1]), ""
-    else:
-        alias_uri = _alias_uri(reference.folder, reference.selector)
-        try:
-            alias = _parse_alias(objects.read(alias_uri), alias_uri)
-        except ObjectMissingError as error:
-            raise ConfigError(
-                f"{reference.folder} has no alias {reference.selector!r}; {_what_exists(reference)}"
-            ) from error
-        version, promised = alias["version"], alias["digest"]
+    alias = None if match else _read_alias(reference)
+    version = alias.now.version if alias is not None else int(match[1]) if match else 0
     uri = join(reference.folder, f"v{version}")
     if not objects.exists(join(uri, SUMS)):
         raise ConfigError(
             f"{reference.folder} has no complete version v{version}; {_what_exists(reference)}"
         )
-    digest = read_digest(uri)
-    if promised and promised != digest:
+    found = ModelVersion(uri, version, read_digest(uri))
+    if alias is not None:
+        _refuse_replaced(found, alias.now, reference.selector)
+    return found
+
+
+def _read_alias(reference: _Reference) -> aliases.Alias:
+    try:
+        return aliases.read_alias(reference.folder, reference.selector)
+    except ObjectMissingError as error:
+        raise ConfigError(
+            f"{reference.folder} has no alias {reference.selector!r}; {_what_exists(reference)}"
+        ) from error
+
+
+def _refuse_replaced(found: ModelVersion, promised: aliases.Promotion, alias: str) -> None:
+    if promised.digest != found.digest:
         raise BundleError(
-            f"{uri} has the digest {digest}, but {reference.selector!r} was promoted with "
-            f"{promised}: the bundle was replaced; promote again if that was meant"
+            f"{found.uri} has the digest {found.digest}, but {alias!r} was promoted with "
+            f"{promised.digest}: the bundle was replaced; promote again if that was meant"
         )
-    return ModelVersion(uri, version, digest)
 
 
 def _resolve_uri(uri: str) -> str:
     if objects.exists(join(uri, SUMS)):
         return uri
     folder = canonical(uri)
-    versions = [v for v, done in _known_versions(folder).items() if done]
+    versions = [v for v, done in known_versions(folder).items() if done]
     if versions:
         raise ConfigError(
             f"{uri} names a model, not a version of it: write {uri.rstrip('/')}@v{max(versions)}"
@@ -240,7 +262,7 @@ def _resolve_uri(uri: str) -> str:
     return uri
 
 
-def _known_versions(folder: str) -> dict[int, bool]:
+def known_versions(folder: str) -> dict[int, bool]:
     """Return version -> complete, of every version that somebody claimed."""
     known: dict[int, bool] = {}
     for entry in objects.list_objects(folder):
@@ -252,30 +274,10 @@ def _known_versions(folder: str) -> dict[int, bool]:
     return known
 
 
-def _alias_uri(folder: str, alias: str) -> str:
-    return join(folder, "aliases", f"{alias}.json")
-
-
-def _parse_alias(data: bytes, uri: str) -> dict[str, Any]:
-    try:
-        return parse_record(
-            data,
-            "it",
-            BundleError,
-            lambda alias: {"version": int(alias["version"]), "digest": str(alias["digest"])},
-        )
-    except BundleError as error:
-        raise BundleError(f"{uri} is not an alias: {error}; promote again") from error
-
-
 def _what_exists(reference: _Reference) -> str:
-    known = _known_versions(reference.folder)
+    known = known_versions(reference.folder)
     versions = ", ".join(f"v{v}" for v in sorted(known) if known[v])
-    suffix = ".json"
-    aliases = ", ".join(
-        entry.uri.rpartition("/")[2].removesuffix(suffix)
-        for entry in objects.list_objects(join(reference.folder, "aliases"))
-    )
+    named = ", ".join(aliases.list_names(reference.folder))
     if not versions:
         return f"there is no model {reference.name!r} with a complete version there"
-    return f"versions: {versions}; aliases: {aliases or 'none'}"
+    return f"versions: {versions}; aliases: {named or 'none'}"
