@@ -1,9 +1,9 @@
-"""What else tells a scoring run: labels beside plain fp32, and the memory of all its processes.
+"""Labels beside plain fp32, and the memory of all processes of a scoring run.
 
 In: a bundle, a predictor, crops; or a piece of work. Out: figures. Invariant: none of them is a
 time, and what is timed does not wait for them.
 
-Legend: B batch, C channel, P image_px, N classes.
+Shape legend: B image, C channels, H height, W width, K classes.
 """
 
 import threading
@@ -12,10 +12,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
+from imgcls.inference.backends.network import Network
 from imgcls.inference.decision_rule import DecisionRule
-from imgcls.inference.network import Network
 from imgcls.inference.predictor import Predictor
 from imgcls.model.bundle import Bundle, to_probs
 
@@ -39,25 +40,18 @@ def label_agreement(bundle: Bundle, predictor: Predictor, x_BCHW: torch.Tensor) 
         probability.
     """
     network = Network(bundle.to_model(), bundle.preprocess_spec, "fp32").eval()
-    rule = DecisionRule.of(bundle)
-    num_equal, largest = 0, 0.0
-    for start in range(0, len(x_BCHW), _EAGER_BATCH_SIZE):
-        batch_BCHW = x_BCHW[start : start + _EAGER_BATCH_SIZE]
-        with torch.inference_mode():
-            expected_BN = to_probs(network(batch_BCHW), multi_label=bundle.multi_label)
-        for offset in range(0, len(batch_BCHW), predictor.batch_size):
-            part = slice(offset, offset + predictor.batch_size)
-            found = predictor.predict(batch_BCHW[part])
-            probs_BN = expected_BN[part].numpy()
-            labels = (rule.labels(found.probs_BN, found.label_B), rule.labels(probs_BN))
-            num_equal += sum(one == other for one, other in zip(*labels, strict=True))
-            difference = (torch.from_numpy(found.probs_BN) - expected_BN[part]).abs().max()
-            largest = max(largest, float(difference))
+    with torch.inference_mode():
+        starts = range(0, len(x_BCHW), _EAGER_BATCH_SIZE)
+        parts = [network(x_BCHW[start : start + _EAGER_BATCH_SIZE]) for start in starts]
+        expected_BK = to_probs(torch.cat(parts), multi_label=bundle.multi_label).numpy()
+    probs_BK = predictor.predict_all(x_BCHW).probs_BK
+    labels = map(DecisionRule.of(bundle).labels, (probs_BK, expected_BK))
+    num_equal = sum(one == other for one, other in zip(*labels, strict=True))
     return {
         "num_images": len(x_BCHW),
         "num_equal_labels": num_equal,
         "fraction": round(num_equal / len(x_BCHW), 4),
-        "largest_difference": largest,
+        "largest_difference": float(np.abs(probs_BK - expected_BK).max()),
     }
 
 

@@ -35,9 +35,11 @@ from imgcls.errors import ConfigError, DecodeError
 from imgcls.image.decoders.pool import DecoderPool, decode_one
 from imgcls.image.fit.resample import resample
 from imgcls.image.spec import DecodeSpec, PreprocessSpec
-from imgcls.inference.int8 import NUM_CALIBRATION, quantize
-from imgcls.inference.network import Network
-from imgcls.inference.predictor import Predictor, pick_device, predictor_for_run, set_num_threads
+from imgcls.inference.backends.demand import demand_of_run
+from imgcls.inference.backends.int8 import NUM_CALIBRATION, quantize
+from imgcls.inference.backends.network import Network
+from imgcls.inference.device import pick_device, set_num_threads
+from imgcls.inference.predictor import Predictor, make_predictor
 from imgcls.model.architectures import build_model, find_head
 from imgcls.model.bundle import Bundle, make_golden, read_bundle
 from imgcls.model.registry import register, resolve
@@ -109,7 +111,7 @@ def bench(config: BenchConfig) -> dict[str, Any]:
     return {
         "what": config.what,
         "arch": bundle.arch,
-        "engine": predictor and predictor.engine,
+        "engine": predictor and predictor.name,
         "batch_size": predictor and predictor.batch_size,
         "num_streams": predictor and predictor.num_streams,
         "num_cpus": num_cpus,
@@ -269,19 +271,19 @@ def _make_predictor(
         network = Network(bundle.to_model(), bundle.preprocess_spec, "fp32").eval()
         sample_BCHW = _crops(bundle, images)[: 2 * NUM_CALIBRATION]
         int8_network = quantize(network, sample_BCHW, multi_label=bundle.multi_label)
-    return predictor_for_run(
-        bundle,
+    demand = demand_of_run(
         device=config.device,
         precision=config.precision,
         batch_size=config.batch_size,
         num_images=config.num_images,
-        num_cpus=num_cpus,
+        num_cores=num_cpus,
         int8_network=int8_network,
     )
+    return make_predictor(bundle, demand)
 
 
 def _crops(bundle: Bundle, images: list[bytes]) -> torch.Tensor:
-    """Return uint8 [n,C,P,P], one crop of each distinct image."""
+    """Return uint8 [n,C,H,W], one crop of each distinct image."""
     distinct = dict.fromkeys(images)
     crops = [decode_one(data, bundle.decode_spec, bundle.preprocess_spec)[0] for data in distinct]
     return torch.from_numpy(np.stack([crop.x_CHW for crop in crops]))

@@ -16,7 +16,7 @@ import numpy as np
 from imgcls.config.training import TrainConfig
 from imgcls.image.decoders.pool import DecoderPool
 from imgcls.image.png import encode_png
-from imgcls.inference.predictor import set_num_threads
+from imgcls.inference.device import set_num_threads
 from imgcls.training.optim.loop import fit
 from imgcls.training.optim.setup import make_loaders, make_state
 from imgcls.training.planning.make_plan import make_plan

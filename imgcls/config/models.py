@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from imgcls.config.choices import Device, MatchBy
+from imgcls.config.choices import Device, MatchBy, Precision
 from imgcls.config.paths import Config, OutputFile, OutputUri, Uri
 
 
@@ -39,10 +39,12 @@ class EvaluateConfig(Config):
     """Where the class of an image is, by a key as for train; default that of the training, or the
     column label.
     """
-    batch_size: int = 32
-    """Images per forward pass."""
+    batch_size: int = 0
+    """Images per forward pass; 0 takes what suits the device."""
     device: Device = "auto"
     """Where the model runs."""
+    precision: Precision = "auto"
+    """Arithmetic of the network, as for score; the result says which one it was."""
     num_decoders: int = 0
     """Decoder processes; 0 takes the cores of this machine."""
 

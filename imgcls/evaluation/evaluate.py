@@ -5,7 +5,8 @@ is accounted for: it counts in `accuracy` when it has a prediction, in `accuracy
 when it could not be decoded, and by name when it was never scored. Each frame of a multi-frame file
 counts as an image. Whether an image has one label or any number of them, the model says.
 
-Images go the way of `score`: the bundle's decode spec, the decoder pool and the same `Predictor`.
+Images go the way of `score`: the bundle's decode spec, the decoder pool, the predict stream and the
+backend that a night of so many images would have here; the result says which.
 """
 
 import hashlib
@@ -43,11 +44,12 @@ from imgcls.errors import (
     ObjectMissingError,
     SourceError,
 )
-from imgcls.image.decoders.pool import Crop, DecoderPool
-from imgcls.image.outcome import outcome_of
+from imgcls.image.decoders.pool import Decoded, DecoderPool
 from imgcls.image.versions import describe_moved
+from imgcls.inference.backends.demand import demand_of_run
+from imgcls.inference.collect import collect
 from imgcls.inference.decision_rule import DecisionRule
-from imgcls.inference.predictor import Predictor
+from imgcls.inference.predictor import Predictor, make_predictor
 from imgcls.logs import Progress
 from imgcls.metrics.outcomes import Outcomes
 from imgcls.metrics.threshold_report import DecisionTable
@@ -146,8 +148,15 @@ def evaluate_model(config: EvaluateConfig) -> dict[str, Any]:
     with DecoderPool(
         bundle.decode_spec, bundle.preprocess_spec, config.num_decoders or num_cpus
     ) as pool:
-        predictor = Predictor(bundle, device=config.device, batch_size=config.batch_size)
-        outcomes, probs_BK = _predict(samples, pool, predictor, bundle)
+        demand = demand_of_run(
+            device=config.device,
+            precision=config.precision,
+            batch_size=config.batch_size,
+            num_images=len(samples),
+            num_cores=num_cpus,
+        )
+        with make_predictor(bundle, demand) as predictor:
+            outcomes, probs_BK = _predict(samples, pool, predictor)
     calibration, calibrated = bundle.fitted(), dict[str, Any]()
     if calibration is not None:
         calibrated = outcomes.calibrated(calibration, bundle.class_names, probs_BK)
@@ -156,6 +165,8 @@ def evaluate_model(config: EvaluateConfig) -> dict[str, Any]:
         "model": config.model,
         "model_uri": uri,
         "model_digest": bundle.digest,
+        "backend": predictor.name,
+        "precision": predictor.precision,
         "data": config.data,
         "split": split,
         "split_digest": dataset.split_digest,
@@ -188,41 +199,28 @@ def _read_data(config: EvaluateConfig, bundle: Bundle) -> Dataset:
 
 
 def _predict(
-    samples: list[Sample], pool: DecoderPool, predictor: Predictor, bundle: Bundle
+    samples: list[Sample], pool: DecoderPool, predictor: Predictor
 ) -> tuple[Outcomes, npt.NDArray[np.float32]]:
     """Predict every sample; the probabilities are those of the ok rows, in order."""
-    rule = DecisionRule.of(bundle)
-    outcomes, probs = Outcomes(bundle.multi_label), list[npt.NDArray[np.float32]]()
-    batch: list[tuple[int, Crop]] = []
-
-    def flush() -> None:
-        predictions = predictor.predict(np.stack([crop.x_CHW for _, crop in batch]))
-        predicted = rule.labels(predictions.probs_BN, predictions.label_B)
-        probs.append(predictions.probs_BN[predictions.ok_B])
-        for row, (index, _) in enumerate(batch):
-            sample, error = samples[index], predictions.error_by_row.get(row)
-            if error is None:
-                unit = sample.group or sample.uri
-                outcomes.add_ok(sample.labels, predicted[row], unit, sample.slice_name)
-            else:
-                outcomes.add_failure(sample.uri, Status.MODEL_ERROR, error)
-        batch.clear()
-
-    requests = (GetRequest(index, sample.uri) for index, sample in enumerate(samples))
-    access = Access(lambda: spread([sample.uri for sample in samples]))
+    uris = [sample.uri for sample in samples]
+    requests = (GetRequest(index, uri) for index, uri in enumerate(uris))
+    access = Access(lambda: spread(uris))
     with Progress("evaluating", len(samples), "images") as progress:
-        for decoded in pool.decode_many(access.read(requests)):
-            if decoded.error is not None:
-                uri = samples[decoded.index].uri
-                outcomes.add_failure(uri, *outcome_of(decoded.error, uri, decoded.format))
-            for crop in decoded.crops:
-                batch.append((decoded.index, crop))
-                if len(batch) == predictor.batch_size:
-                    flush()
-            progress.advance(1)
-        if batch:
-            flush()
-    return outcomes, np.concatenate(probs) if probs else np.empty((0, predictor.num_classes), "f4")
+
+        def decoded() -> Iterator[Decoded]:
+            for one in pool.decode_many(access.read(requests)):
+                yield one
+                progress.advance(1)
+
+        found = collect(decoded(), predictor, uris)
+    outcomes = Outcomes(predictor.bundle.multi_label)
+    labels_B = DecisionRule.of(predictor.bundle).labels(found.probs_BK)
+    for index, labels in zip(found.index_B.tolist(), labels_B, strict=True):
+        sample = samples[index]
+        outcomes.add_ok(sample.labels, labels, sample.group or sample.uri, sample.slice_name)
+    for failure in found.failures:
+        outcomes.add_failure(uris[failure.index], failure.status, failure.reason)
+    return outcomes, found.probs_BK
 
 
 def evaluate_predictions(config: EvaluateConfig) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 In: uncalibrated probabilities. Out: answers, image by image. Invariant: training measures, the
 golden check proves, scoring publishes and evaluation counts these very answers.
 
-Shape legend: B image, K class.
+Shape legend: B image, K classes.
 """
 
 from collections.abc import Sequence

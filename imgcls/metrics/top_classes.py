@@ -1,4 +1,4 @@
-"""Which classes are on top: one rule for scoring, measuring, calibrating and checking engines.
+"""Which classes are on top: one rule for scoring, measuring, calibrating and checking backends.
 
 In: probabilities. Out: labels, the most probable first. Invariant: of classes with equal
 probability the lowest label comes first, on every device. torch.topk promises no order for them,

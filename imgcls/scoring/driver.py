@@ -227,21 +227,21 @@ class Scored:
     """What one start of a run scored: the sum of its summaries."""
 
     num_rows: int = 0
-    engines: set[str] = field(default_factory=set)
+    backends: set[str] = field(default_factory=set)
     stages: StageDicts = field(default_factory=dict)
     report: NodeReport = field(default_factory=NodeReport)
 
     def add(self, summary: ShardSummary) -> None:
         """Count a shard that was committed now."""
         self.num_rows += summary.num_rows
-        self.engines.add(summary.engine)
+        self.backends.add(summary.backend)
         self.stages = add_stages(self.stages, summary.stages)
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as the run's result tells it."""
         return {
             "rows_scored_now": self.num_rows,
-            "engines": sorted(self.engines),
+            "engines": sorted(self.backends),
             "stages": self.stages,
             "bottleneck": describe_bottleneck(self.stages) if self.stages else "",
             "nodes": self.report.to_dict(),

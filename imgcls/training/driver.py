@@ -20,7 +20,7 @@ import torch
 
 from imgcls.config.training import TrainConfig
 from imgcls.image.decoders.pool import DecoderPool
-from imgcls.inference.predictor import pick_device
+from imgcls.inference.device import pick_device
 from imgcls.logs import Progress
 from imgcls.model.registry import register
 from imgcls.storage.probe import require_conditional_writes

@@ -14,10 +14,10 @@ from imgcls.config.operations import BenchConfig
 from imgcls.errors import ConfigError
 from imgcls.image.decoders.pool import decode_one
 from imgcls.image.spec import DecodeSpec, PreprocessSpec
-from imgcls.inference.predictor import Predictor
 from imgcls.metrics.calibration import Calibration
 from imgcls.metrics.operating_point import OperatingPoint
 from imgcls.scoring.shard import gpu_decode
+from tests.predictors import open_predictor
 from tests.scoring.tiny import make_bundle
 
 STAGES = {
@@ -84,13 +84,13 @@ def test_gpu_decodes_too_where_that_is_asked_for(monkeypatch: pytest.MonkeyPatch
 
 def test_labels_that_differ_from_plain_fp32_are_counted() -> None:
     bundle = make_bundle()
-    predictor = Predictor(bundle, batch_size=8)
+    predictor = open_predictor(bundle, batch_size=8)
     real = predictor._model
 
     def contrary(x_BCHW: torch.Tensor) -> torch.Tensor:
-        logits_BN = real(x_BCHW).clone()
-        logits_BN[0] *= -1
-        return logits_BN
+        logits_BK = real(x_BCHW).clone()
+        logits_BK[0] *= -1
+        return logits_BK
 
     generator = torch.Generator().manual_seed(0)
     x_BCHW = torch.randint(0, 256, (20, 3, 32, 32), generator=generator).to(torch.uint8)
@@ -124,14 +124,14 @@ def test_labels_of_a_multi_label_model_are_the_classes_that_reach_their_threshol
     )
     fitted = Calibration(1.0, "by hand", 20, 1.0, 1.0, 0.1, 0.1, (point,))
     for bundle, num_equal in ((plain, 20), (replace(plain, calibration=fitted.to_dict()), 17)):
-        predictor = Predictor(bundle, batch_size=8)
+        predictor = open_predictor(bundle, batch_size=8)
         network = predictor._model
 
         def probable(x_BCHW: torch.Tensor, real: Any = network) -> torch.Tensor:
-            logits_BN = real(x_BCHW).clone()
-            assert logits_BN[0, 5].sigmoid() < 0.25
-            logits_BN[0, 5] = torch.logit(torch.tensor(0.3))
-            return logits_BN
+            logits_BK = real(x_BCHW).clone()
+            assert logits_BK[0, 5].sigmoid() < 0.25
+            logits_BK[0, 5] = torch.logit(torch.tensor(0.3))
+            return logits_BK
 
         predictor._model = probable
         assert label_agreement(bundle, predictor, x_BCHW)["num_equal_labels"] == num_equal

@@ -23,7 +23,8 @@ from imgcls.evaluation.evaluate import evaluate
 from imgcls.image.png import encode_png
 from imgcls.image.preprocess import normalize
 from imgcls.image.spec import DecodeSpec, PreprocessSpec
-from imgcls.inference.network import Network
+from imgcls.inference.backends import kinds
+from imgcls.inference.backends.network import Network
 from imgcls.metrics.calibration import fit_calibration
 from imgcls.metrics.measures import one_hot
 from imgcls.model.architectures import build_model
@@ -100,6 +101,19 @@ def _evaluate(**flags: Any) -> dict[str, Any]:
     result = evaluate(EvaluateConfig(**flags, device="cpu", num_decoders=1))
     json.dumps(result, allow_nan=False)
     return result
+
+
+def test_a_model_is_measured_by_the_backend_that_scores_here(
+    model: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Choosing depends on the run's length: with so few images only if told to fold for them."""
+    monkeypatch.setattr(kinds, "_MIN_IMAGES_TO_FOLD", 1)
+    night = score(ScoreConfig(str(data), model, str(tmp_path / "out"), executor="local"))
+    found = _evaluate(model=model, data=str(data), split="all")
+    assert [found["backend"]] == night["engines"] == ["folded fp32 on cpu"]
+    assert found["precision"] == "fp32"
+    with pytest.raises(ConfigError, match="--precision tf32: cpu has no such arithmetic"):
+        _evaluate(model=model, data=str(data), split="all", precision="tf32")
 
 
 def test_model_is_measured_on_the_test_split_of_its_training(model: str, data: Path) -> None:

@@ -1,10 +1,11 @@
-"""What an engine must prove before it predicts, and what it does when it cannot."""
+"""What a backend must prove before it predicts, and what it does when it cannot."""
 
 import logging
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,23 +14,24 @@ import pytest
 import torch
 from torch import nn
 
+from imgcls.config.choices import Precision
 from imgcls.data.class_names import ClassNames
 from imgcls.errors import BundleError, ConfigError, DeviceFailedError
 from imgcls.image.spec import DecodeSpec, PreprocessSpec
-from imgcls.inference import backend, openvino
-from imgcls.inference import predictor as predict
-from imgcls.inference.network import Network
-from imgcls.inference.predictor import (
-    Predictor,
-    choose_batch_size,
-    choose_num_streams,
-    pick_device,
-    predictor_for_run,
-)
+from imgcls.inference import device
+from imgcls.inference.backends import choose, golden_check, openvino
+from imgcls.inference.backends.arithmetic import has_fast_bf16
+from imgcls.inference.backends.backend import Backend
+from imgcls.inference.backends.demand import choose_batch_size, choose_num_streams, demand_of_run
+from imgcls.inference.backends.golden_check import LOW_PRECISION_TOLERANCE
+from imgcls.inference.backends.network import Network
+from imgcls.inference.device import pick_device
+from imgcls.inference.predictor import Predictor
 from imgcls.metrics.calibration import Calibration
 from imgcls.metrics.operating_point import OperatingPoint
 from imgcls.model.architectures import build_model
 from imgcls.model.bundle import Bundle, make_golden, read_bundle, write_bundle
+from tests.predictors import open_predictor
 
 IMAGE_PX = 64
 MANY_IMAGES = 10_000_000
@@ -81,15 +83,15 @@ def log_of_imgcls(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
 @pytest.fixture
 def fast_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every CPU can run bf16; only some can fast."""
-    monkeypatch.setattr(backend, "has_fast_bf16", lambda: True)
+    monkeypatch.setattr(choose, "has_fast_bf16", lambda: True)
 
 
 @pytest.mark.usefixtures("fast_bf16")
 def test_auto_takes_bf16_when_the_golden_images_allow_it(
     log_of_imgcls: pytest.LogCaptureFixture,
 ) -> None:
-    predictor = Predictor(make_resnet(), batch_size=4, precision="auto", device="cpu")
-    assert predictor.engine == "eager bf16 on cpu"
+    predictor = open_predictor(make_resnet(), batch_size=4, precision="auto", device="cpu")
+    assert predictor.name == "eager bf16 on cpu"
     assert "3 golden images keep their label" in log_of_imgcls.text
 
 
@@ -97,9 +99,9 @@ def test_auto_takes_bf16_when_the_golden_images_allow_it(
 def test_auto_stays_in_fp32_when_a_golden_probability_moves_too_far(
     log_of_imgcls: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(backend, "LOW_PRECISION_TOLERANCE", 1e-12)
-    predictor = Predictor(make_resnet(1.0), batch_size=4, precision="auto", device="cpu")
-    assert predictor.engine == "eager fp32 on cpu"
+    monkeypatch.setattr(golden_check, "LOW_PRECISION_TOLERANCE", 1e-12)
+    predictor = open_predictor(make_resnet(1.0), batch_size=4, precision="auto", device="cpu")
+    assert predictor.name == "eager fp32 on cpu"
     assert "eager bf16 on cpu refused: golden probabilities move by" in log_of_imgcls.text
 
 
@@ -116,45 +118,45 @@ def test_auto_stays_in_fp32_when_a_golden_label_changes(
     golden_BK = make_golden(model, bundle.golden_x_BCHW, bundle.preprocess_spec)
     assert golden_BK.argmax(dim=1).tolist() == [1, 1, 1]
     tied = replace(bundle, state_dict=state, golden_probs_BK=golden_BK)
-    assert Predictor(tied, batch_size=4, precision="auto", device="cpu").engine.startswith(
+    assert open_predictor(tied, batch_size=4, precision="auto", device="cpu").name.startswith(
         "eager fp32"
     )
     assert "3 of 3 golden images change their label" in log_of_imgcls.text
 
 
 def test_precision_asked_for_is_refused_with_the_figure(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backend, "LOW_PRECISION_TOLERANCE", 1e-12)
+    monkeypatch.setattr(golden_check, "LOW_PRECISION_TOLERANCE", 1e-12)
     with pytest.raises(
         BundleError, match=r"--precision bf16: .* move by \d.*Take --precision fp32"
     ):
-        Predictor(make_resnet(1.0), batch_size=4, precision="bf16", device="cpu")
+        open_predictor(make_resnet(1.0), batch_size=4, precision="bf16", device="cpu")
 
 
 def test_bf16_is_not_taken_where_the_cpu_emulates_it(tmp_path: Path) -> None:
     (tmp_path / "old").write_text("processor : 0\nflags\t\t: fpu avx2 avx512f avx512_vnni\n")
     (tmp_path / "new").write_text("processor : 0\nflags\t\t: fpu avx512f avx512_bf16\n")
     (tmp_path / "arm").write_text("processor : 0\nFeatures\t: asimd bf16 i8mm\n")
-    found = [backend.has_fast_bf16(tmp_path / name) for name in ("old", "new", "arm", "none")]
+    found = [has_fast_bf16(tmp_path / name) for name in ("old", "new", "arm", "none")]
     assert found == [False, True, True, False]
 
 
 @pytest.mark.usefixtures("fast_bf16")
 def test_small_network_and_embedding_stay_in_fp32(make_bundle: Make) -> None:
-    small = Predictor(make_bundle(), precision="auto", device="cpu")
-    assert small.engine == "eager fp32 on cpu"
-    wide = Predictor(make_resnet(), precision="auto", embedding=True, num_images=MANY_IMAGES)
-    assert "eager fp32" in wide.engine
+    small = open_predictor(make_bundle(), precision="auto", device="cpu")
+    assert small.name == "eager fp32 on cpu"
+    wide = open_predictor(make_resnet(), precision="auto", embedding=True, num_images=MANY_IMAGES)
+    assert "eager fp32" in wide.name
     assert wide.predict(images(1)).embedding_BE is not None
 
 
 def test_folded_network_gives_the_same_probabilities() -> None:
     bundle = make_resnet(1.0)
-    plain = Predictor(bundle, batch_size=4, device="cpu")
-    folded = Predictor(bundle, batch_size=4, device="cpu", num_images=1000)
-    assert (plain.engine, folded.engine) == ("eager fp32 on cpu", "folded fp32 on cpu")
+    plain = open_predictor(bundle, batch_size=4, device="cpu")
+    folded = open_predictor(bundle, batch_size=4, device="cpu", num_images=1000)
+    assert (plain.name, folded.name) == ("eager fp32 on cpu", "folded fp32 on cpu")
     x_BCHW = images(4)
     expected, found = plain.predict(x_BCHW), folded.predict(x_BCHW)
-    np.testing.assert_allclose(found.probs_BN, expected.probs_BN, atol=1e-5)
+    np.testing.assert_allclose(found.probs_BK, expected.probs_BK, atol=1e-5)
     np.testing.assert_array_equal(found.label_B, expected.label_B)
 
 
@@ -164,9 +166,9 @@ def test_network_that_cannot_be_traced_runs_unfolded(
     def fail(_network: nn.Module) -> nn.Module:
         raise torch.fx.proxy.TraceError("control flow")
 
-    monkeypatch.setattr(backend, "fold_batchnorm", fail)
-    predictor = Predictor(make_resnet(), batch_size=4, device="cpu", num_images=1000)
-    assert predictor.engine == "eager fp32 on cpu"
+    monkeypatch.setattr(choose, "fold_batchnorm", fail)
+    predictor = open_predictor(make_resnet(), batch_size=4, device="cpu", num_images=1000)
+    assert predictor.name == "eager fp32 on cpu"
     assert "not folded: TraceError" in log_of_imgcls.text
 
 
@@ -180,9 +182,9 @@ def test_long_run_without_a_compiler_is_not_compiled_and_says_so(
         return forward
 
     monkeypatch.setattr(openvino, "is_installed", lambda: False)
-    monkeypatch.setattr(backend, "compile_network", without_compiler)
-    predictor = Predictor(make_resnet(), batch_size=4, device="cpu", num_images=MANY_IMAGES)
-    assert predictor.engine == "folded fp32 on cpu"
+    monkeypatch.setattr(choose, "compile_network", without_compiler)
+    predictor = open_predictor(make_resnet(), batch_size=4, device="cpu", num_images=MANY_IMAGES)
+    assert predictor.name == "folded fp32 on cpu"
     assert "refused: RuntimeError: No working C++ compiler found" in log_of_imgcls.text
 
 
@@ -194,15 +196,15 @@ needs_openvino = pytest.mark.skipif(
 @needs_openvino
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_long_run_on_a_cpu_is_openvinos_converted_once_and_cached(
-    precision: backend.Precision, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    precision: Precision, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     write_bundle(make_resnet(1.0), str(tmp_path / "bundle"))
     bundle = read_bundle(str(tmp_path / "bundle"))
-    plain = Predictor(bundle, batch_size=4, precision="fp32", device="cpu")
+    plain = open_predictor(bundle, batch_size=4, precision="fp32", device="cpu")
 
     def openvinos() -> Predictor:
-        return Predictor(
+        return open_predictor(
             bundle,
             batch_size=4,
             precision=precision,
@@ -212,12 +214,12 @@ def test_long_run_on_a_cpu_is_openvinos_converted_once_and_cached(
         )
 
     first = openvinos()
-    assert (first.engine, first.precision) == (f"openvino {precision} on cpu", precision)
+    assert (first.name, first.precision) == (f"openvino {precision} on cpu", precision)
     x_BCHW = images(4)
     expected = plain.predict(x_BCHW)
-    tolerance = 1e-5 if precision == "fp32" else backend.LOW_PRECISION_TOLERANCE
+    tolerance = 1e-5 if precision == "fp32" else LOW_PRECISION_TOLERANCE
     for found in [done.result() for done in [first.submit(x_BCHW) for _ in range(6)]]:
-        np.testing.assert_allclose(found.probs_BN, expected.probs_BN, atol=tolerance)
+        np.testing.assert_allclose(found.probs_BK, expected.probs_BK, atol=tolerance)
         np.testing.assert_array_equal(found.label_B, expected.label_B)
 
     def never(*_: object) -> None:
@@ -227,12 +229,12 @@ def test_long_run_on_a_cpu_is_openvinos_converted_once_and_cached(
     with monkeypatch.context() as patched:
         patched.setattr(openvino, "convert", never)
         again = openvinos()
-        np.testing.assert_array_equal(again.predict(x_BCHW).probs_BN, found.probs_BN)
+        np.testing.assert_array_equal(again.predict(x_BCHW).probs_BK, found.probs_BK)
     damaged = bytearray(cached.read_bytes())
     damaged[len(damaged) // 2] ^= 1
     cached.write_bytes(damaged)
     mended = openvinos()
-    np.testing.assert_array_equal(mended.predict(x_BCHW).probs_BN, found.probs_BN)
+    np.testing.assert_array_equal(mended.predict(x_BCHW).probs_BK, found.probs_BK)
 
 
 @needs_openvino
@@ -250,11 +252,11 @@ def test_openvino_must_keep_the_golden_predictions_too(
     monkeypatch.setattr(
         openvino, "convert_once", lambda _network, *args: real(wrong_network, *args)
     )
-    predictor = Predictor(
+    predictor = open_predictor(
         other, batch_size=4, precision="fp32", device="cpu", num_images=MANY_IMAGES // 200
     )
     assert "openvino fp32 on cpu refused: " in log_of_imgcls.text
-    assert predictor.engine == "folded fp32 on cpu"
+    assert predictor.name == "folded fp32 on cpu"
 
 
 def test_network_that_openvino_cannot_take_runs_without_it(
@@ -265,8 +267,10 @@ def test_network_that_openvino_cannot_take_runs_without_it(
 
     monkeypatch.setattr(openvino, "is_installed", lambda: True)
     monkeypatch.setattr(openvino, "convert_once", cannot)
-    predictor = Predictor(make_resnet(), batch_size=4, device="cpu", num_images=MANY_IMAGES // 200)
-    assert predictor.engine == "folded fp32 on cpu"
+    predictor = open_predictor(
+        make_resnet(), batch_size=4, device="cpu", num_images=MANY_IMAGES // 200
+    )
+    assert predictor.name == "folded fp32 on cpu"
     assert "not converted to OpenVINO: NotImplementedError" in log_of_imgcls.text
 
 
@@ -275,8 +279,8 @@ def test_a_golden_image_on_the_other_side_of_a_threshold_refuses_the_precision(
 ) -> None:
     """bf16 moves a probability by less than the tolerance, and across a threshold."""
     bundle = make_resnet(1.0)
-    in_bf16 = Predictor(bundle, batch_size=4, precision="bf16", device="cpu")
-    low_B = in_bf16.predict(bundle.golden_x_BCHW).probs_BN[:, 1]
+    in_bf16 = open_predictor(bundle, batch_size=4, precision="bf16", device="cpu")
+    low_B = in_bf16.predict(bundle.golden_x_BCHW).probs_BK[:, 1]
     exact_B = bundle.golden_probs_BK[:, 1].numpy()
     image = int(np.abs(low_B - exact_B).argmax())
     between = float(low_B[image] + exact_B[image]) / 2
@@ -284,7 +288,7 @@ def test_a_golden_image_on_the_other_side_of_a_threshold_refuses_the_precision(
     point = OperatingPoint("b:recall>=0.9", "b", "recall", 0.9, between, between, between, *facts)
     calibration = Calibration(1.0, "", 20, 0.5, 0.5, 0.1, 0.1, (point,))
     decided = replace(bundle, calibration=calibration.to_dict())
-    assert Predictor(decided, batch_size=4, precision="auto", device="cpu").precision == "fp32"
+    assert open_predictor(decided, batch_size=4, precision="auto", device="cpu").precision == "fp32"
     assert "1 of 3 golden images change their label or decision" in log_of_imgcls.text
 
 
@@ -293,25 +297,25 @@ def test_fp32_mismatch_stops_whatever_precision_is_asked_for() -> None:
     changed = replace(bundle, golden_probs_BK=bundle.golden_probs_BK.roll(1, dims=1))
     for precision in ("auto", "fp32", "bf16"):
         with pytest.raises(BundleError, match="does not reproduce its golden probabilities"):
-            Predictor(changed, precision=precision, device="cpu")  # type: ignore[arg-type]
+            open_predictor(changed, precision=precision, device="cpu")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_a_row_does_not_depend_on_how_full_its_batch_is(precision: backend.Precision) -> None:
-    predictor = Predictor(make_resnet(), batch_size=4, precision=precision, device="cpu")
+def test_a_row_does_not_depend_on_how_full_its_batch_is(precision: Precision) -> None:
+    predictor = open_predictor(make_resnet(), batch_size=4, precision=precision, device="cpu")
     x_BCHW = images(4)
     whole = predictor.predict(x_BCHW)
     for row in range(4):
         alone = predictor.predict(x_BCHW[row : row + 1])
         # Its place in the batch may change the order of a sum, never its company.
-        np.testing.assert_allclose(alone.probs_BN[0], whole.probs_BN[row], atol=1e-6)
-    np.testing.assert_array_equal(predictor.predict(x_BCHW[:2]).probs_BN, whole.probs_BN[:2])
+        np.testing.assert_allclose(alone.probs_BK[0], whole.probs_BK[row], atol=1e-6)
+    np.testing.assert_array_equal(predictor.predict(x_BCHW[:2]).probs_BK, whole.probs_BK[:2])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_compiled_network_agrees_is_compiled_once_and_cached_on_disk(
-    precision: backend.Precision, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    precision: Precision, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from torch._dynamo.utils import counters
 
@@ -319,32 +323,32 @@ def test_compiled_network_agrees_is_compiled_once_and_cached_on_disk(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
     bundle = make_resnet(1.0)
-    plain = Predictor(bundle, batch_size=4, precision=precision, device="cpu")
-    compiled = Predictor(
+    plain = open_predictor(bundle, batch_size=4, precision=precision, device="cpu")
+    compiled = open_predictor(
         bundle, batch_size=4, precision=precision, device="cpu", num_images=MANY_IMAGES
     )
-    assert compiled.engine == f"compiled {precision} on cpu"
+    assert compiled.name == f"compiled {precision} on cpu"
     num_graphs = counters["stats"]["unique_graphs"]
     with ThreadPoolExecutor(1) as shard:
         for num_rows in (3, 4):
             x_BCHW = images(num_rows)
             found = shard.submit(compiled.predict, x_BCHW).result()
             expected = plain.predict(x_BCHW)
-            np.testing.assert_allclose(found.probs_BN, expected.probs_BN, atol=0.01)
+            np.testing.assert_allclose(found.probs_BK, expected.probs_BK, atol=0.01)
     assert counters["stats"]["unique_graphs"] == num_graphs, "compiled at the start, not again"
     assert list((tmp_path / "imgcls" / "inductor").rglob("*.so"))
 
 
 def test_batches_at_a_time_give_what_one_at_a_time_gives() -> None:
     bundle = make_resnet(1.0)
-    alone = Predictor(bundle, batch_size=4, device="cpu")
-    several = Predictor(bundle, batch_size=4, device="cpu", num_streams=3)
+    alone = open_predictor(bundle, batch_size=4, device="cpu")
+    several = open_predictor(bundle, batch_size=4, device="cpu", num_streams=3)
     batches = [images(4, seed) for seed in range(9)]
     before_s = several.busy_s()
     futures = [several.submit(x_BCHW) for x_BCHW in batches]
     for future, x_BCHW in zip(futures, batches, strict=True):
         expected = alone.predict(x_BCHW)
-        np.testing.assert_allclose(future.result().probs_BN, expected.probs_BN, atol=1e-6)
+        np.testing.assert_allclose(future.result().probs_BK, expected.probs_BK, atol=1e-6)
     assert several.busy_s() > before_s
 
 
@@ -353,7 +357,7 @@ def test_streams_share_out_the_cores_and_leave_the_caller_its_own() -> None:
     found: list[int] = []
     try:
         torch.set_num_threads(4)
-        predictor = Predictor(make_resnet(1.0), batch_size=4, device="cpu", num_streams=2)
+        predictor = open_predictor(make_resnet(1.0), batch_size=4, device="cpu", num_streams=2)
         real = predictor._model
 
         def model(x_BCHW: torch.Tensor) -> torch.Tensor:
@@ -388,10 +392,10 @@ def test_batch_size_suits_the_device_unless_one_is_asked_for() -> None:
 
 def test_int8_without_a_calibrated_network_is_refused() -> None:
     with pytest.raises(ConfigError, match="calibrated on a run's own images"):
-        Predictor(make_resnet(1.0), precision="int8", device="cpu")
+        open_predictor(make_resnet(1.0), precision="int8", device="cpu")
 
 
-def test_a_multi_label_engine_must_keep_every_class_on_its_side_of_one_half(
+def test_a_multi_label_backend_must_keep_every_class_on_its_side_of_one_half(
     log_of_imgcls: pytest.LogCaptureFixture, fast_bf16: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The class on top stays, another one crosses 0.5 by less than the tolerance: refused."""
@@ -400,33 +404,32 @@ def test_a_multi_label_engine_must_keep_every_class_on_its_side_of_one_half(
         bundle.to_model(), bundle.golden_x_BCHW, bundle.preprocess_spec, multi_label=True
     )
     multi_label = replace(bundle, multi_label=True, golden_probs_BK=golden_BK)
-    real = backend.golden_probs
+    real = golden_check.golden_probs
 
-    def moved(tried: backend.Engine, *args: Any) -> torch.Tensor:
+    def moved(tried: Backend, *args: Any) -> torch.Tensor:
         probs_BK = real(tried, *args)
         if tried.precision == "bf16":
             probs_BK[0, 2] = golden_BK[0, 2] = 0.5
             probs_BK[0, 2] -= 1e-3
         return probs_BK
 
-    monkeypatch.setattr(backend, "golden_probs", moved)
-    predictor = Predictor(multi_label, batch_size=4, precision="auto", device="cpu")
-    assert predictor.engine == "eager fp32 on cpu"
+    monkeypatch.setattr(golden_check, "golden_probs", moved)
+    predictor = open_predictor(multi_label, batch_size=4, precision="auto", device="cpu")
+    assert predictor.name == "eager fp32 on cpu"
     assert "1 of 3 golden images change their label" in log_of_imgcls.text
 
 
-def test_predictor_for_a_run_of_few_images_has_no_more_rows_and_streams_than_they_fill() -> None:
-    bundle = make_resnet()
-    asked = {"device": "cpu", "precision": "fp32", "num_cpus": 2}
-    few = predictor_for_run(bundle, **asked, batch_size=0, num_images=3)  # type: ignore[arg-type]  # of unlike values
+def test_a_run_of_few_images_asks_for_no_more_rows_and_streams_than_they_fill() -> None:
+    asked = partial(demand_of_run, device="cpu", precision="fp32", num_cores=2)
+    few = asked(batch_size=0, num_images=3)
     assert (few.batch_size, few.num_streams) == (3, 1)
-    many = predictor_for_run(bundle, **asked, batch_size=4, num_images=9)  # type: ignore[arg-type]  # as above
+    many = asked(batch_size=4, num_images=9)
     assert (many.batch_size, many.num_streams) == (4, 2)
 
 
 def test_closed_predictor_takes_no_batch_and_its_threads_end() -> None:
     before = set(threading.enumerate())
-    predictor = Predictor(make_resnet(), batch_size=4, device="cpu", num_streams=2)
+    predictor = open_predictor(make_resnet(), batch_size=4, device="cpu", num_streams=2)
     for done in [predictor.submit(images(4)) for _ in range(4)]:
         done.result()
     threads = set(threading.enumerate()) - before
@@ -454,7 +457,7 @@ class CountsCopies(torch.Tensor):
 @pytest.mark.parametrize("embedding", [False, True])
 def test_all_that_a_batch_gives_leaves_the_device_in_one_copy(embedding: bool) -> None:
     """Each waits until the device has nothing more to do."""
-    predictor = Predictor(make_resnet(1.0), batch_size=4, device="cpu", embedding=embedding)
+    predictor = open_predictor(make_resnet(1.0), batch_size=4, device="cpu", embedding=embedding)
     x_BCHW = images(3)
     expected = predictor.predict(x_BCHW)
     real, real_embedding = predictor._model, predictor._embedding
@@ -464,7 +467,7 @@ def test_all_that_a_batch_gives_leaves_the_device_in_one_copy(embedding: bool) -
     CountsCopies.num_copies = 0
     found = predictor.predict(x_BCHW)
     assert CountsCopies.num_copies == 1
-    for name in ("label_B", "confidence_B", "topk_label_BK", "topk_prob_BK", "probs_BN"):
+    for name in ("label_B", "confidence_B", "topk_label_BT", "topk_prob_BT", "probs_BK"):
         np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
     if embedding:
         assert found.embedding_BE is not None
@@ -494,17 +497,17 @@ def test_want_of_memory_while_choosing_makes_passes_smaller_and_changes_no_preci
     log_of_imgcls: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     passed = holds_at_most(4, monkeypatch, "bfloat16")
-    predictor = Predictor(make_resnet(), batch_size=16, precision="auto", device="cpu")
-    assert predictor.engine == "eager bf16 on cpu"
+    predictor = open_predictor(make_resnet(), batch_size=16, precision="auto", device="cpu")
+    assert predictor.name == "eager bf16 on cpu"
     assert "out of memory with 16 images a pass; out of memory with 8" in log_of_imgcls.text
     x_BCHW = images(16)
     passed.clear()
     found = predictor.predict(x_BCHW)
     assert passed == [("torch.bfloat16", 4)] * 4
     assert not found.error_by_row
-    plain = Predictor(make_resnet(), batch_size=4, precision="bf16", device="cpu")
-    expected = [plain.predict(x_BCHW[at : at + 4]).probs_BN for at in range(0, 16, 4)]
-    np.testing.assert_array_equal(found.probs_BN, np.concatenate(expected))
+    plain = open_predictor(make_resnet(), batch_size=4, precision="bf16", device="cpu")
+    expected = [plain.predict(x_BCHW[at : at + 4]).probs_BK for at in range(0, 16, 4)]
+    np.testing.assert_array_equal(found.probs_BK, np.concatenate(expected))
 
 
 def test_no_memory_for_one_image_is_the_devices_fault_whatever_the_precision(
@@ -512,7 +515,7 @@ def test_no_memory_for_one_image_is_the_devices_fault_whatever_the_precision(
 ) -> None:
     holds_at_most(0, monkeypatch)
     with pytest.raises(DeviceFailedError, match="out of memory with one image a pass"):
-        Predictor(make_resnet(), batch_size=16, precision="auto", device="cpu")
+        open_predictor(make_resnet(), batch_size=16, precision="auto", device="cpu")
 
 
 def test_an_error_of_the_accelerator_while_choosing_changes_no_precision(
@@ -527,14 +530,14 @@ def test_an_error_of_the_accelerator_while_choosing_changes_no_precision(
 
     monkeypatch.setattr(Network, "forward", forward)
     with pytest.raises(DeviceFailedError, match="illegal memory access"):
-        Predictor(make_resnet(), batch_size=4, precision="auto", device="cpu")
+        open_predictor(make_resnet(), batch_size=4, precision="auto", device="cpu")
 
 
 @pytest.mark.parametrize("embedding", [False, True])
 def test_an_image_that_the_network_raises_on_is_named_and_the_others_keep_their_numbers(
     embedding: bool,
 ) -> None:
-    predictor = Predictor(make_resnet(1.0), batch_size=8, device="cpu", embedding=embedding)
+    predictor = open_predictor(make_resnet(1.0), batch_size=8, device="cpu", embedding=embedding)
     x_BCHW = images(8)
     expected = predictor.predict(x_BCHW)
     x_BCHW[5] = 255
@@ -551,7 +554,7 @@ def test_an_image_that_the_network_raises_on_is_named_and_the_others_keep_their_
     assert found.ok_B.tolist() == [row != 5 for row in range(8)]
     ok_B = found.ok_B
     # Its place in the batch may change the order of a sum.
-    np.testing.assert_allclose(found.probs_BN[ok_B], expected.probs_BN[ok_B], atol=1e-6)
+    np.testing.assert_allclose(found.probs_BK[ok_B], expected.probs_BK[ok_B], atol=1e-6)
     np.testing.assert_array_equal(found.label_B[ok_B], expected.label_B[ok_B])
     if embedding:
         assert found.embedding_BE is not None
@@ -562,7 +565,7 @@ def test_an_image_that_the_network_raises_on_is_named_and_the_others_keep_their_
 
 
 def test_a_network_that_no_longer_gives_its_golden_answers_blames_no_image() -> None:
-    predictor = Predictor(make_resnet(1.0), batch_size=8, device="cpu")
+    predictor = open_predictor(make_resnet(1.0), batch_size=8, device="cpu")
     real = predictor._model
     is_broken = [False]
 
@@ -579,7 +582,7 @@ def test_a_network_that_no_longer_gives_its_golden_answers_blames_no_image() -> 
 
 def test_warming_up_runs_all_streams_at_a_time() -> None:
     """Two batches that fit one by one may not fit together: that shows at the start."""
-    predictor = Predictor(make_resnet(), batch_size=4, device="cpu", num_streams=2)
+    predictor = open_predictor(make_resnet(), batch_size=4, device="cpu", num_streams=2)
     real, both_run = predictor._model, threading.Barrier(2)
 
     def forward(x_BCHW: torch.Tensor) -> torch.Tensor:
@@ -595,14 +598,14 @@ def test_warming_up_runs_all_streams_at_a_time() -> None:
 
 def test_a_device_is_taken_as_it_is_with_its_index() -> None:
     assert pick_device(torch.device("cuda", 3)) == torch.device("cuda", 3)
-    assert Predictor(make_resnet(), device=torch.device("cpu")).device.type == "cpu"
+    assert open_predictor(make_resnet(), device=torch.device("cpu")).device.type == "cpu"
 
 
 def test_auto_that_passes_over_a_gpu_says_so(
     tmp_path: Path, log_of_imgcls: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(predict, "_NVIDIA_DEVICES", (str(tmp_path), "nvidia[0-9]*"))
+    monkeypatch.setattr(device, "_NVIDIA_DEVICES", (str(tmp_path), "nvidia[0-9]*"))
     assert pick_device("auto").type == "cpu"
     assert "NVIDIA" not in log_of_imgcls.text
     (tmp_path / "nvidia0").touch()

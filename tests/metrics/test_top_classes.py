@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from imgcls.inference.decision_rule import DecisionRule
-from imgcls.inference.predictor import Predictor
 from imgcls.metrics import top_classes
 from imgcls.metrics.top_classes import top_label, top_labels
+from tests.predictors import open_predictor
 from tests.scoring.tiny import make_bundle
 
 
@@ -35,7 +35,7 @@ def test_picking_and_sorting_agree(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_rows_answers_and_measurement_name_the_same_of_tied_classes() -> None:
     """torch.topk names any of them, on a CPU and even more so on CUDA."""
     bundle = make_bundle(num_classes=40)
-    predictor = Predictor(bundle, device="cpu", batch_size=4, top_k=5)
+    predictor = open_predictor(bundle, device="cpu", batch_size=4, top_k=5)
     tied_K = torch.zeros(40)
     tied_K[[7, 13, 21, 33, 38, 39]] = 3.0
 
@@ -45,9 +45,9 @@ def test_rows_answers_and_measurement_name_the_same_of_tied_classes() -> None:
     predictor._model = forward
     found = predictor.predict(np.zeros((3, 3, 32, 32), np.uint8))
     assert found.label_B.tolist() == [7, 7, 7]
-    assert found.topk_label_BK.tolist() == [[7, 13, 21, 33, 38]] * 3
-    assert found.topk_label_BK.dtype == np.int32
-    answers = DecisionRule.of(bundle).all_answers(found.probs_BN)
+    assert found.topk_label_BT.tolist() == [[7, 13, 21, 33, 38]] * 3
+    assert found.topk_label_BT.dtype == np.int32
+    answers = DecisionRule.of(bundle).all_answers(found.probs_BK)
     assert [labels for ((*labels,),) in answers] == [[7]] * 3
     measured = replace(bundle, calibration=None)
-    assert DecisionRule.of(measured).all_answers(found.probs_BN)[0] == ((7,),)
+    assert DecisionRule.of(measured).all_answers(found.probs_BK)[0] == ((7,),)

@@ -15,7 +15,6 @@ import torch
 from imgcls.data.class_names import ClassNames
 from imgcls.errors import BundleError, ObjectExistsError
 from imgcls.image.preprocess import normalize
-from imgcls.inference.predictor import Predictor
 from imgcls.metrics.calibration import fit_calibration
 from imgcls.model.bundle import (
     Bundle,
@@ -25,6 +24,7 @@ from imgcls.model.bundle import (
     write_bundle,
 )
 from imgcls.model.bundle_files import read_digest
+from tests.predictors import open_predictor
 
 CLASS_NAMES = ClassNames(("bad", "good", "unsure"))
 MakeBundle = Callable[..., Bundle]
@@ -117,9 +117,9 @@ def test_multi_label_bundle_says_so_and_gives_sigmoids(
     facts = read_facts(uri)
     assert (facts.class_names, facts.multi_label, facts.calibration) == (CLASS_NAMES, True, None)
     assert "any number of them per image" in (tmp_path / "bundle" / "MODEL_CARD.md").read_text()
-    predictor = Predictor(read_bundle(uri), device="cpu", batch_size=4)
+    predictor = open_predictor(read_bundle(uri), device="cpu", batch_size=4)
     found = predictor.predict(bundle.golden_x_BCHW)
-    np.testing.assert_allclose(found.probs_BN, golden_BK.numpy(), atol=1e-6)
+    np.testing.assert_allclose(found.probs_BK, golden_BK.numpy(), atol=1e-6)
     np.testing.assert_array_equal(found.label_B, golden_BK.argmax(dim=1))
     assert (np.diff(found.topk_prob_BK, axis=1) <= 0).all()
     with pytest.raises(BundleError, match="does not reproduce its golden probabilities"):

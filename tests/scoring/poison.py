@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from imgcls.image.png import encode_png
-from imgcls.inference.network import Network
+from imgcls.inference.backends.network import Network
 
 ROOT = Path(__file__).parents[2]
 MAX_ROWS = 8
@@ -26,7 +26,7 @@ class Finder:
     """Spoils the network as soon as it is imported; the decoders of an actor never import it."""
 
     def find_spec(self, name, path=None, target=None):
-        if name != "imgcls.inference.network":
+        if name != "imgcls.inference.backends.network":
             return None
         sys.meta_path.remove(self)
         spec = importlib.util.find_spec(name)

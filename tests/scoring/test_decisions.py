@@ -16,7 +16,6 @@ from imgcls.config.scoring import ScoreConfig
 from imgcls.evaluation.evaluate import evaluate
 from imgcls.image.decoders.pool import DecoderPool
 from imgcls.image.spec import DecodeSpec, PreprocessSpec
-from imgcls.inference.predictor import Predictor
 from imgcls.metrics.calibration import Calibration
 from imgcls.metrics.operating_point import OperatingPoint
 from imgcls.model.bundle import Bundle, read_facts
@@ -26,6 +25,7 @@ from imgcls.scoring.driver import score
 from imgcls.scoring.shard.rows import Provenance
 from imgcls.scoring.shard.score_shard import score_shard
 from imgcls.storage.objects import list_objects, put, read
+from tests.predictors import open_predictor
 from tests.scoring.tiny import IMAGE_PX, image_bytes, make_bundle, tiff_frames
 
 TEMPERATURE = 1.7
@@ -120,7 +120,7 @@ def score_one_shard(bundle: Bundle, source: str, pool: DecoderPool) -> pa.Table:
     }
     return score_shard(
         pa.table(columns, schema=PLAN_SCHEMA),
-        predictor=Predictor(bundle, device="cpu", batch_size=16),
+        predictor=open_predictor(bundle, device="cpu", batch_size=16),
         pool=pool,
         provenance=provenance,
         write_probs=True,

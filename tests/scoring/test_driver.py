@@ -15,7 +15,6 @@ from imgcls.config.scoring import ScoreConfig
 from imgcls.errors import BudgetExceededError, BundleError, ConfigError, SourceError
 from imgcls.image.decoders.pool import decode_one
 from imgcls.image.spec import DecodeSpec, PreprocessSpec
-from imgcls.inference.predictor import Predictor
 from imgcls.model.bundle import read_bundle
 from imgcls.model.registry import resolve
 from imgcls.schema import PREDICTION_SCHEMA
@@ -23,6 +22,7 @@ from imgcls.scoring.driver import score
 from imgcls.scoring.planning.plan import run_uri
 from imgcls.scoring.shard.commit import read_commits
 from imgcls.storage.objects import list_objects, put, read
+from tests.predictors import open_predictor
 from tests.scoring.tiny import comparable, image_bytes, published_rows, write_images
 
 NUM_IMAGES = 150
@@ -48,7 +48,7 @@ def test_every_image_becomes_one_row_with_its_own_label(
     assert rows["uri"].to_pylist() == uris
     assert result["rows"] == result["rows_ok"] == NUM_IMAGES
     # The oracle: each image alone, decoded in this process, one forward pass.
-    predictor = Predictor(read_bundle(resolve(model_ref)), batch_size=1)
+    predictor = open_predictor(read_bundle(resolve(model_ref)), batch_size=1)
     for row in rows.to_pylist():
         [crop] = decode_one(read(row["uri"]), DecodeSpec(), PreprocessSpec.for_image_px(32))
         expected = predictor.predict(crop.x_CHW[None])

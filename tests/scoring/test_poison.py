@@ -17,7 +17,7 @@ import pytest
 
 from imgcls.config.scoring import ScoreConfig
 from imgcls.errors import BudgetExceededError, RunStoppedError
-from imgcls.inference.network import Network
+from imgcls.inference.backends.network import Network
 from imgcls.model.registry import register
 from imgcls.scoring.driver import score
 from imgcls.scoring.executors.ray_data import MAX_DEVICE_FAILURES

@@ -23,12 +23,12 @@ from imgcls.data.dataset import read_dataset
 from imgcls.errors import AccessDeniedError, BudgetExceededError
 from imgcls.image.decode import decode
 from imgcls.image.preprocess import preprocess
-from imgcls.inference.predictor import Predictor
 from imgcls.model.bundle import read_bundle
 from imgcls.model.registry import resolve
 from imgcls.storage.objects import list_objects, put
 from imgcls.training.driver import train
 from tests.modes import refuse_reads
+from tests.predictors import open_predictor
 from tests.training.bars import bars_config
 
 ROOT = Path(__file__).parents[2]
@@ -53,7 +53,7 @@ def test_training_registers_a_model_that_predicts_its_test_split(make_tree: Make
     assert bundle.training["history"][-1]["epoch"] == 4
     # The accuracy in the result is that of the registered weights, decoded and run again.
     dataset = read_dataset(str(data), val_fraction=0.2, test_fraction=0.2, seed=0)
-    predictor = Predictor(bundle, device="cpu", batch_size=1)
+    predictor = open_predictor(bundle, device="cpu", batch_size=1)
     right = 0
     for sample in dataset.of_split("test"):
         [image] = decode(Path(sample.uri).read_bytes(), bundle.decode_spec)

@@ -19,13 +19,7 @@ import struct
 from enum import IntEnum
 from typing import Any, Final
 
-from imgcls.errors import (
-    CorruptImageError,
-    DecodeError,
-    ImageTooLargeError,
-    NotAnImageError,
-    UnsupportedImageError,
-)
+from imgcls.errors import DecodeError
 
 
 class Progress(IntEnum):
@@ -50,10 +44,15 @@ SLOTS_OFFSET: Final = 4096
 IMAGE_HEADER: Final = struct.Struct("<IQ?")
 LENGTH: Final = struct.Struct("<I")
 _MAX_MESSAGE_BYTES: Final = 1 << 20
-_ERRORS: Final[dict[str, type[DecodeError]]] = {
-    kind.status: kind
-    for kind in (CorruptImageError, ImageTooLargeError, NotAnImageError, UnsupportedImageError)
-}
+_MAX_STATUS_CHARS: Final = 32
+
+
+def _kinds(kind: type[DecodeError]) -> list[type[DecodeError]]:
+    return [kind, *(each for child in kind.__subclasses__() for each in _kinds(child))]
+
+
+# The class of each status; of two of one status, the more general.
+_ERRORS: Final = {kind.status: kind for kind in reversed(_kinds(DecodeError)[1:])}
 
 
 def pack(message: dict[str, Any]) -> bytes:
@@ -84,5 +83,8 @@ def take_messages(buffer: bytearray) -> list[dict[str, Any]]:
 
 
 def error_from(message: dict[str, Any]) -> DecodeError:
-    """Return the error that a child reports."""
-    return _ERRORS[message["status"]](str(message["reason"]))
+    """Return the error that a child reports; of a kind that is not known here, DecodeError."""
+    status, reason = str(message["status"]), str(message["reason"])
+    if status not in _ERRORS:
+        return DecodeError(f"{status[:_MAX_STATUS_CHARS]}: {reason}")
+    return _ERRORS[status](reason)

@@ -13,7 +13,6 @@ import logging
 from typing import Any, Final
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from imgcls.errors import BundleError, ConfigError
@@ -122,27 +121,18 @@ def _compare(
         return {}
     by_cpu_BCHW, by_gpu_BCHW = (np.stack(of) for of in zip(*pairs, strict=True))
     change = np.abs(by_cpu_BCHW.astype(np.int16) - by_gpu_BCHW)
-    probs_BN, gpu_probs_BN = (_probs(predictor, of) for of in (by_cpu_BCHW, by_gpu_BCHW))
+    found = [predictor.predict_all(of) for of in (by_cpu_BCHW, by_gpu_BCHW)]
     # An image that the model gives nothing for says nothing of decoding.
-    has_both_B = np.isfinite(probs_BN + gpu_probs_BN).all(axis=1)
+    has_both_B = found[0].ok_B & found[1].ok_B
     if not has_both_B.any():
         return {}
-    probs_BN, gpu_probs_BN = probs_BN[has_both_B], gpu_probs_BN[has_both_B]
+    probs_BK, gpu_probs_BK = (of.probs_BK[has_both_B] for of in found)
     rule = DecisionRule.of(bundle)
-    answers, gpu_answers = (rule.all_answers(of) for of in (probs_BN, gpu_probs_BN))
+    answers, gpu_answers = (rule.all_answers(of) for of in (probs_BK, gpu_probs_BK))
     return {
         "images": len(answers),
         "equal_answers": sum(one == other for one, other in zip(answers, gpu_answers, strict=True)),
-        "max_prob_change": float(np.abs(probs_BN - gpu_probs_BN).max()),
+        "max_prob_change": float(np.abs(probs_BK - gpu_probs_BK).max()),
         "max_pixel_change": int(change.max()),
         "mean_pixel_change": float(change.mean()),
     }
-
-
-def _probs(predictor: Predictor, x_BCHW: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-    """Return the probabilities of each image; NaN where the model gives none."""
-    parts = []
-    for start in range(0, len(x_BCHW), predictor.batch_size):
-        found = predictor.predict(x_BCHW[start : start + predictor.batch_size])
-        parts.append(np.where(found.ok_B[:, None], found.probs_BN, np.nan))
-    return np.concatenate(parts)

@@ -17,14 +17,14 @@ import torch
 
 from imgcls.errors import ConfigError, ImgclsError, ObjectMissingError
 from imgcls.image.decoders.pool import DecoderPool
-from imgcls.inference.int8 import (
+from imgcls.inference.backends.int8 import (
     BATCH_SIZE,
     MIN_CALIBRATION,
     NUM_CALIBRATION,
     quantize,
     require_openvino,
 )
-from imgcls.inference.network import Network
+from imgcls.inference.backends.network import Network
 from imgcls.inference.passes import Failure, Passes
 from imgcls.model.bundle import Bundle
 from imgcls.runs.published import list_published
@@ -115,7 +115,7 @@ def _find_earlier(output: str, model_digest: str) -> str:
 
 
 def take_sample(output: str, plan: Plan, pool: DecoderPool) -> torch.Tensor:
-    """Return uint8 [n,C,P,P] of images spread over the plan, in its order.
+    """Return uint8 [n,C,H,W] of images spread over the plan, in its order.
 
     Those that cannot be read or decoded are left out; of a multi-frame file there is the first.
     """

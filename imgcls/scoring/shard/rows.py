@@ -5,7 +5,7 @@ order. Invariant: every planned row comes out as exactly one row (one per frame 
 file), with its planned columns untouched; else nothing comes out. Which columns there are depends
 on the bundle and the flags alone, so that all workers of a run agree.
 
-Legend: B batch, N classes.
+Shape legend: B sample, K classes, T top-k, E embedding.
 """
 
 from dataclasses import dataclass
@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from imgcls.image.decoders.pool import Crop, Decoded
+from imgcls.image.decoders.pool import Decoded
 from imgcls.image.outcome import outcome_of
 from imgcls.inference.decision_rule import DecisionRule
 from imgcls.inference.predictor import Predictions
+from imgcls.inference.stream import Predicted
 from imgcls.metrics.calibration import Calibration
 from imgcls.metrics.operating_point import OperatingPoint, decide
 from imgcls.schema import Status, prediction_schema
@@ -58,7 +59,6 @@ class ShardRows:
             write_embedding=write_embedding,
         )
         self._rows: list[tuple[int, dict[str, Any]]] = []
-        self._formats: dict[int, str | None] = {}
         self._scored_at = datetime.now(UTC)
 
     def add_failure(self, decoded: Decoded) -> None:
@@ -69,28 +69,28 @@ class ShardRows:
         row = {"status": status, "error": reason, "format": decoded.format}
         self._rows.append((decoded.index, row))
 
-    def add_format(self, decoded: Decoded) -> None:
-        """Keep the format of an image that gave pixels, for its rows to come."""
-        self._formats[decoded.index] = decoded.format
-
-    def add_batch(self, batch: list[tuple[int, Crop]], predictions: Predictions) -> None:
-        """Add the rows of one forward pass."""
+    def add(self, predicted: Predicted) -> None:
+        """Add the rows of some samples."""
+        if not predicted.samples:  # the first tiles of a picture
+            return
+        predictions = predicted.predictions
         columns = {
             "label": predictions.label_B.tolist(),
             "confidence": predictions.confidence_B.tolist(),
-            "topk_label": predictions.topk_label_BK.tolist(),
-            "topk_prob": predictions.topk_prob_BK.tolist(),
+            "topk_label": predictions.topk_label_BT.tolist(),
+            "topk_prob": predictions.topk_prob_BT.tolist(),
         }
         columns |= decide_columns(predictions, self._provenance)
         if "probs" in self._schema.names:
-            columns["probs"] = predictions.probs_BN.tolist()
+            columns["probs"] = predictions.probs_BK.tolist()
         if "embedding" in self._schema.names:
             assert predictions.embedding_BE is not None, "the predictor was made without embedding"
             columns["embedding"] = predictions.embedding_BE.tolist()
-        for position, (index, crop) in enumerate(batch):
+        for position, sample in enumerate(predicted.samples):
+            crop = sample.crop
             row: dict[str, Any] = {
                 "frame": crop.frame,
-                "format": self._formats.get(index),
+                "format": sample.format,
                 "width_px": crop.width_px,
                 "height_px": crop.height_px,
             }
@@ -101,7 +101,7 @@ class ShardRows:
                 row |= {name: values[position] for name, values in columns.items()}
                 row["status"] = Status.OK
                 row["class_name"] = self._provenance.class_names[row["label"]]
-            self._rows.append((index, row))
+            self._rows.append((sample.index, row))
 
     def to_table(self) -> pa.Table:
         """Return all rows; fails if a planned row has none."""
@@ -141,7 +141,7 @@ def decide_columns(predictions: Predictions, provenance: Provenance) -> dict[str
     columns: dict[str, list[Any]] = {}
     names = provenance.class_names
     rule = DecisionRule(names, provenance.calibration, provenance.multi_label)
-    prob_B = rule.deciding_prob(predictions.probs_BN, predictions.label_B)
+    prob_B = rule.deciding_prob(predictions.probs_BK, predictions.label_B)
     if prob_B is not None:
         columns["calibrated_prob"] = prob_B.tolist()
         if rule.first_point is not None:
@@ -149,7 +149,7 @@ def decide_columns(predictions: Predictions, provenance: Provenance) -> dict[str
             columns["threshold_id"] = [rule.first_point.threshold_id] * len(prob_B)
     if provenance.multi_label:
         columns["labels"] = [
-            [names[label] for label in labels] for labels in rule.labels(predictions.probs_BN)
+            [names[label] for label in labels] for labels in rule.labels(predictions.probs_BK)
         ]
     return columns
 

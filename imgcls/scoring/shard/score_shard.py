@@ -7,23 +7,17 @@ wrong with the store is an exception.
 
 Reads, decoding and the model overlap because the stages pull from each other: `get_many` keeps GETs
 in flight behind `decode_many`, which keeps its children busy while the batches before run through
-the model; rows are made while the next ones do.
-
-Shape legend: B batch, C channel, P image_px, K top-k, N classes, E embedding.
+the model (`predict_stream`); rows are made while the next ones do.
 """
 
-from collections import deque
-from collections.abc import Iterable, Iterator
-from concurrent.futures import Future
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing
-from dataclasses import dataclass
 
-import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
-from imgcls.image.decoders.pool import Crop, Decoded, DecoderPool
-from imgcls.inference.predictor import Predictions, Predictor
+from imgcls.image.decoders.pool import Decoded, DecoderPool
+from imgcls.inference.predictor import Predictor
+from imgcls.inference.stream import predict_stream
 from imgcls.scoring.shard.commit import uris_failed_before
 from imgcls.scoring.shard.remote_decode import RemoteDecoder, decode_shared
 from imgcls.scoring.shard.rows import Provenance, ShardRows
@@ -62,7 +56,6 @@ def score_shard(
     """
     clock = clock or make_clock(predictor, pool)
     rows = ShardRows(plan_rows, provenance, write_probs, write_embedding)
-    batches = _Batches(predictor, rows, clock)
     num_decoded = num_here = 0
 
     access = access or Access(lambda: get_requests(plan_rows.slice(0, MAX_REFUSED_IN_A_ROW)))
@@ -74,89 +67,27 @@ def score_shard(
             num_here += 1
             yield decoded
 
-    try:
+    def decode() -> Generator[Decoded]:
+        nonlocal num_decoded
         with closing(decode_shared(get_requests(plan_rows), decode_here, remote)) as found:
             for decoded in found:
                 num_decoded += 1
-                if decoded.error is not None:
-                    rows.add_failure(decoded)
+                yield decoded
+
+    try:
+        with closing(decode()) as found, closing(predict_stream(found, predictor)) as stream:
+            for done in stream:
+                if isinstance(done, Decoded):
+                    rows.add_failure(done)
                 else:
-                    rows.add_format(decoded)
-                for crop in decoded.crops:
-                    batches.add(decoded.index, crop)
-        batches.finish()
+                    clock.add("predict", items=done.num_crops)
+                    with clock.busy("rows"):
+                        rows.add(done)
     finally:
         clock.add("decode", items=num_here)
         clock.add(DECODE_REMOTE, items=num_decoded - num_here)
-        batches.cancel()
     with clock.busy("rows", plan_rows.num_rows):
         return rows.to_table()
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Batch:
-    """Memory for a batch, pinned where the model is on a GPU, and what lies in its first rows."""
-
-    x_BCHW: npt.NDArray[np.uint8]
-    crops: list[tuple[int, Crop]]
-
-
-class _Batches:
-    """Batches of one shard on their way: filling, running through the model, becoming rows.
-
-    Their memory is used again and again: to ask for 2 MB each time, and 19 MB for a GPU, costs more
-    than to fill them.
-    """
-
-    def __init__(self, predictor: Predictor, rows: ShardRows, clock: StageClock) -> None:
-        self._predictor, self._rows, self._clock = predictor, rows, clock
-        self._filling: _Batch | None = None
-        self._running: deque[tuple[_Batch, Future[Predictions]]] = deque()
-        self._free: list[npt.NDArray[np.uint8]] = []
-
-    def add(self, index: int, crop: Crop) -> None:
-        """Add one crop; a full batch goes to the model, and waits when it has enough to do."""
-        if self._filling is None:
-            shape_CHW = crop.x_CHW.shape
-            x_BCHW = self._free.pop() if self._free else self._predictor.new_batch(shape_CHW)
-            self._filling = _Batch(x_BCHW, [])
-        x_CHW = self._filling.x_BCHW[len(self._filling.crops)]
-        assert crop.x_CHW.shape == x_CHW.shape, f"a crop of {crop.x_CHW.shape}, not {x_CHW.shape}"
-        x_CHW[:] = crop.x_CHW
-        self._filling.crops.append((index, crop))
-        if len(self._filling.crops) < self._predictor.batch_size:
-            return
-        self._submit()
-        while len(self._running) > self._predictor.num_streams or self._is_first_done():
-            self._take_first()
-
-    def finish(self) -> None:
-        """Predict what is left, and wait for all of it."""
-        self._submit()
-        while self._running:
-            self._take_first()
-
-    def cancel(self) -> None:
-        """Let go of what is not predicted yet."""
-        for _, predictions in self._running:
-            predictions.cancel()
-
-    def _submit(self) -> None:
-        batch, self._filling = self._filling, None
-        if batch is not None:
-            x_BCHW = batch.x_BCHW[: len(batch.crops)]
-            self._running.append((batch, self._predictor.submit(x_BCHW)))
-
-    def _is_first_done(self) -> bool:
-        return bool(self._running) and self._running[0][1].done()
-
-    def _take_first(self) -> None:
-        batch, running = self._running.popleft()
-        predictions = running.result()
-        self._free.append(batch.x_BCHW)  # the device has read it: its answers are here
-        self._clock.add("predict", items=len(batch.crops))
-        with self._clock.busy("rows"):
-            self._rows.add_batch(batch.crops, predictions)
 
 
 def make_clock(predictor: Predictor, pool: DecoderPool) -> StageClock:

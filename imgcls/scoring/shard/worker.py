@@ -19,7 +19,10 @@ from imgcls import errors
 from imgcls.config.choices import CpuHelpers, Precision
 from imgcls.errors import BundleError, ConfigError, ImgclsError
 from imgcls.image.decoders.pool import DecoderPool
-from imgcls.inference.predictor import predictor_for_run, set_num_threads
+from imgcls.inference.backends.choose import choose_backend
+from imgcls.inference.backends.demand import demand_of_run
+from imgcls.inference.device import set_num_threads
+from imgcls.inference.predictor import Predictor
 from imgcls.model.bundle import read_bundle
 from imgcls.scoring.planning.decoders import record_here
 from imgcls.scoring.planning.plan import Plan, Shard, read_shard_rows, run_uri
@@ -62,7 +65,7 @@ class ShardSummary:
     shard_id: str
     num_rows: int = 0
     seconds: float = 0.0
-    engine: str = ""
+    backend: str = ""
     status_counts: dict[str, int] = field(default_factory=dict)
     num_failed_again: int = 0
     error_kind: str = ""
@@ -118,26 +121,24 @@ class ShardWorker:
         int8_network = None
         if self._rows.precision == "int8":
             int8_network = read_or_make_int8(output, plan, bundle, self._pool)
-        make_predictor = partial(
-            predictor_for_run,
-            bundle,
+        demand = demand_of_run(
             device=options.device,
+            precision=self._rows.precision,
             batch_size=options.batch_size,
             num_images=plan.counts["planned"],
-            num_cpus=options.num_cpus,
-            top_k=self._rows.top_k,
+            num_cores=options.num_cpus,
             embedding=self._rows.write_embedding,
             int8_network=int8_network,
         )
-        self._predictor = make_predictor(precision=self._rows.precision)
-        agreed = agree_on_precision(run_uri(output, plan.run_id), self._predictor.precision)
-        if agreed != self._predictor.precision:
-            self._predictor.close()
-            self._predictor = make_predictor(precision=agreed)
-        self._engine, self._gpu = self._predictor.engine, None
+        backend = choose_backend(bundle, demand)
+        agreed = agree_on_precision(run_uri(output, plan.run_id), backend.precision)
+        if agreed != backend.precision:
+            backend = choose_backend(bundle, replace(demand, precision=agreed))
+        self._predictor = Predictor(bundle, backend, top_k=self._rows.top_k)
+        self._backend, self._gpu = self._predictor.name, None
         if self._rows.gpu_decode == "on":
             self._gpu = share_with_gpu(output, plan, bundle, self._pool, self._predictor)
-            self._engine += ", some JPEGs decoded there" if self._gpu else ""
+            self._backend += ", some JPEGs decoded there" if self._gpu else ""
         self._clock = make_clock(self._predictor, self._pool)
         self._make_remote = make_remote and partial(
             make_remote, bundle.decode_spec, bundle.preprocess_spec
@@ -171,7 +172,7 @@ class ShardWorker:
             shard.shard_id,
             commit.num_rows,
             time.monotonic() - start_s,
-            self._engine,
+            self._backend,
             commit.status_counts,
             commit.num_failed_again,
             num_bytes=num_bytes,

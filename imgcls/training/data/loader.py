@@ -17,14 +17,16 @@ import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
-from itertools import chain
-from typing import Protocol
+from itertools import chain, islice
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
 
 from imgcls.errors import BudgetExceededError, ObjectUnreadableError
 from imgcls.image.decoders.pool import Decoded, DecoderPool
+from imgcls.image.outcome import outcome_of
+from imgcls.schema import Status
 from imgcls.storage.access import Access, spread
 from imgcls.storage.bulk_get import GetRequest, Result
 from imgcls.training.augment.changes import ImageChanges
@@ -89,6 +91,13 @@ class Batch:
         return self.target_BK.argmax(dim=1)
 
 
+class BadImage(NamedTuple):
+    """Why an image gives no pixels."""
+
+    status: Status
+    reason: str
+
+
 class SplitLoader:
     """Reads the images of one split.
 
@@ -120,7 +129,7 @@ class SplitLoader:
         access: Access | None = None,
     ) -> None:
         self.name, self.samples = name, samples
-        self.bad: dict[str, str] = {}  # uri -> reason
+        self.bad: dict[str, BadImage] = {}  # by uri
         self._num_classes = num_classes
         self._weight_N = np.ones(len(samples), np.float32) if weight_N is None else weight_N
         self._shape_CHW = shape_CHW
@@ -160,8 +169,8 @@ class SplitLoader:
         """How many cores the loader may use."""
         return self._pool.num_processes
 
-    def add_bad(self, found: dict[str, str]) -> None:
-        """Take over what another rank found bad, uri -> reason.
+    def add_bad(self, found: dict[str, BadImage]) -> None:
+        """Take over what another rank found bad, by uri.
 
         Raises:
             BudgetExceededError: together they are too many.
@@ -230,7 +239,7 @@ class SplitLoader:
         uri = self.samples[index].uri
         if image.error is not None or uri in self.bad:
             if image.error is not None:
-                self._count_bad(uri, image.error)
+                self._count_bad(uri, image.error, image.format)
             if self._cache is not None:
                 self._cache.put_bad(index)
             return None
@@ -241,10 +250,11 @@ class SplitLoader:
         self._cache.put(index, x_CHW)
         return None
 
-    def _count_bad(self, uri: str, error: Exception) -> None:
+    def _count_bad(self, uri: str, error: Exception, family: str | None) -> None:
         if uri in self.bad:
             return
-        self.bad[uri] = str(error)
+        status, _ = outcome_of(error, uri, family)
+        self.bad[uri] = BadImage(status, str(error))
         log.warning("%s split: left out %s: %s", self.name, uri, error)
         if isinstance(error, ObjectUnreadableError) and len(self.bad) > self._max_bad:
             self._access.prove(error)
@@ -252,7 +262,8 @@ class SplitLoader:
 
     def _check_bad(self) -> None:
         if len(self.bad) > self._max_bad:
-            some = "; ".join(f"{u}: {r}" for u, r in list(self.bad.items())[:NAMED_BAD_IMAGES])
+            named = islice(self.bad.items(), NAMED_BAD_IMAGES)
+            some = "; ".join(f"{uri}: {image.reason}" for uri, image in named)
             raise BudgetExceededError(
                 f"{len(self.bad)} of {len(self.samples)} images of the {self.name} split give no "
                 f"pixels, --max-bad-fraction allows {self._max_bad}: {some}. "

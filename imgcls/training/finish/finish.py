@@ -9,6 +9,7 @@ import logging
 import platform
 import time
 from dataclasses import asdict, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,9 @@ from imgcls.data.dataset import count_images
 from imgcls.data.leaks import LeakCheck
 from imgcls.data.trained_on import TRAINED_ON, write_trained_on
 from imgcls.errors import BundleError, ConfigError
+from imgcls.inference.backends.demand import demand_of_run
 from imgcls.inference.passes import Failure, Passes
-from imgcls.inference.predictor import Predictor
+from imgcls.inference.predictor import Predictor, make_predictor
 from imgcls.model.architectures import build_model
 from imgcls.model.bundle import Bundle, make_golden, read_facts
 from imgcls.model.registry import ModelVersion, list_versions
@@ -71,14 +73,18 @@ def make_bundle(
         golden_probs_BK=golden_probs_BK,
         multi_label=plan.config.multi_label,
     )
-    predictor, miss = _make_predictor(bundle, place, plan.config.batch_size)
-    metrics, calibration, missing = measure_splits(predictor, loaders, plan)
+    num_measured = sum(len(loaders[split].samples) for split in ("val", "test") if split in loaders)
+    predictor, miss = _make_predictor(bundle, place, num_measured)
+    with predictor:
+        metrics, calibration, missing = measure_splits(predictor, loaders, plan)
     attachments = draw_plots(state.history, state.best_metrics.get("epoch", 0), metrics)
     attachments[TRAINED_ON] = write_trained_on(plan.samples)
     measure_s = round(time.monotonic() - start_s, 3)
-    log.info("measured %s in %.1f s", " and ".join(metrics) or "nothing", measure_s)
+    names = " and ".join(metrics) or "nothing"
+    log.info("measured %s in %.1f s by the backend %s", names, measure_s, predictor.name)
     # Only now is every bad image of these splits known.
     facts = _describe_training(plan, state, loaders, place, leaks) | {"measure_s": measure_s}
+    facts["measured_by"] = {"backend": predictor.name, "precision": predictor.precision}
     if missing:
         facts["no_operating_point"] = missing
     if miss:
@@ -92,14 +98,21 @@ def make_bundle(
     )
 
 
-def _make_predictor(bundle: Bundle, place: Place, batch_size: int) -> tuple[Predictor, str]:
+def _make_predictor(bundle: Bundle, place: Place, num_images: int) -> tuple[Predictor, str]:
     """Return what measures, and why that is not the device that trained, "" if it is.
 
-    A GPU on which the weights do not give the golden answers costs no model: those answers are the
-    CPU's, so the CPU measures.
+    It is what a run of `score` over so many images would have here. A GPU on which the weights do
+    not give the golden answers costs no model: those answers are the CPU's, so the CPU measures.
     """
+    demand_on = partial(
+        demand_of_run,
+        precision="auto",
+        batch_size=0,
+        num_images=num_images,
+        num_cores=torch.get_num_threads(),
+    )
     try:
-        return Predictor(bundle, device=place.device, batch_size=batch_size), ""
+        return make_predictor(bundle, demand_on(device=place.device)), ""
     except BundleError as error:
         if place.device.type == "cpu":
             raise
@@ -110,7 +123,7 @@ def _make_predictor(bundle: Bundle, place: Place, batch_size: int) -> tuple[Pred
         "--device cpu or on another GPU, and have this one looked at",
         miss,
     )
-    return Predictor(bundle, device="cpu", batch_size=batch_size), miss
+    return make_predictor(bundle, demand_on(device="cpu")), miss
 
 
 def find_registered(plan: TrainPlan, state: TrainState) -> ModelVersion | None:
@@ -154,6 +167,7 @@ def describe(
         "val_accuracy": accuracy.get("val"),
         "val_loss": state.best_metrics.get("val_loss"),
         "golden_miss": bundle.training.get("golden_miss", ""),
+        "measured_by": bundle.training.get("measured_by"),
         "epochs": len(state.history),
         "best_epoch": state.best_metrics["epoch"],
         "stopped_early": len(state.history) < plan.recipe.epochs,
@@ -227,7 +241,11 @@ def _describe_training(
         "counts": count_images(plan.samples, plan.class_names),
         "leaks": leaks.counts,
         "leak_check": leaks.to_dict(),
-        "bad_images": {split: loader.bad for split, loader in loaders.items() if loader.bad},
+        "bad_images": {
+            split: {uri: image.reason for uri, image in loader.bad.items()}
+            for split, loader in loaders.items()
+            if loader.bad
+        },
         "best_epoch": state.best_metrics.get("epoch", 0),
         "history": state.history,
         "train_s": round(state.train_s, 3),

@@ -4,35 +4,27 @@ In: a Predictor, loaders of val and test, a plan. Out: metrics per split, and th
 Invariants: no image measured here has given a gradient; the calibration comes from val alone, and
 the test split decided nothing. An operating point that cannot be fitted costs no model.
 
-Shape legend: B image, K class.
+Shape legend: B image, N all images of a split, K classes.
 """
 
 import logging
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
+from imgcls.image.decoders.pool import Crop, Decoded
+from imgcls.inference.collect import Collected, NoPrediction, collect
 from imgcls.inference.decision_rule import DecisionRule
 from imgcls.inference.predictor import Predictor
 from imgcls.metrics.calibration import Calibration, fit_calibration
 from imgcls.metrics.outcomes import Outcomes
-from imgcls.schema import Status
 from imgcls.training.data.loader import SplitLoader
 from imgcls.training.operating_targets import operating_targets
 from imgcls.training.train_plan import TrainPlan
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class _Predicted:
-    """The images of a split that have a prediction, and the uris of those that have none."""
-
-    index_B: np.ndarray
-    probs_BK: np.ndarray
-    model_errors: dict[str, str]  # uri -> why the model gave nothing of its pixels
-    bad: dict[str, str]  # uri -> why there are no pixels
 
 
 def measure_splits(
@@ -61,25 +53,29 @@ def measure_splits(
     return metrics, calibration, missing
 
 
-def _predict(predictor: Predictor, loader: SplitLoader) -> _Predicted:
-    size = predictor.batch_size
+def _predict(predictor: Predictor, loader: SplitLoader) -> Collected:
+    uris = [sample.uri for sample in loader.samples]
+    found = collect(_decoded(loader, predictor.batch_size), predictor, uris)
+    index_by_uri = {uri: index for index, uri in enumerate(uris)}
+    bad = [
+        NoPrediction(index_by_uri[uri], image.status, image.reason)
+        for uri, image in loader.bad.items()
+    ]
+    return replace(found, failures=[*found.failures, *bad])
+
+
+def _decoded(loader: SplitLoader, batch_size: int) -> Iterator[Decoded]:
+    """Yield the images of a split, from its cache where it has them; `loader.bad` has the rest."""
     index_N = np.arange(len(loader.samples))
-    index, probs = [index_N[:0]], [np.zeros((0, predictor.num_classes), "f4")]
-    model_errors = dict[str, str]()
-    for batch in loader.batches(index_N[i : i + size] for i in range(0, len(index_N), size)):
-        rows = batch.weight_B > 0
-        if not rows.any():
-            continue
-        predictions = predictor.predict(batch.x_BCHW[rows])
-        index_B, ok_B = batch.index_B[rows].numpy(), predictions.ok_B
-        index.append(index_B[ok_B])
-        probs.append(predictions.probs_BN[ok_B])
-        for row, error in predictions.error_by_row.items():
-            model_errors[loader.samples[index_B[row]].uri] = error
-    return _Predicted(np.concatenate(index), np.concatenate(probs), model_errors, loader.bad)
+    steps = (index_N[i : i + batch_size] for i in range(0, len(index_N), batch_size))
+    for batch in loader.batches(steps):
+        is_real_B = batch.weight_B > 0
+        pairs = zip(batch.index_B[is_real_B].tolist(), batch.x_BCHW[is_real_B].numpy(), strict=True)
+        for index, x_CHW in pairs:
+            yield Decoded(index, None, [Crop(x_CHW, width_px=0, height_px=0, frame=None)])
 
 
-def _why_no_points(plan: TrainPlan, predicted: _Predicted) -> str:
+def _why_no_points(plan: TrainPlan, predicted: Collected) -> str:
     """Return why no threshold can be chosen that the flags ask for; "" if it can be.
 
     `check_operating_points` has looked at this before the training; since then images may have gone
@@ -101,7 +97,7 @@ def _why_no_points(plan: TrainPlan, predicted: _Predicted) -> str:
     )
 
 
-def _fit(plan: TrainPlan, predicted: _Predicted, has_points: bool) -> Calibration | None:
+def _fit(plan: TrainPlan, predicted: Collected, has_points: bool) -> Calibration | None:
     if not len(predicted.index_B):
         return None
     outcomes = _outcomes(plan, "val", predicted, None)
@@ -117,7 +113,7 @@ def _fit(plan: TrainPlan, predicted: _Predicted, has_points: bool) -> Calibratio
 
 
 def _measure(
-    plan: TrainPlan, split: str, predicted: _Predicted, calibration: Calibration | None
+    plan: TrainPlan, split: str, predicted: Collected, calibration: Calibration | None
 ) -> dict[str, Any]:
     outcomes = _outcomes(plan, split, predicted, calibration)
     metrics = outcomes.result(plan.class_names, predicted.probs_BK)
@@ -128,7 +124,7 @@ def _measure(
 
 
 def _outcomes(
-    plan: TrainPlan, split: str, predicted: _Predicted, calibration: Calibration | None
+    plan: TrainPlan, split: str, predicted: Collected, calibration: Calibration | None
 ) -> Outcomes:
     outcomes = Outcomes(multi_label=plan.config.multi_label)
     rule = DecisionRule(plan.class_names.names, calibration, plan.config.multi_label)
@@ -136,8 +132,7 @@ def _outcomes(
     for index, labels in zip(predicted.index_B.tolist(), labels_B, strict=True):
         sample = plan.splits[split][index]
         outcomes.add_ok(sample.labels, labels, sample.group or sample.uri, sample.slice_name)
-    for uri, reason in predicted.model_errors.items():
-        outcomes.add_failure(uri, Status.MODEL_ERROR, reason)
-    for uri, reason in predicted.bad.items():
-        outcomes.add_failure(uri, "no_pixels", reason)
+    for failure in predicted.failures:
+        uri = plan.splits[split][failure.index].uri
+        outcomes.add_failure(uri, failure.status, failure.reason)
     return outcomes

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from imgcls.config.choices import TrainPrecision
-from imgcls.inference.arithmetic import gpu_has_bf16, set_fp32_arithmetic
+from imgcls.inference.backends.arithmetic import gpu_has_bf16, set_fp32_arithmetic
 from imgcls.training.train_plan import Recipe
 
 log = logging.getLogger(__name__)

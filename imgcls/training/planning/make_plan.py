@@ -21,7 +21,7 @@ from imgcls.data.dataset import Dataset, Sample, describe_classes, read_dataset
 from imgcls.data.label_manifest import Roles, is_manifest
 from imgcls.errors import ConfigError
 from imgcls.image.spec import DecodeSpec, PreprocessSpec
-from imgcls.inference.predictor import pick_device
+from imgcls.inference.device import pick_device
 from imgcls.model.architectures import check_input_size
 from imgcls.model.pretrained import normalization_of
 from imgcls.storage.uri import is_inside, split_uri

@@ -42,7 +42,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from imgcls import ray_cluster
 from imgcls.config.choices import Device, WorkerRange
 from imgcls.errors import BudgetExceededError, ConfigError, ImgclsError, RunStoppedError
-from imgcls.inference.predictor import set_num_threads
+from imgcls.inference.device import set_num_threads
 from imgcls.logs import Progress
 from imgcls.training.ranks.mailbox import Mailbox, Sender
 from imgcls.training.ranks.placement import Placement, place_workers

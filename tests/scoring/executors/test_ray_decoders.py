@@ -25,7 +25,6 @@ from imgcls.config.scoring import ScoreConfig
 from imgcls.errors import ImgclsError
 from imgcls.image.decoders.pool import Decoded, DecoderPool
 from imgcls.image.spec import DecodeSpec, PreprocessSpec
-from imgcls.inference.predictor import Predictor
 from imgcls.scoring.driver import score
 from imgcls.scoring.executors import ray_decoders
 from imgcls.scoring.executors.placement import Placement
@@ -40,6 +39,7 @@ from imgcls.scoring.shard.score_shard import make_clock, score_shard
 from imgcls.scoring.shard.worker import WorkerOptions
 from imgcls.storage.bulk_get import GetRequest
 from imgcls.storage.objects import put, read
+from tests.predictors import open_predictor
 from tests.ray_nodes import RayCluster
 from tests.scoring.shard.test_score_shard import plan_rows, provenance_of
 from tests.scoring.tiny import (
@@ -103,7 +103,7 @@ class Shard:
 
     def score(self, remote: RemoteDecoder | None) -> tuple[pa.Table, int]:
         bundle = self.bundle
-        predictor = Predictor(bundle, batch_size=8)
+        predictor = open_predictor(bundle, batch_size=8)
         with DecoderPool(bundle.decode_spec, bundle.preprocess_spec, 1) as pool:
             clock = make_clock(predictor, pool)
             with clock.shard():

@@ -9,7 +9,7 @@ import pytest
 from imgcls.config.scoring import NightlyConfig, ScoreConfig
 from imgcls.errors import ConfigError
 from imgcls.image.decoders.pool import DecoderPool
-from imgcls.inference.int8 import MIN_CALIBRATION
+from imgcls.inference.backends.int8 import MIN_CALIBRATION
 from imgcls.model.registry import register
 from imgcls.nightly import nightly
 from imgcls.scoring.driver import make_plan, score

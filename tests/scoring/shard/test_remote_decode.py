@@ -11,11 +11,11 @@ import pytest
 
 from imgcls.errors import CorruptImageError, StorageError
 from imgcls.image.decoders.pool import Decoded, DecoderPool
-from imgcls.inference.predictor import Predictor
 from imgcls.scoring.shard.remote_decode import CHUNK_SIZE, decode_shared
 from imgcls.scoring.shard.score_shard import make_clock, score_shard
 from imgcls.storage.bulk_get import GetRequest, get_many
 from imgcls.storage.objects import put
+from tests.predictors import open_predictor
 from tests.scoring.shard.test_score_shard import plan_rows, provenance_of
 from tests.scoring.tiny import make_bundle, tiff_frames, write_images
 
@@ -188,7 +188,7 @@ def test_rows_of_a_shard_are_those_of_one_end_alone(tmp_path: Path) -> None:
         DecoderPool(bundle.decode_spec, bundle.preprocess_spec, 1) as pool,
         DecoderPool(bundle.decode_spec, bundle.preprocess_spec, 1) as other_pool,
     ):
-        predictor = Predictor(bundle, batch_size=8)
+        predictor = open_predictor(bundle, batch_size=8)
 
         def answer(chunk: list[GetRequest]) -> list[Decoded]:
             found = list(other_pool.decode_many(get_many(chunk)))

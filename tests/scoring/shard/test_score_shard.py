@@ -29,6 +29,7 @@ from imgcls.scoring.shard.rows import Provenance
 from imgcls.scoring.shard.score_shard import score_shard
 from imgcls.storage import access
 from imgcls.storage.objects import list_objects, put
+from tests.predictors import open_predictor
 from tests.scoring.tiny import make_bundle, tiff_frames, write_images
 
 
@@ -73,7 +74,7 @@ def test_rows_come_in_plan_order_one_per_image(tmp_path: Path) -> None:
     with DecoderPool(bundle.decode_spec, bundle.preprocess_spec, 2) as pool:
         rows = score_shard(
             plan_rows(tmp_path),
-            predictor=Predictor(bundle, batch_size=16),
+            predictor=open_predictor(bundle, batch_size=16),
             pool=pool,
             provenance=provenance_of(bundle),
         )
@@ -99,8 +100,8 @@ def test_memory_of_batches_is_used_again_once_they_were_predicted(
             (row["label"], pytest.approx(row["confidence"], abs=1e-4)) for row in rows.to_pylist()
         ]
 
-    expected = labels(Predictor(bundle, device="cpu", batch_size=75))
-    late = Predictor(bundle, device="cpu", batch_size=4, num_streams=2)
+    expected = labels(open_predictor(bundle, device="cpu", batch_size=75))
+    late = open_predictor(bundle, device="cpu", batch_size=4, num_streams=2)
     real, real_batch, made = late._model, late.new_batch, list[tuple[int, ...]]()
 
     def forward(x_BCHW: torch.Tensor) -> torch.Tensor:
@@ -126,7 +127,7 @@ def test_every_frame_of_a_multi_frame_file_is_a_row(tmp_path: Path) -> None:
     with DecoderPool(spec, preprocess_spec, 1) as pool:
         rows = score_shard(
             plan_rows(tmp_path),
-            predictor=Predictor(bundle, batch_size=4),
+            predictor=open_predictor(bundle, batch_size=4),
             pool=pool,
             provenance=provenance_of(bundle),
         ).to_pylist()
@@ -139,7 +140,7 @@ def test_every_frame_of_a_multi_frame_file_is_a_row(tmp_path: Path) -> None:
 def test_output_that_is_not_finite_is_a_model_error_of_that_image_alone(tmp_path: Path) -> None:
     write_images(str(tmp_path), 20)
     bundle = make_bundle()
-    predictor = Predictor(bundle, batch_size=16)
+    predictor = open_predictor(bundle, batch_size=16)
     real = predictor._model
 
     class BreaksOneRow(torch.nn.Module):
@@ -177,7 +178,7 @@ def test_lost_outcome_is_an_error_not_a_shorter_table(
     ):
         score_shard(
             plan_rows(tmp_path),
-            predictor=Predictor(bundle, batch_size=4),
+            predictor=open_predictor(bundle, batch_size=4),
             pool=pool,
             provenance=provenance_of(bundle),
         )
@@ -190,4 +191,4 @@ def test_golden_mismatch_stops_before_anything_is_scored() -> None:
     weights[name] = -weights[name]
     changed = Bundle(**{**vars(bundle), "state_dict": weights})
     with pytest.raises(BundleError, match="golden"):
-        Predictor(changed)
+        open_predictor(changed)

@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 
 from imgcls.image.decoders.pool import DecoderPool
-from imgcls.inference.predictor import Predictor
 from imgcls.scoring.shard.rows import Provenance
 from imgcls.scoring.shard.score_shard import make_clock, score_shard
 from imgcls.scoring.shard.stage_clock import (
@@ -17,6 +16,7 @@ from imgcls.scoring.shard.stage_clock import (
     describe_bottleneck,
     describe_starvation,
 )
+from tests.predictors import open_predictor
 from tests.scoring.shard.test_score_shard import plan_rows
 from tests.scoring.tiny import make_bundle, write_images
 
@@ -174,7 +174,7 @@ def test_shards_that_overlap_are_counted_image_by_image_and_second_by_second(
     bundle = make_bundle()
     rows = plan_rows(tmp_path)
     provenance = Provenance("m", "d", "s", "run", bundle.class_names.names)
-    predictor = Predictor(bundle, batch_size=8, num_streams=2)
+    predictor = open_predictor(bundle, batch_size=8, num_streams=2)
     with DecoderPool(bundle.decode_spec, bundle.preprocess_spec, 1) as pool:
         clock = make_clock(predictor, pool)
 

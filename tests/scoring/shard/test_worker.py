@@ -27,7 +27,7 @@ def test_worker_that_is_left_lets_the_threads_of_its_predictors_go(
     put_new(join(run_uri(config.output, "night"), "precision.json"), b'{"precision": "bf16"}')
     with ShardWorker(config.output, plan, WorkerOptions(num_cpus=1, device="cpu")) as worker:
         [shard] = plan.shards()
-        assert worker.score(shard).engine.endswith("bf16 on cpu")
+        assert worker.score(shard).backend.endswith("bf16 on cpu")
         started = predict_threads() - others
     for thread in started:
         thread.join(10)

@@ -143,7 +143,8 @@ def test_an_image_that_may_not_be_read_is_bad_and_stays_so(
         refused.unlink()
         Image.new("RGB", (SIDE_PX, SIDE_PX), (4, 4, 4)).save(refused)
     assert set(loader.bad) == {str(refused)}
-    assert "Input/output error" in loader.bad[str(refused)]
+    assert loader.bad[str(refused)].status == "unreadable"
+    assert "Input/output error" in loader.bad[str(refused)].reason
 
 
 @pytest.mark.parametrize("max_bad_fraction", [0.0, 1.0])

@@ -125,6 +125,15 @@ def test_calibration_and_thresholds_are_part_of_the_bundle(trained: Any) -> None
     )
 
 
+def test_bundle_result_and_card_say_what_measured(trained: Any) -> None:
+    _, result, bundle = trained
+    measured_by = {"backend": "eager fp32 on cpu", "precision": "fp32"}
+    assert result["measured_by"] == bundle.training["measured_by"] == measured_by
+    card = Path(result["uri"], "MODEL_CARD.md").read_text()
+    assert "measured_by.backend" in card
+    assert "eager fp32 on cpu" in card
+
+
 def test_evaluating_the_bundle_gives_its_own_numbers(trained: Any) -> None:
     config, _, bundle = trained
     for split in ("val", "test"):

@@ -18,6 +18,7 @@ from imgcls.model.registry import resolve
 from imgcls.training.driver import train
 from imgcls.training.finish import finish
 from imgcls.training.ranks.rank import Place, refuse_mig_slices
+from tests.predictors import open_predictor
 from tests.training.bars import bars_config
 from tests.training.conftest import SIDE_PX
 
@@ -132,7 +133,7 @@ def test_a_gpu_that_misses_the_golden_answers_costs_no_model(
         devices.append(str(device))
         if device != "cpu":
             raise BundleError("the model does not reproduce its golden probabilities on cuda:1")
-        return Predictor(bundle, device="cpu", **values)
+        return open_predictor(bundle, device="cpu", **values)
 
     monkeypatch.setattr(finish, "Predictor", make)
     on_gpu = Place(torch.device("cuda", 1))

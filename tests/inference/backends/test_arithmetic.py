@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from imgcls.errors import BundleError, ConfigError
-from imgcls.inference import arithmetic, backend
-from imgcls.inference.arithmetic import gpu_has_bf16, has_tf32, set_fp32_arithmetic
-from imgcls.inference.network import Network
-from imgcls.inference.predictor import Predictor
+from imgcls.inference.backends import arithmetic, choose, golden_check
+from imgcls.inference.backends.arithmetic import gpu_has_bf16, has_tf32, set_fp32_arithmetic
+from imgcls.inference.backends.demand import Demand
+from imgcls.inference.backends.network import Network
+from tests.predictors import open_predictor
 from tests.scoring.tiny import make_bundle
 
 CUDA = torch.device("cuda", 1)
@@ -58,7 +59,7 @@ def test_whatever_predicts_in_fp32_is_ieee_from_its_first_pass_on(
     passes: list[tuple[bool, bool, str]],
 ) -> None:
     torch.backends.cuda.matmul.allow_tf32 = True
-    predictor = Predictor(make_bundle(), device="cpu", precision="fp32")
+    predictor = open_predictor(make_bundle(), device="cpu", precision="fp32")
     predictor.predict(np.zeros((1, 3, 32, 32), np.uint8))
     assert passes == [(False, False, "none")] * 2
 
@@ -66,14 +67,14 @@ def test_whatever_predicts_in_fp32_is_ieee_from_its_first_pass_on(
 def test_tf32_is_proven_beside_fp32_with_the_tolerance_of_bf16(
     passes: list[tuple[bool, bool, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(backend, "has_tf32", lambda device: True)
-    predictor = Predictor(make_bundle(), device="cpu", precision="tf32")
-    assert predictor.engine == "eager tf32 on cpu"
+    monkeypatch.setattr(choose, "has_tf32", lambda device: True)
+    predictor = open_predictor(make_bundle(), device="cpu", precision="tf32")
+    assert predictor.name == "eager tf32 on cpu"
     predictor.predict(np.zeros((1, 3, 32, 32), np.uint8))
     assert passes == [(False, False, "none"), (True, True, "tf32"), (True, True, "tf32")]
-    monkeypatch.setattr(backend, "LOW_PRECISION_TOLERANCE", -1.0)
+    monkeypatch.setattr(golden_check, "LOW_PRECISION_TOLERANCE", -1.0)
     with pytest.raises(BundleError, match=r"golden probabilities move by .*, allowed -1"):
-        Predictor(make_bundle(), device="cpu", precision="tf32")
+        open_predictor(make_bundle(), device="cpu", precision="tf32")
 
 
 @pytest.mark.parametrize(
@@ -97,12 +98,12 @@ def test_a_gpu_that_emulates_bf16_is_not_asked_for_it(
     monkeypatch.setattr(torch.cuda, "get_device_capability", of)
     # By default torch takes emulation for support.
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: True)
-    assert backend._precisions("auto", 4.0, CUDA, False, []) == expected
+    assert choose._precisions(Demand(CUDA, "auto"), 4.0, []) == expected
     assert set(asked) == {CUDA}, "of the device that it is for"
     assert gpu_has_bf16(CUDA) == has_tf32(CUDA) == (capability[0] >= 8)
 
 
 def test_tf32_is_refused_where_there_is_none() -> None:
     with pytest.raises(ConfigError, match=r"--precision tf32: cpu has no such.*--precision auto"):
-        Predictor(make_bundle(), device="cpu", precision="tf32")
+        open_predictor(make_bundle(), device="cpu", precision="tf32")
     assert not arithmetic.has_tf32(torch.device("cpu"))

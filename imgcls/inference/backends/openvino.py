@@ -1,13 +1,13 @@
 """A network in OpenVINO's own format: converted once, then run from the same bytes by any thread.
 
-In: a torch network for uint8 [B,C,P,P], or such bytes. Out: the bytes, or a way to run them.
+In: a torch network for uint8 [B,C,H,W], or such bytes. Out: the bytes, or a way to run them.
 Invariant: nothing here decides whether the result is good enough: the golden check and int8's gate
 do.
 
 OpenVINO beside torch, ResNet-18 at 224 px on 2 cores with AVX-512 (bf16, VNNI), batches of 16, two
 at a time, medians of 3 in one run: bf16 120 images/s beside 105 folded, fp32 57 beside 52.
 
-Legend: B batch, C channel, P image_px, N classes.
+Legend: B batch, C channels, H height, W width, K classes.
 """
 
 import importlib
@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from imgcls.errors import ConfigError
-from imgcls.inference.network import cache_folder
+from imgcls.inference.backends.network import cache_folder
 
 _NAMES: Final = ("network.xml", "network.bin")
 # Converted networks that a cache keeps: 45 MB each for resnet18.
@@ -66,7 +66,7 @@ def convert(network: nn.Module, x_BCHW: Tensor) -> Any:  # noqa: ANN401 - openvi
     """Return the network as OpenVINO's model, for batches of the shape of uint8 `x_BCHW`.
 
     Args:
-        network: uint8 [B,C,P,P] -> logits float32 [B,N], on the CPU, in evaluation mode.
+        network: uint8 [B,C,H,W] -> logits float32 [B,K], on the CPU, in evaluation mode.
         x_BCHW: any images.
 
     Raises:
@@ -92,7 +92,7 @@ def pack(model: Any) -> bytes:  # noqa: ANN401 - openvino.Model, untyped
 
 
 def load(data: bytes, num_streams: int, precision: str) -> Forward:
-    """Return uint8 [B,C,P,P] -> logits float32 [B,N], for any thread to call.
+    """Return uint8 [B,C,H,W] -> logits float32 [B,K], for any thread to call.
 
     Args:
         data: what `pack` returned; B is that of `convert`.

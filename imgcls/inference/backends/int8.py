@@ -1,7 +1,7 @@
 """The network in int8 on a CPU, by OpenVINO: calibrated once, then the same bytes everywhere.
 
-In: a network and uint8 [n,C,P,P] images of the kind to come. Out: a calibrated network as bytes,
-which openvino_network.py runs. Invariant: half of the images calibrate, the other half were never
+In: a network and uint8 [n,C,H,W] images of the kind to come. Out: a calibrated network as bytes,
+which openvino.py runs. Invariant: half of the images calibrate, the other half were never
 seen by calibration and must keep their fp32 label in MIN_AGREEMENT of all cases, or there is no
 int8 network.
 
@@ -11,7 +11,7 @@ predicts with the same weights and scales.
 OpenVINO int8 on 2 cores (AVX-512 VNNI), ResNet-18 at 224 px: 223 images/s, beside 118 in its bf16
 and 92 in torch's.
 
-Legend: B batch, C channel, P image_px, N classes.
+Legend: B batch, C channels, H height, W width, K classes.
 """
 
 import io
@@ -23,8 +23,8 @@ import torch
 from torch import Tensor, nn
 
 from imgcls.errors import BundleError, ConfigError
-from imgcls.inference import openvino
-from imgcls.inference.openvino import Forward
+from imgcls.inference.backends import openvino
+from imgcls.inference.backends.openvino import Forward
 from imgcls.metrics.top_classes import top_label
 
 MIN_AGREEMENT: Final = 0.99
@@ -43,10 +43,10 @@ def require_openvino() -> None:
 
 
 def quantize(network: nn.Module, sample_BCHW: Tensor, *, multi_label: bool) -> bytes:
-    """Return the network in int8, as `openvino_network.load` takes it.
+    """Return the network in int8, as `openvino.load` takes it.
 
     Args:
-        network: uint8 [B,C,P,P] -> logits float32 [B,N], on the CPU, in evaluation mode.
+        network: uint8 [B,C,H,W] -> logits float32 [B,K], on the CPU, in evaluation mode.
         sample_BCHW: uint8, images of the kind to come: every second one calibrates, the others
             judge.
         multi_label: a prediction is every class with a probability of 0.5 or more, not the top one.
@@ -72,7 +72,7 @@ def quantize(network: nn.Module, sample_BCHW: Tensor, *, multi_label: bool) -> b
 def check_agreement(
     forward: Forward, network: nn.Module, x_BCHW: Tensor, *, multi_label: bool
 ) -> None:
-    """Compare predictions of uint8 [n,C,P,P] with the fp32 network's.
+    """Compare predictions of uint8 [n,C,H,W] with the fp32 network's.
 
     Raises:
         BundleError: fewer than MIN_AGREEMENT are equal.
@@ -82,10 +82,10 @@ def check_agreement(
         for images_BCHW in _batches(x_BCHW):
             num_rows = len(images_BCHW)
             padding_BCHW = images_BCHW.new_zeros((BATCH_SIZE - num_rows, *x_BCHW.shape[1:]))
-            logits_BN = forward(torch.cat([images_BCHW, padding_BCHW]))[:num_rows]
+            logits_BK = forward(torch.cat([images_BCHW, padding_BCHW]))[:num_rows]
             decided, expected = (
-                of_BN >= 0 if multi_label else _top_B1(of_BN)
-                for of_BN in (logits_BN, network(images_BCHW))
+                of_BK >= 0 if multi_label else _top_B1(of_BK)
+                for of_BK in (logits_BK, network(images_BCHW))
             )
             agreement += int((decided == expected).all(dim=1).sum())
     fraction = agreement / num_images
@@ -98,9 +98,9 @@ def check_agreement(
     _log.info("int8: %s", told)
 
 
-def _top_B1(logits_BN: Tensor) -> Tensor:
+def _top_B1(logits_BK: Tensor) -> Tensor:
     """Return the label of each row, as a row of predictions names it."""
-    return torch.from_numpy(top_label(logits_BN.softmax(dim=1).numpy())[:, None])
+    return torch.from_numpy(top_label(logits_BK.softmax(dim=1).numpy())[:, None])
 
 
 def _quantize(network: nn.Module, x_BCHW: Tensor) -> bytes:

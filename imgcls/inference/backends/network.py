@@ -1,9 +1,9 @@
-"""The network as an engine runs it: normalised inside, in one precision, folded or compiled.
+"""The network as a backend runs it: normalised inside, in one precision, folded or compiled.
 
-In: a trained classifier. Out: a module, or a compiled function, uint8 [B,C,P,P] -> logits float32
-[B,N]. Invariant: only the arithmetic changes, never the weights that went in.
+In: a trained classifier. Out: a module, or a compiled function, uint8 [B,C,H,W] -> logits float32
+[B,K]. Invariant: only the arithmetic changes, never the weights that went in.
 
-Shape legend: B batch, C channel, P image_px, N classes.
+Shape legend: B batch, C channels, H height, W width, K classes.
 """
 
 import os
@@ -34,10 +34,10 @@ class Network(nn.Module):
         self._spec, self._dtype = spec, _DTYPES[precision]
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        """Return logits float32 [B,N] of uint8 [B,C,P,P]."""
+        """Return logits float32 [B,K] of uint8 [B,C,H,W]."""
         x_BCHW = normalize(x_BCHW, self._spec).to(self._dtype)
-        logits_BN: Tensor = self.classifier(x_BCHW.contiguous(memory_format=torch.channels_last))
-        return logits_BN.float()
+        logits_BK: Tensor = self.classifier(x_BCHW.contiguous(memory_format=torch.channels_last))
+        return logits_BK.float()
 
 
 def fold_batchnorm(classifier: nn.Module) -> nn.Module:

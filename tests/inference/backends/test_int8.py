@@ -11,10 +11,10 @@ import torch
 from torch import nn
 
 from imgcls.errors import BundleError, ConfigError
-from imgcls.inference import int8, openvino
-from imgcls.inference.network import Network
-from imgcls.inference.predictor import Predictor
+from imgcls.inference.backends import int8, openvino
+from imgcls.inference.backends.network import Network
 from imgcls.model.bundle import Bundle
+from tests.predictors import open_predictor
 from tests.scoring.tiny import IMAGE_PX, make_bundle, make_sure_bundle
 
 pytestmark = pytest.mark.skipif(
@@ -54,7 +54,7 @@ def test_predictor_names_the_engine_and_several_threads_share_it(
     quantized: tuple[Bundle, bytes],
 ) -> None:
     bundle, data = quantized
-    predictor = Predictor(
+    predictor = open_predictor(
         bundle,
         device="cpu",
         precision="int8",
@@ -62,14 +62,14 @@ def test_predictor_names_the_engine_and_several_threads_share_it(
         num_streams=2,
         int8_network=data,
     )
-    assert predictor.engine == "openvino int8 on cpu"
+    assert predictor.name == "openvino int8 on cpu"
     assert predictor.predict(sample(5)).label_B.tolist() == [0] * 5
     batches = list(sample(4 * int8.BATCH_SIZE).split(int8.BATCH_SIZE))
     with ThreadPoolExecutor(4) as threads:
         found = list(threads.map(predictor._model, batches))
     alone = openvino.load(data, 1, "int8")
-    for logits_BN, x_BCHW in zip(found, batches, strict=True):
-        assert torch.equal(logits_BN, alone(x_BCHW))
+    for logits_BK, x_BCHW in zip(found, batches, strict=True):
+        assert torch.equal(logits_BK, alone(x_BCHW))
 
 
 class Contrary(nn.Module):
@@ -80,9 +80,9 @@ class Contrary(nn.Module):
         self.network = network
 
     def forward(self, x_BCHW: torch.Tensor) -> torch.Tensor:
-        logits_BN = self.network(x_BCHW).clone()
-        logits_BN[::3] *= -1
-        return logits_BN
+        logits_BK = self.network(x_BCHW).clone()
+        logits_BK[::3] *= -1
+        return logits_BK
 
 
 def test_labels_that_change_refuse_the_network_with_the_figure() -> None:

@@ -1,17 +1,15 @@
 """Which ways of running a network repay what they cost to make, for a run of this length.
 
-In: the network's work per image, the run's length, the machine. Out: kinds of engines, the best
+In: the network's work per image, the run's length, the machine. Out: kinds of backends, the best
 first. Invariant: nothing is timed, so that two workers alike come to the same answer.
 """
 
 from collections.abc import Callable
-from typing import Final, Literal
+from typing import Final
 
-import torch
-
-from imgcls.inference import openvino
-
-Kind = Literal["eager", "folded", "compiled", "openvino"]
+from imgcls.inference.backends import openvino
+from imgcls.inference.backends.backend import Kind
+from imgcls.inference.backends.demand import Demand
 
 # Images that repay importing torch.fx, tracing and folding (0.5 s; 1 to 3 ms saved per image).
 _MIN_IMAGES_TO_FOLD: Final = 200
@@ -28,26 +26,22 @@ _SAVED_CORE_S_PER_GMAC: Final = {
 
 
 def repaid_kinds(
-    gmacs: float,
-    device: torch.device,
-    num_images: int | None,
-    num_cores: int,
-    embedding: bool,
-    notes: list[str],
+    gmacs: float, demand: Demand, notes: list[str]
 ) -> Callable[[str], tuple[Kind, ...]]:
     """Return, per precision, the ways to run that repay themselves, the best first."""
+    num_images = demand.num_images
 
     def kinds(precision: str) -> tuple[Kind, ...]:
-        if embedding or num_images is None or num_images < _MIN_IMAGES_TO_FOLD:
+        if demand.embedding or num_images is None or num_images < _MIN_IMAGES_TO_FOLD:
             return ("eager",)
         repaid: list[Kind] = []
         for kind in ("openvino", "compiled"):
             saved_core_s_per_gmac = _SAVED_CORE_S_PER_GMAC[kind].get(precision)
-            if device.type != "cpu" or saved_core_s_per_gmac is None:
+            if demand.device.type != "cpu" or saved_core_s_per_gmac is None:
                 continue
             if kind == "openvino" and not openvino.is_installed():
                 continue
-            saved_s = num_images * gmacs * saved_core_s_per_gmac / num_cores
+            saved_s = num_images * gmacs * saved_core_s_per_gmac / demand.num_cores
             notes.append(
                 f"{kind} {precision} would save {saved_s:.0f} s over {num_images} images and costs "
                 f"{_COST_S[kind]:.0f} s"

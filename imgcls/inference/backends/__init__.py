@@ -1,0 +1,1 @@
+"""The network by one library in one precision, chosen and proven by golden outputs."""

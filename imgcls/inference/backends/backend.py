@@ -1,0 +1,50 @@
+"""A way to run a network, ready to be called: what `choose_backend` hands to a Predictor.
+
+Shape legend: B batch, C channels, H height, W width, K classes, E embedding.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from imgcls.inference.backends.demand import Demand
+
+Kind = Literal["eager", "folded", "compiled", "openvino"]
+
+
+@dataclass(frozen=True, eq=False)
+class Backend:
+    """A way to run a network on a device: uint8 [B,C,H,W] -> logits float32 [B,K].
+
+    It was proven with B = `batch_size`: what was asked for, or less where memory is short.
+    """
+
+    forward: Callable[[Tensor], Tensor]
+    module: nn.Module
+    precision: str
+    kind: Kind
+    demand: Demand
+    batch_size: int
+    embedding: Callable[[], Tensor] | None = None
+    """Gives the embedding [B,E] of the latest forward pass, where that is wanted."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where it runs."""
+        return self.demand.device
+
+    @property
+    def name(self) -> str:
+        """What runs, for logs and results: `compiled bf16 on cpu`."""
+        return f"{self.kind} {self.precision} on {self.device.type}"
+
+
+def pad(x_BCHW: Tensor, batch_size: int) -> Tensor:
+    """Fill a batch up with black images, so that every forward pass has the same shape."""
+    num_rows = len(x_BCHW)
+    if num_rows == batch_size:
+        return x_BCHW
+    return torch.cat([x_BCHW, x_BCHW.new_zeros((batch_size - num_rows, *x_BCHW.shape[1:]))])

@@ -1,0 +1,226 @@
+"""Choose how a bundle's network runs on this device: precision, folding, compiling.
+
+In: a bundle and a demand. Out: a Backend, and one log line that says what was chosen and why.
+Invariant: the network as it was trained, in fp32, reproduces the golden probabilities here, or
+nothing runs; any other backend was checked against them too, on this device, in the batch shape
+that it will run.
+
+The choice depends on the bundle and the demand alone, never on a timing, and never on what memory
+happens to be free: two workers alike, or the same run resumed, must not mix backends. Where memory
+is short, a pass has fewer rows.
+
+Shape legend: B batch, C channels, H height, W width, K classes.
+"""
+
+import copy
+import logging
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import cache
+from typing import Final, Literal
+
+import torch
+from torch import Tensor
+
+from imgcls.config.choices import Precision
+from imgcls.errors import BundleError, ConfigError, DeviceFailedError
+from imgcls.inference.backends import openvino
+from imgcls.inference.backends.arithmetic import (
+    gpu_has_bf16,
+    has_fast_bf16,
+    has_tf32,
+    set_fp32_arithmetic,
+)
+from imgcls.inference.backends.backend import Backend, pad
+from imgcls.inference.backends.demand import Demand
+from imgcls.inference.backends.golden_check import check_as_trained, prove
+from imgcls.inference.backends.kinds import repaid_kinds
+from imgcls.inference.backends.network import Network, compile_network, fold_batchnorm
+from imgcls.inference.device import set_num_threads
+from imgcls.inference.passes import Failure, describe_error
+from imgcls.model.architectures import register_embedding_hook
+from imgcls.model.bundle import Bundle
+
+# Multiply-adds per image, in 1e9, below which decoding an image takes longer than the network:
+# mobilenet_v3_small (0.06) runs at 500 images/s on 2 cores in fp32, resnet18 (1.8) at 50.
+_MIN_GMACS_FOR_LOW_PRECISION: Final = 0.03
+
+_log = logging.getLogger(__name__)
+
+
+def choose_backend(bundle: Bundle, demand: Demand) -> Backend:
+    """Return the fastest backend that gives the bundle's golden probabilities on this device.
+
+    Raises:
+        BundleError: fp32 misses the golden probabilities, or the precision asked for does.
+        ConfigError: the precision asked for cannot be had here.
+        DeviceFailedError: there is no memory for one image, or the device fails.
+    """
+    # In a thread like those that will run it: code is compiled for a number of threads.
+    with ThreadPoolExecutor(1, "choose", set_num_threads, (demand.num_threads,)) as thread:
+        try:
+            return thread.submit(_choose, bundle, demand).result()
+        except Exception as error:
+            if Failure.of(error).is_out_of_memory:
+                raise DeviceFailedError(
+                    f"out of memory while the model is made ready: {describe_error(error)}"
+                ) from error
+            raise
+
+
+def _choose(bundle: Bundle, demand: Demand) -> Backend:
+    _check_can_have(demand)
+    set_fp32_arithmetic("fp32")
+    network = Network(bundle.to_model().to(demand.device), bundle.preprocess_spec, "fp32").eval()
+    plain = Backend(network, network, "fp32", "eager", demand, demand.batch_size)
+    gmacs = check_as_trained(plain, bundle)
+    if demand.precision == "int8":
+        return _int8_backend(plain, bundle)
+    notes: list[str] = []
+    kinds = repaid_kinds(gmacs, demand, notes)
+    for precision in _precisions(demand, gmacs, notes):
+        for kind in kinds(precision):
+            set_fp32_arithmetic(precision)
+            backend: Backend | None = plain
+            if (precision, kind) == ("fp32", "eager"):
+                # Proven above; on a CPU it takes no other memory than the images' own.
+                if demand.device.type == "cpu":
+                    return _chosen(plain, bundle, notes)
+            elif kind == "openvino":
+                backend = _build_openvino(plain, bundle, precision, notes)
+            else:
+                backend = _build(plain, bundle, precision, kind, notes)
+            if backend is None:
+                continue
+            backend, miss = prove(backend, bundle, notes)
+            if not miss:
+                return _chosen(backend, bundle, notes)
+            notes.append(f"{backend.name} refused: {miss}")
+    raise BundleError(
+        f"--precision {demand.precision}: this model does not keep its golden predictions with it: "
+        f"{'; '.join(notes)}. Take --precision fp32, or auto."
+    )
+
+
+def _int8_backend(plain: Backend, bundle: Bundle) -> Backend:
+    """Return the backend of a calibrated network, which was judged on more than golden images."""
+    demand = plain.demand
+    if demand.device.type != "cpu":
+        raise ConfigError("--precision int8 runs on CPUs: add --device cpu, or take auto")
+    if demand.embedding:
+        raise ConfigError("--precision int8 gives no embeddings: take --precision fp32")
+    if bundle.calibration and bundle.calibration["operating_points"]:
+        raise ConfigError(
+            "--precision int8 is proven by labels alone, and this model decides by a threshold: "
+            "take --precision auto"
+        )
+    if demand.int8_network is None:
+        raise ConfigError("--precision int8 is calibrated on a run's own images: only score can")
+    forward = openvino.load(demand.int8_network, demand.num_streams, "int8")
+    backend = replace(plain, forward=forward, precision="int8", kind="openvino")
+    backend, miss = prove(backend, bundle, [])
+    if miss:
+        raise BundleError(miss)
+    return _chosen(backend, bundle, [])
+
+
+def _check_can_have(demand: Demand) -> None:
+    if demand.precision == "tf32" and not has_tf32(demand.device):
+        raise ConfigError(
+            f"--precision tf32: {demand.device.type} has no such arithmetic here, only NVIDIA GPUs "
+            "from Ampere on have; take --precision auto or fp32"
+        )
+
+
+def _chosen(backend: Backend, bundle: Bundle, notes: list[str]) -> Backend:
+    _log.info("backend: %s (%s)", backend.name, "; ".join(notes) or "as asked")
+    if not backend.demand.embedding:
+        return backend
+    return replace(backend, embedding=register_embedding_hook(backend.module, bundle.arch))
+
+
+def _precisions(demand: Demand, gmacs: float, notes: list[str]) -> tuple[Precision, ...]:
+    """Return the precisions to try in turn, the fastest first."""
+    if demand.precision != "auto":
+        return (demand.precision,)
+    if demand.embedding:
+        notes.append("embeddings have no golden values to check another precision with")
+        return ("fp32",)
+    if gmacs < _MIN_GMACS_FOR_LOW_PRECISION:
+        notes.append(f"{gmacs:.3f} GMAC per image are too few to gain from another precision")
+        return ("fp32",)
+    device = demand.device
+    if device.type == "cuda":
+        # fp16 overflows at 65,504, which a few golden images cannot rule out: second choice.
+        has: dict[Precision, bool] = {
+            "bf16": gpu_has_bf16(device),
+            "fp16": True,
+            "tf32": has_tf32(device),
+            "fp32": True,
+        }
+        return tuple(name for name, is_there in has.items() if is_there)
+    if not has_fast_bf16():
+        notes.append("this CPU has no bf16 arithmetic")
+        return ("fp32",)
+    return ("bf16", "fp32")
+
+
+def _build_openvino(
+    plain: Backend, bundle: Bundle, precision: str, notes: list[str]
+) -> Backend | None:
+    """Build a backend of OpenVINO, or note why it cannot be."""
+
+    @cache
+    def of_size(num_rows: int) -> Callable[[Tensor], Tensor]:
+        x_BCHW = pad(bundle.golden_x_BCHW[:num_rows], num_rows)
+        data = openvino.convert_once(plain.module, x_BCHW, bundle.digest)
+        return openvino.load(data, plain.demand.num_streams, precision)
+
+    try:
+        of_size(plain.batch_size)
+    except Exception as error:  # noqa: BLE001 - any network, any failure: another backend runs
+        _note_skipped("not converted to OpenVINO", error, notes)
+        return None
+    return replace(
+        plain,
+        forward=lambda x_BCHW: of_size(len(x_BCHW))(x_BCHW),
+        precision=precision,
+        kind="openvino",
+    )
+
+
+def _build(
+    plain: Backend,
+    bundle: Bundle,
+    precision: str,
+    kind: Literal["eager", "folded", "compiled"],
+    notes: list[str],
+) -> Backend | None:
+    """Build a backend of torch, or note why it cannot be."""
+    assert isinstance(plain.module, Network)
+    # To build it once more from the bundle would draw random weights first.
+    classifier = copy.deepcopy(plain.module.classifier)
+    if kind == "folded":
+        try:
+            classifier = fold_batchnorm(classifier)
+        except Exception as error:  # noqa: BLE001 - many networks cannot be traced; folding is optional
+            _note_skipped("not folded", error, notes)
+            return None
+    network = Network(classifier, bundle.preprocess_spec, precision).eval()
+    forward: Callable[[torch.Tensor], torch.Tensor] = network
+    if kind == "compiled":
+        forward = compile_network(network)
+    return replace(plain, forward=forward, module=network, precision=precision, kind=kind)
+
+
+def _note_skipped(what: str, error: Exception, notes: list[str]) -> None:
+    """Note why there is no such backend; want of memory is not a reason to take another one.
+
+    Raises:
+        DeviceFailedError: there is no memory for it.
+    """
+    failure = Failure.of(error)
+    if failure.is_out_of_memory:
+        raise DeviceFailedError(f"out of memory while the model is made ready: {failure.reason}")
+    notes.append(f"{what}: {type(error).__name__}")
