@@ -27,7 +27,7 @@ from imgcls.image.formats.abilities import LEARNT, NEEDED
 from imgcls.model.registry import promote, register
 from imgcls.nightly import nightly, show_plan
 from imgcls.runs.ledger import published_keys
-from imgcls.runs.published import list_published
+from imgcls.runs.published import ModelDigests, list_published
 from imgcls.scoring.driver import score, write_run_plan
 from imgcls.scoring.planning.plan import Plan, read_plan
 from imgcls.scoring.publishing.lease import Lease
@@ -134,10 +134,14 @@ def test_ledger_knows_a_row_by_its_decode_spec_too(
     small_night: NightlyConfig,
 ) -> None:
     published = nightly(small_night)
-    other = published_keys(small_night.output, published["model_digest"], "another spec")
+    other = published_keys(
+        small_night.output, ModelDigests(published["model_digest"], "another spec")
+    )
     assert list(other) == []
     spec_digest = read_plan_of(small_night).spec_digest
-    [keys] = published_keys(small_night.output, published["model_digest"], spec_digest)
+    [keys] = published_keys(
+        small_night.output, ModelDigests(published["model_digest"], spec_digest)
+    )
     assert keys.num_rows == 9
 
 

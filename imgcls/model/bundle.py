@@ -37,6 +37,7 @@ from imgcls.model.bundle_files import (
     REQUIRED_FILES,
     SUMS,
     WEIGHTS,
+    network_digest,
     parse_facts,
     parse_sums,
     read_file,
@@ -65,6 +66,7 @@ class Bundle:
     golden_x_BCHW: Tensor  # uint8, preprocessed
     golden_probs_BK: Tensor  # float32
     digest: str = ""  # sha256 of SHA256SUMS, "" until stored
+    network_digest: str = ""  # of all that decides probabilities (bundle_files.py), "" until stored
     calibration: dict[str, Any] | None = None  # Calibration.to_dict()
     attachments: dict[str, bytes] = field(default_factory=dict)  # plots and logs, by file name
     multi_label: bool = False  # any number of classes per image, each with its own probability
@@ -215,7 +217,8 @@ def read_bundle(uri: str) -> Bundle:
             an unknown key, or with tensors that do not fit the architecture.
     """
     sums = read_sums(uri)
-    files = {name: read_file(uri, name, sha256) for name, sha256 in parse_sums(sums, uri).items()}
+    sha256_by_name = parse_sums(sums, uri)
+    files = {name: read_file(uri, name, sha256) for name, sha256 in sha256_by_name.items()}
     facts = parse_facts(files[FACTS], join(uri, FACTS))
     golden = _parse_tensors(files[GOLDEN], join(uri, GOLDEN))
     if set(golden) != {"x", "probs"}:
@@ -233,6 +236,7 @@ def read_bundle(uri: str) -> Bundle:
             golden_x_BCHW=golden["x"],
             golden_probs_BK=golden["probs"],
             digest=hashlib.sha256(sums).hexdigest(),
+            network_digest=network_digest(sha256_by_name, facts),
             calibration=facts["calibration"],
             attachments={n: data for n, data in files.items() if n not in REQUIRED_FILES},
             multi_label=facts["multi_label"],

@@ -5,7 +5,9 @@ sha256 was compared with SHA256SUMS.
 """
 
 import hashlib
+import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +26,21 @@ FACTS, WEIGHTS, GOLDEN, CARD = (
     "MODEL_CARD.md",
 )
 REQUIRED_FILES = (FACTS, WEIGHTS, GOLDEN, CARD)
+# The network in int8, of bundles that have one.
+INT8 = "int8.zip"
+# What decides the probabilities of an image: these files, and these facts of bundle.json.
+NETWORK_FILES = (WEIGHTS, INT8)
+_NETWORK_FACTS = (
+    "arch",
+    "class_names",
+    "decode_spec",
+    "preprocess_spec",
+    "multi_label",
+    "pooling",
+    "background_class",
+)
 
-ATTACHMENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*\.(png|json|jsonl|csv|onnx)")
+ATTACHMENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*\.(png|json|jsonl|csv|onnx|zip)")
 _SUMS_LINE = re.compile(r"([0-9a-f]{64})  (.+)")
 _PICKLE_SUFFIXES = (".pt", ".pth", ".pkl", ".pickle", ".bin", ".ckpt", ".joblib")
 _FACT_TYPES: dict[str, type | tuple[type, ...]] = {
@@ -124,6 +139,29 @@ def parse_sums(sums: bytes, uri: str) -> dict[str, str]:
     if absent:
         raise BundleError(f"{join(uri, SUMS)} does not list {enumerate_names(absent)}")
     return by_name
+
+
+def network_digest(sha256_by_name: Mapping[str, str], facts: Mapping[str, Any]) -> str:
+    """Return the digest of all that decides the probabilities of an image.
+
+    Two versions of one network digest differ in thresholds, temperature, metrics or papers alone.
+
+    Args:
+        sha256_by_name: what SHA256SUMS lists.
+        facts: what `parse_facts` returned.
+    """
+    files = {name: sha256_by_name[name] for name in NETWORK_FILES if name in sha256_by_name}
+    return _digest_of([files, {name: facts[name] for name in _NETWORK_FACTS}])
+
+
+def calibration_digest(facts: Mapping[str, Any]) -> str:
+    """Return the digest of temperature and thresholds, "" where there are none."""
+    return "" if facts["calibration"] is None else _digest_of(facts["calibration"])
+
+
+def _digest_of(value: Any) -> str:  # noqa: ANN401 - whatever fits into JSON
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def read_file(uri: str, name: str, sha256: str) -> bytes:

@@ -1,8 +1,11 @@
 """The ledger: which images are published already, read from the published rows themselves.
 
-In: an output prefix, a model and a spec digest. Out: (uri, etag, status, is_current) of every
-published row of these digests. Invariant: there is no second book; what no manifest names was never
-scored.
+In: an output prefix and a model's digests. Out: (uri, etag, status, is_current,
+has_older_thresholds) of every published row of that network. Invariant: there is no second book;
+what no manifest names was never scored.
+
+A version of a model that differs only in its thresholds, or in its papers, gives the same
+probabilities: what another version of the network scored is not scored again, but counted.
 
 A row is current unless this imgcls would make another one of the same bytes: the pixels of its
 format moved since, or it could not be read, or was no image, and more of its format is read now.
@@ -25,7 +28,7 @@ import pyarrow.parquet as pq
 from imgcls.image.formats.abilities import AT_27535E0, Abilities, abilities_here, grown
 from imgcls.image.outcome import family_by_name
 from imgcls.image.versions import from_json, moved_between, versions_here
-from imgcls.runs.published import Manifest, list_published, with_comparable_etags
+from imgcls.runs.published import Manifest, ModelDigests, list_published, with_comparable_etags
 from imgcls.schema import Status
 from imgcls.storage.objects import read
 from imgcls.storage.uri import join
@@ -46,30 +49,47 @@ class Outdated:
 
 def published_keys(
     output: str,
-    model_digest: str,
-    spec_digest: str,
+    model: ModelDigests,
     *,
     abilities: Callable[[], Abilities] = abilities_here,
     outdated: Outdated | None = None,
+    digests_of: Callable[[Manifest], ModelDigests] = lambda manifest: manifest.digests,
 ) -> Iterator[pa.Table]:
-    """Yield (uri, etag, status, is_current) of all rows published for this model and spec.
+    """Yield (uri, etag, status, is_current, has_older_thresholds) of all rows of this network.
 
     Args:
         output: the output prefix.
-        model_digest: of the model.
-        spec_digest: of its specs.
+        model: that of the night to come.
         abilities: tells what those who will score can read; called when a row depends on it.
         outdated: takes in what is found.
+        digests_of: the digests of a manifest of another version of the model; by default what it
+            says itself.
     """
     now = cache(abilities)
     outdated = outdated if outdated is not None else Outdated()
     for folder, manifest in list_published(output):
-        if (manifest.model_digest, manifest.spec_digest) != (model_digest, spec_digest):
+        theirs = manifest.digests
+        if theirs.spec == model.spec and theirs.model != model.model:
+            theirs = digests_of(manifest)
+        if not _is_same_network(theirs, model):
             continue
+        has_older = theirs.model != model.model and theirs.calibration != model.calibration
         for part in manifest.parts:
             table = _read_keys(join(folder, part["path"]))
             current = _current(table, manifest, now, outdated)
-            yield table.select(_COLUMNS).append_column("is_current", current)
+            older = pa.repeat(pa.scalar(has_older), table.num_rows)
+            yield (
+                table.select(_COLUMNS)
+                .append_column("is_current", current)
+                .append_column("has_older_thresholds", older)
+            )
+
+
+def _is_same_network(one: ModelDigests, other: ModelDigests) -> bool:
+    """Tell whether two models give the same probabilities, as far as their digests can tell."""
+    if one.spec != other.spec:
+        return False
+    return one.model == other.model or (one.network == other.network != "")
 
 
 def _read_keys(uri: str) -> pa.Table:

@@ -23,6 +23,20 @@ _INODE = r"^([0-9a-f]+-[0-9a-f]+)-[0-9a-f]+$"
 _PLACE = re.compile(rf"date=[^/]+/run=([^/]+)/{re.escape(MANIFEST)}")
 
 
+@dataclass(frozen=True, slots=True)
+class ModelDigests:
+    """What decides the rows of a model: two equal ones make equal rows of equal pixels."""
+
+    model: str
+    """Of the whole bundle."""
+    spec: str
+    """Of its decode and preprocess spec."""
+    network: str = ""
+    """Of all that decides probabilities; "" where a version of before knew none."""
+    calibration: str = ""
+    """Of temperature and thresholds; "" where it has none, or `network` is not known."""
+
+
 @dataclass(frozen=True)
 class Manifest:
     """_manifest.json: what a published run consists of."""
@@ -50,6 +64,17 @@ class Manifest:
     row."""
     not_listed: dict[str, str] = field(default_factory=dict)
     """The first of them, each with its reason."""
+    network_digest: str = ""
+    """Of all that decides probabilities; "" in manifests of versions that had no such digest."""
+    calibration_digest: str = ""
+    """Of temperature and thresholds; "" where the model has none, or as above."""
+
+    @property
+    def digests(self) -> ModelDigests:
+        """Those of its model."""
+        return ModelDigests(
+            self.model_digest, self.spec_digest, self.network_digest, self.calibration_digest
+        )
 
 
 def published_uri(output: str, date: str, run_id: str) -> str:

@@ -3,6 +3,9 @@
 import hashlib
 import io
 import json
+import logging
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,14 +13,20 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from torch import Tensor
 
-from imgcls.config.scoring import NightlyConfig, PlanConfig
-from imgcls.errors import BudgetExceededError
+from imgcls.config.scoring import NightlyConfig, PlanConfig, VerifyConfig
+from imgcls.data.class_names import ClassNames
+from imgcls.errors import BudgetExceededError, ImgclsError
 from imgcls.image.formats.abilities import LEARNT, NEEDED, abilities_here, grown, shared
 from imgcls.image.versions import DECODER_VERSIONS
+from imgcls.metrics.calibration import Calibration, OperatingPoint
+from imgcls.model.bundle import Bundle, make_golden
+from imgcls.model.registry import promote, register
 from imgcls.nightly import nightly, show_plan
+from imgcls.scoring.publishing.verify import verify
 from imgcls.storage.objects import put
-from tests.scoring.tiny import image_bytes, published_rows
+from tests.scoring.tiny import image_bytes, make_bundle, published_rows, write_images
 
 UNREAD = "unsupported"
 PHOTOSHOP = b"8BPS\x00\x01" + bytes(200)
@@ -176,3 +185,114 @@ def test_of_several_machines_only_what_all_read_counts() -> None:
     assert grown(None, weakest, one)
     assert not grown("heif", one, weakest)
     assert not grown("zip", weakest, one)
+
+
+POINT = OperatingPoint(
+    "class-1:recall>=0.9", "class-1", "recall", 0.9, 0.4, 0.4, 0.4, 0.0, 0.9, [0.8, 1.0], 0.9,
+    [0.8, 1.0], 10, 10,
+)  # fmt: skip
+
+
+def decided_at(threshold: float) -> Bundle:
+    """One network, with a threshold of its own."""
+    point = replace(POINT, threshold=threshold, review_low=threshold, review_high=threshold)
+    calibration = Calibration(1.0, "", 20, 0.5, 0.5, 0.1, 0.1, (point,))
+    return replace(make_bundle(), calibration=calibration.to_dict())
+
+
+@pytest.fixture
+def moving(tmp_path: Path) -> NightlyConfig:
+    """Nine images, and a model in production that moves to other thresholds."""
+    registry = str(tmp_path / "registry")
+    register(registry, "tiny", decided_at(0.4))
+    promote(f"{registry}/tiny@v1", "production")
+    write_images(str(tmp_path / "bucket"), 9)
+    source, output = str(tmp_path / "bucket"), str(tmp_path / "out")
+    return NightlyConfig(source, f"{registry}/tiny@production", output, executor="local")
+
+
+def move_to(config: NightlyConfig, bundle: Bundle) -> None:
+    registry = config.model.partition("/tiny@")[0]
+    model = register(registry, "tiny", bundle)
+    promote(f"{registry}/tiny@v{model.version}", "production")
+
+
+def as_without_network_digest(output: str) -> None:
+    """Take from the published runs what versions of before did not write."""
+    for path in Path(output).glob("date=*/run=*/_manifest.json"):
+        manifest = json.loads(path.read_text())
+        for name in ("network_digest", "calibration_digest"):
+            del manifest[name]
+        path.write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize("is_old", [False, True])
+def test_a_version_with_other_thresholds_scores_nothing_again_and_says_how_many_rows_are_older(
+    moving: NightlyConfig, is_old: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING, logger="imgcls")
+    logging.getLogger("imgcls").propagate = True
+    assert nightly(moving)["rows"] == 9
+    if is_old:
+        as_without_network_digest(moving.output)
+    move_to(moving, decided_at(0.7))
+    put(f"{moving.source}/new.png", image_bytes(500))
+    plan = show_plan(PlanConfig(moving.source, moving.model, moving.output))
+    assert (plan["to_score"], plan["unchanged"], plan["older_thresholds"]) == (1, 9, 9)
+    assert "9 published images were decided by older thresholds of this model" in caplog.text
+    night = nightly(moving)
+    assert (night["rows"], night["older_thresholds"]) == (1, 9)
+    verify(VerifyConfig(moving.output))
+    again = show_plan(PlanConfig(moving.source, moving.model, moving.output))
+    assert (again["to_score"], again["older_thresholds"]) == (0, 9)
+    move_to(moving, decided_at(0.4))
+    back = show_plan(PlanConfig(moving.source, moving.model, moving.output))
+    assert (back["to_score"], back["older_thresholds"]) == (0, 1), "the night of v2 is the odd one"
+
+
+@pytest.mark.parametrize("change", ["weights", "classes", "pooling", "preprocessing"])
+def test_whatever_decides_a_probability_makes_another_network(
+    moving: NightlyConfig, change: str
+) -> None:
+    nightly(moving)
+    bundle = decided_at(0.4)
+    changed = {
+        "weights": replace(decided_at(0.4), state_dict=_moved(bundle)),
+        "classes": replace(
+            bundle, class_names=ClassNames(tuple(f"class-{n}" for n in (0, 1, 9, 3, 4, 5, 6)))
+        ),
+        "pooling": replace(bundle, pooling="max"),
+        "preprocessing": replace(
+            bundle, preprocess_spec=replace(bundle.preprocess_spec, mean=(0.5, 0.5, 0.5))
+        ),
+    }[change]
+    golden_BK = make_golden(changed.to_model(), changed.golden_x_BCHW, changed.preprocess_spec)
+    move_to(moving, replace(changed, golden_probs_BK=golden_BK))
+    plan = show_plan(PlanConfig(moving.source, moving.model, moving.output))
+    assert (plan["to_score"], plan["older_thresholds"]) == (9, 0)
+
+
+def _moved(bundle: Bundle) -> dict[str, Tensor]:
+    state = {name: tensor.clone() for name, tensor in bundle.state_dict.items()}
+    state["classifier.4.bias"][0] += 1e-6
+    return state
+
+
+def test_of_a_published_model_that_is_gone_nothing_is_assumed(moving: NightlyConfig) -> None:
+    nightly(moving)
+    as_without_network_digest(moving.output)
+    move_to(moving, decided_at(0.7))
+    shutil.rmtree(Path(moving.model.partition("@")[0], "v1"))
+    assert show_plan(PlanConfig(moving.source, moving.model, moving.output))["to_score"] == 9
+
+
+def test_the_same_image_in_two_nights_of_two_thresholds_is_a_problem(
+    moving: NightlyConfig,
+) -> None:
+    """One network: it would be in a reader's table twice."""
+    nightly(moving)
+    move_to(moving, decided_at(0.7))
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("imgcls.runs.ledger._is_same_network", lambda *_: False)
+        with pytest.raises(ImgclsError, match=r"9 rows of run .* are published by run .* too"):
+            nightly(moving)

@@ -52,7 +52,7 @@ def names(night: NightlyConfig) -> list[str]:
 def num_keys(night: NightlyConfig) -> int:
     """How many published rows the ledger finds."""
     _, manifest = next(list_published(night.output))
-    tables = published_keys(night.output, manifest.model_digest, manifest.spec_digest)
+    tables = published_keys(night.output, manifest.digests)
     return sum(table.num_rows for table in tables)
 
 

@@ -19,6 +19,7 @@ import pyarrow as pa
 
 from imgcls.image.spec import DecodeSpec
 from imgcls.runs.ledger import published_keys
+from imgcls.runs.published import ModelDigests
 from imgcls.scoring.planning.decoders import record_here
 from imgcls.scoring.planning.plan import Plan, read_shard_rows, run_uri, write_plan
 from imgcls.scoring.planning.staging import stage
@@ -71,8 +72,7 @@ def main(folder: str, num_keys: str) -> None:
                     source="s3://scans/incoming",
                     model="m",
                     model_uri="m",
-                    model_digest=MODEL_DIGEST,
-                    spec_digest=SPEC_DIGEST,
+                    digests=ModelDigests(MODEL_DIGEST, SPEC_DIGEST),
                     config={},
                     shard_sizes=itertools.repeat(2048),
                     difference={},
@@ -108,7 +108,7 @@ def main(folder: str, num_keys: str) -> None:
 
     def difference() -> dict[str, Any]:
         with stage(listing(int(num_keys))) as staging:
-            keys = published_keys(folder, MODEL_DIGEST, SPEC_DIGEST)
+            keys = published_keys(folder, ModelDigests(MODEL_DIGEST, SPEC_DIGEST))
             counts = staging.exclude(keys, retry_failed=False)
             return {"to_score": staging.count(), "unchanged": counts["unchanged"]}
 

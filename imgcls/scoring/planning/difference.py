@@ -15,10 +15,10 @@ from imgcls import ray_cluster
 from imgcls.config.scoring import NightlyConfig, PlanConfig
 from imgcls.image.formats.abilities import Abilities
 from imgcls.runs.ledger import Outdated, published_keys
-from imgcls.runs.published import list_published
+from imgcls.runs.published import Manifest, ModelDigests, list_published
 from imgcls.scoring.planning.decoders import abilities_of
 from imgcls.scoring.planning.listing import list_source
-from imgcls.scoring.planning.planned_model import PlannedModel, name_model
+from imgcls.scoring.planning.planned_model import PlannedModel, digests_of_published, name_model
 from imgcls.scoring.planning.shard_sizes import derive_shard_size, shard_sizes
 from imgcls.scoring.planning.staging import Staging, stage
 
@@ -39,6 +39,7 @@ class Difference:
             "planned_again": self.staging.planned_again,
             "rescored_formats": sorted(self.outdated.moved_formats),
             "rows_of_unknown_format": self.outdated.num_untold,
+            "older_thresholds": self.staging.num_with_older_thresholds,
         }
 
     def skipped(self) -> dict[str, Any]:
@@ -60,6 +61,13 @@ class Difference:
                 "%d published images of %s are scored again: their pixels have moved since",
                 again["pixels_moved"],
                 formats,
+            )
+        if self.staging.num_with_older_thresholds:
+            log.warning(
+                "%d published images were decided by older thresholds of this model, and stay so: "
+                "its network is the same, and nothing is scored again. To have the new thresholds "
+                "decide on them too, roll their runs back",
+                self.staging.num_with_older_thresholds,
             )
         if self.outdated.num_untold:
             log.warning(
@@ -92,8 +100,20 @@ def exclude_published(
     outdated: Outdated,
 ) -> dict[str, int]:
     """Drop from what is staged what is published as this imgcls would publish it; count both."""
+    found: dict[tuple[str, str], ModelDigests] = {}
+
+    def digests_of(manifest: Manifest) -> ModelDigests:
+        key = (manifest.model_uri, manifest.model_digest)
+        if key not in found:
+            found[key] = digests_of_published(manifest)
+        return found[key]
+
     published = published_keys(
-        config.output, model.digest, model.spec_digest, abilities=abilities, outdated=outdated
+        config.output,
+        model.digests,
+        abilities=abilities,
+        outdated=outdated,
+        digests_of=digests_of,
     )
     return staging.exclude(published, retry_failed=config.retry_failed)
 

@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from imgcls.errors import ConfigError, ObjectExistsError, ObjectMissingError, SourceError
+from imgcls.runs.published import ModelDigests
 from imgcls.runs.row_options import RowOptions
 from imgcls.runs.run import Run
 from imgcls.scoring.planning.staging import Staging
@@ -65,6 +66,10 @@ class Plan:
     """The first of them, each with its reason; all are in plan/skipped-*.jsonl."""
     row_options: RowOptions = field(default_factory=RowOptions)
     """What decides its rows, whatever the flags of a later start are."""
+    network_digest: str = ""
+    """As in the manifest."""
+    calibration_digest: str = ""
+    """As in the manifest."""
 
     @property
     def is_night(self) -> bool:
@@ -150,8 +155,7 @@ def write_plan(
     source: str,
     model: str,
     model_uri: str,
-    model_digest: str,
-    spec_digest: str,
+    digests: ModelDigests,
     config: dict[str, Any],
     row_options: RowOptions | None = None,
     shard_sizes: Iterable[int],
@@ -184,8 +188,10 @@ def write_plan(
         source=source,
         model=model,
         model_uri=model_uri,
-        model_digest=model_digest,
-        spec_digest=spec_digest,
+        model_digest=digests.model,
+        spec_digest=digests.spec,
+        network_digest=digests.network,
+        calibration_digest=digests.calibration,
         config=config,
         files=tuple(files),
         shard_rows=tuple(shard_rows),

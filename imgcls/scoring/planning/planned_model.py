@@ -8,10 +8,20 @@ import hashlib
 import logging
 from dataclasses import dataclass
 
+from imgcls.errors import ImgclsError
 from imgcls.image.spec import DecodeSpec, PreprocessSpec, spec_digest
 from imgcls.image.versions import describe_moved
-from imgcls.model.bundle_files import FACTS, parse_facts, parse_sums, read_file, read_sums
+from imgcls.model.bundle_files import (
+    FACTS,
+    calibration_digest,
+    network_digest,
+    parse_facts,
+    parse_sums,
+    read_file,
+    read_sums,
+)
 from imgcls.model.registry import resolve
+from imgcls.runs.published import Manifest, ModelDigests
 from imgcls.storage.uri import join
 
 log = logging.getLogger(__name__)
@@ -23,8 +33,17 @@ class PlannedModel:
 
     reference: str
     uri: str
-    digest: str
-    spec_digest: str
+    digests: ModelDigests
+
+    @property
+    def digest(self) -> str:
+        """Of the whole bundle."""
+        return self.digests.model
+
+    @property
+    def spec_digest(self) -> str:
+        """Of its decode and preprocess spec."""
+        return self.digests.spec
 
 
 def name_model(reference: str) -> PlannedModel:
@@ -35,11 +54,38 @@ def name_model(reference: str) -> PlannedModel:
         BundleError: there is no complete bundle, or bundle.json is not what was saved.
     """
     uri = resolve(reference)
-    sums = read_sums(uri)
-    facts = parse_facts(read_file(uri, FACTS, parse_sums(sums, uri)[FACTS]), join(uri, FACTS))
-    decode_spec = DecodeSpec.from_dict(facts["decode_spec"])
+    digests, decode_spec = _read_digests(uri)
     moved = decode_spec.moved_formats()
     if moved:
         log.warning("%s: %s", reference, describe_moved(moved))
-    digest = spec_digest(decode_spec, PreprocessSpec.from_dict(facts["preprocess_spec"]))
-    return PlannedModel(reference, uri, hashlib.sha256(sums).hexdigest(), digest)
+    return PlannedModel(reference, uri, digests)
+
+
+def digests_of_published(manifest: Manifest) -> ModelDigests:
+    """Return the digests of the model of a published run.
+
+    A manifest of a version that knew no network digest names its bundle: if that is still there,
+    and still the same, it says.
+    """
+    if manifest.network_digest:
+        return manifest.digests
+    try:
+        digests, _ = _read_digests(manifest.model_uri)
+    except ImgclsError as error:
+        log.info("run %s: its model cannot be compared (%s)", manifest.run_id, error)
+        return manifest.digests
+    return digests if digests.model == manifest.model_digest else manifest.digests
+
+
+def _read_digests(uri: str) -> tuple[ModelDigests, DecodeSpec]:
+    sums = read_sums(uri)
+    sha256_by_name = parse_sums(sums, uri)
+    facts = parse_facts(read_file(uri, FACTS, sha256_by_name[FACTS]), join(uri, FACTS))
+    decode_spec = DecodeSpec.from_dict(facts["decode_spec"])
+    digests = ModelDigests(
+        model=hashlib.sha256(sums).hexdigest(),
+        spec=spec_digest(decode_spec, PreprocessSpec.from_dict(facts["preprocess_spec"])),
+        network=network_digest(sha256_by_name, facts),
+        calibration=calibration_digest(facts),
+    )
+    return digests, decode_spec

@@ -42,6 +42,7 @@ class Staging:
         )
         self._skipped = Path(folder) / "skipped.jsonl"
         self.num_skipped = self.num_excluded = self.num_not_listed = 0
+        self.num_with_older_thresholds = 0
         self.not_listed: dict[str, str] = {}
         self.planned_again: dict[str, int] = {}
         self.plan_schema = PLAN_SCHEMA
@@ -91,12 +92,13 @@ class Staging:
     def exclude(self, published: Iterable[pa.Table], *, retry_failed: bool) -> dict[str, int]:
         """Drop what is published already with the same etag; return counts of what was found.
 
-        What stays although it is published is counted in `planned_again`: of images that were ok,
-        as pixels_moved, and of others, as failed_before.
+        Of the unchanged, those whose answers are by older thresholds of the same network are
+        counted in `num_with_older_thresholds`. What stays although it is published is counted in
+        `planned_again`: of images that were ok, as pixels_moved, and of others, as failed_before.
 
         Args:
-            published: tables of uri, etag, status and, where some rows are not current, is_current
-                (see ledger.py); any number of rows for one object.
+            published: tables of uri, etag, status and, where some rows are not current, is_current,
+                and has_older_thresholds (see ledger.py); any number of rows for one object.
             retry_failed: keep objects that are published, but never with status ok.
 
         Returns:
@@ -104,30 +106,32 @@ class Staging:
             failed_before (published, never ok) and unchanged (published, ok).
         """
         self._database.execute(
-            "CREATE TABLE rows (uri VARCHAR, etag VARCHAR, ok BOOLEAN, done BOOLEAN)"
+            "CREATE TABLE rows (uri VARCHAR, etag VARCHAR, ok BOOLEAN, done BOOLEAN, older BOOLEAN)"
         )
         for table in published:
-            if "is_current" not in table.column_names:
-                table = table.append_column("is_current", pa.array([True] * table.num_rows))
+            for name, usual in (("is_current", True), ("has_older_thresholds", False)):
+                if name not in table.column_names:
+                    table = table.append_column(name, pa.array([usual] * table.num_rows))
             self._database.register("staged", table)
             # `missing` and `changed` say nothing of the version that was planned: had it been read,
             # it might well be ok. Only of an object that was never there is `missing` the outcome.
             # What was `unreadable` is tried every night: its owner may have opened it.
             self._database.execute(
                 "INSERT INTO rows SELECT uri, etag, status = 'ok',"
-                " is_current AND status <> 'unreadable' FROM staged"
+                " is_current AND status <> 'unreadable', has_older_thresholds FROM staged"
                 " WHERE etag = '' OR status NOT IN ('missing', 'changed')"
             )
             self._database.unregister("staged")
         self._database.execute(
-            "CREATE TABLE ledger AS SELECT uri, etag, bool_or(ok) AS ok, bool_or(done) AS done"
-            " FROM rows GROUP BY ALL; DROP TABLE rows"
+            "CREATE TABLE ledger AS SELECT uri, etag, bool_or(ok) AS ok, bool_or(done) AS done,"
+            " bool_and(older) FILTER (ok) AS older FROM rows GROUP BY ALL; DROP TABLE rows"
         )
-        [counts] = self._database.sql(
+        [(*counts, self.num_with_older_thresholds)] = self._database.sql(
             "SELECT count(*) FILTER (ledger.uri IS NULL AND known.uri IS NULL),"
             " count(*) FILTER (ledger.uri IS NULL AND known.uri IS NOT NULL"
             " OR ledger.ok AND NOT ledger.done),"
-            " count(*) FILTER (NOT ledger.ok), count(*) FILTER (ledger.ok AND ledger.done)"
+            " count(*) FILTER (NOT ledger.ok), count(*) FILTER (ledger.ok AND ledger.done),"
+            " count(*) FILTER (ledger.ok AND ledger.done AND ledger.older)"
             " FROM listing LEFT JOIN ledger USING (uri, etag)"
             " LEFT JOIN (SELECT DISTINCT uri FROM ledger) AS known ON known.uri = listing.uri"
         ).fetchall()

@@ -87,6 +87,8 @@ def publish(
         not_an_image=dict(kinds.most_common()),
         num_not_listed=plan.num_not_listed,
         not_listed=plan.not_listed,
+        network_digest=plan.network_digest,
+        calibration_digest=plan.calibration_digest,
     )
     text = json.dumps({"format_version": FORMAT_VERSION} | asdict(manifest), indent=1)
     before_manifest()

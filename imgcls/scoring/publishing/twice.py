@@ -1,8 +1,8 @@
 """Prove that no night scored what another had: each image is published once.
 
 In: an output prefix. Out: in words, which nights hold the same rows. Invariant: a row is known by
-(uri, frame, etag, model, spec, decoders); of all nights one alone holds it, but for those that were
-asked to score failures again. `score` scores what it is told to: what it repeats is counted.
+(uri, frame, etag, network, spec, decoders); of all nights one alone holds it, but for those that
+were asked to score failures again. `score` scores what it is told to: what it repeats is counted.
 
 Memory: the rows are compared on local disk by DuckDB, in SORT_MEMORY.
 """
@@ -74,14 +74,19 @@ def find_twice(output: str, run_id: str = "") -> Twice:
 
 
 def _comparable(output: str) -> Iterator[list[_Run]]:
-    """Yield the published runs of one model, one spec and one state of the decoders each."""
+    """Yield the published runs of one network, one spec and one state of the decoders each."""
     alike: dict[tuple[str, str, str], list[_Run]] = defaultdict(list)
-    for folder, manifest in list_published(output):
+    published = list(list_published(output))
+    # Versions that differ in thresholds alone are one; what an older imgcls published says no
+    # network digest, and is compared with all others of its very version.
+    network_by_model = {m.model_digest: m.network_digest for _, m in published if m.network_digest}
+    for folder, manifest in published:
         decoders = json.dumps(manifest.decoders, sort_keys=True)
         plan = read_plan(output, manifest.run_id)
         is_night = plan is not None and plan.is_night
         retry_failed = plan is not None and bool(plan.config.get("retry_failed"))
-        alike[manifest.model_digest, manifest.spec_digest, decoders].append(
+        network = network_by_model.get(manifest.model_digest, manifest.model_digest)
+        alike[network, manifest.spec_digest, decoders].append(
             _Run(folder, manifest, is_night, retry_failed)
         )
     yield from alike.values()

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from imgcls.errors import ConfigError
+from imgcls.runs.published import ModelDigests
 from imgcls.schema import PLAN_SCHEMA
 from imgcls.scoring.planning.plan import (
     Plan,
@@ -36,8 +37,7 @@ def plan_of(output: str, entries: Iterator[ObjectInfo | Skipped], shard_size: in
             source="s3://bucket",
             model="reg/m@v1",
             model_uri="reg/m/v1",
-            model_digest="d" * 64,
-            spec_digest="s" * 64,
+            digests=ModelDigests("d" * 64, "s" * 64),
             config={"top_k": 5},
             shard_sizes=shard_sizes(staging.count(), shard_size),
             difference={},
