@@ -81,12 +81,14 @@ def demand_of_run(
     if precision != "int8":
         # A forward pass has a fixed number of rows: of few images, no more than there are.
         batch_size = max(1, min(batch_size, num_images))
+    num_streams = choose_num_streams(place, num_cores, -(-num_images // batch_size))
     return Demand(
         device=place,
         precision=precision,
         batch_size=batch_size,
         num_images=num_images,
-        num_streams=choose_num_streams(place, num_cores, -(-num_images // batch_size)),
+        # What a row's embedding is depends in its last digits on the threads that share its batch.
+        num_streams=1 if embedding else num_streams,
         num_cores=num_cores,
         embedding=embedding,
         int8_network=int8_network,
