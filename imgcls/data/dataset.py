@@ -8,8 +8,8 @@ and fractions has seen; `split_digest` proves it.
 import hashlib
 import json
 import logging
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
 from imgcls.data.class_names import (
@@ -29,7 +29,7 @@ from imgcls.data.label_manifest import (
     read_manifest,
     write_manifest,
 )
-from imgcls.data.splits.hashed import assign_splits, check_fractions
+from imgcls.data.splits.draw import Draw, Known, Unit
 from imgcls.errors import ConfigError, SourceError
 
 _MAX_CLASSES_SHOWN = 30
@@ -67,6 +67,8 @@ class Dataset:
     num_duplicates: int = 0
     num_skipped: dict[str, int] = field(default_factory=dict)
     names_splits: bool = False  # DATA itself says which image is of which split
+    moved: dict[str, str] = field(default_factory=dict)
+    """Sides that no hash gives, see `Draw.moved`; empty where DATA names its test images."""
 
     def of_split(self, split: str) -> list[Sample]:
         """Return the samples of "train", "val", "test", or "all"."""
@@ -83,6 +85,8 @@ def read_dataset(
     val_fraction: float,
     test_fraction: float,
     seed: int,
+    known: Callable[[], Known | None] = Known,
+    is_balanced: bool = False,
     class_names: ClassNames | None = None,
     multi_label: bool = False,
     roles: Roles | None = None,
@@ -98,6 +102,8 @@ def read_dataset(
         val_fraction: Share to draw for validation, in [0, 1).
         test_fraction: Share to draw for testing, in [0, 1).
         seed: Seed of the draw.
+        known: Gives the sides of an earlier draw, which are kept.
+        is_balanced: Sides hold their shares, where a hash alone may miss them; see `Draw`.
         class_names: The classes of a model to evaluate; by default those that DATA has.
         multi_label: A manifest's label is any number of class names joined by "|", or empty.
         roles: Keys that give the group, the slice or the label of an image.
@@ -108,7 +114,7 @@ def read_dataset(
             names that differ only in case.
         SourceError: missing, empty or contradictory data, or too few images of a class.
     """
-    check_fractions(val_fraction, test_fraction)
+    draw = Draw(val_fraction, test_fraction, seed, known, is_balanced)
     rows, num_skipped = _read_rows(data, roles or Roles(), multi_label, group_by_folder)
     unique = unique_rows(rows)
     # One set per distinct label: a data set has millions of images and few labels.
@@ -122,7 +128,7 @@ def read_dataset(
         refuse_lookalikes(found, data)
     _refuse_unknown(found, class_names, data)
     names_splits = any(row.split for row in unique)
-    unique = _with_splits(unique, names_by_uri, val_fraction, test_fraction, seed, data)
+    unique, moved = _with_splits(unique, names_by_uri, draw, data)
     samples = tuple(
         Sample(
             uri=row.uri,
@@ -143,6 +149,7 @@ def read_dataset(
         num_duplicates=len(rows) - len(unique),
         num_skipped=num_skipped,
         names_splits=names_splits,
+        moved=moved,
     )
 
 
@@ -276,12 +283,10 @@ def _refuse_unknown(found: frozenset[str], class_names: ClassNames, data: str) -
 def _with_splits(
     rows: list[LabelRow],
     names_by_uri: dict[str, frozenset[str]],
-    val_fraction: float,
-    test_fraction: float,
-    seed: int,
+    draw: Draw,
     data: str,
-) -> list[LabelRow]:
-    """Return the rows with a split each: as DATA says, the rest drawn."""
+) -> tuple[list[LabelRow], dict[str, str]]:
+    """Return the rows with a split each, as DATA says, the rest drawn; and what no hash gives."""
     named = {row.split for row in rows}
     unknown = sorted(named - {*SPLITS, ""})
     if unknown:
@@ -296,20 +301,22 @@ def _with_splits(
         raise SourceError(f"{data} gives some images a split and others none, such as {without}")
     else:
         _refuse_untrained(rows, names_by_uri, data)
-        if "val" in named or not val_fraction:
-            return rows
+        if "val" in named or not draw.val_fraction:
+            return rows, {}
         _log.info("%s names no val: it is drawn from its train images", data)
-        to_split, test_fraction = [row for row in rows if row.split == "train"], 0.0
-    classes_by_unit: defaultdict[str, frozenset[str]] = defaultdict(frozenset)
+        to_split = [row for row in rows if row.split == "train"]
+        draw = replace(draw, test_fraction=0.0)
+    units = dict[str, Unit]()
     for row in to_split:
-        classes_by_unit[_unit(row)] |= names_by_uri[row.uri]
-    split = assign_splits(
-        classes_by_unit, val_fraction=val_fraction, test_fraction=test_fraction, seed=seed
-    )
-    return [
+        unit = units.setdefault(_unit(row), Unit(row.group))
+        unit.keys.append(row.key)
+        unit.images.update(names_by_uri[row.uri])
+    split = draw.sides(units)
+    drawn = [
         row if row.split not in ("", "train") else replace(row, split=split[_unit(row)])
         for row in rows
     ]
+    return drawn, draw.moved(units, split)
 
 
 def _unit(row: LabelRow) -> str:

@@ -8,7 +8,6 @@ The lowest hashes are a sample that two sets draw alike (bottom-k sketch, Cohen 
 to MAX_HASHES images it is the whole set.
 """
 
-import hashlib
 import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,19 +16,19 @@ from typing import Any
 from imgcls.config.models import EvaluateConfig
 from imgcls.config.paths import canonical_value
 from imgcls.data.dataset import Dataset, Sample
+from imgcls.data.splits.draw import hash_of
 from imgcls.errors import BundleError, ConfigError
 from imgcls.storage.json_text import parse_object
 
 TRAINED_ON = "trained_on.json"
 MAX_HASHES = 4096
-_HASH_DIGITS = 16
 
 _log = logging.getLogger(__name__)
 
 
 def write_trained_on(samples: Iterable[Sample]) -> bytes:
     """Return the file for the images that decided the weights: those of train and val."""
-    hashes = sorted({_hash(s.key) for s in samples if s.split in ("train", "val")})
+    hashes = sorted({hash_of(s.key) for s in samples if s.split in ("train", "val")})
     kept = hashes[:MAX_HASHES]
     return json.dumps({"num_images": len(hashes), "lowest_hashes_of_keys": kept}).encode()
 
@@ -49,7 +48,7 @@ def count_trained_on(attachments: Mapping[str, bytes], samples: Sequence[Sample]
     except (KeyError, TypeError, ValueError) as error:
         raise BundleError(f"{TRAINED_ON} is not a list of what a model was trained on") from error
     highest = max(kept, default="")
-    looked_at = [h for h in (_hash(s.key) for s in samples) if is_whole or h <= highest]
+    looked_at = [h for h in (hash_of(s.key) for s in samples) if is_whole or h <= highest]
     return sum(h in kept for h in looked_at) / len(looked_at) if looked_at else 0.0
 
 
@@ -99,9 +98,3 @@ def _canonical(recorded: str) -> str:
         return canonical_value(EvaluateConfig, "data", recorded)
     except ConfigError:
         return recorded
-
-
-def _hash(key: str) -> str:
-    # surrogatepass: JSON can spell a key that is not valid Unicode text.
-    data = key.encode("utf-8", "surrogatepass")
-    return hashlib.blake2b(data, digest_size=_HASH_DIGITS // 2).hexdigest()

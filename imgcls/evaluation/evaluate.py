@@ -37,6 +37,7 @@ from imgcls.data.dataset import (
 )
 from imgcls.data.label_manifest import Roles, is_manifest, read_manifest
 from imgcls.data.matching import Matching, refuse_no_match
+from imgcls.data.splits.draw import read_moved
 from imgcls.data.trained_on import choose_split, count_trained_on
 from imgcls.errors import (
     BundleError,
@@ -186,6 +187,7 @@ def _read_data(config: EvaluateConfig, bundle: Bundle) -> Dataset:
         val_fraction=0.0 if whole else trained.get("val_fraction", TrainConfig.val_fraction),
         test_fraction=0.0 if whole else trained.get("test_fraction", TrainConfig.test_fraction),
         seed=trained.get("seed", TrainConfig.seed),
+        known=lambda: None if whole else read_moved(bundle.attachments),
         class_names=bundle.class_names,
         roles=Roles.parse(
             group=config.group or trained.get("group", ""),

@@ -5,7 +5,7 @@ recipe on the same samples gives the same weights; what is not in it (devices, w
 paths) decides only where and how fast.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, Literal
 
 from imgcls.config.choices import BestBy, Loss, Optimizer, Schedule, TrainPrecision
@@ -70,6 +70,8 @@ class TrainPlan:
     splits: dict[str, list[Sample]]
     split_digest: str
     fingerprint: str
+    split_moved: dict[str, str] = field(default_factory=dict)
+    """Sides that no hash gives, see data/splits/draw.py."""
     image_versions: str = ""
     """Digest of the versions of all images, see fingerprint.py."""
 

@@ -52,7 +52,7 @@ def test_training_registers_a_model_that_predicts_its_test_split(make_tree: Make
     assert bundle.class_names.names == ("class0", "class1", "class2")
     assert bundle.training["history"][-1]["epoch"] == 4
     # The accuracy in the result is that of the registered weights, decoded and run again.
-    dataset = read_dataset(str(data), val_fraction=0.2, test_fraction=0.2, seed=0)
+    dataset = read_dataset(str(data), val_fraction=0.2, test_fraction=0.2, seed=0, is_balanced=True)
     predictor = open_predictor(bundle, device="cpu", batch_size=1)
     right = 0
     for sample in dataset.of_split("test"):

@@ -139,7 +139,9 @@ def test_trained_scored_and_evaluated_by_the_command_line(
     )
     [part] = scored["parts"]
     rows = {row["uri"]: row for row in pq.read_table(io.BytesIO(read(part))).to_pylist()}
-    dataset = read_dataset(marks, val_fraction=0.25, test_fraction=0.25, seed=0, multi_label=True)
+    dataset = read_dataset(
+        marks, val_fraction=0.25, test_fraction=0.25, seed=0, multi_label=True, is_balanced=True
+    )
     test = dataset.of_split("test")
     target_BK = np.array([[k in sample.labels for k in range(3)] for sample in test])
     probs_BK = np.array([rows[sample.uri]["probs"] for sample in test])

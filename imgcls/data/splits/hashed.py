@@ -49,6 +49,7 @@ def assign_splits(
     val_fraction: float,
     test_fraction: float,
     seed: int,
+    known: Mapping[str, str] | None = None,
 ) -> dict[str, str]:
     """Assign each unit to "train", "val" or "test".
 
@@ -60,6 +61,7 @@ def assign_splits(
         val_fraction: Expected share of the units in val; 0 for none.
         test_fraction: Expected share of the units in test; 0 for none.
         seed: Another seed, another split.
+        known: Units that have a side already; one is lent only where no other can be.
 
     Raises:
         SourceError: a class with fewer units than sides, or whose units cannot be lent because
@@ -71,8 +73,9 @@ def assign_splits(
     units_by_class = _group_by_class(classes_by_unit)
     _refuse_small_classes(units_by_class, len(sides))
     position = {unit: unit_position(seed, unit) for unit in classes_by_unit}
+    known = known or {}
     split = {
-        unit: next(side for side in sides if at < bounds[side][1] or side == sides[-1])
+        unit: known.get(unit) or _side_at(at, val_fraction, test_fraction)
         for unit, at in position.items()
     }
     count = Counter((name, split[u]) for u, names in classes_by_unit.items() for name in names)
@@ -84,7 +87,11 @@ def assign_splits(
             lent = _nearest_that_can_go(
                 sorted(
                     units_by_class[name],
-                    key=lambda unit: (max(low - position[unit], position[unit] - high), unit),
+                    key=lambda unit: (
+                        unit in known,
+                        max(low - position[unit], position[unit] - high),
+                        unit,
+                    ),
                 ),
                 split,
                 count,
@@ -100,6 +107,17 @@ def assign_splits(
                 count[other, side] += 1
             split[lent] = side
     return split
+
+
+def side_by_hash(seed: int, unit: str, val_fraction: float, test_fraction: float) -> str:
+    """Return the side of a unit by its hash alone."""
+    return _side_at(unit_position(seed, unit), val_fraction, test_fraction)
+
+
+def _side_at(position: float, val_fraction: float, test_fraction: float) -> str:
+    if position < test_fraction:
+        return "test"
+    return "val" if position < test_fraction + val_fraction else "train"
 
 
 def _group_by_class(classes_by_unit: Mapping[str, frozenset[str]]) -> dict[str, list[str]]:

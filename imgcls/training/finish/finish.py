@@ -20,6 +20,7 @@ import torch
 from imgcls.config.training import TrainConfig
 from imgcls.data.dataset import count_images
 from imgcls.data.leaks import LeakCheck
+from imgcls.data.splits.draw import SPLIT_MOVED, write_moved
 from imgcls.data.trained_on import TRAINED_ON, write_trained_on
 from imgcls.errors import BundleError, ConfigError
 from imgcls.inference.backends.demand import demand_of_run
@@ -79,6 +80,8 @@ def make_bundle(
         metrics, calibration, missing = measure_splits(predictor, loaders, plan)
     attachments = draw_plots(state.history, state.best_metrics.get("epoch", 0), metrics)
     attachments[TRAINED_ON] = write_trained_on(plan.samples)
+    if plan.split_moved:
+        attachments[SPLIT_MOVED] = write_moved(plan.split_moved)
     measure_s = round(time.monotonic() - start_s, 3)
     names = " and ".join(metrics) or "nothing"
     log.info("measured %s in %.1f s by the backend %s", names, measure_s, predictor.name)

@@ -19,6 +19,7 @@ from imgcls.config.training import TrainConfig
 from imgcls.data.class_names import enumerate_names
 from imgcls.data.dataset import Dataset, Sample, describe_classes, read_dataset
 from imgcls.data.label_manifest import Roles, is_manifest
+from imgcls.data.splits.draw import describe_shares
 from imgcls.errors import ConfigError
 from imgcls.image.spec import DecodeSpec, PreprocessSpec
 from imgcls.inference.device import pick_device
@@ -32,6 +33,7 @@ from imgcls.training.optim.initial_model import initial_model
 from imgcls.training.optim.losses import balanced_pos_weights
 from imgcls.training.planning.channel_stats import measure_channels
 from imgcls.training.planning.fingerprint import choose_fingerprint, read_versions
+from imgcls.training.planning.last_split import read_last_split
 from imgcls.training.record.checkpoint import CheckpointSchedule
 from imgcls.training.record.trackers import check_tracking
 from imgcls.training.train_plan import Recipe, TrainPlan, run_uri
@@ -51,6 +53,8 @@ def make_plan(config: TrainConfig) -> TrainPlan:
         val_fraction=config.val_fraction,
         test_fraction=config.test_fraction,
         seed=config.seed,
+        known=lambda: read_last_split(config),
+        is_balanced=True,
         multi_label=config.multi_label,
         roles=Roles.parse(group=config.group, slice_by=config.slice_by, label=config.label),
         group_by_folder=config.group_by == "folder",
@@ -58,6 +62,7 @@ def make_plan(config: TrainConfig) -> TrainPlan:
     _refuse_ungrouped(config, dataset)
     splits = {split: dataset.of_split(split) for split in ("train", "val", "test")}
     log.info("%s", _describe(dataset, splits))
+    _tell_shares(config, dataset)
     for line in describe_classes(dataset):
         log.info("  %s", line)
     check_operating_points(config, dataset.class_names, splits["val"])
@@ -88,6 +93,7 @@ def make_plan(config: TrainConfig) -> TrainPlan:
             lambda fingerprint: run_uri(config, fingerprint),
             typed_weights=os.path.relpath(config.weights) if config.weights[:1] == "/" else "",
         ),
+        split_moved=dataset.moved,
         image_versions=image_versions,
     )
 
@@ -233,6 +239,23 @@ def decisive_values(
 def _describe(dataset: Dataset, splits: dict[str, list[Sample]]) -> str:
     counts = ", ".join(f"{len(samples)} {split}" for split, samples in splits.items())
     return f"{len(dataset.samples)} images of {len(dataset.class_names)} classes: {counts}"
+
+
+def _tell_shares(config: TrainConfig, dataset: Dataset) -> None:
+    """Say which shares a drawn split reached, and why they may be others than asked for."""
+    if dataset.names_splits:
+        return
+    asked = {"val": config.val_fraction, "test": config.test_fraction}
+    asked["train"] = 1 - sum(asked.values())
+    words, misses = describe_shares((sample.split for sample in dataset.samples), asked)
+    if misses:
+        log.warning(
+            "%s. Whole groups cannot be cut, and those of an earlier version keep their side: add "
+            "groups, or give another --seed for a split that forgets the earlier ones",
+            words,
+        )
+    else:
+        log.info("%s", words)
 
 
 def _warn_of_gaps(dataset: Dataset) -> None:

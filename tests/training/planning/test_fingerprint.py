@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from imgcls.config.training import TrainConfig
-from imgcls.data.dataset import Dataset, read_dataset
+from imgcls.data.dataset import Dataset, freeze_split, read_dataset
 from imgcls.model.registry import list_versions
 from imgcls.training.driver import train
 from imgcls.training.planning.fingerprint import digest
@@ -72,11 +72,16 @@ def test_an_unfinished_run_of_27535e0_goes_on_until_its_images_are_replaced(
 ) -> None:
     data = make_tree(20)
     config = make_config(data, epochs=1)
-    plan = make_plan(config)
-    values = decisive_values(config, plan.recipe, plan.decode_spec, read_dataset_of(config))
-    earlier = Path(run_uri(config, digest(values)))
+    # Split by hash alone, as that version did; its split.csv was there before its first step.
+    dataset = read_dataset_of(config)
+    earlier = Path(run_uri(config, "0" * 16))
     earlier.mkdir(parents=True)
     (earlier / "run.json").write_text(json.dumps(asdict(config)))
+    (earlier / "split.csv").write_bytes(freeze_split(dataset.samples))
+    plan = make_plan(config)
+    assert plan.split_digest == dataset.split_digest
+    values = decisive_values(config, plan.recipe, plan.decode_spec, dataset)
+    earlier = earlier.rename(run_uri(config, digest(values)))
     assert make_plan(config).run_uri == str(earlier)
     assert train(config)["run"] == str(earlier)
     assert make_plan(config).run_uri == str(earlier)
