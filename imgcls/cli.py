@@ -48,7 +48,7 @@ COMMANDS = {
     "train": Command(training.TrainConfig, "imgcls.training.driver:train"),
     "score": Command(scoring.ScoreConfig, "imgcls.scoring.driver:score"),
     "nightly": Command(scoring.NightlyConfig, "imgcls.nightly:nightly"),
-    "plan": Command(scoring.PlanConfig, "imgcls.scoring.planning.difference:show_plan"),
+    "plan": Command(scoring.PlanConfig, "imgcls.scoring.next_night:show_plan"),
     "evaluate": Command(models.EvaluateConfig, "imgcls.evaluation.evaluate:evaluate"),
     "export": Command(models.ExportConfig, "imgcls.model.onnx_export:export"),
     "promote": Command(models.PromoteConfig, "imgcls.model.registry:promote_version"),

@@ -21,6 +21,7 @@ from imgcls.data.leaks import Leak, leaks_from_csv, leaks_to_csv
 from imgcls.inert import from_csv, in_csv, in_log, in_log_lines, in_markdown, in_picture
 from imgcls.model.model_card import model_card
 from imgcls.operations.follow import JobLog
+from imgcls.runs.run import Run
 from imgcls.scoring.reporting.run_log import RunLog
 from imgcls.training.finish.plots import confusion
 from tests.scoring.tiny import make_bundle
@@ -52,13 +53,13 @@ def test_every_log_handler_makes_names_inert(
     logs.configure()
     log = logging.getLogger("imgcls.test")
     with RunLog() as run_log:
-        run_log.belongs_to(str(tmp_path))
+        run_log.belongs_to(Run(str(tmp_path), "night"))
         log.warning("class %s", name)
         try:
             raise ValueError(name)
         except ValueError:
             log.exception("unexpected %s", name)
-    [written] = (tmp_path / "logs").iterdir()
+    [written] = (tmp_path / "_runs" / "night" / "logs").iterdir()
     for text in (capsys.readouterr().err, written.read_text()):
         assert active(text) == {"\n"}
         assert sum("class " in line for line in text.splitlines()) == 1

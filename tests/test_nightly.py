@@ -25,11 +25,13 @@ from imgcls.errors import (
 )
 from imgcls.image.formats.abilities import LEARNT, NEEDED
 from imgcls.model.registry import promote, register
-from imgcls.nightly import nightly, show_plan
+from imgcls.nightly import nightly
 from imgcls.runs.ledger import published_keys
-from imgcls.runs.published import ModelDigests, list_published
+from imgcls.runs.plan import ModelDigests, Plan, read_plan
+from imgcls.runs.published import list_published
+from imgcls.runs.run import Run
 from imgcls.scoring.driver import score, write_run_plan
-from imgcls.scoring.planning.plan import Plan, read_plan
+from imgcls.scoring.next_night import show_plan
 from imgcls.scoring.publishing.lease import Lease
 from imgcls.scoring.publishing.retention import gc
 from imgcls.scoring.publishing.verify import verify
@@ -146,7 +148,7 @@ def test_ledger_knows_a_row_by_its_decode_spec_too(
 
 
 def read_plan_of(night: NightlyConfig) -> Plan:
-    plan = read_plan(night.output, f"nightly-{night.date}")
+    plan = read_plan(Run(night.output, f"nightly-{night.date}"))
     assert plan is not None
     return plan
 

@@ -43,6 +43,7 @@ from imgcls.inference.predictor import Predictor, make_predictor
 from imgcls.model.architectures import build_model, find_head
 from imgcls.model.bundle import Bundle, make_golden, read_bundle
 from imgcls.model.registry import register, resolve
+from imgcls.runs.plan import RunFacts
 from imgcls.schema import PLAN_SCHEMA
 from imgcls.scoring.driver import score
 from imgcls.scoring.shard.gpu_decode import make_gpu_decoder
@@ -230,11 +231,18 @@ def _make_sides(
     sides += _predict_sides(bundle, images, predictor)
     if config.what == "score":
         rows = _write_images(images, join(folder, "images"))
-        provenance = Provenance(
+        facts = RunFacts(
+            run_id="bench",
+            date="",
+            source="",
             model="bench",
+            model_uri="",
             model_digest="",
             spec_digest="",
-            run_id="bench",
+            counts={},
+        )
+        provenance = Provenance(
+            run=facts,
             class_names=bundle.class_names.names,
             multi_label=bundle.multi_label,
             calibration=bundle.fitted(),

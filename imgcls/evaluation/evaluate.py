@@ -56,7 +56,7 @@ from imgcls.metrics.outcomes import Outcomes
 from imgcls.metrics.threshold_report import DecisionTable
 from imgcls.model.bundle import Bundle, BundleFacts, read_bundle, read_facts
 from imgcls.model.registry import resolve
-from imgcls.runs.published import MANIFEST, Manifest, list_published
+from imgcls.runs.published import MANIFEST, Manifest, Part, list_published
 from imgcls.schema import Status
 from imgcls.storage import objects
 from imgcls.storage.access import Access, spread
@@ -335,13 +335,13 @@ class _Joined:
         return True in kinds
 
 
-def _read_part(folder: str, part: Mapping[str, Any]) -> pa.Table:
-    uri = join(folder, part["path"])
+def _read_part(folder: str, part: Part) -> pa.Table:
+    uri = join(folder, part.path)
     try:
         data = objects.read(uri)
     except ObjectMissingError as error:
         raise SourceError(f"{uri} is missing, although {MANIFEST} lists it") from error
-    if hashlib.sha256(data).hexdigest() != part["sha256"]:
+    if hashlib.sha256(data).hexdigest() != part.sha256:
         raise SourceError(f"{uri} was changed: it has not the sha256 that {MANIFEST} lists")
     # Which of the optional columns there are depends on the model of the run.
     file = pq.ParquetFile(io.BytesIO(data))

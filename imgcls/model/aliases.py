@@ -24,7 +24,7 @@ from imgcls.errors import (
     StorageError,
 )
 from imgcls.storage import objects
-from imgcls.storage.json_text import parse_record
+from imgcls.storage.records import parse_record
 from imgcls.storage.uri import join
 
 _SUFFIX = ".json"
@@ -194,30 +194,19 @@ def _swap(uri: str, change: Callable[[Alias | None], Promotion]) -> Promotion:
     return new.now
 
 
+@dataclass(frozen=True, slots=True)
+class _History:
+    """The changes before, in the same record."""
+
+    history: tuple[Promotion, ...] = ()
+
+
 def _parse(data: bytes, uri: str) -> Alias:
     try:
-        return parse_record(
-            data,
-            "it",
-            BundleError,
-            lambda values: Alias(_known(values), tuple(map(_known, values.get("history", ())))),
-        )
+        now = parse_record(data, "it", BundleError, Promotion)
+        return Alias(now, parse_record(data, "it", BundleError, _History).history)
     except BundleError as error:
         raise BundleError(f"{uri} is not an alias: {error}; promote again") from error
-
-
-def _known(values: dict[str, Any]) -> Promotion:
-    from_version = values.get("from_version")
-    return Promotion(
-        version=int(values["version"]),
-        digest=str(values["digest"]),
-        promoted_at=str(values.get("promoted_at", "")),
-        promoted_by=str(values.get("promoted_by", "")),
-        reference=str(values.get("reference", "")),
-        from_version=int(from_version) if from_version is not None else None,
-        forced=bool(values.get("forced", False)),
-        undone=bool(values.get("undone", False)),
-    )
 
 
 def _who() -> str:

@@ -28,7 +28,8 @@ import pyarrow.parquet as pq
 from imgcls.image.formats.abilities import AT_27535E0, Abilities, abilities_here, grown
 from imgcls.image.outcome import family_by_name
 from imgcls.image.versions import from_json, moved_between, versions_here
-from imgcls.runs.published import Manifest, ModelDigests, list_published, with_comparable_etags
+from imgcls.runs.plan import ModelDigests
+from imgcls.runs.published import Manifest, list_published, with_comparable_etags
 from imgcls.schema import Status
 from imgcls.storage.objects import read
 from imgcls.storage.uri import join
@@ -75,7 +76,7 @@ def published_keys(
             continue
         has_older = theirs.model != model.model and theirs.calibration != model.calibration
         for part in manifest.parts:
-            table = _read_keys(join(folder, part["path"]))
+            table = _read_keys(join(folder, part.path))
             current = _current(table, manifest, now, outdated)
             older = pa.repeat(pa.scalar(has_older), table.num_rows)
             yield (

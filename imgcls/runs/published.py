@@ -13,8 +13,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from imgcls.errors import ObjectMissingError, SourceError
-from imgcls.storage.json_text import build_record, known_fields, parse_object
+from imgcls.runs.plan import RunFacts
 from imgcls.storage.objects import list_objects, read
+from imgcls.storage.records import parse_record
 from imgcls.storage.uri import canonical, join
 
 MANIFEST = "_manifest.json"
@@ -24,32 +25,22 @@ _PLACE = re.compile(rf"date=[^/]+/run=([^/]+)/{re.escape(MANIFEST)}")
 
 
 @dataclass(frozen=True, slots=True)
-class ModelDigests:
-    """What decides the rows of a model: two equal ones make equal rows of equal pixels."""
+class Part:
+    """A Parquet file of published rows, sorted by uri."""
 
-    model: str
-    """Of the whole bundle."""
-    spec: str
-    """Of its decode and preprocess spec."""
-    network: str = ""
-    """Of all that decides probabilities; "" where a version of before knew none."""
-    calibration: str = ""
-    """Of temperature and thresholds; "" where it has none, or `network` is not known."""
+    path: str
+    sha256: str
+    num_rows: int
+    size_bytes: int
+    num_shards: int
+    """Of the plan, one after the other, whose rows it holds."""
 
 
-@dataclass(frozen=True)
-class Manifest:
+@dataclass(frozen=True, kw_only=True)
+class Manifest(RunFacts):
     """_manifest.json: what a published run consists of."""
 
-    run_id: str
-    date: str
-    source: str
-    model: str
-    model_uri: str
-    model_digest: str
-    spec_digest: str
-    parts: tuple[dict[str, Any], ...]
-    counts: dict[str, int]
+    parts: tuple[Part, ...]
     status_counts: dict[str, int]
     published_at: str
     decoders: dict[str, Any] | None = None
@@ -59,27 +50,6 @@ class Manifest:
     """Format families whose pixels moved between the training of the model and this run."""
     not_an_image: dict[str, int] = field(default_factory=dict)
     """Of the rows that say so: how many files of which kind."""
-    num_not_listed: int = 0
-    """How many folders and files of the source could not be looked at: their images are in no
-    row."""
-    not_listed: dict[str, str] = field(default_factory=dict)
-    """The first of them, each with its reason."""
-    network_digest: str = ""
-    """Of all that decides probabilities; "" in manifests of versions that had no such digest."""
-    calibration_digest: str = ""
-    """Of temperature and thresholds; "" where the model has none, or as above."""
-
-    @property
-    def digests(self) -> ModelDigests:
-        """Those of its model."""
-        return ModelDigests(
-            self.model_digest, self.spec_digest, self.network_digest, self.calibration_digest
-        )
-
-
-def published_uri(output: str, date: str, run_id: str) -> str:
-    """Return the folder that a run publishes to: OUT/date=D/run=R."""
-    return join(output, f"date={date}", f"run={run_id}")
 
 
 def read_manifest(folder: str) -> Manifest | None:
@@ -94,21 +64,7 @@ def read_manifest(folder: str) -> Manifest | None:
     except ObjectMissingError:
         return None
     what = f"{uri}, which should be a manifest of published predictions,"
-    fields = parse_object(data, what, SourceError)
-    # First: what another format calls its fields is not for this one to judge.
-    version = build_record(fields, what, SourceError, lambda found: found["format_version"])
-    if version != FORMAT_VERSION:
-        raise SourceError(
-            f"{uri} was written by another version of imgcls (manifest format {version}, this one "
-            f"reads {FORMAT_VERSION})"
-        )
-    return build_record(fields, what, SourceError, _manifest_of)
-
-
-def _manifest_of(fields: dict[str, Any]) -> Manifest:
-    moved = tuple(fields.get("moved_formats", ()))
-    tuples = {"parts": tuple(fields["parts"]), "moved_formats": moved}
-    return Manifest(**known_fields(Manifest, fields) | tuples)
+    return parse_record(data, what, SourceError, Manifest, format_version=FORMAT_VERSION)
 
 
 def with_comparable_etags(table: pa.Table) -> pa.Table:

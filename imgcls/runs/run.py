@@ -114,6 +114,14 @@ class Run:
         """Return whether an object below `uri` is needed once the manifest is there."""
         return not uri.removeprefix(f"{self.uri}/").startswith(_GOES_WHEN_PUBLISHED)
 
+    def order_of_removal(self, uri: str) -> int:
+        """Return when an object below `uri` goes, of a run that is removed whole.
+
+        Commits go before the plan: a plan of the same run id must never find another plan's.
+        """
+        first = uri.removeprefix(f"{self.uri}/").split("/")[0]
+        return {"commits": 0, "attempts": 1, "precision.json": 1, "plan.json": 2}.get(first, 3)
+
 
 def attempt_path(shard_id: str, writer: str) -> str:
     """Return the path of one attempt at a shard, as its commit names it."""

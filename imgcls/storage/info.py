@@ -5,10 +5,11 @@ carries no quotes, a time is in UTC, and a URI holds the key as the store holds 
 """
 
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Literal
 
 FOLDER_MARKER = "a folder marker"
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,12 +6,9 @@ gets a value of bounded depth or the error that it names: no RecursionError, no 
 
 import json
 from collections.abc import Callable
-from dataclasses import fields as fields_of
-from typing import Any, TypeVar
+from typing import Any
 
 from imgcls.errors import ImgclsError
-
-T = TypeVar("T")
 
 MAX_DEPTH = 64
 _TOO_DEEP = f"it is nested more than {MAX_DEPTH} deep"
@@ -56,49 +53,6 @@ def parse_object(data: str | bytes, what: str, error: type[ImgclsError]) -> dict
     if not isinstance(value, dict):
         raise error(f"{what} is not a JSON object")
     return value
-
-
-def parse_record(
-    data: str | bytes,
-    what: str,
-    error: type[ImgclsError],
-    build: Callable[[dict[str, Any]], T],
-) -> T:
-    """Parse a JSON object and make of it what `build` makes of its fields.
-
-    Raises:
-        error: as for `parse_object`, or `build` misses a field or finds one of another type.
-    """
-    return build_record(parse_object(data, what, error), what, error, build)
-
-
-def build_record(
-    fields: dict[str, Any],
-    what: str,
-    error: type[ImgclsError],
-    build: Callable[[dict[str, Any]], T],
-) -> T:
-    """Make of parsed fields what `build` makes of them.
-
-    Raises:
-        error: `build` misses a field or finds one of another type.
-    """
-    try:
-        return build(fields)
-    except (KeyError, TypeError, ValueError, AttributeError) as reason:
-        raise error(
-            f"{what} is not what imgcls writes there: {type(reason).__name__}: {reason}"
-        ) from reason
-
-
-def known_fields(record: type, found: dict[str, Any]) -> dict[str, Any]:
-    """Return of the fields found those that a dataclass has, to build it of them.
-
-    A later version of imgcls may add fields that an earlier one can do without. Where it cannot,
-    the later one raises the format version of the record, by which the earlier one refuses it.
-    """
-    names = {field.name for field in fields_of(record)}
-    return {name: value for name, value in found.items() if name in names}
 
 
 def _is_deeper(value: object, limit: int) -> bool:

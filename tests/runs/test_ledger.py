@@ -23,7 +23,8 @@ from imgcls.image.versions import DECODER_VERSIONS
 from imgcls.metrics.calibration import Calibration, OperatingPoint
 from imgcls.model.bundle import Bundle, make_golden
 from imgcls.model.registry import promote, register
-from imgcls.nightly import nightly, show_plan
+from imgcls.nightly import nightly
+from imgcls.scoring.next_night import show_plan
 from imgcls.scoring.publishing.verify import verify
 from imgcls.storage.objects import put
 from tests.scoring.tiny import image_bytes, make_bundle, published_rows, write_images

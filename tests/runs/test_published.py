@@ -12,12 +12,13 @@ import pytest
 from imgcls.config.scoring import NightlyConfig, RollbackConfig, VerifyConfig
 from imgcls.errors import SourceError
 from imgcls.nightly import nightly
+from imgcls.runs.commits import read_commits
 from imgcls.runs.ledger import published_keys
+from imgcls.runs.plan import read_plan
 from imgcls.runs.published import list_published, read_manifest, with_comparable_etags
-from imgcls.scoring.planning.plan import read_plan, run_uri
+from imgcls.runs.run import Run
 from imgcls.scoring.publishing.retention import rollback
 from imgcls.scoring.publishing.verify import verify
-from imgcls.scoring.shard.commit import read_commits
 from tests.scoring.nights import leave_unfinished, make_night
 
 FIRST, SECOND = "nightly-2026-11-22", "nightly-2026-11-23"
@@ -68,7 +69,7 @@ def test_published_runs_are_found_with_what_they_say_oldest_first(night: Nightly
     [(folder, manifest), _] = list_published(night.output)
     assert folder == str(folder_of(night, FIRST))
     assert read_manifest(folder) == manifest
-    assert [part["path"] for part in manifest.parts] == ["part-00000.parquet"]
+    assert [part.path for part in manifest.parts] == ["part-00000.parquet"]
     assert (manifest.counts["rows"], manifest.status_counts) == (3, {"ok": 3})
     assert num_keys(night) == 6
 
@@ -112,14 +113,14 @@ def test_a_run_that_is_rolled_back_while_they_are_listed_is_passed_over(
 
 def test_fields_that_a_later_version_added_are_passed_over(night: NightlyConfig) -> None:
     before = list(list_published(night.output))
-    run = Path(run_uri(night.output, FIRST))
+    run = Path(Run(night.output, FIRST).uri)
     for path in (folder_of(night, FIRST) / "_manifest.json", *run.glob("commits/*")):
         change(path, lambda fields: fields.update(added_later={"any": ["thing"]}))
     assert list(list_published(night.output)) == before
-    assert [commit.num_rows for commit in read_commits(str(run))] == [3]
-    plan = read_plan(night.output, FIRST)
+    assert [commit.num_rows for commit in read_commits(Run(night.output, FIRST))] == [3]
+    plan = read_plan(Run(night.output, FIRST))
     change(run / "plan.json", lambda fields: fields.update(added_later=1))
-    assert read_plan(night.output, FIRST) == plan
+    assert read_plan(Run(night.output, FIRST)) == plan
     assert verify(VerifyConfig(night.output))["rows"] == 6
     assert nightly(night)["rows"] == 0
 
@@ -129,7 +130,7 @@ def test_an_unfinished_night_with_commits_of_a_later_version_is_finished(
 ) -> None:
     night = replace(night, output=str(tmp_path / "other"))
     leave_unfinished(night)
-    [commit] = Path(run_uri(night.output, FIRST)).glob("commits/*")
+    [commit] = Path(Run(night.output, FIRST).uri).glob("commits/*")
     change(commit, lambda fields: fields.update(added_later=1))
     result = nightly(night)
     assert (result["rows"], result["rows_scored_now"]) == (3, 0)
@@ -140,7 +141,7 @@ def test_a_manifest_of_another_format_is_refused_as_such_whatever_its_fields(
 ) -> None:
     path = folder_of(night, FIRST) / "_manifest.json"
     path.write_text(json.dumps({"format_version": 2, "pieces": []}))
-    with pytest.raises(SourceError, match=r"another version of imgcls \(manifest format 2"):
+    with pytest.raises(SourceError, match=r"another version of imgcls \(format_version 2"):
         names(night)
 
 

@@ -10,11 +10,11 @@ import pytest
 
 from imgcls.config.scoring import NightlyConfig, PlanConfig, ScoreConfig
 from imgcls.errors import ConfigError
+from imgcls.runs.plan import Plan, read_plan
 from imgcls.runs.row_options import RowOptions
 from imgcls.runs.run import Run
-from imgcls.scoring.driver import check_same_run
 from imgcls.scoring.executors.executor import Workers
-from imgcls.scoring.planning.plan import Plan, read_plan
+from imgcls.scoring.planning.checks import check_same_run
 from tests.scoring.nights import leave_unfinished, make_night
 
 OTHER: dict[str, Any] = {
@@ -35,7 +35,7 @@ def planned(tmp_path_factory: pytest.TempPathFactory) -> NightlyConfig:
 
 
 def plan_of(night: NightlyConfig) -> Plan:
-    plan = read_plan(night.output, "nightly-2026-11-22")
+    plan = read_plan(Run(night.output, "nightly-2026-11-22"))
     assert plan is not None
     return plan
 
@@ -89,7 +89,7 @@ def test_plans_of_earlier_versions_are_read_from_their_flags(
     place = Path(Run(str(tmp_path), "old").plan)
     place.parent.mkdir(parents=True)
     place.write_text(json.dumps(fields_of))
-    plan = read_plan(str(tmp_path), "old")
+    plan = read_plan(Run(str(tmp_path), "old"))
     assert plan is not None
     assert plan.row_options == RowOptions(top_k=3, write_probs=True)
 

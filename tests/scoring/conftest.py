@@ -22,3 +22,9 @@ def model_ref(tmp_path_factory: pytest.TempPathFactory) -> str:
 def night(tmp_path: Path) -> NightlyConfig:
     """Config of a night over 70 images, with a promoted model."""
     return make_night(tmp_path)
+
+
+@pytest.fixture
+def small_night(tmp_path: Path) -> NightlyConfig:
+    """The same over 9 images."""
+    return make_night(tmp_path, num_images=9)

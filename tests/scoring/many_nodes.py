@@ -15,10 +15,11 @@ from types import TracebackType
 from typing import Any, Self
 
 from imgcls import ray_cluster
+from imgcls.runs.plan import Plan, Shard
 from imgcls.scoring.executors import ray_data
 from imgcls.scoring.executors.placement import ActorRequest
-from imgcls.scoring.planning.plan import Plan, Shard
 from imgcls.scoring.shard.worker import ShardSummary, WorkerOptions
+from tests.scoring.tiny import plan_record
 
 NUM_IMAGES = 64
 
@@ -26,10 +27,8 @@ NUM_IMAGES = 64
 class SleepingWorker:
     """A ShardWorker whose model is busy for a while, with one shard at a time."""
 
-    def __init__(
-        self, output: str, plan: Plan, options: WorkerOptions, make_remote: object
-    ) -> None:
-        self._seconds = float(output)
+    def __init__(self, plan: Plan, options: WorkerOptions, make_remote: object) -> None:
+        self._seconds = float(plan.output)
         self._model = threading.Lock()
 
     def score(self, shard: Shard) -> ShardSummary:
@@ -53,12 +52,12 @@ class SleepingWorker:
 def sleep_instead() -> None:
     """Ray calls this at the start of every worker process."""
     ray_data.ShardWorker = SleepingWorker  # type: ignore[assignment,misc]
-    ray_data.read_plan = lambda output, run_id: plan_of(0)  # type: ignore[assignment]
+    ray_data.read_plan = lambda run: plan_of(0, run.output)  # type: ignore[assignment]
 
 
-def plan_of(num_shards: int) -> Plan:
+def plan_of(num_shards: int, output: str) -> Plan:
     """A plan that is nowhere stored."""
-    return Plan("night", "", "", "", "", "", "", {}, (), (NUM_IMAGES,) * num_shards, {}, "")
+    return plan_record((NUM_IMAGES,) * num_shards, output)
 
 
 def main(num_nodes: str, num_shards: str, seconds: str) -> None:
@@ -77,8 +76,8 @@ def main(num_nodes: str, num_shards: str, seconds: str) -> None:
     begin_s, begin_cpu_s = time.monotonic(), time.process_time()
     ends: list[float] = []
     with ray_cluster.connected():
-        plan, options = plan_of(len(shards)), WorkerOptions(num_cpus=1)
-        for _ in ray_data.run_on_ray(ActorRequest(), seconds, plan, options, shards):
+        plan, options = plan_of(len(shards), seconds), WorkerOptions(num_cpus=1)
+        for _ in ray_data.run_on_ray(ActorRequest(), plan, options, shards):
             ends.append(time.monotonic())
     cpu_s = time.process_time() - begin_cpu_s
     # Steady: after every actor has had time to start, and before they run out of shards.

@@ -18,15 +18,18 @@ from typing import Any
 import pyarrow as pa
 
 from imgcls.image.spec import DecodeSpec
+from imgcls.runs.commits import read_commits
 from imgcls.runs.ledger import published_keys
-from imgcls.runs.published import ModelDigests
+from imgcls.runs.plan import ModelDigests, Plan, PlannedRows
+from imgcls.runs.run import Run
 from imgcls.scoring.planning.decoders import record_here
-from imgcls.scoring.planning.plan import Plan, read_shard_rows, run_uri, write_plan
+from imgcls.scoring.planning.plan import write_plan
+from imgcls.scoring.planning.planned_model import PlannedModel
 from imgcls.scoring.planning.staging import stage
 from imgcls.scoring.publishing.publish import publish
 from imgcls.scoring.publishing.twice import find_twice
 from imgcls.scoring.publishing.verify import check_run
-from imgcls.scoring.shard.commit import commit_shard, read_commits
+from imgcls.scoring.shard.commit import commit_shard
 from imgcls.storage.objects import ObjectInfo
 from tests.scoring.tiny import prediction_rows
 
@@ -65,14 +68,11 @@ def main(folder: str, num_keys: str) -> None:
         with stage(listing(int(num_keys))) as staging:
             plans.append(
                 write_plan(
-                    folder,
+                    Run(folder, "night"),
                     staging,
-                    run_id="night",
                     date="2026-11-22",
                     source="s3://scans/incoming",
-                    model="m",
-                    model_uri="m",
-                    digests=ModelDigests(MODEL_DIGEST, SPEC_DIGEST),
+                    model=PlannedModel("m", "m", ModelDigests(MODEL_DIGEST, SPEC_DIGEST)),
                     config={},
                     shard_sizes=itertools.repeat(2048),
                     difference={},
@@ -81,19 +81,20 @@ def main(folder: str, num_keys: str) -> None:
         return {"planned": plans[0].counts["planned"], "shards": len(plans[0].shard_rows)}
 
     def commit() -> dict[str, Any]:
+        reader = PlannedRows(plans[0])
         for shard in plans[0].shards():
-            planned = read_shard_rows(folder, plans[0], shard)
+            planned = reader.of(shard)
             rows = prediction_rows(planned["uri"].to_pylist(), ["ok"] * planned.num_rows)
             topk = pa.array([[1, 2, 3, 4, 5]] * rows.num_rows, pa.list_(pa.int32()))
             for name, column in (("etag", planned["etag"]), ("topk_label", topk)):
                 position = rows.schema.get_field_index(name)
                 rows = rows.set_column(position, rows.schema.field(position), column)
-            commit_shard(run_uri(folder, "night"), shard.shard_id, rows, decoders=decoders)
+            commit_shard(plans[0].run, shard.shard_id, rows, decoders=decoders)
         return {}
 
     def publish_run() -> dict[str, Any]:
-        commits = {commit.shard_id: commit for commit in read_commits(run_uri(folder, "night"))}
-        manifest = publish(folder, plans[0], commits)
+        commits = {commit.shard_id: commit for commit in read_commits(plans[0].run)}
+        manifest = publish(plans[0], commits)
         return {"rows": manifest.counts["rows"], "parts": len(manifest.parts)}
 
     def twice() -> dict[str, Any]:
@@ -117,7 +118,7 @@ def main(folder: str, num_keys: str) -> None:
     measured("publish", publish_run, base_mib)
     measured("twice", twice, base_mib)
     measured("difference", difference, base_mib)
-    measured("verify", lambda: {"problems": len(list(check_run(folder, plans[0])))}, base_mib)
+    measured("verify", lambda: {"problems": len(list(check_run(plans[0])))}, base_mib)
 
 
 if __name__ == "__main__":

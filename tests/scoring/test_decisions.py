@@ -26,7 +26,7 @@ from imgcls.scoring.shard.rows import Provenance
 from imgcls.scoring.shard.score_shard import score_shard
 from imgcls.storage.objects import list_objects, put, read
 from tests.predictors import open_predictor
-from tests.scoring.tiny import IMAGE_PX, image_bytes, make_bundle, tiff_frames
+from tests.scoring.tiny import IMAGE_PX, image_bytes, make_bundle, run_facts, tiff_frames
 
 TEMPERATURE = 1.7
 POSITIVE = "class-3"
@@ -107,10 +107,7 @@ def pool() -> Iterator[DecoderPool]:
 def score_one_shard(bundle: Bundle, source: str, pool: DecoderPool) -> pa.Table:
     """Return the rows of all images of the source."""
     provenance = Provenance(
-        "m",
-        "d",
-        "s",
-        "run",
+        run_facts(),
         bundle.class_names.names,
         multi_label=bundle.multi_label,
         calibration=Calibration.from_dict(bundle.calibration) if bundle.calibration else None,

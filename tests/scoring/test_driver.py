@@ -17,10 +17,10 @@ from imgcls.image.decoders.pool import decode_one
 from imgcls.image.spec import DecodeSpec, PreprocessSpec
 from imgcls.model.bundle import read_bundle
 from imgcls.model.registry import resolve
+from imgcls.runs.commits import read_commits
+from imgcls.runs.run import Run
 from imgcls.schema import PREDICTION_SCHEMA
 from imgcls.scoring.driver import score
-from imgcls.scoring.planning.plan import run_uri
-from imgcls.scoring.shard.commit import read_commits
 from imgcls.storage.objects import list_objects, put, read
 from tests.predictors import open_predictor
 from tests.scoring.tiny import comparable, image_bytes, published_rows, write_images
@@ -146,7 +146,7 @@ def test_rerun_scores_only_uncommitted_shards(source: str, model_ref: str, tmp_p
     config = config_of(source, model_ref, tmp_path / "out", shard_size=64)
     score(config)
     undisturbed = comparable(published_rows(str(tmp_path / "out")))
-    run = run_uri(str(tmp_path / "out"), "night")
+    run = Run(str(tmp_path / "out"), "night")
     before = {commit.shard_id: commit for commit in read_commits(run)}
     assert len(before) == 3
     shutil.rmtree(tmp_path / "out" / "date=2026-11-22")

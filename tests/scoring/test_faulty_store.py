@@ -9,6 +9,7 @@ from imgcls.config.scoring import ScoreConfig, VerifyConfig
 from imgcls.errors import AccessDeniedError, ConfigError, ShardFailedError
 from imgcls.scoring import driver
 from imgcls.scoring.driver import score
+from imgcls.scoring.planning import checks
 from imgcls.scoring.publishing.verify import verify
 from imgcls.storage import resolver
 from imgcls.storage.objects import delete, list_objects
@@ -27,7 +28,7 @@ def config(
     model_ref: str, s3_bucket: str, fault_proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
 ) -> ScoreConfig:
     """A run of 8 shards whose images and output lie behind the proxy."""
-    monkeypatch.setattr(driver, "MIN_SHARD_SIZE", 8)
+    monkeypatch.setattr(checks, "MIN_SHARD_SIZE", 8)
     write_images(f"{s3_bucket}/images", NUM_IMAGES)
     return ScoreConfig(
         f"{s3_bucket}/images",

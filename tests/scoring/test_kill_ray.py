@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from imgcls.config.scoring import ScoreConfig
+from imgcls.runs.run import Run
 from imgcls.scoring.driver import make_plan, score
 from tests.ray_nodes import RayCluster
 from tests.scoring.tiny import comparable, published_rows, write_images
@@ -272,7 +273,7 @@ def test_a_damaged_plan_ends_in_a_worker_as_it_does_without_ray(
 ) -> None:
     """No worker is lost, so it is neither tried again nor 5."""
     output = tmp_path / "out"
-    make_plan(ScoreConfig(source, model_ref, str(output)), "night", 1)
+    make_plan(ScoreConfig(source, model_ref, str(output)), Run(str(output), "night"), 1)
     (plan_file,) = (output / "_runs" / "night" / "plan").iterdir()
     plan_file.write_bytes(b"no parquet")
     resumed = command(source, model_ref, output, "--run-id", "night")

@@ -9,11 +9,12 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from imgcls.config.scoring import ScoreConfig, VerifyConfig
+from imgcls.runs.commits import read_commits
+from imgcls.runs.plan import read_plan
 from imgcls.runs.published import list_published
+from imgcls.runs.run import Run
 from imgcls.scoring.driver import score
-from imgcls.scoring.planning.plan import read_plan, run_uri
 from imgcls.scoring.publishing.verify import verify
-from imgcls.scoring.shard.commit import read_commits
 from tests.scoring.tiny import comparable, published_rows, write_images
 
 NUM_IMAGES = 48
@@ -43,9 +44,9 @@ def test_double_starts_publish_once_and_readers_never_see_a_partial_night(
     assert len(reads) > 3, "the readers must have seen nights appear"
     for number in range(NUM_PAIRS):
         run_id = f"run-{number:02d}"
-        plan = read_plan(output, run_id)
+        plan = read_plan(Run(output, run_id))
         assert plan is not None
-        commits = list(read_commits(run_uri(output, run_id)))
+        commits = list(read_commits(Run(output, run_id)))
         assert len(commits) == len(plan.shard_rows) == 6
         rows = published_rows(output)
         mine = [row for row in rows.to_pylist() if row["run_id"] == run_id]
@@ -61,7 +62,7 @@ def read_all_nights(output: str) -> int:
     nights = 0
     for folder, manifest in list_published(output):
         nights += 1
-        tables = [pq.read_table(Path(folder) / part["path"]) for part in manifest.parts]
+        tables = [pq.read_table(Path(folder) / part.path) for part in manifest.parts]
         assert sum(table.num_rows for table in tables) == NUM_IMAGES
     for folder in Path(output).glob("date=*/run=*"):
         parts = list(folder.glob("*.parquet"))

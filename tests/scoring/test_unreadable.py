@@ -6,9 +6,10 @@ import pytest
 
 from imgcls.config.scoring import NightlyConfig, PlanConfig, ScoreConfig
 from imgcls.errors import AccessDeniedError
-from imgcls.nightly import nightly, show_plan
+from imgcls.nightly import nightly
 from imgcls.runs.published import list_published
 from imgcls.scoring.driver import score
+from imgcls.scoring.next_night import show_plan
 from imgcls.storage.objects import put
 from imgcls.storage.requests import retry
 from imgcls.storage.uri import join

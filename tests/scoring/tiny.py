@@ -17,6 +17,7 @@ from imgcls.image.spec import DecodeSpec, PreprocessSpec
 from imgcls.metrics.calibration import Calibration
 from imgcls.model.architectures import build_model, find_head
 from imgcls.model.bundle import Bundle, make_golden
+from imgcls.runs.plan import Plan, RunFacts
 from imgcls.runs.published import read_manifest
 from imgcls.schema import PREDICTION_SCHEMA
 from imgcls.storage.objects import list_objects, put, read
@@ -95,6 +96,20 @@ def write_images(root: str, count: int) -> list[str]:
     return sorted(uris)
 
 
+def run_facts(run_id: str = "run") -> RunFacts:
+    """What rows, plan and manifest say alike of a run that was never made."""
+    places = {"date": "2026-11-22", "source": "s3://bucket", "model_uri": "reg/m/v1"}
+    return RunFacts(
+        run_id=run_id, model="m", model_digest="d", spec_digest="s", counts={}, **places
+    )
+
+
+def plan_record(shard_rows: tuple[int, ...], output: str = "") -> Plan:
+    """A plan of shards of so many images, that is nowhere stored."""
+    facts = run_facts("night").facts() | {"counts": {"planned": sum(shard_rows)}}
+    return Plan(**facts, config={}, files=(), shard_rows=shard_rows, created_at="", output=output)
+
+
 def published_rows(output: str) -> pa.Table:
     """Read what a reader of Parquet sees: every part that a manifest names."""
     tables = []
@@ -104,8 +119,7 @@ def published_rows(output: str) -> pa.Table:
             manifest = read_manifest(folder)
             assert manifest is not None
             tables += [
-                pq.read_table(io.BytesIO(read(join(folder, part["path"]))))
-                for part in manifest.parts
+                pq.read_table(io.BytesIO(read(join(folder, part.path)))) for part in manifest.parts
             ]
     return pa.concat_tables(tables, promote_options="default")
 

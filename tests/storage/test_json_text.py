@@ -9,11 +9,12 @@ import pytest
 from imgcls.errors import BundleError, ConfigError, SourceError
 from imgcls.model.bundle import read_bundle, write_bundle
 from imgcls.model.registry import promote, register, resolve
+from imgcls.runs.commits import read_commits
+from imgcls.runs.plan import read_plan
 from imgcls.runs.published import read_manifest
-from imgcls.scoring.planning.plan import read_plan
+from imgcls.runs.run import Run
 from imgcls.scoring.publishing.lease import LeaseRecord
-from imgcls.scoring.shard.commit import read_commits
-from imgcls.storage.json_text import MAX_DEPTH, parse_json, parse_object, parse_record
+from imgcls.storage.json_text import MAX_DEPTH, parse_json, parse_object
 from tests.scoring.tiny import make_bundle
 
 PACKAGE = Path(__file__).parents[2] / "imgcls"
@@ -22,7 +23,6 @@ OWN = {
     "image/decoders/child.py",
     "image/decoders/protocol.py",
     "model/bundle.py",
-    "scoring/executors/ray_data.py",
     "storage/json_text.py",
     "storage/stores/gcs_account.py",
     "training/record/finished.py",
@@ -45,9 +45,6 @@ def test_what_is_not_json_or_too_deep_is_the_error_of_the_caller(text: str) -> N
 def test_usual_depths_pass() -> None:
     text = "[" * MAX_DEPTH + "]" * MAX_DEPTH
     assert json.dumps(parse_json(text, "x", SourceError)) == text
-    assert parse_record('{"a": 1}', "x", SourceError, lambda fields: fields["a"]) == 1
-    with pytest.raises(SourceError, match="not what imgcls writes there: KeyError: 'b'"):
-        parse_record('{"a": 1}', "x", SourceError, lambda fields: fields["b"])
 
 
 def test_nobody_else_parses_json_of_a_store() -> None:
@@ -67,9 +64,9 @@ def test_hostile_records_are_refused_in_words(text: str, tmp_path: Path) -> None
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
     with pytest.raises(ConfigError):
-        read_plan(str(tmp_path / "out"), "r")
+        read_plan(Run(str(tmp_path / "out"), "r"))
     with pytest.raises(SourceError):
-        list(read_commits(str(run)))
+        list(read_commits(Run(str(tmp_path / "out"), "r")))
     with pytest.raises(SourceError):
         read_manifest(str(published))
     with pytest.raises(ConfigError):

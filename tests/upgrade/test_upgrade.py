@@ -24,9 +24,10 @@ from imgcls.config.scoring import GcConfig, PlanConfig, RollbackConfig, ScoreCon
 from imgcls.evaluation.evaluate import evaluate
 from imgcls.model.bundle import read_bundle
 from imgcls.model.registry import resolve
-from imgcls.nightly import nightly, show_plan
+from imgcls.nightly import nightly
 from imgcls.runs.published import list_published
 from imgcls.scoring.driver import score
+from imgcls.scoring.next_night import show_plan
 from imgcls.scoring.publishing import lease
 from imgcls.scoring.publishing.retention import gc, rollback
 from imgcls.scoring.publishing.verify import verify

@@ -15,15 +15,14 @@ from dataclasses import replace
 from types import TracebackType
 from typing import Self
 
-import torch
-
 from imgcls import ray_cluster
 from imgcls.config.scoring import ScoreConfig
 from imgcls.errors import DeviceFailedError, StorageError
 from imgcls.image.formats.abilities import Abilities
-from imgcls.scoring.executors.placement import ActorRequest, lay_out_actors
+from imgcls.runs.plan import Plan, Shard
+from imgcls.scoring.executors.placement import lay_out_actors
+from imgcls.scoring.executors.where import actor_request, num_gpus_here, use_ray
 from imgcls.scoring.planning.decoders import abilities_of
-from imgcls.scoring.planning.plan import Plan, Shard
 from imgcls.scoring.shard.worker import (
     SHARDS_IN_FLIGHT,
     ShardSummary,
@@ -39,10 +38,7 @@ class Workers:
 
     def __init__(self, config: ScoreConfig) -> None:
         self._config = config
-        self._request = ActorRequest(
-            config.num_actors, config.cpus_per_actor, config.gpus_per_actor, config.device
-        )
-        self._request.check()
+        self._request = actor_request(config)
         self._num_workers = 0
         self._opened = ExitStack()
 
@@ -69,10 +65,10 @@ class Workers:
         self.count()
         options = worker_options(self._config)
         if not self._uses_ray():
-            return run_locally(self._config.output, plan, options, todo)
+            return run_locally(plan, options, todo)
         from imgcls.scoring.executors.ray_data import run_on_ray
 
-        return run_on_ray(self._request, self._config.output, plan, options, todo)
+        return run_on_ray(self._request, plan, options, todo)
 
     def _uses_ray(self) -> bool:
         return use_ray(self._config.executor, self._config.device)
@@ -89,20 +85,9 @@ class Workers:
         self._opened.close()
 
 
-def use_ray(executor: str, device: str = "auto") -> bool:
-    """Resolve --executor.
-
-    auto takes Ray inside a Ray job, when RAY_ADDRESS is set, and on a machine with several GPUs,
-    because one process works with one of them.
-    """
-    if executor != "auto":
-        return executor == "ray"
-    return ray_cluster.in_cluster() or (device != "cpu" and torch.cuda.device_count() > 1)
-
-
 def warn_of_idle_gpus(device: str) -> None:
     """Say so where this process works with one of several GPUs."""
-    num_gpus = torch.cuda.device_count()
+    num_gpus = num_gpus_here()
     if device != "cpu" and num_gpus > 1:
         log.warning(
             "--executor local works with one of the %d GPUs of this machine; --executor ray takes "
@@ -122,9 +107,7 @@ def worker_options(config: ScoreConfig) -> WorkerOptions:
     )
 
 
-def run_locally(
-    output: str, plan: Plan, options: WorkerOptions, todo: list[Shard]
-) -> Generator[ShardSummary]:
+def run_locally(plan: Plan, options: WorkerOptions, todo: list[Shard]) -> Generator[ShardSummary]:
     """Score shards in this process, SHARDS_IN_FLIGHT at a time.
 
     It ends early where the device fails: nothing more comes of it in this process.
@@ -132,7 +115,7 @@ def run_locally(
     warn_of_idle_gpus(options.device)
     here = {"node": socket.gethostname(), "actor": str(os.getpid())}
     try:
-        made = ShardWorker(output, plan, options)
+        made = ShardWorker(plan, options)
     except (StorageError, DeviceFailedError) as error:
         # As an actor tells it: by its shards, which wait for the next start.
         yield from (ShardSummary.of_error(shard, error) for shard in todo)

@@ -14,7 +14,6 @@ its next call, so that Ray starts another one.
 """
 
 import itertools
-import json
 import logging
 import os
 import threading
@@ -35,6 +34,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from imgcls import ray_cluster
 from imgcls.errors import ConfigError, DeviceFailedError, ImgclsError, ShardFailedError
 from imgcls.inference.passes import describe_error
+from imgcls.runs.plan import Plan, Shard, read_plan
+from imgcls.runs.run import Run
 from imgcls.scoring.executors.placement import (
     ActorRequest,
     Placement,
@@ -44,7 +45,6 @@ from imgcls.scoring.executors.placement import (
 )
 from imgcls.scoring.executors.ray_decoders import DecodersOnRay
 from imgcls.scoring.executors.ray_metrics import RayMetrics
-from imgcls.scoring.planning.plan import Plan, Shard, read_plan
 from imgcls.scoring.reporting.run_log import KeptLines
 from imgcls.scoring.shard.worker import (
     SHARDS_IN_FLIGHT,
@@ -52,6 +52,7 @@ from imgcls.scoring.shard.worker import (
     ShardWorker,
     WorkerOptions,
 )
+from imgcls.storage.records import parse_record, record_text
 
 log = logging.getLogger(__name__)
 
@@ -73,7 +74,7 @@ MAX_SHARDS_AT_ONCE = 5_000
 
 
 def run_on_ray(
-    request: ActorRequest, output: str, plan: Plan, options: WorkerOptions, todo: list[Shard]
+    request: ActorRequest, plan: Plan, options: WorkerOptions, todo: list[Shard]
 ) -> Generator[ShardSummary]:
     """Score shards on the connected cluster, anew on other nodes whenever they change.
 
@@ -92,7 +93,7 @@ def run_on_ray(
         shards = list(itertools.islice(left.values(), MAX_SHARDS_AT_ONCE))
         # Closed before Ray is: an iteration that outlives it ends the process without a word.
         try:
-            with closing(_schedule(output, plan, options, shards, placements)) as summaries:
+            with closing(_schedule(plan, options, shards, placements)) as summaries:
                 has_grown = _Growth(request, len(placements))
                 for summary in summaries:
                     num_fruitless = 0
@@ -193,7 +194,6 @@ class _Growth:
 
 
 def _schedule(
-    output: str,
     plan: Plan,
     options: WorkerOptions,
     shards: list[Shard],
@@ -217,8 +217,7 @@ def _schedule(
             enable_true_multi_threading=True,
         ),
         fn_constructor_kwargs={
-            "output": output,
-            "run_id": plan.run_id,
+            "run": plan.run,
             "options": options,
             "num_sharing": _num_sharing_helpers(options, placements),
         },
@@ -229,8 +228,7 @@ def _schedule(
     # type: it is a generator, and typed as an iterator.
     with closing(iter(dataset.iter_rows())) as rows:  # type: ignore[type-var]
         for row in rows:
-            summary = json.loads(row["summary"])
-            yield ShardSummary(**summary | {"log_lines": tuple(summary["log_lines"])})
+            yield parse_record(row["summary"], "a summary", ImgclsError, ShardSummary)
 
 
 def _num_sharing_helpers(options: WorkerOptions, placements: list[Placement]) -> int:
@@ -275,8 +273,8 @@ def _arguments_of(placements: list[Placement]) -> Callable[[], dict[str, Any]]:
 class ShardActor:
     """A ShardWorker as Ray Data wants it: one batch of one shard in, one summary out."""
 
-    def __init__(self, output: str, run_id: str, options: WorkerOptions, num_sharing: int) -> None:
-        self._output, self._run_id = output, run_id
+    def __init__(self, run: Run, options: WorkerOptions, num_sharing: int) -> None:
+        self._run = run
         self._make_remote = partial(DecodersOnRay, num_sharing=num_sharing) if num_sharing else None
         context = ray.get_runtime_context()
         address = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]  # Ray has none
@@ -318,7 +316,7 @@ class ShardActor:
         summary = replace(
             summary, node=self._node, actor=str(os.getpid()), log_lines=self._kept.take()
         )
-        return {"summary": [json.dumps(asdict(summary))]}
+        return {"summary": [record_text(summary).decode()]}
 
     def _start(self) -> ShardWorker:
         """Return the worker; one that the store kept from starting is tried again."""
@@ -326,10 +324,9 @@ class ShardActor:
             if self._worker is None:
                 if self._options.device == "cuda":
                     refuse_without_cuda(self._node)
-                plan = read_plan(self._output, self._run_id)
+                plan = read_plan(self._run)
                 assert plan is not None, "the driver wrote the plan before it started actors"
-                worker = ShardWorker(self._output, plan, self._options, self._make_remote)
-                self._worker = worker.__enter__()
+                self._worker = ShardWorker(plan, self._options, self._make_remote)
             return self._worker
 
 

@@ -11,15 +11,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from imgcls import ray_cluster
-from imgcls.config.scoring import NightlyConfig, PlanConfig
+from imgcls.config.scoring import NightlyConfig
 from imgcls.image.formats.abilities import Abilities
 from imgcls.runs.ledger import Outdated, published_keys
-from imgcls.runs.published import Manifest, ModelDigests, list_published
-from imgcls.scoring.planning.decoders import abilities_of
+from imgcls.runs.plan import ModelDigests
+from imgcls.runs.published import Manifest, list_published
 from imgcls.scoring.planning.listing import list_source
-from imgcls.scoring.planning.planned_model import PlannedModel, digests_of_published, name_model
-from imgcls.scoring.planning.shard_sizes import derive_shard_size, shard_sizes
+from imgcls.scoring.planning.planned_model import PlannedModel, digests_of_published
 from imgcls.scoring.planning.staging import Staging, stage
 
 log = logging.getLogger(__name__)
@@ -80,7 +78,7 @@ class Difference:
 
 @contextmanager
 def stage_difference(
-    config: NightlyConfig | PlanConfig, model: PlannedModel, abilities: Callable[[], Abilities]
+    config: NightlyConfig, model: PlannedModel, abilities: Callable[[], Abilities]
 ) -> Iterator[Difference]:
     """Stage what is listed and not yet published with this model and spec."""
     outdated = Outdated()
@@ -93,7 +91,7 @@ def stage_difference(
 
 
 def exclude_published(
-    config: NightlyConfig | PlanConfig,
+    config: NightlyConfig,
     model: PlannedModel,
     staging: Staging,
     abilities: Callable[[], Abilities],
@@ -121,28 +119,3 @@ def exclude_published(
 def _was_read_before(output: str, source: str) -> bool:
     """Tell whether a published run read this very source: then its name is right, though empty."""
     return any(manifest.source == source for _, manifest in list_published(output))
-
-
-def show_plan(config: PlanConfig) -> dict[str, Any]:
-    """Count what a nightly run would score, without writing anything.
-
-    Raises:
-        ConfigError: the source or the model is wrong.
-    """
-    model = name_model(config.model)
-    with stage_difference(
-        config, model, partial(abilities_of, on_cluster=ray_cluster.in_cluster())
-    ) as found:
-        staging, counts = found.staging, found.counts
-        num_images = staging.count()
-        return {
-            "source": config.source,
-            "output": config.output,
-            **counts,
-            **found.again(),
-            "to_score": num_images,
-            **found.skipped(),
-            "size_bytes": staging.size_bytes(),
-            "shards": sum(1 for _ in shard_sizes(num_images, config.shard_size)),
-            "shard_size": derive_shard_size(num_images, config.shard_size),
-        }

@@ -12,7 +12,6 @@ import re
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime
 from functools import lru_cache
 
 from imgcls.data.folder_names import is_litter_folder
@@ -20,6 +19,7 @@ from imgcls.data.label_manifest import is_manifest, read_uris
 from imgcls.errors import AccessDeniedError, SourceError
 from imgcls.runs.run import is_of_a_run
 from imgcls.storage.access import head_many
+from imgcls.storage.info import EPOCH
 from imgcls.storage.objects import (
     ObjectInfo,
     Skipped,
@@ -34,7 +34,6 @@ log = logging.getLogger(__name__)
 LISTINGS_IN_FLIGHT = 8
 MAX_DESCENT = 3
 PAGE_SIZE = 1000
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def list_source(
@@ -215,4 +214,4 @@ def _list_manifest(source: str) -> Iterator[ObjectInfo | Skipped]:
 
 
 def _undescribed(uri: str) -> ObjectInfo:
-    return ObjectInfo(uri, etag="", size_bytes=0, last_modified=_EPOCH, version_id=None)
+    return ObjectInfo(uri, etag="", size_bytes=0, last_modified=EPOCH, version_id=None)

@@ -21,7 +21,8 @@ from imgcls.model.bundle_files import (
     read_sums,
 )
 from imgcls.model.registry import resolve
-from imgcls.runs.published import Manifest, ModelDigests
+from imgcls.runs.plan import ModelDigests
+from imgcls.runs.published import Manifest
 from imgcls.storage.uri import join
 
 log = logging.getLogger(__name__)

@@ -8,7 +8,6 @@ watches the record: a living holder changes it within HEARTBEAT_S, and one that 
 TTL_S, by the successor's own monotonic clock, is free.
 """
 
-import json
 import logging
 import os
 import secrets
@@ -16,7 +15,7 @@ import socket
 import threading
 import time
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from enum import Enum, auto
 from pathlib import Path
@@ -32,8 +31,8 @@ from imgcls.errors import (
     RunStoppedError,
     StorageError,
 )
-from imgcls.storage.json_text import known_fields, parse_record
 from imgcls.storage.objects import put_if_match, put_new, read_with_etag
+from imgcls.storage.records import parse_record, record_text
 from imgcls.storage.uri import join
 
 log = logging.getLogger(__name__)
@@ -75,9 +74,7 @@ class LeaseRecord:
     @classmethod
     def from_json(cls, data: bytes) -> Self:
         """Read a record; fields of a later version are passed over."""
-        return parse_record(
-            data, LEASE, ConfigError, lambda fields: cls(**known_fields(cls, fields))
-        )
+        return parse_record(data, LEASE, ConfigError, cls)
 
     def judge(self) -> Holder:
         """Return what this process can know of the holder, without any clock of the wall."""
@@ -218,7 +215,7 @@ class Lease:
             renewed_at_s=time.monotonic(),
             is_released=is_released,
         )
-        return json.dumps(asdict(record)).encode()
+        return record_text(record)
 
     def __exit__(
         self,

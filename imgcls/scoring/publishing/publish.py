@@ -8,30 +8,29 @@ row, before anything is written.
 
 import hashlib
 import io
-import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict
 from datetime import UTC, datetime
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from imgcls.errors import ConfigError, ImgclsError, ObjectExistsError
+from imgcls.runs.commits import Commit, read_attempt
+from imgcls.runs.plan import Plan, PlannedRows, Shard
 from imgcls.runs.published import (
     FORMAT_VERSION,
     MANIFEST,
     Manifest,
-    published_uri,
+    Part,
     read_manifest,
 )
 from imgcls.schema import PREDICTION_SCHEMA
 from imgcls.scoring.planning.decoders import moved_formats, record_of_run
-from imgcls.scoring.planning.plan import Plan, Shard, is_rolled_back, read_shard_rows, run_uri
-from imgcls.scoring.shard.commit import Commit, count_kinds, count_statuses, to_parquet
+from imgcls.scoring.shard.commit import count_kinds, count_statuses, to_parquet
 from imgcls.storage.objects import delete, put_new, read
+from imgcls.storage.records import record_text
 from imgcls.storage.uri import join
 
 # A part of this many rows is 20 to 60 MB: few files for a night, and small enough to build in
@@ -41,7 +40,6 @@ BYTES_PER_PART = 256 << 20
 
 
 def publish(
-    output: str,
     plan: Plan,
     commits: dict[str, Commit],
     before_manifest: Callable[[], None] = lambda: None,
@@ -49,7 +47,6 @@ def publish(
     """Write the parts and the manifest; return the manifest that counts: the first one there.
 
     Args:
-        output: the output prefix.
         plan: the run's plan.
         commits: of every shard.
         before_manifest: called when everything else is written; what it raises leaves the run
@@ -59,58 +56,48 @@ def publish(
         ImgclsError: an attempt is damaged or does not hold the planned rows. Nothing is published
             then.
     """
-    folder = published_uri(output, plan.date, plan.run_id)
-    parts: list[dict[str, Any]] = []
+    folder = plan.published
+    parts: list[Part] = []
     status_counts: Counter[str] = Counter()
     kinds: Counter[str] = Counter()
-    tables = (_checked_attempt(output, plan, shard, commits) for shard in plan.shards())
+    planned = PlannedRows(plan)
+    tables = (_checked_attempt(planned, shard, commits[shard.shard_id]) for shard in plan.shards())
     for num_shards, table in _regroup(tables):
         status_counts.update(count_statuses(table))
         kinds.update(count_kinds(table))
-        part = _write_part(folder, f"part-{len(parts):05d}.parquet", table)
-        parts.append(part | {"num_shards": num_shards})
+        parts.append(_write_part(folder, f"part-{len(parts):05d}.parquet", table, num_shards))
     records = [commits[shard.shard_id].decoders for shard in plan.shards()]
+    counts = plan.counts | {"rows": sum(part.num_rows for part in parts)}
     manifest = Manifest(
-        run_id=plan.run_id,
-        date=plan.date,
-        source=plan.source,
-        model=plan.model,
-        model_uri=plan.model_uri,
-        model_digest=plan.model_digest,
-        spec_digest=plan.spec_digest,
+        **plan.facts() | {"counts": counts},
         parts=tuple(parts),
-        counts=plan.counts | {"rows": sum(part["num_rows"] for part in parts)},
         status_counts=dict(sorted(status_counts.items())),
         published_at=datetime.now(UTC).isoformat(timespec="seconds"),
         decoders=record_of_run(records),
         moved_formats=moved_formats(records),
         not_an_image=dict(kinds.most_common()),
-        num_not_listed=plan.num_not_listed,
-        not_listed=plan.not_listed,
-        network_digest=plan.network_digest,
-        calibration_digest=plan.calibration_digest,
     )
-    text = json.dumps({"format_version": FORMAT_VERSION} | asdict(manifest), indent=1)
     before_manifest()
     try:
-        put_new(join(folder, MANIFEST), text.encode())
+        text = record_text(manifest, format_version=FORMAT_VERSION, indent=1)
+        put_new(join(folder, MANIFEST), text)
     except ObjectExistsError:
         winner = read_manifest(folder)
         if winner is None:
             raise ConfigError(f"run {plan.run_id} was rolled back while it published") from None
         return winner
     # Rollback marks first and deletes then: whichever of us is second sees the other.
-    if is_rolled_back(output, plan.run_id):
+    if plan.run.is_rolled_back():
         delete(join(folder, MANIFEST))
         raise ConfigError(f"run {plan.run_id} was rolled back while it published")
     return manifest
 
 
-def _checked_attempt(output: str, plan: Plan, shard: Shard, commits: dict[str, Commit]) -> pa.Table:
+def _checked_attempt(planned: PlannedRows, shard: Shard, commit: Commit) -> pa.Table:
     """Read a committed attempt and prove that it holds the planned rows of its shard."""
-    commit = commits[shard.shard_id]
-    table = with_all_columns(read_attempt(run_uri(output, plan.run_id), commit))
-    problem = compare_with_plan(read_shard_rows(output, plan, shard), table)
+    plan = planned.plan
+    table = with_all_columns(read_attempt(plan.run, commit))
+    problem = compare_with_plan(planned.of(shard), table)
     problem = problem or compare_provenance(plan, table)
     if problem:
         raise ImgclsError(f"run {plan.run_id}, {commit.attempt}: {problem}. Nothing was published.")
@@ -135,16 +122,6 @@ def compare_provenance(plan: Plan, rows: pa.Table) -> str:
         if others:
             return f"rows have {name} {others.pop()}, the plan {getattr(plan, name)}"
     return ""
-
-
-def read_attempt(run: str, commit: Commit) -> pa.Table:
-    """Read the attempt that a commit names, refusing any other bytes than those committed."""
-    uri = join(run, commit.attempt)
-    data = read(uri)
-    sha256 = hashlib.sha256(data).hexdigest()
-    if sha256 != commit.sha256:
-        raise ImgclsError(f"{uri}: sha256 is {sha256}, committed was {commit.sha256}")
-    return pq.read_table(io.BytesIO(data))
 
 
 def compare_with_plan(planned: pa.Table, rows: pa.Table) -> str:
@@ -180,7 +157,7 @@ def _regroup(tables: Iterable[pa.Table]) -> Iterator[tuple[int, pa.Table]]:
         yield len(held), pa.concat_tables(held).unify_dictionaries().combine_chunks()
 
 
-def _write_part(folder: str, name: str, table: pa.Table) -> dict[str, Any]:
+def _write_part(folder: str, name: str, table: pa.Table, num_shards: int) -> Part:
     """Put one part; a twin's part of the same rows is as good, other rows there are an error."""
     data = to_parquet(table)
     try:
@@ -193,9 +170,4 @@ def _write_part(folder: str, name: str, table: pa.Table) -> dict[str, Any]:
                 f"{join(folder, name)}: holds other rows than this run committed. Something else "
                 "wrote there; move it away and start the same command again."
             ) from None
-    return {
-        "path": name,
-        "sha256": hashlib.sha256(data).hexdigest(),
-        "num_rows": table.num_rows,
-        "size_bytes": len(data),
-    }
+    return Part(name, hashlib.sha256(data).hexdigest(), table.num_rows, len(data), num_shards)

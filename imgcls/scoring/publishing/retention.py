@@ -15,15 +15,9 @@ from typing import Any
 from imgcls.config.choices import check_name
 from imgcls.config.scoring import GcConfig, RollbackConfig
 from imgcls.errors import ConfigError, ObjectExistsError, SourceError
-from imgcls.runs.published import MANIFEST, published_uri, read_manifest
+from imgcls.runs.plan import Plan, read_plan
+from imgcls.runs.published import MANIFEST, read_manifest
 from imgcls.runs.run import Run, runs_folder
-from imgcls.scoring.planning.plan import (
-    Plan,
-    is_rolled_back,
-    read_plan,
-    rolled_back_uri,
-    run_uri,
-)
 from imgcls.scoring.publishing.lease import Lease
 from imgcls.storage.objects import (
     ObjectInfo,
@@ -54,14 +48,15 @@ def rollback(config: RollbackConfig) -> dict[str, Any]:
     """
     check_name(config.run_id, "--run-id")
     output = canonical(config.output)
-    plan = read_plan(output, config.run_id)
+    run = Run(output, config.run_id)
+    plan = read_plan(run)
     if plan is None:
         raise SourceError(f"{output}: there is no run {config.run_id}")
-    folder = published_uri(output, plan.date, plan.run_id)
+    folder = plan.published
     manifest = read_manifest(folder)
     record = {"rolled_back_at": datetime.now(UTC).isoformat(timespec="seconds")}
     try:
-        put_new(rolled_back_uri(output, config.run_id), json.dumps(record).encode())
+        put_new(run.rolled_back, json.dumps(record).encode())
     except ObjectExistsError:
         log.info("run %s was rolled back before; finishing that", config.run_id)
     delete(join(folder, MANIFEST))
@@ -76,10 +71,10 @@ def rollback(config: RollbackConfig) -> dict[str, Any]:
     }
 
 
-def refuse_rolled_back(output: str, run_id: str) -> None:
+def refuse_rolled_back(run: Run) -> None:
     """Refuse to go on with a run that was taken back."""
-    if is_rolled_back(output, run_id):
-        raise ConfigError(f"run {run_id} was rolled back; choose another --run-id")
+    if run.is_rolled_back():
+        raise ConfigError(f"run {run.run_id} was rolled back; choose another --run-id")
 
 
 def gc(config: GcConfig) -> dict[str, Any]:
@@ -104,7 +99,7 @@ def gc(config: GcConfig) -> dict[str, Any]:
             for info in list_objects(runs):
                 by_run[info.uri.removeprefix(runs).partition("/")[0]].append(info)
             for run_id, infos in by_run.items():
-                removed += _garbage(output, run_id, infos, before, abandoned=config.abandoned)
+                removed += _garbage(Run(output, run_id), infos, before, abandoned=config.abandoned)
             _remove(removed, dry_run=config.dry_run)
     _abort(uploads, dry_run=config.dry_run)
     return {
@@ -149,30 +144,27 @@ def _pending_uploads(output: str) -> list[PendingUpload]:
 
 
 def _garbage(
-    output: str, run_id: str, infos: list[ObjectInfo], before: datetime, *, abandoned: bool
+    run: Run, infos: list[ObjectInfo], before: datetime, *, abandoned: bool
 ) -> list[ObjectInfo]:
     """Return what may go of one run: nothing of a run still written to, nothing needed."""
     if max(info.last_modified for info in infos) >= before:
         return []
-    plan = read_plan(output, run_id)
-    run = f"{run_uri(output, run_id)}/"
-    if plan is not None and is_published(output, plan):
-        return [info for info in infos if not Run(output, run_id).stays_when_published(info.uri)]
-    if not abandoned or is_rolled_back(output, run_id):
+    plan = read_plan(run)
+    if plan is not None and is_published(plan):
+        return [info for info in infos if not run.stays_when_published(info.uri)]
+    if not abandoned or run.is_rolled_back():
         return []
-    # Commits go before the plan: a plan of the same run id must never find another plan's commits.
-    order = {"commits": 0, "attempts": 1, "precision.json": 1, "plan.json": 2}
-    ordered = sorted(infos, key=lambda info: order.get(info.uri.removeprefix(run).split("/")[0], 3))
+    ordered = sorted(infos, key=lambda info: run.order_of_removal(info.uri))
     if plan is None:
         return ordered
     # Parts of a publication that was killed before its manifest.
-    orphans = list(list_objects(published_uri(output, plan.date, plan.run_id)))
+    orphans = list(list_objects(plan.published))
     return [*orphans, *ordered]
 
 
-def is_published(output: str, plan: Plan) -> bool:
+def is_published(plan: Plan) -> bool:
     """Return whether a planned run has its manifest."""
-    return read_manifest(published_uri(output, plan.date, plan.run_id)) is not None
+    return read_manifest(plan.published) is not None
 
 
 def parse_age(text: str) -> timedelta:

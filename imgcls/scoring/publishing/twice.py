@@ -20,9 +20,10 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from imgcls.runs.plan import read_plan
 from imgcls.runs.published import Manifest, list_published, with_comparable_etags
+from imgcls.runs.run import Run
 from imgcls.schema import Status
-from imgcls.scoring.planning.plan import read_plan
 from imgcls.scoring.planning.staging import SORT_MEMORY
 from imgcls.storage.objects import read
 from imgcls.storage.uri import join
@@ -82,7 +83,7 @@ def _comparable(output: str) -> Iterator[list[_Run]]:
     network_by_model = {m.model_digest: m.network_digest for _, m in published if m.network_digest}
     for folder, manifest in published:
         decoders = json.dumps(manifest.decoders, sort_keys=True)
-        plan = read_plan(output, manifest.run_id)
+        plan = read_plan(Run(output, manifest.run_id))
         is_night = plan is not None and plan.is_night
         retry_failed = plan is not None and bool(plan.config.get("retry_failed"))
         network = network_by_model.get(manifest.model_digest, manifest.model_digest)
@@ -104,7 +105,7 @@ def _compare(runs: list[_Run], run_id: str, folder: str, found: Twice) -> None:
         )
         for run in runs:
             for part in run.manifest.parts:
-                _insert(database, run, join(run.folder, part["path"]))
+                _insert(database, run, join(run.folder, part.path))
         found.problems += _list_problems(database, run_id)
         found.num_repeated += _count_repeated(database, run_id)
     finally:

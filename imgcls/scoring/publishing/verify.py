@@ -8,7 +8,6 @@ import hashlib
 import io
 import itertools
 import logging
-import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,17 +17,17 @@ import pyarrow.parquet as pq
 
 from imgcls.config.scoring import VerifyConfig
 from imgcls.errors import ImgclsError, ObjectMissingError, RunStoppedError, SourceError
-from imgcls.runs.published import MANIFEST, Manifest, published_uri, read_manifest
-from imgcls.scoring.planning.plan import Plan, read_plan, read_shard_rows, run_uri
-from imgcls.scoring.publishing.publish import compare_provenance, compare_with_plan, read_attempt
+from imgcls.runs.commits import Commit, read_attempt, read_commits
+from imgcls.runs.plan import Plan, PlannedRows, read_plan
+from imgcls.runs.published import MANIFEST, Manifest, read_manifest
+from imgcls.runs.run import Run, list_run_ids
+from imgcls.scoring.publishing.publish import compare_provenance, compare_with_plan
 from imgcls.scoring.publishing.twice import find_twice
-from imgcls.scoring.shard.commit import Commit, read_commits
 from imgcls.storage.objects import list_objects, read
 from imgcls.storage.uri import canonical, join
 
 log = logging.getLogger(__name__)
 _COLUMNS = ["uri", "etag", "frame", "run_id", "model_digest", "spec_digest"]
-_PLAN_NAME = re.compile(r"/_runs/([^/]+)/plan\.json$")
 
 
 def verify(config: VerifyConfig) -> dict[str, Any]:
@@ -43,14 +42,14 @@ def verify(config: VerifyConfig) -> dict[str, Any]:
     problems: list[str] = []
     num_rows = num_published = 0
     for run_id in run_ids:
-        plan = read_plan(output, run_id)
+        plan = read_plan(Run(output, run_id))
         if plan is None:
             raise SourceError(f"{output}: there is no run {run_id}")
-        found = [f"run {run_id}: {problem}" for problem in check_run(output, plan)]
+        found = [f"run {run_id}: {problem}" for problem in check_run(plan)]
         for problem in found:
             log.error("%s", problem)
         problems += found
-        manifest = read_manifest(published_uri(output, plan.date, plan.run_id))
+        manifest = read_manifest(plan.published)
         if manifest is not None:
             num_published += 1
             num_rows += manifest.counts["rows"]
@@ -72,54 +71,47 @@ def verify(config: VerifyConfig) -> dict[str, Any]:
     }
 
 
-def list_run_ids(output: str) -> Iterator[str]:
-    """Yield the ids of all planned runs of an output."""
-    for info in list_objects(join(output, "_runs")):
-        found = _PLAN_NAME.search(info.uri)
-        if found:
-            yield found[1]
-
-
-def check_run(output: str, plan: Plan) -> Iterator[str]:
+def check_run(plan: Plan) -> Iterator[str]:
     """Yield every way in which a run's objects contradict each other."""
-    commits = {commit.shard_id: commit for commit in read_commits(run_uri(output, plan.run_id))}
-    manifest = read_manifest(published_uri(output, plan.date, plan.run_id))
-    damaged = list(_check_plan_files(output, plan))
+    commits = {commit.shard_id: commit for commit in read_commits(plan.run)}
+    manifest = read_manifest(plan.published)
+    damaged = list(_check_plan_files(plan))
     yield from damaged
     if damaged:
         return  # there is nothing to compare the rows with
+    planned = PlannedRows(plan)
     for shard in plan.shards():
         commit = commits.pop(shard.shard_id, None)
         if commit is None:
             if manifest is not None:
                 yield f"published, but shard {shard.shard_id} has no commit"
             continue
-        planned = read_shard_rows(output, plan, shard)
-        yield from _check_attempt(output, plan, commit, planned, published=manifest is not None)
+        rows = planned.of(shard)
+        yield from _check_attempt(plan, commit, rows, published=manifest is not None)
     for shard_id in commits:
         yield f"commit {shard_id} is of no planned shard"
     if manifest is not None:
-        yield from _check_parts(output, plan, manifest)
+        yield from _check_parts(planned, manifest)
 
 
-def _check_plan_files(output: str, plan: Plan) -> Iterator[str]:
+def _check_plan_files(plan: Plan) -> Iterator[str]:
     for file in plan.files:
         try:
-            data = read(join(run_uri(output, plan.run_id), file["path"]))
+            data = read(plan.run.file(file.path))
         except ObjectMissingError:
-            yield f"{file['path']}: missing"
+            yield f"{file.path}: missing"
             continue
-        if hashlib.sha256(data).hexdigest() != file["sha256"]:
-            yield f"{file['path']}: not the bytes that plan.json names"
+        if hashlib.sha256(data).hexdigest() != file.sha256:
+            yield f"{file.path}: not the bytes that plan.json names"
     if sum(plan.shard_rows) != plan.counts["planned"]:
         yield f"plan.json counts {plan.counts['planned']} images, its shards {sum(plan.shard_rows)}"
 
 
 def _check_attempt(
-    output: str, plan: Plan, commit: Commit, planned: pa.Table, *, published: bool
+    plan: Plan, commit: Commit, planned: pa.Table, *, published: bool
 ) -> Iterator[str]:
     try:
-        rows = read_attempt(run_uri(output, plan.run_id), commit)
+        rows = read_attempt(plan.run, commit)
     except ObjectMissingError:
         # `gc` may remove the attempts of a published run: its parts hold the rows.
         if not published:
@@ -135,35 +127,35 @@ def _check_attempt(
         yield f"{commit.attempt}: {problem}"
 
 
-def _check_parts(output: str, plan: Plan, manifest: Manifest) -> Iterator[str]:
+def _check_parts(planned: PlannedRows, manifest: Manifest) -> Iterator[str]:
     """Compare part by part, each with the shards that it was made of."""
-    folder = published_uri(output, plan.date, plan.run_id)
-    shards = plan.shards()
+    plan = planned.plan
+    folder, shards = plan.published, plan.shards()
     num_rows, last_uri = 0, ""
     for part in manifest.parts:
-        planned = [
-            read_shard_rows(output, plan, shard).select(["uri", "etag"])
-            for shard in itertools.islice(shards, part["num_shards"])
+        expected = [
+            planned.of(shard).select(["uri", "etag"])
+            for shard in itertools.islice(shards, part.num_shards)
         ]
-        data = read(join(folder, part["path"]))
-        if hashlib.sha256(data).hexdigest() != part["sha256"]:
-            yield f"{part['path']}: not the bytes that the manifest names"
+        data = read(join(folder, part.path))
+        if hashlib.sha256(data).hexdigest() != part.sha256:
+            yield f"{part.path}: not the bytes that the manifest names"
             continue
         rows = pq.read_table(io.BytesIO(data), columns=_COLUMNS)
         num_rows += rows.num_rows
-        problem = compare_with_plan(pa.concat_tables(planned), rows)
+        problem = compare_with_plan(pa.concat_tables(expected), rows)
         problem = problem or compare_provenance(plan, rows)
         if problem:
-            yield f"{part['path']}: {problem}"
+            yield f"{part.path}: {problem}"
         uris = pa.chunked_array([[last_uri], *rows["uri"].chunks])
         if not pc.all(pc.less_equal(uris[:-1], uris[1:])).as_py():
-            yield f"{part['path']}: not sorted by uri"
+            yield f"{part.path}: not sorted by uri"
         last_uri = uris[-1].as_py()
     if next(shards, None) is not None:
         yield "the parts do not hold every planned shard"
     if num_rows != manifest.counts["rows"]:
         yield f"the parts hold {num_rows} rows, the manifest says {manifest.counts['rows']}"
-    named = {part["path"] for part in manifest.parts} | {MANIFEST}
+    named = {part.path for part in manifest.parts} | {MANIFEST}
     for info in list_objects(folder):
         name = info.uri.removeprefix(f"{folder}/")
         if name not in named:

@@ -16,11 +16,10 @@ from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, Literal, Self
 
-from imgcls.scoring.planning.plan import Plan, run_uri
+from imgcls.runs.plan import Plan
 from imgcls.scoring.reporting.best_effort import is_stop, last_word_within_s
 from imgcls.scoring.shard.worker import ShardSummary
 from imgcls.storage.objects import put
-from imgcls.storage.uri import join
 
 log = logging.getLogger(__name__)
 
@@ -35,8 +34,8 @@ class RunProgress:
     `failed`.
     """
 
-    def __init__(self, output: str, plan: Plan) -> None:
-        self._uri = join(run_uri(output, plan.run_id), "progress.json")
+    def __init__(self, plan: Plan) -> None:
+        self._uri = plan.run.progress
         self._plan = plan
         self._state: State = "running"
         self._message = ""

@@ -13,8 +13,8 @@ from types import TracebackType
 from typing import Self
 
 from imgcls.logs import InertFormatter
+from imgcls.runs.run import Run
 from imgcls.scoring.reporting.best_effort import last_word_within_s, put_within
-from imgcls.storage.uri import join
 
 _LOGGER = "imgcls"
 
@@ -24,10 +24,10 @@ class RunLog:
 
     def __init__(self) -> None:
         self._start = f"{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}"
-        self._run = ""
+        self._run: Run | None = None
 
-    def belongs_to(self, run: str) -> None:
-        """Name the run's folder; without one, nothing is copied."""
+    def belongs_to(self, run: Run) -> None:
+        """Name the run; without one, nothing is copied."""
         self._run = run
 
     def __enter__(self) -> Self:
@@ -49,14 +49,14 @@ class RunLog:
             words = f"{type(error).__name__}: {error}"
             record = logging.LogRecord(_LOGGER, logging.ERROR, "", 0, words, None, None)
             self._handler.emit(record)
-        if self._run:
-            self._copy(last_word_within_s(error))
+        if self._run is not None:
+            self._copy(self._run.log(self._start), last_word_within_s(error))
         self._file.close()
 
-    def _copy(self, within_s: float) -> None:
+    def _copy(self, uri: str, within_s: float) -> None:
         self._file.seek(0)
         data = self._file.read().encode()
-        put_within(join(self._run, "logs", f"{self._start}.log"), data, within_s)
+        put_within(uri, data, within_s)
 
 
 class KeptLines(logging.Handler):

@@ -8,45 +8,23 @@ and changes nothing.
 
 import hashlib
 import io
-import json
-import re
 import uuid
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from imgcls.errors import ObjectExistsError, SourceError
+from imgcls.errors import ObjectExistsError
+from imgcls.runs.commits import Commit, parse_commit
+from imgcls.runs.run import Run, attempt_path
 from imgcls.schema import FAILED_BEFORE_FIELD, NOT_FAILED, Status
-from imgcls.storage.json_text import known_fields, parse_record
-from imgcls.storage.objects import list_objects, put, put_new, read
-from imgcls.storage.uri import join
-
-READS_IN_FLIGHT = 16
-_COMMIT_NAME = re.compile(r"/commits/(\d+)\.json$")
-
-
-@dataclass(frozen=True)
-class Commit:
-    """The record that makes one attempt the outcome of its shard."""
-
-    shard_id: str
-    attempt: str
-    sha256: str
-    num_rows: int
-    status_counts: dict[str, int]
-    num_failed_again: int = 0
-    """Rows of images that failed and had failed in an earlier night already."""
-    decoders: dict[str, Any] | None = None
-    """What the decoders of this shard could read, and by which versions; see decoders.py."""
+from imgcls.storage.objects import put, put_new, read
+from imgcls.storage.records import record_text
 
 
 def commit_shard(
-    run: str,
+    run: Run,
     shard_id: str,
     table: pa.Table,
     *,
@@ -56,7 +34,7 @@ def commit_shard(
     """Store a shard's rows and commit them; return the commit that counts, ours or an earlier one.
 
     Args:
-        run: the run's folder.
+        run: the run.
         shard_id: the shard.
         table: PREDICTION_SCHEMA rows of the whole shard.
         num_failed_again: as in the commit.
@@ -70,26 +48,20 @@ def commit_shard(
     data = to_parquet(table)
     commit = Commit(
         shard_id=shard_id,
-        attempt=f"attempts/{shard_id}-{uuid.uuid4().hex}.parquet",
+        attempt=attempt_path(shard_id, uuid.uuid4().hex),
         sha256=hashlib.sha256(data).hexdigest(),
         num_rows=table.num_rows,
         status_counts=count_statuses(table),
         num_failed_again=num_failed_again,
         decoders=decoders,
     )
-    put(join(run, commit.attempt), data)
-    uri = join(run, "commits", f"{shard_id}.json")
+    put(run.file(commit.attempt), data)
+    uri = run.commit(shard_id)
     try:
-        put_new(uri, json.dumps(asdict(commit)).encode())
+        put_new(uri, record_text(commit))
     except ObjectExistsError:
-        return _parse_commit(read(uri), uri)
+        return parse_commit(read(uri), uri)
     return commit
-
-
-def _parse_commit(data: bytes, uri: str) -> Commit:
-    return parse_record(
-        data, uri, SourceError, lambda fields: Commit(**known_fields(Commit, fields))
-    )
 
 
 def to_parquet(table: pa.Table) -> bytes:
@@ -126,16 +98,3 @@ def count_failed_again(planned: pa.Table, rows: pa.Table) -> int:
     is_no_failure = pc.is_in(rows["status"].cast(pa.string()), value_set=pa.array(NOT_FAILED))
     is_again = pc.is_in(rows["uri"], value_set=before)
     return int(pc.sum(pc.and_(is_again, pc.invert(is_no_failure))).as_py() or 0)
-
-
-def read_commits(run: str) -> Iterator[Commit]:
-    """Yield every commit of a run, in order of shard, several reads in flight."""
-    uris = (info.uri for info in list_objects(join(run, "commits")))
-    named = sorted(uri for uri in uris if _COMMIT_NAME.search(uri))
-    pool = ThreadPoolExecutor(READS_IN_FLIGHT)
-    try:
-        for uri, data in zip(named, pool.map(read, named), strict=True):
-            yield _parse_commit(data, uri)
-    finally:
-        # Not waited for: a run that is stopped must not sit out a store that stalls.
-        pool.shutdown(wait=False, cancel_futures=True)

@@ -21,11 +21,10 @@ from imgcls.image.gpu.nvjpeg import DeviceJpegDecoder
 from imgcls.inference.decision_rule import DecisionRule
 from imgcls.inference.predictor import Predictor
 from imgcls.model.bundle import Bundle
-from imgcls.scoring.planning.plan import Plan, run_uri
+from imgcls.runs.plan import PlannedRows
 from imgcls.scoring.shard.sample import spread_requests
 from imgcls.storage.bulk_get import get_many
 from imgcls.storage.objects import put_first
-from imgcls.storage.uri import join
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +35,7 @@ DEVICES: Final = {"cuda"}
 
 
 def share_with_gpu(
-    output: str, plan: Plan, bundle: Bundle, pool: DecoderPool, predictor: Predictor
+    planned: PlannedRows, bundle: Bundle, pool: DecoderPool, predictor: Predictor
 ) -> DeviceJpegDecoder | None:
     """Have `pool` share its work with the predictor's GPU; None where the run has nothing for it.
 
@@ -49,7 +48,7 @@ def share_with_gpu(
     """
     decoder = make_gpu_decoder(bundle, predictor.device)
     try:
-        found = _compare(_read_plain(output, plan, decoder), decoder, pool, predictor, bundle)
+        found = _compare(_read_plain(planned, decoder), decoder, pool, predictor, bundle)
     except BaseException:
         decoder.close()
         raise
@@ -66,10 +65,10 @@ def share_with_gpu(
         decoder.close()
         raise BundleError(
             f"--gpu-decode on refused: only {told}; {MIN_AGREEMENT:.0%} equal answers are needed. "
-            "Use --gpu-decode off."
+            "Use --gpu-decode off, with another --run-id."
         )
     log.info("gpu-decode: %s", told)
-    put_first(join(run_uri(output, plan.run_id), "gpu_decode.json"), json.dumps(found).encode())
+    put_first(planned.plan.run.gpu_decode, json.dumps(found).encode())
     pool.share_with(decoder)
     return decoder
 
@@ -93,10 +92,10 @@ def make_gpu_decoder(bundle: Bundle, device: torch.device) -> DeviceJpegDecoder:
     return DeviceJpegDecoder(bundle.decode_spec, bundle.preprocess_spec, device)
 
 
-def _read_plain(output: str, plan: Plan, decoder: DeviceJpegDecoder) -> list[bytes]:
+def _read_plain(planned: PlannedRows, decoder: DeviceJpegDecoder) -> list[bytes]:
     """Return up to NUM_COMPARED images of the run that the GPU would take."""
     files: list[bytes] = []
-    for requests in spread_requests(output, plan, 2 * NUM_COMPARED):
+    for requests in spread_requests(planned, 2 * NUM_COMPARED):
         read = get_many(requests, gives_unreadable=True)
         files += [data for _, data in read if isinstance(data, bytes) and decoder.is_plain(data)]
     return files[:NUM_COMPARED]

@@ -27,12 +27,12 @@ from imgcls.inference.backends.int8 import (
 from imgcls.inference.backends.network import Network
 from imgcls.inference.passes import Failure, Passes
 from imgcls.model.bundle import Bundle
+from imgcls.runs.plan import PlannedRows
 from imgcls.runs.published import list_published
-from imgcls.scoring.planning.plan import Plan, run_uri
+from imgcls.runs.run import Run
 from imgcls.scoring.shard.sample import spread_requests
 from imgcls.storage.bulk_get import get_many
 from imgcls.storage.objects import exists, put_first, read
-from imgcls.storage.uri import join
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ def check_can_calibrate(output: str, model_digest: str, num_images: int) -> None
         )
 
 
-def read_or_make_int8(output: str, plan: Plan, bundle: Bundle, pool: DecoderPool) -> bytes:
+def read_or_make_int8(planned: PlannedRows, bundle: Bundle, pool: DecoderPool) -> bytes:
     """Return the run's int8 network.
 
     Raises:
@@ -63,12 +63,15 @@ def read_or_make_int8(output: str, plan: Plan, bundle: Bundle, pool: DecoderPool
         StorageError: the store failed after all retries.
     """
     require_openvino()
-    uri = _network_uri(output, plan.run_id, plan.model_digest)
+    plan = planned.plan
+    uri = plan.run.int8_network(plan.model_digest)
     try:
         return read(uri)
     except ObjectMissingError:
-        sample_BCHW = take_sample(output, plan, pool)
-    earlier = _find_earlier(output, plan.model_digest) if len(sample_BCHW) < _MIN_SAMPLE else ""
+        sample_BCHW = take_sample(planned, pool)
+    earlier = (
+        _find_earlier(plan.output, plan.model_digest) if len(sample_BCHW) < _MIN_SAMPLE else ""
+    )
     if earlier:
         told = "int8: %d images are too few to calibrate on; taking over %s"
         log.info(told, len(sample_BCHW), earlier)
@@ -100,27 +103,23 @@ def _without_failing(network: Network, sample_BCHW: torch.Tensor) -> torch.Tenso
     return sample_BCHW[[row for row in range(len(sample_BCHW)) if row not in failures]]
 
 
-def _network_uri(output: str, run_id: str, model_digest: str) -> str:
-    return join(run_uri(output, run_id), f"int8-{model_digest[:16]}.zip")
-
-
 def _find_earlier(output: str, model_digest: str) -> str:
     """Return the network of the run of this model that was published last, or "" without any."""
     runs = [
-        (manifest.published_at, _network_uri(output, manifest.run_id, model_digest))
+        (manifest.published_at, Run(output, manifest.run_id).int8_network(model_digest))
         for _, manifest in list_published(output)
         if manifest.model_digest == model_digest
     ]
     return next((uri for _, uri in sorted(runs, reverse=True) if exists(uri)), "")
 
 
-def take_sample(output: str, plan: Plan, pool: DecoderPool) -> torch.Tensor:
+def take_sample(planned: PlannedRows, pool: DecoderPool) -> torch.Tensor:
     """Return uint8 [n,C,H,W] of images spread over the plan, in its order.
 
     Those that cannot be read or decoded are left out; of a multi-frame file there is the first.
     """
     crops = []
-    for requests in spread_requests(output, plan, 2 * NUM_CALIBRATION):
+    for requests in spread_requests(planned, 2 * NUM_CALIBRATION):
         found = pool.decode_many(get_many(requests, gives_unreadable=True))
         decoded = sorted(found, key=lambda one: one.index)
         crops += [one.crops[0].x_CHW for one in decoded if one.crops]

@@ -22,17 +22,17 @@ from imgcls.inference.predictor import Predictions
 from imgcls.inference.stream import Predicted
 from imgcls.metrics.calibration import Calibration
 from imgcls.metrics.operating_point import OperatingPoint, decide
+from imgcls.runs.plan import RunFacts
 from imgcls.schema import Status, prediction_schema
+
+_OF_THE_RUN = ("model", "model_digest", "spec_digest", "run_id")
 
 
 @dataclass(frozen=True)
 class Provenance:
     """What every row says about how it came to be, and how its bundle reads probabilities."""
 
-    model: str
-    model_digest: str
-    spec_digest: str
-    run_id: str
+    run: RunFacts
     class_names: tuple[str, ...]
     multi_label: bool = False
     calibration: Calibration | None = None
@@ -114,10 +114,7 @@ class ShardRows:
             )
         planned = self._plan_rows.take(indices)
         constants = {
-            "model": self._provenance.model,
-            "model_digest": self._provenance.model_digest,
-            "spec_digest": self._provenance.spec_digest,
-            "run_id": self._provenance.run_id,
+            **{name: getattr(self._provenance.run, name) for name in _OF_THE_RUN},
             "scored_at": self._scored_at,
         }
         arrays = []

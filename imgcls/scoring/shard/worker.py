@@ -5,10 +5,10 @@ to the store. Invariant: the same worker runs in the local loop and inside a Ray
 of neither.
 """
 
-import json
 import logging
 import threading
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain
@@ -23,10 +23,12 @@ from imgcls.inference.backends.choose import choose_backend
 from imgcls.inference.backends.demand import demand_of_run
 from imgcls.inference.device import set_num_threads
 from imgcls.inference.predictor import Predictor
-from imgcls.model.bundle import read_bundle
+from imgcls.model.bundle import Bundle, read_bundle
+from imgcls.runs.commits import Commit
+from imgcls.runs.plan import Plan, PlannedRows, Shard
+from imgcls.runs.run import Run
 from imgcls.scoring.planning.decoders import record_here
-from imgcls.scoring.planning.plan import Plan, Shard, read_shard_rows, run_uri
-from imgcls.scoring.shard.commit import Commit, commit_shard, count_failed_again
+from imgcls.scoring.shard.commit import commit_shard, count_failed_again
 from imgcls.scoring.shard.gpu_decode import share_with_gpu
 from imgcls.scoring.shard.int8_run import read_or_make_int8
 from imgcls.scoring.shard.remote_decode import MakeRemoteDecoder, RemoteDecoder
@@ -36,9 +38,8 @@ from imgcls.scoring.shard.score_shard import make_clock, score_shard
 from imgcls.scoring.shard.stage_clock import StageDicts, add_stages, describe_starvation
 from imgcls.storage.access import MAX_REFUSED_IN_A_ROW, Access
 from imgcls.storage.bulk_get import GetRequest
-from imgcls.storage.json_text import parse_record
 from imgcls.storage.objects import put_first
-from imgcls.storage.uri import join
+from imgcls.storage.records import parse_record, record_text
 
 log = logging.getLogger(__name__)
 
@@ -101,12 +102,11 @@ class ShardWorker:
 
     def __init__(
         self,
-        output: str,
         plan: Plan,
         options: WorkerOptions,
         make_remote: MakeRemoteDecoder | None = None,
     ) -> None:
-        self._output, self._plan, self._rows = output, plan, plan.row_options
+        self._plan, self._rows, self._planned = plan, plan.row_options, PlannedRows(plan)
         set_num_threads(options.num_cpus)
         bundle = read_bundle(plan.model_uri)
         if bundle.digest != plan.model_digest:
@@ -115,12 +115,37 @@ class ShardWorker:
                 f"{plan.model_digest}. A bundle must not be changed in place; register a new "
                 "version."
             )
-        self._pool = DecoderPool(
-            bundle.decode_spec, bundle.preprocess_spec, options.num_decoders or options.num_cpus
+        with ExitStack() as opened:
+            self._open(bundle, options, opened)
+            # From here on they are closed with the worker.
+            self._opened = opened.pop_all()
+        self._clock = make_clock(self._predictor, self._pool)
+        self._make_remote = make_remote and partial(
+            make_remote, bundle.decode_spec, bundle.preprocess_spec
+        )
+        self._remote: RemoteDecoder | None = None
+        self._stages_so_far: StageDicts = {}
+        self._lock = threading.Lock()  # of these
+        self._access = Access(partial(_from_all_over, self._planned))
+        self._decoders = record_here(bundle.decode_spec)
+        self._provenance = Provenance(
+            run=plan,
+            class_names=bundle.class_names.names,
+            multi_label=bundle.multi_label,
+            calibration=bundle.fitted(),
+        )
+
+    def _open(self, bundle: Bundle, options: WorkerOptions, opened: ExitStack) -> None:
+        """Start the decoders and load the network, as the plan wants them."""
+        plan = self._plan
+        self._pool = opened.enter_context(
+            DecoderPool(
+                bundle.decode_spec, bundle.preprocess_spec, options.num_decoders or options.num_cpus
+            )
         )
         int8_network = None
         if self._rows.precision == "int8":
-            int8_network = read_or_make_int8(output, plan, bundle, self._pool)
+            int8_network = read_or_make_int8(self._planned, bundle, self._pool)
         demand = demand_of_run(
             device=options.device,
             precision=self._rows.precision,
@@ -131,32 +156,17 @@ class ShardWorker:
             int8_network=int8_network,
         )
         backend = choose_backend(bundle, demand)
-        agreed = agree_on_precision(run_uri(output, plan.run_id), backend.precision)
+        agreed = agree_on_precision(plan.run, backend.precision)
         if agreed != backend.precision:
             backend = choose_backend(bundle, replace(demand, precision=agreed))
         self._predictor = Predictor(bundle, backend, top_k=self._rows.top_k)
-        self._backend, self._gpu = self._predictor.name, None
+        opened.callback(self._predictor.close)
+        self._backend = self._predictor.name
         if self._rows.gpu_decode == "on":
-            self._gpu = share_with_gpu(output, plan, bundle, self._pool, self._predictor)
-            self._backend += ", some JPEGs decoded there" if self._gpu else ""
-        self._clock = make_clock(self._predictor, self._pool)
-        self._make_remote = make_remote and partial(
-            make_remote, bundle.decode_spec, bundle.preprocess_spec
-        )
-        self._remote: RemoteDecoder | None = None
-        self._stages_so_far: StageDicts = {}
-        self._lock = threading.Lock()  # of these
-        self._access = Access(partial(_from_all_over, output, plan))
-        self._decoders = record_here(bundle.decode_spec)
-        self._provenance = Provenance(
-            model=plan.model,
-            model_digest=plan.model_digest,
-            spec_digest=plan.spec_digest,
-            run_id=plan.run_id,
-            class_names=bundle.class_names.names,
-            multi_label=bundle.multi_label,
-            calibration=bundle.fitted(),
-        )
+            gpu = share_with_gpu(self._planned, bundle, self._pool, self._predictor)
+            if gpu is not None:
+                opened.callback(gpu.close)
+                self._backend += ", some JPEGs decoded there"
 
     def score(self, shard: Shard) -> ShardSummary:
         """Score and commit one shard; an expected error goes into the summary, others go on."""
@@ -180,7 +190,7 @@ class ShardWorker:
         )
 
     def _score(self, shard: Shard) -> Commit:
-        planned = read_shard_rows(self._output, self._plan, shard)
+        planned = self._planned.of(shard)
         table = score_shard(
             planned,
             predictor=self._predictor,
@@ -194,7 +204,7 @@ class ShardWorker:
         )
         with self._clock.busy("write", table.num_rows):
             return commit_shard(
-                run_uri(self._output, self._plan.run_id),
+                self._plan.run,
                 shard.shard_id,
                 table,
                 num_failed_again=count_failed_again(planned, table),
@@ -212,8 +222,11 @@ class ShardWorker:
                 log.warning("%s: nodes without a GPU decode for it now", starvation)
                 self._remote = self._make_remote()
 
+    def close(self) -> None:
+        """End the decoders, and let go of the device."""
+        self._opened.close()
+
     def __enter__(self) -> Self:
-        self._pool.__enter__()
         return self
 
     def __exit__(
@@ -222,23 +235,26 @@ class ShardWorker:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._predictor.close()
-        if self._gpu is not None:
-            self._gpu.close()
-        self._pool.__exit__(kind, error, trace)
+        self.close()
 
 
-def _from_all_over(output: str, plan: Plan) -> list[GetRequest]:
+def _from_all_over(planned: PlannedRows) -> list[GetRequest]:
     """Return what to read where nothing of a shard can be read: a few images of the whole run."""
-    found = chain.from_iterable(spread_requests(output, plan, MAX_REFUSED_IN_A_ROW))
+    found = chain.from_iterable(spread_requests(planned, MAX_REFUSED_IN_A_ROW))
     return [replace(request, index=index) for index, request in enumerate(found)]
 
 
-def agree_on_precision(run: str, mine: str) -> Precision:
+@dataclass(frozen=True)
+class _Agreed:
+    """precision.json."""
+
+    precision: Precision
+
+
+def agree_on_precision(run: Run, mine: str) -> Precision:
     """Return the precision of the run: that of the worker that came first, wherever it ran.
 
     Machines may differ, and so may the next start: the rows of one run must not.
     """
-    uri = join(run, "precision.json")
-    first = put_first(uri, json.dumps({"precision": mine}).encode())
-    return cast(Precision, parse_record(first, uri, ConfigError, lambda f: f["precision"]))
+    first = put_first(run.precision, record_text(_Agreed(cast(Precision, mine))))
+    return parse_record(first, run.precision, ConfigError, _Agreed).precision

@@ -10,8 +10,10 @@ import pytest
 import torch
 
 from imgcls.errors import DeviceFailedError, RunStoppedError
-from imgcls.scoring.executors.executor import use_ray, warn_of_idle_gpus
+from imgcls.scoring.executors import where
+from imgcls.scoring.executors.executor import warn_of_idle_gpus
 from imgcls.scoring.executors.ray_data import refuse_without_cuda
+from imgcls.scoring.executors.where import use_ray
 from tests.ray_nodes import RayCluster
 from tests.scoring.tiny import write_images
 
@@ -33,6 +35,7 @@ def test_auto_takes_ray_where_one_process_would_leave_gpus_idle(
 ) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.delenv("RAY_JOB_ID", raising=False)
+    monkeypatch.setattr(where, "_GPU_DRIVERS", ("/dev/null",))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: num_gpus)
     assert use_ray(executor, device) == expected
 
@@ -40,6 +43,7 @@ def test_auto_takes_ray_where_one_process_would_leave_gpus_idle(
 def test_one_process_asked_for_says_how_many_gpus_it_leaves_idle(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    monkeypatch.setattr(where, "_GPU_DRIVERS", ("/dev/null",))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
     with caplog.at_level(logging.WARNING, "imgcls"):
         warn_of_idle_gpus("cpu")

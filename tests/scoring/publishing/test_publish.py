@@ -8,13 +8,14 @@ import pytest
 
 from imgcls.config.scoring import ScoreConfig, VerifyConfig
 from imgcls.errors import ImgclsError
-from imgcls.runs.published import Manifest, published_uri, read_manifest
+from imgcls.runs.commits import read_commits
+from imgcls.runs.plan import read_plan
+from imgcls.runs.published import Manifest, read_manifest
+from imgcls.runs.run import Run
 from imgcls.scoring.driver import score
-from imgcls.scoring.planning.plan import read_plan, run_uri
 from imgcls.scoring.publishing import publish as publishing
 from imgcls.scoring.publishing.publish import compare_with_plan, publish
 from imgcls.scoring.publishing.verify import verify
-from imgcls.scoring.shard.commit import read_commits
 from imgcls.storage.objects import delete, put
 from imgcls.storage.uri import join
 from tests.scoring.tiny import comparable, prediction_rows, published_rows, write_images
@@ -64,24 +65,24 @@ def scored(model_ref: str, tmp_path: Path) -> ScoreConfig:
 
 
 def publish_again(config: ScoreConfig) -> Manifest:
-    plan = read_plan(config.output, "night")
+    plan = read_plan(Run(config.output, "night"))
     assert plan is not None
-    commits = {c.shard_id: c for c in read_commits(run_uri(config.output, "night"))}
-    return publish(config.output, plan, commits)
+    commits = {c.shard_id: c for c in read_commits(plan.run)}
+    return publish(plan, commits)
 
 
 def test_large_nights_are_cut_into_parts_sorted_by_uri(
     scored: ScoreConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plan = read_plan(scored.output, "night")
+    plan = read_plan(Run(scored.output, "night"))
     assert plan is not None
-    folder = published_uri(scored.output, plan.date, plan.run_id)
+    folder = plan.published
     whole = comparable(published_rows(scored.output))
     for name in ("_manifest.json", "part-00000.parquet"):
         delete(join(folder, name))
     monkeypatch.setattr(publishing, "ROWS_PER_PART", 100)
     manifest = publish_again(scored)
-    assert [(part["num_rows"], part["num_shards"]) for part in manifest.parts] == [
+    assert [(part.num_rows, part.num_shards) for part in manifest.parts] == [
         (128, 2),
         (22, 1),
     ]
@@ -91,19 +92,17 @@ def test_large_nights_are_cut_into_parts_sorted_by_uri(
 
 
 def test_second_publisher_gets_the_first_manifest(scored: ScoreConfig) -> None:
-    plan = read_plan(scored.output, "night")
+    plan = read_plan(Run(scored.output, "night"))
     assert plan is not None
-    assert publish_again(scored) == read_manifest(
-        published_uri(scored.output, plan.date, plan.run_id)
-    )
+    assert publish_again(scored) == read_manifest(plan.published)
 
 
 def test_part_of_the_same_rows_by_another_writer_is_adopted_with_its_digest(
     scored: ScoreConfig,
 ) -> None:
-    plan = read_plan(scored.output, "night")
+    plan = read_plan(Run(scored.output, "night"))
     assert plan is not None
-    folder = published_uri(scored.output, plan.date, plan.run_id)
+    folder = plan.published
     table = published_rows(scored.output)
     delete(join(folder, "_manifest.json"))
     buffer = pa.BufferOutputStream()
@@ -111,13 +110,13 @@ def test_part_of_the_same_rows_by_another_writer_is_adopted_with_its_digest(
     data = buffer.getvalue().to_pybytes()
     put(join(folder, "part-00000.parquet"), data)
     [part] = publish_again(scored).parts
-    assert part["sha256"] == hashlib.sha256(data).hexdigest()
+    assert part.sha256 == hashlib.sha256(data).hexdigest()
 
 
 def test_foreign_part_is_an_error_and_nothing_is_published(scored: ScoreConfig) -> None:
-    plan = read_plan(scored.output, "night")
+    plan = read_plan(Run(scored.output, "night"))
     assert plan is not None
-    folder = published_uri(scored.output, plan.date, plan.run_id)
+    folder = plan.published
     delete(join(folder, "_manifest.json"))
     buffer = pa.BufferOutputStream()
     pq.write_table(prediction_rows(["x"], ["ok"]), buffer)
@@ -128,14 +127,13 @@ def test_foreign_part_is_an_error_and_nothing_is_published(scored: ScoreConfig) 
 
 
 def test_damaged_attempt_is_an_error_and_nothing_is_published(scored: ScoreConfig) -> None:
-    plan = read_plan(scored.output, "night")
+    plan = read_plan(Run(scored.output, "night"))
     assert plan is not None
-    folder = published_uri(scored.output, plan.date, plan.run_id)
+    folder = plan.published
     for name in ("_manifest.json", "part-00000.parquet"):
         delete(join(folder, name))
-    run = run_uri(scored.output, "night")
-    attempt = next(iter(read_commits(run))).attempt
-    path = Path(run, attempt)
+    attempt = next(iter(read_commits(plan.run))).attempt
+    path = Path(plan.run.file(attempt))
     path.write_bytes(path.read_bytes()[:-1] + b"\0")
     with pytest.raises(ImgclsError, match="sha256"):
         publish_again(scored)
@@ -145,7 +143,7 @@ def test_damaged_attempt_is_an_error_and_nothing_is_published(scored: ScoreConfi
 def test_rows_of_an_earlier_version_are_published_with_a_null_format(
     scored: ScoreConfig, tmp_path: Path
 ) -> None:
-    run = Path(run_uri(scored.output, "night"))
+    run = Path(Run(scored.output, "night").uri)
     [folder] = (tmp_path / "out").glob("date=*/run=*")
     part = folder / "part-00000.parquet"
     before = published_rows(scored.output)

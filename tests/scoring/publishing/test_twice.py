@@ -98,5 +98,5 @@ def test_what_score_was_asked_to_repeat_is_counted(night: NightlyConfig) -> None
 def test_score_does_not_go_on_with_a_night(night: NightlyConfig) -> None:
     leave_unfinished(night)
     asked = ScoreConfig(night.source, night.model, night.output, run_id=FIRST, executor="local")
-    with pytest.raises(ConfigError, match=f"{FIRST} is a night: go on with it by nightly"):
+    with pytest.raises(ConfigError, match=f"{FIRST} is a night: continue it by nightly"):
         score(asked)

@@ -12,14 +12,13 @@ import pytest
 from imgcls.config.scoring import GcConfig, ScoreConfig, VerifyConfig
 from imgcls.errors import BudgetExceededError, RunStoppedError
 from imgcls.scoring.driver import score
-from imgcls.scoring.planning.plan import Plan
 from imgcls.scoring.publishing.retention import gc
 from imgcls.scoring.publishing.verify import verify
 from imgcls.scoring.reporting.progress_file import RunProgress
 from imgcls.scoring.reporting.run_log import KeptLines, RunLog
 from imgcls.scoring.shard.worker import ShardSummary
 from imgcls.storage.objects import put
-from tests.scoring.tiny import write_images
+from tests.scoring.tiny import plan_record, write_images
 
 NUM_IMAGES = 150
 
@@ -91,9 +90,7 @@ def test_a_store_that_takes_none_of_it_does_not_end_the_run(config: ScoreConfig)
 
 
 def test_resumed_run_counts_what_was_there_and_rates_what_it_does_itself() -> None:
-    counts = {"planned": 200}
-    plan = Plan("night", "", "", "", "", "", "", {}, (), (100, 50, 50), counts, "")
-    progress = RunProgress("/nowhere", plan)
+    progress = RunProgress(plan_record((100, 50, 50), "/nowhere"))
     progress.start_from("000000", 110, {"ok": 110})
     time.sleep(0.01)
     assert progress.snapshot()["images_per_s"] == 0
@@ -108,10 +105,8 @@ def test_resumed_run_counts_what_was_there_and_rates_what_it_does_itself() -> No
 
 
 def test_a_stopped_run_says_so(tmp_path: Path) -> None:
-    plan = Plan("night", "", "", "", "", "", "", {}, (), (1,), {"planned": 1}, "")
-
     def stop() -> None:
-        with RunProgress(str(tmp_path), plan):
+        with RunProgress(plan_record((1,), str(tmp_path))):
             raise RunStoppedError("stopped by SIGTERM")
 
     with pytest.raises(RunStoppedError):

@@ -2,6 +2,7 @@
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -92,7 +93,9 @@ def test_answers_that_change_are_refused_with_the_figures(
     written = [info.uri for info in list_objects(config.output)]
     assert not [uri for uri in written if "attempts" in uri or "commits" in uri]
     monkeypatch.undo()
-    assert score(config)["rows"] == 150, "the same run goes on without it"
+    with pytest.raises(ConfigError, match="--gpu-decode on, not off"):
+        score(config)
+    assert score(replace(config, run_id="without"))["rows"] == 150
 
 
 def test_run_without_a_plain_jpeg_is_decoded_as_ever(

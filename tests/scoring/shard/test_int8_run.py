@@ -12,6 +12,8 @@ from imgcls.image.decoders.pool import DecoderPool
 from imgcls.inference.backends.int8 import MIN_CALIBRATION
 from imgcls.model.registry import register
 from imgcls.nightly import nightly
+from imgcls.runs.plan import PlannedRows
+from imgcls.runs.run import Run
 from imgcls.scoring.driver import make_plan, score
 from imgcls.scoring.shard.int8_run import take_sample
 from imgcls.storage.objects import list_objects, put, read
@@ -35,10 +37,10 @@ def test_sample_is_the_same_every_time_and_comes_from_all_over_the_plan(tmp_path
     config = ScoreConfig(
         str(tmp_path / "images"), model, str(tmp_path / "out"), shard_size=64, device="cpu"
     )
-    plan = make_plan(config, "night", 1)
+    plan = make_plan(config, Run(config.output, "night"), 1)
     bundle = make_bundle()
     with DecoderPool(bundle.decode_spec, bundle.preprocess_spec, 1) as pool:
-        first, second = (take_sample(config.output, plan, pool) for _ in range(2))
+        first, second = (take_sample(PlannedRows(plan), pool) for _ in range(2))
     assert first.equal(second)
     assert len(first) == 149, "all that decode"
 

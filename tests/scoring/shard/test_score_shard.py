@@ -30,11 +30,11 @@ from imgcls.scoring.shard.score_shard import score_shard
 from imgcls.storage import access
 from imgcls.storage.objects import list_objects, put
 from tests.predictors import open_predictor
-from tests.scoring.tiny import make_bundle, tiff_frames, write_images
+from tests.scoring.tiny import make_bundle, run_facts, tiff_frames, write_images
 
 
 def provenance_of(bundle: Bundle) -> Provenance:
-    return Provenance("m", "d", "s", "run", bundle.class_names.names)
+    return Provenance(run_facts(), bundle.class_names.names)
 
 
 def plan_rows(folder: Path) -> pa.Table:

@@ -18,7 +18,7 @@ from imgcls.scoring.shard.stage_clock import (
 )
 from tests.predictors import open_predictor
 from tests.scoring.shard.test_score_shard import plan_rows
-from tests.scoring.tiny import make_bundle, write_images
+from tests.scoring.tiny import make_bundle, run_facts, write_images
 
 
 def make_test_clock(decode_s: list[float], predict_s: list[float]) -> StageClock:
@@ -173,7 +173,7 @@ def test_shards_that_overlap_are_counted_image_by_image_and_second_by_second(
     write_images(str(tmp_path), 60)
     bundle = make_bundle()
     rows = plan_rows(tmp_path)
-    provenance = Provenance("m", "d", "s", "run", bundle.class_names.names)
+    provenance = Provenance(run_facts(), bundle.class_names.names)
     predictor = open_predictor(bundle, batch_size=8, num_streams=2)
     with DecoderPool(bundle.decode_spec, bundle.preprocess_spec, 1) as pool:
         clock = make_clock(predictor, pool)

@@ -4,11 +4,10 @@ import threading
 from pathlib import Path
 
 from imgcls.config.scoring import ScoreConfig
+from imgcls.runs.run import Run
 from imgcls.scoring.driver import make_plan
-from imgcls.scoring.planning.plan import run_uri
 from imgcls.scoring.shard.worker import ShardWorker, WorkerOptions
 from imgcls.storage.objects import put_new
-from imgcls.storage.uri import join
 from tests.scoring.tiny import write_images
 
 
@@ -23,9 +22,9 @@ def test_worker_that_is_left_lets_the_threads_of_its_predictors_go(
     others = predict_threads()
     write_images(str(tmp_path / "bucket"), 3)
     config = ScoreConfig(str(tmp_path / "bucket"), model_ref, str(tmp_path / "out"))
-    plan = make_plan(config, "night", 1)
-    put_new(join(run_uri(config.output, "night"), "precision.json"), b'{"precision": "bf16"}')
-    with ShardWorker(config.output, plan, WorkerOptions(num_cpus=1, device="cpu")) as worker:
+    plan = make_plan(config, Run(config.output, "night"), 1)
+    put_new(plan.run.precision, b'{"precision": "bf16"}')
+    with ShardWorker(plan, WorkerOptions(num_cpus=1, device="cpu")) as worker:
         [shard] = plan.shards()
         assert worker.score(shard).backend.endswith("bf16 on cpu")
         started = predict_threads() - others

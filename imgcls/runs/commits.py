@@ -1,0 +1,75 @@
+"""Commits, as everybody reads them: which attempt is the outcome of which shard.
+
+In: a run. Out: its commits, in order of shard, and the rows of an attempt. Invariant: an attempt is
+believed only where its bytes are those that were committed.
+"""
+
+import hashlib
+import io
+import re
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Final
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from imgcls.errors import ImgclsError, SourceError
+from imgcls.runs.run import Run
+from imgcls.storage.objects import list_objects, read
+from imgcls.storage.records import parse_record
+
+READS_IN_FLIGHT: Final = 16
+_COMMIT_NAME: Final = re.compile(r"/commits/(\d+)\.json$")
+
+
+@dataclass(frozen=True)
+class Commit:
+    """The record that makes one attempt the outcome of its shard."""
+
+    shard_id: str
+    attempt: str
+    sha256: str
+    num_rows: int
+    status_counts: dict[str, int]
+    num_failed_again: int = 0
+    """Rows of images that failed and had failed in an earlier night already."""
+    decoders: dict[str, Any] | None = None
+    """What the decoders of this shard could read, and by which versions; see decoders.py."""
+
+
+def parse_commit(data: bytes, uri: str) -> Commit:
+    """Parse a commit.
+
+    Raises:
+        SourceError: it is not one.
+    """
+    return parse_record(data, uri, SourceError, Commit)
+
+
+def read_commits(run: Run) -> Iterator[Commit]:
+    """Yield every commit of a run, in order of shard, several reads in flight."""
+    uris = (info.uri for info in list_objects(run.commits))
+    named = sorted(uri for uri in uris if _COMMIT_NAME.search(uri))
+    pool = ThreadPoolExecutor(READS_IN_FLIGHT)
+    try:
+        for uri, data in zip(named, pool.map(read, named), strict=True):
+            yield parse_commit(data, uri)
+    finally:
+        # Not waited for: a run that is stopped must not sit out a store that stalls.
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def read_attempt(run: Run, commit: Commit) -> pa.Table:
+    """Read the attempt that a commit names.
+
+    Raises:
+        ImgclsError: other bytes are there than those committed.
+    """
+    uri = run.file(commit.attempt)
+    data = read(uri)
+    sha256 = hashlib.sha256(data).hexdigest()
+    if sha256 != commit.sha256:
+        raise ImgclsError(f"{uri}: sha256 is {sha256}, committed was {commit.sha256}")
+    return pq.read_table(io.BytesIO(data))
