@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
+from imgcls.data.boxes import LabelledBox
 from imgcls.data.class_names import (
     ClassNames,
     describe_unknown,
@@ -49,6 +50,7 @@ class Sample:
     key: str
     weight: float
     slice_name: str = ""
+    boxes: tuple[LabelledBox, ...] = ()
 
     @property
     def label(self) -> int:

@@ -13,6 +13,7 @@ from imgcls.config.training import TrainConfig
 from imgcls.data.class_names import ClassNames
 from imgcls.data.dataset import Sample
 from imgcls.image.spec import DecodeSpec, PreprocessSpec
+from imgcls.metrics.pooling import Pooling
 from imgcls.storage.uri import join
 from imgcls.training.augment.geometric import AugmentRecipe
 from imgcls.training.augment.policies import Policy
@@ -56,6 +57,8 @@ class Recipe:
     patience_epochs: int = 0
     multi_label: bool = False
     pos_weight: tuple[float, ...] = ()
+    pooling: Pooling | Literal[""] = ""
+    background: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

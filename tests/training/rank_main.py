@@ -26,6 +26,7 @@ from imgcls.image.spec import DecodeSpec, PreprocessSpec
 from imgcls.model.architectures import build_model
 from imgcls.training.augment.geometric import build_recipe
 from imgcls.training.data.loader import SplitLoader
+from imgcls.training.instances.labels import InstanceTargets
 from imgcls.training.optim.loop import StepReport, fit
 from imgcls.training.optim.optimizer import build_optimizer
 from imgcls.training.optim.train_state import TrainState
@@ -133,6 +134,9 @@ def run_and_list_bad(
         if place.rank == 0:
             time.sleep(slow_s)
 
+    if changes.get("pooling"):
+        preprocess = PreprocessSpec(SIDE_PX, SIDE_PX, fit="tiles", overlap_px=4)
+        changes |= {"preprocess": preprocess, "background": 0}
     recipe = make_recipe(place.world_size, **changes)
     dataset = read_dataset(
         data, val_fraction=0.25, test_fraction=0, seed=0, multi_label=recipe.multi_label
@@ -147,16 +151,19 @@ def run_and_list_bad(
         if state.total_steps == 1:
             be_busy()
 
+    num_classes = len(dataset.class_names)
+    targets = InstanceTargets(num_classes, 0, multi_label=False) if recipe.pooling else None
     with DecoderPool(DecodeSpec(), recipe.preprocess, 1) as pool:
         train, val = (
             SplitLoader(
                 split,
                 dataset.of_split(split),
-                num_classes=len(dataset.class_names),
+                num_classes=num_classes,
                 shape_CHW=(3, SIDE_PX, SIDE_PX),
                 pool=pool,
                 cache=None,
                 max_bad_fraction=0.1,
+                targets=targets,
             )
             for split in ("train", "val")
         )

@@ -10,6 +10,7 @@ So it is done here, by threads of the loader, and then `augment`, which comes be
 Shape legend: B batch, C channel, N NUM_DRAWS, P image_px.
 """
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
 from types import TracebackType
@@ -18,7 +19,7 @@ from typing import Self
 import numpy as np
 import torch
 
-from imgcls.training.augment.counter_rng import image_seeds, uniform
+from imgcls.training.augment.counter_rng import hash64, image_seeds, uniform
 from imgcls.training.augment.geometric import NUM_DRAWS, AugmentRecipe, augment
 from imgcls.training.augment.policies import Policy, apply_policy
 
@@ -47,6 +48,10 @@ class ImageChanges:
             initializer=torch.set_num_threads,
             initargs=(1,),
         )
+
+    def chance(self, index: int) -> Callable[[int], np.ndarray]:
+        """Return what gives n numbers, uint64, to order the instances of a sample by."""
+        return lambda num: hash64(self._seed, self._epoch, index, np.arange(num), 3)
 
     def apply(self, x_BCHW: np.ndarray, index_B: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the images, and what is left to change on the device.

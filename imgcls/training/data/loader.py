@@ -7,8 +7,9 @@ sample is counted and named, weighs nothing, and no neighbour takes its place.
     positions -> access (GETs in flight) -> DecoderPool (processes) -> cache -> batch
         -> policy, draws -> queue
 
-All of it runs in a thread of its own, PREFETCH_BATCHES ahead. Shape legend: B batch, C channel, P
-image_px, K classes, N NUM_DRAWS.
+All of it runs in a thread of its own, PREFETCH_BATCHES ahead. A sample is the first crop of its
+file, or, with `targets`, all of them. Shape legend: B batch, I instance, C channel, P epoch's
+positions, K classes, N NUM_DRAWS.
 """
 
 import logging
@@ -16,7 +17,6 @@ import queue
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing, suppress
-from dataclasses import dataclass
 from itertools import chain, islice
 from typing import NamedTuple, Protocol
 
@@ -32,8 +32,14 @@ from imgcls.storage.bulk_get import GetRequest, Result
 from imgcls.training.augment.changes import ImageChanges
 from imgcls.training.data.image_cache import ImageCache
 from imgcls.training.data.sampler import Share
+from imgcls.training.instances.batch import Batch, Instances
+from imgcls.training.instances.cache import InstanceCache, KnownInstances
+from imgcls.training.instances.choose import limit_known
+from imgcls.training.instances.labels import InstanceTargets, PlacedImage
 
 PREFETCH_BATCHES = 4
+# Of samples of many instances: a batch may be hundreds of megabytes.
+_PREFETCH_POOLED = 1
 NAMED_BAD_IMAGES = 5
 # Of a batch that no sampler planned.
 _MIN_ROWS = 2
@@ -41,54 +47,12 @@ _MIN_ROWS = 2
 log = logging.getLogger(__name__)
 
 
-class LabelledImage(Protocol):
+class LabelledImage(PlacedImage, Protocol):
     """What the loader needs of a sample."""
 
     @property
     def uri(self) -> str:
         """Where it is."""
-
-    @property
-    def labels(self) -> tuple[int, ...]:
-        """What it shows: one class, or any number of them in multi-label data."""
-
-
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """The images of one step, of one rank.
-
-    x_BCHW uint8, target_BK float32 (1 for each class that the image shows, else 0), weight_B
-    float32, index_B int64 (place in the split). Where too few images are left (bad ones took the
-    rest), they are repeated as rows of weight 0: batch normalisation needs two rows in each forward
-    pass, and a rank without a row would leave the others waiting for its gradient. Such a row
-    counts as no image. A batch for training also says in how many passes the step takes it, and
-    has draws_BN, float32, by which `augment` changes its images; None where nothing is to change.
-    """
-
-    x_BCHW: torch.Tensor
-    target_BK: torch.Tensor
-    weight_B: torch.Tensor
-    index_B: torch.Tensor
-    draws_BN: torch.Tensor | None = None
-    num_passes: int = 0  # 0: as few as the batch size allows
-
-    def cut(self, num_parts: int) -> Iterator["Batch"]:
-        """Yield the batch in parts, whose sizes differ by one row at most."""
-        num_rows = len(self.x_BCHW)
-        for part in range(num_parts):
-            rows = slice(num_rows * part // num_parts, num_rows * (part + 1) // num_parts)
-            yield Batch(
-                self.x_BCHW[rows],
-                self.target_BK[rows],
-                self.weight_B[rows],
-                self.index_B[rows],
-                None if self.draws_BN is None else self.draws_BN[rows],
-            )
-
-    @property
-    def label_B(self) -> torch.Tensor:
-        """The only class of each image, int64; of no use in multi-label data."""
-        return self.target_BK.argmax(dim=1)
 
 
 class BadImage(NamedTuple):
@@ -107,11 +71,14 @@ class SplitLoader:
         num_classes: classes of the data set.
         shape_CHW: shape of a preprocessed image.
         pool: decodes and preprocesses.
-        cache: keeps what was decoded, or None to read it again each epoch.
+        cache: keeps what was decoded, or None to read it again each epoch; an InstanceCache where
+            samples have instances.
         max_bad_fraction: of the split's images that may fail to give pixels.
         weight_N: float32, how much each sample weighs in the loss; 1 by default.
         pin_memory: page-lock batches, for copies to a CUDA device that do not block.
         access: of the whole data set; by default of this split alone.
+        targets: what instances show, where all crops of a file are the instances of one sample;
+            None where a sample is the first crop.
     """
 
     def __init__(
@@ -122,18 +89,19 @@ class SplitLoader:
         num_classes: int,
         shape_CHW: tuple[int, int, int],
         pool: DecoderPool,
-        cache: ImageCache | None,
+        cache: ImageCache | InstanceCache | None,
         max_bad_fraction: float,
         weight_N: np.ndarray | None = None,
         pin_memory: bool = False,
         access: Access | None = None,
+        targets: InstanceTargets | None = None,
     ) -> None:
         self.name, self.samples = name, samples
         self.bad: dict[str, BadImage] = {}  # by uri
         self._num_classes = num_classes
         self._weight_N = np.ones(len(samples), np.float32) if weight_N is None else weight_N
         self._shape_CHW = shape_CHW
-        self._pool, self._cache = pool, cache
+        self._pool, self._cache, self._targets = pool, cache, targets
         self._max_bad = int(max_bad_fraction * len(samples))
         self._pin_memory = pin_memory
         self._access = access or Access(lambda: spread([sample.uri for sample in samples]))
@@ -154,7 +122,7 @@ class SplitLoader:
             StorageError: the store failed.
         """
         shares = [Share(index_B, num_passes=0, min_rows=_MIN_ROWS) for index_B in steps]
-        return _ahead(self._read(shares, watch), PREFETCH_BATCHES)
+        return _ahead(self._read(shares, watch), self._depth)
 
     def batches_to_train(self, shares: Iterable[Share], changes: ImageChanges) -> Iterator[Batch]:
         """Yield one Batch per share of a step, prefetched, with the changes drawn or made.
@@ -162,7 +130,11 @@ class SplitLoader:
         Raises:
             BudgetExceededError, AccessDeniedError, StorageError: as for `batches`.
         """
-        return _ahead(self._read(list(shares), None, changes), PREFETCH_BATCHES)
+        return _ahead(self._read(list(shares), None, changes), self._depth)
+
+    @property
+    def _depth(self) -> int:
+        return PREFETCH_BATCHES if self._targets is None else _PREFETCH_POOLED
 
     @property
     def num_threads(self) -> int:
@@ -194,7 +166,7 @@ class SplitLoader:
             GetRequest(int(position), self.samples[index_P[position]].uri)
             for position in np.flatnonzero(wanted_P)
         )
-        arrived: dict[int, np.ndarray | None] = {}
+        arrived: dict[int, _Pixels | None] = {}
 
         def on_bytes(position: int, data: bytes) -> None:
             if watch is not None:
@@ -217,6 +189,8 @@ class SplitLoader:
         """Return bool [P]: of all positions in the epoch, those whose image must be fetched."""
         if self._cache is None:
             return np.ones(len(index_P), bool)
+        if isinstance(self._cache, InstanceCache):  # which may have no room for what is read
+            return self._cache.unknown(index_P)
         first_P = np.zeros(len(index_P), bool)
         first_P[np.unique(index_P, return_index=True)[1]] = True
         return np.asarray(first_P & self._cache.unknown(index_P))
@@ -231,7 +205,7 @@ class SplitLoader:
             results = self.read(chain([first], requests))
             yield from self._pool.decode_many(_watched(results, on_bytes))
 
-    def _accept(self, index: int, image: Decoded) -> np.ndarray | None:
+    def _accept(self, index: int, image: Decoded) -> "_Pixels | None":
         """Keep an image that arrived; where it is bad, count it and return None.
 
         What was bad once stays so: an image named as left out does not train in a later epoch.
@@ -243,9 +217,15 @@ class SplitLoader:
             if self._cache is not None:
                 self._cache.put_bad(index)
             return None
+        if self._targets is not None:
+            target_IK = self._targets.of(self.samples[index], image.crops)
+            found = KnownInstances(np.stack([crop.x_CHW for crop in image.crops]), target_IK)
+            if isinstance(self._cache, InstanceCache):
+                self._cache.put(index, found)
+            return found
         # Of a file with several frames the first one trains: the label is the file's.
         x_CHW = image.crops[0].x_CHW
-        if self._cache is None:
+        if not isinstance(self._cache, ImageCache):
             return x_CHW
         self._cache.put(index, x_CHW)
         return None
@@ -271,30 +251,38 @@ class SplitLoader:
             )
 
     def _assemble(
-        self, share: Share, images: list[np.ndarray | None], changes: ImageChanges | None
+        self, share: Share, images: list["_Pixels | None"], changes: ImageChanges | None
     ) -> Batch:
-        index_B, x_BCHW = self._good_images(share.index_B, images)
+        index_B, x_BCHW, instances = self._good_images(share.index_B, images, changes)
         weight_B = self._weight_N[index_B]
         num_missing = share.min_rows - len(index_B)
         if num_missing > 0:
             if not len(index_B):
-                index_B = np.zeros(1, np.int64)
+                index_B, weight_B = np.zeros(1, np.int64), np.zeros(1, np.float32)
                 x_BCHW = np.zeros((1, *self._shape_CHW), np.uint8)
-                weight_B = np.zeros(1, np.float32)
+                if instances is not None:
+                    nothing_IK = np.full((1, self._num_classes), np.nan, np.float32)
+                    instances = Instances(np.zeros(1, np.int64), torch.from_numpy(nothing_IK))
             # Images of the batch, not black ones, which would shift its statistics.
             row_B = np.arange(share.min_rows) % len(index_B)
-            index_B, x_BCHW = index_B[row_B], x_BCHW[row_B]
+            index_B = index_B[row_B]
             weight_B = np.append(weight_B, np.zeros(share.min_rows - len(weight_B), np.float32))
+            rows = row_B
+            if instances is not None:
+                rows, instances = instances.take(row_B)
+            x_BCHW = x_BCHW[rows]
         draws_BN = np.zeros((0, 0), np.float32)
         if changes is not None:
-            x_BCHW, draws_BN = changes.apply(x_BCHW, index_B)
+            of_row = index_B if instances is None else index_B[instances.sample_I]
+            x_BCHW, draws_BN = changes.apply(x_BCHW, of_row)
         return Batch(
             self._tensor(x_BCHW),
-            self._tensor(self._targets(index_B)),
+            self._tensor(self._targets_of(index_B)),
             self._tensor(weight_B),
             self._tensor(index_B),
             self._tensor(draws_BN) if draws_BN.size else None,
             share.num_passes,
+            instances,
         )
 
     def _tensor(self, array: np.ndarray) -> torch.Tensor:
@@ -302,21 +290,57 @@ class SplitLoader:
         return tensor.pin_memory() if self._pin_memory else tensor
 
     def _good_images(
-        self, index_B: np.ndarray, images: list[np.ndarray | None]
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Return which of the samples have an image, and the images."""
-        if self._cache is not None:
+        self,
+        index_B: np.ndarray,
+        images: list["_Pixels | None"],
+        changes: ImageChanges | None,
+    ) -> tuple[np.ndarray, np.ndarray, Instances | None]:
+        """Return which of the samples have an image, the images, and whose instances they are."""
+        if self._targets is not None:
+            return self._good_instances(index_B, images, changes)
+        if isinstance(self._cache, ImageCache):
             index_B = index_B[self._cache.good(index_B)]
-            return index_B, self._cache.take(index_B)
-        good = [x for x in images if x is not None]
+            return index_B, self._cache.take(index_B), None
+        good = [x for x in images if isinstance(x, np.ndarray)]
         x_BCHW = np.stack(good) if good else np.empty((0, *self._shape_CHW), np.uint8)
-        return index_B[[x is not None for x in images]], x_BCHW
+        return index_B[[x is not None for x in images]], x_BCHW, None
 
-    def _targets(self, index_B: np.ndarray) -> np.ndarray:
+    def _good_instances(
+        self,
+        index_B: np.ndarray,
+        images: list["_Pixels | None"],
+        changes: ImageChanges | None,
+    ) -> tuple[np.ndarray, np.ndarray, Instances]:
+        good: list[tuple[int, KnownInstances]] = []
+        for index, image in zip(index_B.tolist(), images, strict=True):
+            found = image
+            if found is None and isinstance(self._cache, InstanceCache):
+                found = self._cache.take(index)
+            if isinstance(found, KnownInstances):
+                limited = found if changes is None else limit_known(found, changes.chance(index))
+                good.append((index, limited))
+        x_ICHW = [found.x_ICHW for _, found in good]
+        target_IK = [found.target_IK for _, found in good]
+        return (
+            np.array([index for index, _ in good], np.int64),
+            np.concatenate([np.empty((0, *self._shape_CHW), np.uint8), *x_ICHW]),
+            Instances(
+                np.repeat(np.arange(len(good)), [len(x) for x in x_ICHW]),
+                torch.from_numpy(
+                    np.concatenate([np.empty((0, self._num_classes), np.float32), *target_IK])
+                ),
+            ),
+        )
+
+    def _targets_of(self, index_B: np.ndarray) -> np.ndarray:
         target_BK = np.zeros((len(index_B), self._num_classes), np.float32)
         for row, index in enumerate(index_B):
             target_BK[row, list(self.samples[index].labels)] = 1.0
         return target_BK
+
+
+# Of a sample: its crop, or all of its instances.
+_Pixels = np.ndarray | KnownInstances
 
 
 def _watched(

@@ -2,7 +2,7 @@
 
 In: a model in evaluation mode, a Batch. Out: logits, and the Batch with a weight of 0 for each
 image that the model fails on. Invariant: where nothing fails, the model sees the batch as it came,
-in one pass.
+in one pass; samples of many instances in as many as they need, and all of their instances count.
 
 Shape legend: B batch, C channel, K classes.
 """
@@ -11,11 +11,13 @@ import logging
 from dataclasses import replace
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from imgcls.errors import DeviceFailedError
 from imgcls.inference.passes import Failure, Passes
-from imgcls.training.data.loader import Batch, SplitLoader
+from imgcls.training.data.loader import SplitLoader
+from imgcls.training.instances.batch import Batch
+from imgcls.training.instances.pooled_loss import pool_batch
 from imgcls.training.optim.precision import autocast
 from imgcls.training.optim.step import to_model_input
 from imgcls.training.ranks.rank import Place
@@ -34,9 +36,7 @@ class ValidationForward:
         self._model: nn.Module = nn.Identity()
         self._shape: torch.Size = torch.Size()
 
-    def __call__(
-        self, model: nn.Module, batch: Batch, val: SplitLoader
-    ) -> tuple[torch.Tensor, Batch]:
+    def __call__(self, model: nn.Module, batch: Batch, val: SplitLoader) -> tuple[Tensor, Batch]:
         """Return float32 logits [B,K] on the device; zeros for images that the model fails on.
 
         Raises:
@@ -46,19 +46,30 @@ class ValidationForward:
         found = self._passes.run(
             len(batch.x_BCHW), lambda rows, _size: self._forward(batch.x_BCHW[rows])
         )
-        if len(found) == 1 and not isinstance(found[0][1], Failure):
-            return found[0][1], batch
+        if not any(isinstance(result, Failure) for _, result in found):
+            return self._pooled(
+                [logits for _, logits in found if isinstance(logits, Tensor)], batch
+            )
         zeros_K = batch.target_BK.new_zeros((1, batch.target_BK.shape[1]))
         weight_B, parts = batch.weight_B.clone(), []
         for rows, result in found:
             if isinstance(result, Failure):
-                weight_B[rows] = 0
-                uri = val.samples[int(batch.index_B[rows.start])].uri
+                row = rows.start
+                sample = row if batch.instances is None else int(batch.instances.sample_I[row])
+                weight_B[sample] = 0
+                uri = val.samples[int(batch.index_B[sample])].uri
                 log.warning("%s split: the model fails on %s: %s", val.name, uri, result.reason)
                 parts.append(zeros_K.to(self._place.device))
             else:
                 parts.append(result)
-        return torch.cat(parts), replace(batch, weight_B=weight_B)
+        return self._pooled(parts, replace(batch, weight_B=weight_B))
+
+    def _pooled(self, parts: list[Tensor], batch: Batch) -> tuple[Tensor, Batch]:
+        """Return the logits of the samples: of all their instances."""
+        logits_BK = parts[0] if len(parts) == 1 else torch.cat(parts)
+        if batch.instances is None:
+            return logits_BK, batch
+        return pool_batch(logits_BK, batch.instances, self._recipe), batch
 
     def _forward(self, x_BCHW: torch.Tensor) -> torch.Tensor:
         x_BCHW = to_model_input(x_BCHW.to(self._place.device, non_blocking=True), self._recipe)

@@ -22,8 +22,9 @@ from imgcls.config.choices import BestBy
 from imgcls.errors import ConfigError, RunStoppedError
 from imgcls.metrics.quality import macro_auroc
 from imgcls.training.augment.changes import ImageChanges
-from imgcls.training.data.loader import Batch, SplitLoader
+from imgcls.training.data.loader import SplitLoader
 from imgcls.training.data.sampler import Sampler, divide, rarest_labels
+from imgcls.training.instances.batch import Batch
 from imgcls.training.optim.forward import ValidationForward
 from imgcls.training.optim.layer_groups import to_train_mode
 from imgcls.training.optim.losses import loss_per_image

@@ -5,6 +5,7 @@ Invariant: every rank builds the same weights.
 """
 
 import logging
+from collections.abc import Mapping
 from uuid import uuid4
 
 import numpy as np
@@ -15,15 +16,19 @@ from imgcls.errors import ConfigError
 from imgcls.image.decoders.pool import DecoderPool
 from imgcls.storage.access import Access, spread
 from imgcls.training.data.image_cache import (
+    RAM_FRACTION,
     ImageCache,
     choose_kind,
     forget,
+    free_memory_bytes,
     num_bytes,
     private_buffer,
     shared_buffer,
 )
 from imgcls.training.data.loader import SplitLoader
 from imgcls.training.data.sampler import Sampler
+from imgcls.training.instances.cache import InstanceCache
+from imgcls.training.instances.labels import InstanceTargets
 from imgcls.training.optim.ema import copy_for_average
 from imgcls.training.optim.initial_model import initial_model
 from imgcls.training.optim.losses import balanced_class_weights
@@ -40,7 +45,14 @@ log = logging.getLogger(__name__)
 
 def make_loaders(plan: TrainPlan, pool: DecoderPool, place: Place) -> dict[str, SplitLoader]:
     """Return a loader for each split that has samples, each with its cache."""
-    caches = make_caches(plan, place)
+    targets = None
+    if plan.recipe.pooling:
+        targets = InstanceTargets(
+            len(plan.class_names), plan.recipe.background, multi_label=plan.recipe.multi_label
+        )
+    caches: Mapping[str, ImageCache | InstanceCache] = (
+        make_caches(plan, place) if targets is None else make_instance_caches(plan, place)
+    )
     access = Access(lambda: spread([sample.uri for sample in plan.samples]))
     return {
         split: SplitLoader(
@@ -54,6 +66,7 @@ def make_loaders(plan: TrainPlan, pool: DecoderPool, place: Place) -> dict[str, 
             weight_N=weigh_samples(plan) if split == "train" else None,
             pin_memory=place.device.type == "cuda",
             access=access,
+            targets=targets,
         )
         for split, samples in plan.splits.items()
         if samples
@@ -78,6 +91,26 @@ def make_caches(plan: TrainPlan, place: Place) -> dict[str, ImageCache]:
             forget(kind, name)
     return {
         split: ImageCache(buffers[split], len(samples), plan.shape_CHW)
+        for split, samples in plan.splits.items()
+    }
+
+
+def make_instance_caches(plan: TrainPlan, place: Place) -> Mapping[str, InstanceCache]:
+    """Return a cache per split, of this rank; none where none is wanted.
+
+    How many instances an image has shows when it is read: `auto` keeps as much as it may.
+    """
+    wanted = plan.config.cache
+    if wanted == "none":
+        return {}
+    num_images = max(1, sum(map(len, plan.splits.values())))
+    limit_bytes = int(RAM_FRACTION * free_memory_bytes() / place.world_size)
+    return {
+        split: InstanceCache(
+            len(samples),
+            on_disk=wanted == "disk",
+            max_bytes=limit_bytes * len(samples) // num_images if wanted == "auto" else 0,
+        )
         for split, samples in plan.splits.items()
     }
 

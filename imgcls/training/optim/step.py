@@ -3,7 +3,8 @@
 In: a Batch of this rank. Out: sums of loss and weight; the model and optimizer, one step further.
 Invariants: the gradient is that of the weighted mean loss over the images of ALL ranks, so N
 workers step as one would; a loss that is not finite changes no weight, on any rank; nothing here
-waits for the device, which would stand idle until it has the next step.
+waits for the device, which would stand idle until it has the next step, but the choice of instances
+of samples that have many.
 
 Shape legend: B batch, C channel, K classes, N forward passes.
 """
@@ -11,8 +12,9 @@ Shape legend: B batch, C channel, K classes, N forward passes.
 import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from functools import cached_property
+from functools import cached_property, partial
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -22,9 +24,13 @@ from imgcls.image.preprocess import normalize
 from imgcls.training.augment.counter_rng import step_seed
 from imgcls.training.augment.geometric import augment
 from imgcls.training.augment.mixup import mix
-from imgcls.training.data.loader import Batch, LabelledImage
+from imgcls.training.data.loader import LabelledImage
+from imgcls.training.instances.batch import Batch
+from imgcls.training.instances.choose import choose_instances
+from imgcls.training.instances.pooled_loss import loss_of_samples, pool_batch
 from imgcls.training.optim.ema import follow
 from imgcls.training.optim.late import LateRead
+from imgcls.training.optim.layer_groups import to_train_mode
 from imgcls.training.optim.losses import loss_per_image, smooth_targets
 from imgcls.training.optim.optimizer import set_lr
 from imgcls.training.optim.precision import autocast
@@ -33,6 +39,8 @@ from imgcls.training.ranks.rank import Place
 from imgcls.training.train_plan import Recipe
 
 NAMED_URIS = 8
+# Instances that are looked at in one pass, at least; that takes no memory for a gradient.
+_MIN_ROWS_TO_CHOOSE = 64
 # Takes the number of a pass and its loss.
 _DescribeLoss = Callable[[int, float], str]
 
@@ -121,7 +129,7 @@ def train_step(
     # torch averages gradients over ranks; we want the mean over images.
     scale = place.world_size / weight_sum_all if weight_sum_all > 0 else 0.0
     state.optimizer.zero_grad(set_to_none=True)
-    parts = list(batch.cut(batch.num_passes or -(-len(batch.x_BCHW) // recipe.batch_size)))
+    parts = list(batch.cut(batch.num_passes or -(-len(batch.index_B) // recipe.batch_size)))
     losses, rights = [], []
     for number, part in enumerate(parts, 1):
         with place.without_sync(wrapped) if number < len(parts) else nullcontext():
@@ -177,6 +185,8 @@ def _weighted_loss(
     Each is one float32 on the device.
     """
     device = place.device
+    if batch.instances is not None:
+        batch = _with_few_instances(state, wrapped, batch, recipe, place)
     x_BCHW = batch.x_BCHW.to(device, non_blocking=True)
     target_BK = batch.target_BK.to(device, non_blocking=True)
     weight_B = batch.weight_B.to(device, non_blocking=True)
@@ -193,15 +203,44 @@ def _weighted_loss(
     )
     with autocast(recipe, device):
         logits_BK = wrapped(x_BCHW).float()
-    loss_B = loss_per_image(
-        logits_BK,
-        target_BK,
-        recipe.loss,
+    loss_of = partial(
+        loss_per_image,
+        loss=recipe.loss,
         multi_label=recipe.multi_label,
         pos_weight_K=constant(recipe.pos_weight, logits_BK) if recipe.pos_weight else None,
     )
+    if batch.instances is None:
+        loss_B = loss_of(logits_BK, target_BK)
+    else:
+        logits_IK, logits_BK = logits_BK, pool_batch(logits_BK, batch.instances, recipe)
+        loss_B = loss_of_samples(logits_IK, loss_of(logits_BK, target_BK), batch.instances, loss_of)
     right_B = is_right(logits_BK.detach(), target_BK, multi_label=recipe.multi_label)
     return (loss_B * weight_B).sum(), (right_B & (weight_B > 0)).sum().float()
+
+
+def _with_few_instances(
+    state: TrainState, wrapped: nn.Module, batch: Batch, recipe: Recipe, place: Place
+) -> Batch:
+    """Return the batch with the instances that are trained on; waits for the device."""
+    state.model.eval()
+
+    @torch.no_grad()
+    def probs_of(x_ICHW: torch.Tensor) -> np.ndarray:
+        parts = []
+        size = max(_MIN_ROWS_TO_CHOOSE, recipe.batch_size)
+        for start in range(0, len(x_ICHW), size):
+            rows_ICHW = x_ICHW[start : start + size]
+            x_BCHW = to_model_input(rows_ICHW.to(place.device, non_blocking=True), recipe)
+            with autocast(recipe, place.device):
+                logits_BK = state.model(x_BCHW).float()
+            parts.append(logits_BK.sigmoid() if recipe.multi_label else logits_BK.softmax(dim=1))
+        probs_IK: np.ndarray = torch.cat(parts).cpu().numpy()
+        return probs_IK
+
+    try:
+        return choose_instances(batch, probs_of, recipe, state.total_steps)
+    finally:
+        to_train_mode(wrapped)
 
 
 def _diverged(where: str, loss: float, uris: list[str]) -> str:
