@@ -73,6 +73,8 @@ def make_bundle(
         golden_x_BCHW=golden_x_BCHW,
         golden_probs_BK=golden_probs_BK,
         multi_label=plan.config.multi_label,
+        pooling=plan.recipe.pooling,
+        background_class=_background_class(plan),
     )
     num_measured = sum(len(loaders[split].samples) for split in ("val", "test") if split in loaders)
     predictor, miss = _make_predictor(bundle, place, num_measured)
@@ -179,13 +181,20 @@ def describe(
     }
 
 
+def _background_class(plan: TrainPlan) -> str:
+    label = plan.recipe.background
+    return "" if label is None else plan.class_names.names[label]
+
+
 def _golden_images(loaders: dict[str, SplitLoader]) -> torch.Tensor:
     """Return uint8 [n,C,P,P]: a few preprocessed images, spread over the validation split."""
     loader = loaders.get("val") or loaders.get("test") or loaders["train"]
     good = [i for i, sample in enumerate(loader.samples) if sample.uri not in loader.bad]
     chosen = np.unique(np.linspace(0, len(good) - 1, min(NUM_GOLDEN, len(good))).astype(int))
     [batch] = loader.batches([np.array(good)[chosen]])
-    return batch.x_BCHW[batch.weight_B > 0]
+    # Of a sample with many instances the one in the middle.
+    rows = [batch.rows_of(i) for i in range(len(batch.index_B)) if batch.weight_B[i] > 0]
+    return batch.x_BCHW[[(each.start + each.stop) // 2 for each in rows]]
 
 
 def _golden(

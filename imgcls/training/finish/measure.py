@@ -69,10 +69,12 @@ def _decoded(loader: SplitLoader, batch_size: int) -> Iterator[Decoded]:
     index_N = np.arange(len(loader.samples))
     steps = (index_N[i : i + batch_size] for i in range(0, len(index_N), batch_size))
     for batch in loader.batches(steps):
-        is_real_B = batch.weight_B > 0
-        pairs = zip(batch.index_B[is_real_B].tolist(), batch.x_BCHW[is_real_B].numpy(), strict=True)
-        for index, x_CHW in pairs:
-            yield Decoded(index, None, [Crop(x_CHW, width_px=0, height_px=0, frame=None)])
+        for sample, index in enumerate(batch.index_B.tolist()):
+            if batch.weight_B[sample] > 0:
+                crops = [
+                    Crop(x_CHW, 0, 0, None) for x_CHW in batch.x_BCHW[batch.rows_of(sample)].numpy()
+                ]
+                yield Decoded(index, None, crops)
 
 
 def _why_no_points(plan: TrainPlan, predicted: Collected) -> str:

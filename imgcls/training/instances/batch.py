@@ -84,6 +84,12 @@ class Batch:
                 instances=None if self.instances is None else self.instances.cut(start, stop),
             )
 
+    def rows_of(self, sample: int) -> slice:
+        """Return the rows of pixels of a sample."""
+        if self.instances is None:
+            return slice(sample, sample + 1)
+        return self.instances.rows_of(sample, sample + 1)
+
     @property
     def label_B(self) -> torch.Tensor:
         """The only class of each image, int64; of no use in multi-label data."""
