@@ -1,4 +1,4 @@
-"""What decoding gives: uint8 pixels and where they come from.
+"""What decoding gives: pixels and where they come from.
 
 In: nothing. Out: `DecodedImage`. Invariant: a plain value; every decoder of this package returns
 it.
@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+# Values 0..255: uint8, or of a spec of depth 16 also float32.
+Pixels = npt.NDArray[np.uint8 | np.float32]
 # From the width and height of a source, as displayed, to those that are enough.
 WantedSize = Callable[[int, int], tuple[int, int]]
 
@@ -18,8 +20,8 @@ WantedSize = Callable[[int, int], tuple[int, int]]
 class DecodedImage:
     """One frame, upright, in the channels of the decode spec."""
 
-    image_HWC: npt.NDArray[np.uint8]
-    """uint8 [H,W,C] 0..255: RGB where C is 3, luma where C is 1; H, W after any DCT scaling."""
+    image_HWC: Pixels
+    """[H,W,C] 0..255: RGB where C is 3, luma where C is 1; H, W after any DCT scaling."""
     width_px: int
     """Width of the source as displayed (after EXIF orientation, before DCT scaling)."""
     height_px: int

@@ -11,8 +11,8 @@ B batch.
 from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 
+from imgcls.image.decoded import Pixels
 from imgcls.image.fit.placement import place
 from imgcls.image.fit.resample import resample
 from imgcls.image.spec import PreprocessSpec
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import torch
 
 
-def preprocess(image_HWC: npt.NDArray[np.uint8], spec: PreprocessSpec) -> npt.NDArray[np.uint8]:
+def preprocess(image_HWC: Pixels, spec: PreprocessSpec) -> Pixels:
     """Fit an image into the model's input.
 
     Only the part that a cut keeps is resampled; a pixel gets the value that it has in the whole
@@ -36,7 +36,7 @@ def preprocess(image_HWC: npt.NDArray[np.uint8], spec: PreprocessSpec) -> npt.ND
     """
     height_px, width_px, _ = image_HWC.shape
     where = place(width_px, height_px, spec)
-    part_HWC = resample(image_HWC, where.box, where.width_px, where.height_px)
+    part_HWC = resample(image_HWC, where.box, where.width_px, where.height_px)  # type: ignore[arg-type]
     if where.is_whole(spec):
         return np.ascontiguousarray(part_HWC.transpose(2, 0, 1))
     x_CHW = np.empty(spec.shape_CHW, np.uint8)

@@ -27,7 +27,7 @@ CropPlace = Literal["center", "center_floor", "center_halves", "top_left"]
 Color = Literal["rgb", "gray"]
 Frames = Literal["first", "middle", "all"]
 Icc = Literal["ignore", "srgb"]
-GrayRange = Literal["declared", "bits", "window", "min_max"]
+GrayRange = Literal["declared", "bits", "window", "min_max", "measured"]
 DicomWindow = Literal[
     "file", "none", "lung", "soft_tissue", "bone", "brain", "mediastinum", "lung_soft_bone"
 ]
@@ -43,6 +43,11 @@ _CHOICES: Final[dict[str, tuple[str, ...]]] = {
     "crop_place": get_args(CropPlace),
 }
 
+# In gray_ranges: the range of all kinds of greys together.
+POOLED: Final = ""
+# Fields that later versions added: left out of JSON at these values, so that no digest moves.
+_ADDED: Final[dict[str, Any]] = {"gray_ranges": (), "depth": 8}
+
 IMAGENET_MEAN: Final = (0.485, 0.456, 0.406)
 IMAGENET_STD: Final = (0.229, 0.224, 0.225)
 # From this side on the model sees the centre 7/8 of the short side, as ImageNet models are
@@ -55,7 +60,7 @@ _VERSION: Final = 2
 
 @dataclasses.dataclass(frozen=True)
 class DecodeSpec:
-    """How encoded bytes become uint8 pixels.
+    """How encoded bytes become pixels 0..255.
 
     The defaults suit photographs, 8-bit PNGs, 16-bit greys and DICOM alike.
 
@@ -78,11 +83,18 @@ class DecodeSpec:
     -2^(b-1)..2^(b-1)-1 signed, 0..1 float, where b are the bits per sample of TIFF and PNG, the
     BitsStored of DICOM (rescaled), and a PNM has its maxval; a float picture of which 0..1 would
     clip most has its own extremes. bits: 0..2^gray_bits-1. window: gray_window. min_max: the
-    image's own extremes, per frame."""
+    image's own extremes, per frame. measured: gray_ranges, for greys; colours as declared."""
     gray_bits: int = 16
     """Significant bits of a sample, for gray_range bits: 12 for a 12-bit camera that stores 16."""
     gray_window: tuple[float, float] = (0.0, 65535.0)
     """Lowest and highest value, for gray_range window."""
+    gray_ranges: tuple[tuple[str, float, float], ...] = ()
+    """Kind of greys, lowest and highest value of what training saw of it, for gray_range measured:
+    a modality of DICOM, integer or float samples of other files; POOLED of all, which a kind takes
+    that is not here. Where there are none, greys are as declared."""
+    depth: int = 8
+    """8 rounds every pixel to one of 256 values, 16 leaves deep greys as float32 0..255
+    (by no profile: icc is then of the others)."""
     frames: Frames = "first"
     """Which frames of a multi-frame file: first, middle (index count // 2), or all, one row
     each."""
@@ -112,6 +124,8 @@ class DecodeSpec:
         check("gray_bits", self.gray_bits, 1 <= self.gray_bits <= 32)
         low, high = self.gray_window
         check("gray_window", self.gray_window, low < high)
+        check("depth", self.depth, self.depth in (8, 16))
+        check("gray_ranges", self.gray_ranges, _are_ranges(self.gray_ranges))
         check("dicom_window_index", self.dicom_window_index, self.dicom_window_index >= 0)
         background = self.alpha_background
         check("alpha_background", background, all(0 <= v <= 255 for v in background))
@@ -131,7 +145,12 @@ class DecodeSpec:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON-able values."""
-        return to_dict(self) | {"decoder_version": to_json(self.decoder_version)}
+        values = to_dict(self) | {"decoder_version": to_json(self.decoder_version)}
+        values["gray_ranges"] = {name: [low, high] for name, low, high in self.gray_ranges}
+        for name, value in _ADDED.items():
+            if getattr(self, name) == value:
+                del values[name]
+        return values
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
@@ -140,7 +159,9 @@ class DecodeSpec:
         Raises:
             BundleError: an unknown, missing or impossible field, by name.
         """
-        return cls(**checked_fields(cls, values))
+        ranges = _ranges_from_json(values.get("gray_ranges", {}))
+        added = {name: value for name, value in _ADDED.items() if name not in values}
+        return cls(**checked_fields(cls, values | added | {"gray_ranges": ()}) | ranges)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -282,6 +303,21 @@ class _Version1:
     antialias: bool
     mean: tuple[float, ...]
     std: tuple[float, ...]
+
+
+def _are_ranges(ranges: tuple[tuple[str, float, float], ...]) -> bool:
+    names = [name for name, _, _ in ranges]
+    is_complete = not names or (POOLED in names and len(set(names)) == len(names))
+    return is_complete and all(low < high for _, low, high in ranges)
+
+
+def _ranges_from_json(values: object) -> dict[str, Any]:
+    """Return the argument gray_ranges from its JSON, {kind: [low, high]}."""
+    try:
+        pairs = dict(values).items()  # type: ignore[call-overload]  # any JSON: checked by doing
+        return {"gray_ranges": tuple((str(k), float(low), float(high)) for k, (low, high) in pairs)}
+    except (TypeError, ValueError) as error:
+        raise BundleError(f"spec: gray_ranges={values!r} is not a range per kind") from error
 
 
 def spec_digest(decode: DecodeSpec, preprocess: PreprocessSpec) -> str:

@@ -18,6 +18,8 @@ OTHER_VALUES: dict[str, Any] = {
     "gray_range": "bits",
     "gray_bits": 12,
     "gray_window": (0.0, 4095.0),
+    "gray_ranges": (("", 0.0, 4095.0), ("CT", -1024.0, 3071.0)),
+    "depth": 16,
     "frames": "all",
     "max_frames": 7,
     "max_pixels": 1000,

@@ -9,7 +9,6 @@ import contextlib
 import ctypes
 import dataclasses
 import json
-import math
 import mmap
 import os
 import resource
@@ -22,22 +21,20 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-import numpy as np
-import numpy.typing as npt
-
 from imgcls.errors import DecodeError, ImageTooLargeError
-from imgcls.image.crops import Source, decode_frames
+from imgcls.image.crops import decode_frames
 from imgcls.image.decoders.memory import MemoryLimits
 from imgcls.image.decoders.preload import load_everything
 from imgcls.image.decoders.protocol import (
     IMAGE_HEADER,
     LENGTH,
     NO_FRAME,
-    SLOTS_OFFSET,
     Progress,
     pack,
 )
 from imgcls.image.decoders.sandbox import enter_sandbox
+from imgcls.image.decoders.slots import SlotLayout, Slots
+from imgcls.image.facts.source import Look
 from imgcls.image.spec import DecodeSpec, PreprocessSpec
 
 _PR_SET_PDEATHSIG: Final = 1  # linux/prctl.h
@@ -96,9 +93,9 @@ def _serve(sock: socket.socket, memory_fd: int) -> None:
     (length,) = LENGTH.unpack(requests.take(LENGTH.size))
     setup = json.loads(requests.take(length))
     specs = DecodeSpec.from_dict(setup["decode"]), PreprocessSpec.from_dict(setup["preprocess"])
-    shape = (setup["num_slots"], setup["slot_crops"], *specs[1].shape_CHW)
-    progress, slots = _map_memory(memory_fd, shape)
-    decoder = _Decoder(*specs, MemoryLimits(**setup["memory"]), progress, slots)
+    layout = SlotLayout(setup["num_slots"], setup["slot_crops"], *specs, setup["look"])
+    slots = Slots(memory_fd, layout)
+    decoder = _Decoder(*specs, MemoryLimits(**setup["memory"]), slots, setup["look"])
     _silence()
     load_everything()
     decoder.limit()
@@ -125,8 +122,8 @@ class _Decoder:
         decode_spec: DecodeSpec,
         preprocess_spec: PreprocessSpec,
         memory: MemoryLimits,
-        progress: npt.NDArray[np.int64],
-        slots: npt.NDArray[np.uint8],
+        slots: Slots,
+        look: Look,
     ) -> None:
         self._decode_spec, self._preprocess_spec, self._memory = (
             decode_spec,
@@ -137,7 +134,7 @@ class _Decoder:
         self._everyday_spec = dataclasses.replace(decode_spec, max_pixels=everyday_pixels)
         if not memory.is_shared:
             self._everyday_spec = decode_spec
-        self._progress, self._slots = progress, slots
+        self._progress, self._slots, self._look = slots.progress, slots, look
         self._loaded_bytes = 0
 
     def limit(self) -> None:
@@ -173,12 +170,9 @@ class _Decoder:
         progress[Progress.SINCE_NS] = progress[Progress.IMAGE_SINCE_NS] = since_ns
         progress[Progress.NUM_IMAGES] += 1
         spec = self._decode_spec if is_large else self._everyday_spec
-        sources: list[Source] = []
         try:
-            crops = decode_frames(data, spec, self._preprocess_spec, self._begin_frame)
-            for target_CHW, crop in zip(self._slots[slot], crops, strict=False):
-                target_CHW[:] = crop.x_CHW
-                sources.append(crop.source)
+            crops = decode_frames(data, spec, self._preprocess_spec, self._begin_frame, self._look)
+            sources = self._slots.put(slot, crops)
         except DecodeError as error:
             if isinstance(error, ImageTooLargeError) and self._memory.is_shared and not is_large:
                 return {"slot": slot, "needs_more": True}
@@ -194,16 +188,6 @@ class _Decoder:
         self._progress[Progress.SINCE_NS] = time.monotonic_ns()
         self._progress[Progress.FRAME] = index
         self._progress[Progress.NUM_FRAMES] += 1
-
-
-def _map_memory(
-    memory_fd: int, shape: tuple[int, ...]
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint8]]:
-    """Return the numbers that tell what this process is at, and the slots for crops."""
-    memory = mmap.mmap(memory_fd, SLOTS_OFFSET + math.prod(shape))
-    os.close(memory_fd)
-    slots = np.frombuffer(memory, np.uint8, offset=SLOTS_OFFSET).reshape(shape)
-    return np.frombuffer(memory, np.int64, count=len(Progress)), slots
 
 
 def _set_limit(name: int, *, hard: int) -> None:

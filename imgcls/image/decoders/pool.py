@@ -21,6 +21,7 @@ from imgcls.errors import ConfigError, DecodeError
 from imgcls.image.crops import Crop, decode_one
 from imgcls.image.decoders.memory import memory_limits, pool_memory_bytes
 from imgcls.image.decoders.scheduler import WALL_LIMIT_S, Engine, Task
+from imgcls.image.facts.source import Look
 from imgcls.image.formats.sniff import family_of
 from imgcls.image.spec import DecodeSpec, PreprocessSpec
 
@@ -77,6 +78,7 @@ class DecoderPool:
         *,
         wall_limit_s: float = WALL_LIMIT_S,
         memory_bytes: int = 0,
+        look: Look = "none",
     ) -> None:
         if num_processes < 1:
             raise ConfigError(f"num_decoders={num_processes}: a decoder pool needs at least one")
@@ -92,7 +94,7 @@ class DecoderPool:
             memory_bytes or pool_memory_bytes(num_processes),
         )
         self._engine = Engine(
-            decode_spec, preprocess_spec, num_processes, wall_limit_s, self.memory
+            decode_spec, preprocess_spec, num_processes, wall_limit_s, self.memory, look
         )
         self._max_in_flight = max(_MIN_IN_FLIGHT, _IN_FLIGHT_PER_PROCESS * num_processes)
         self._taker: TaskTaker | None = None

@@ -9,6 +9,9 @@ import sys
 import time
 from typing import Final
 
+import numpy as np
+
+from imgcls.image.facts.source import looking, see_greys
 from imgcls.image.formats.dicom import plugins
 from imgcls.image.formats.raster import decode
 
@@ -26,4 +29,6 @@ def load_everything() -> None:
     plugins.load_plugins()
     for encoding in _ENCODINGS:
         codecs.lookup(encoding)
+    with looking("ranges"):  # NumPy imports some of itself at the first use
+        see_greys(np.zeros((2, 2)), bits=16, rule="declared", kind="")
     time.localtime()  # reads the time zone

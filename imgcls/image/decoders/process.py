@@ -7,30 +7,28 @@ behind in /dev/shm, and a container's small /dev/shm is not a limit.
 
 import contextlib
 import dataclasses
-import math
-import mmap
 import os
 import socket
 import subprocess
 import sys
 import time
 from collections import deque
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final, Generic, TypeVar
 
-import numpy as np
-import numpy.typing as npt
-
 import imgcls
+from imgcls.image.crops import Crop
 from imgcls.image.decoders.memory import MemoryLimits
 from imgcls.image.decoders.protocol import (
     IMAGE_HEADER,
     NO_FRAME,
-    SLOTS_OFFSET,
     Progress,
     pack,
     take_messages,
 )
+from imgcls.image.decoders.slots import SlotLayout, Slots, make_memory
+from imgcls.image.facts.source import Look
 from imgcls.image.fit.tiles import most_crops
 from imgcls.image.spec import DecodeSpec, PreprocessSpec
 
@@ -39,8 +37,6 @@ NUM_SLOTS: Final = 8
 # Beyond this a child gets no second image: large ones are spread over all children.
 _MAX_QUEUED_BYTES: Final = 1 << 20
 _RECEIVE_BYTES: Final = 1 << 16
-# Of each slot, for the next image: to ask the kernel for pages again costs more than to fill them.
-_KEPT_SLOT_BYTES: Final = 4 << 20
 # Of the limit of one frame, that each frame adds to the limit of its file.
 _FRAME_FRACTION: Final = 0.2
 _KEPT_VARIABLES: Final = (
@@ -64,10 +60,14 @@ class DecoderProcess(Generic[Task]):
     """A child with at most NUM_SLOTS tasks; the first of `tasks` is the one it works on."""
 
     def __init__(
-        self, decode_spec: DecodeSpec, preprocess_spec: PreprocessSpec, memory: MemoryLimits
+        self,
+        decode_spec: DecodeSpec,
+        preprocess_spec: PreprocessSpec,
+        memory: MemoryLimits,
+        look: Look,
     ) -> None:
         self.slot_crops = most_crops(decode_spec, preprocess_spec)
-        shape = (NUM_SLOTS, self.slot_crops, *preprocess_spec.shape_CHW)
+        layout = SlotLayout(NUM_SLOTS, self.slot_crops, decode_spec, preprocess_spec, look)
         self.tasks: deque[tuple[Task, int, int]] = deque()  # task, slot, bytes
         self.is_ready = False
         self._since_s = time.monotonic()  # last sign of life; when the first of `tasks` was given
@@ -77,18 +77,11 @@ class DecoderProcess(Generic[Task]):
         self._received = bytearray()
         self.socket, child_socket = socket.socketpair()
         self.socket.setblocking(False)
-        # The file is sparse: pages exist only where crops were written, however many frames a slot
-        # could hold.
-        memory_fd = os.memfd_create("imgcls-crops")
+        memory_fd = make_memory(layout)
         try:
-            num_bytes = SLOTS_OFFSET + math.prod(shape)
-            os.ftruncate(memory_fd, num_bytes)
-            self._memory = mmap.mmap(memory_fd, num_bytes)
-            self._progress = np.frombuffer(self._memory, np.int64, count=len(Progress))
+            self._slots = Slots(memory_fd, layout)
+            self._progress = self._slots.progress
             self._progress[Progress.FRAME] = NO_FRAME
-            self._slots: npt.NDArray[np.uint8] = np.frombuffer(
-                self._memory, np.uint8, offset=SLOTS_OFFSET
-            ).reshape(shape)
             self._process = _start(child_socket.fileno(), memory_fd)
         finally:
             os.close(memory_fd)
@@ -99,6 +92,7 @@ class DecoderProcess(Generic[Task]):
             "num_slots": NUM_SLOTS,
             "slot_crops": self.slot_crops,
             "memory": dataclasses.asdict(memory),
+            "look": look,
         }
         self._to_send.append(memoryview(pack(setup)))
         self.flush()
@@ -202,28 +196,26 @@ class DecoderProcess(Generic[Task]):
         if not self.tasks or self.tasks[0][1] != slot:
             raise ValueError(f"an answer for slot {slot}")
 
-    def finish_first(self, num_crops: int) -> tuple[Task, npt.NDArray[np.uint8]]:
+    def finish_first(self, sources: Sequence[Sequence[Any]]) -> tuple[Task, list[Crop]]:
         """Take the first task as done.
 
+        Args:
+            sources: where each of its crops comes from, as the child says.
+
         Returns:
-            The task and a copy of its crops, uint8 [num_crops,C,P,P].
+            The task and its crops.
+
+        Raises:
+            TypeError, ValueError: a source is not one.
         """
+        _, slot, _ = self.tasks[0]
+        crops = self._slots.take(slot, sources)
         task, slot, num_bytes = self.tasks.popleft()
         self._num_answered += 1
         self._queued_bytes -= num_bytes
-        crops = self._slots[slot, :num_crops].copy()
-        if crops.nbytes > _KEPT_SLOT_BYTES:  # give the memory of a long sequence back
-            start = SLOTS_OFFSET + slot * self._slots[slot].nbytes
-            self._forget(start + _KEPT_SLOT_BYTES, crops.nbytes - _KEPT_SLOT_BYTES)
         self._free_slots.append(slot)
         self._since_s = time.monotonic()
         return task, crops
-
-    def _forget(self, start: int, length: int) -> None:
-        first = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE
-        end = (start + length) // mmap.PAGESIZE * mmap.PAGESIZE
-        if end > first:
-            self._memory.madvise(mmap.MADV_REMOVE, first, end - first)
 
     def kill(self, *, grace_s: float = 0.0) -> str:
         """End the child, one that is ending by itself after `grace_s`, and say how it ended."""

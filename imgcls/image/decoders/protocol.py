@@ -4,14 +4,15 @@ In: specs and encoded bytes to the child; sizes, frames and errors back. Out: by
 Invariant: pixels never travel here, and nothing is ever unpickled: a child that a hostile file took
 over can only send numbers and text.
 
-    parent -> child   setup: u32 length, JSON {decode, preprocess, num_slots, slot_crops, memory}
+    parent -> child   setup: u32 length, JSON {decode, preprocess, num_slots, slot_crops, memory,
+                      look}
                       image: u32 slot, u64 length, bool is_large, the encoded bytes
     child -> parent   u32 length, JSON, one of {"ready": true, "unconfined": ""}: why no sandbox
                       {"answers": [...]}, one to each image, in order:
                       {"slot": s, "crops": [Crop.source, ...]}, pixels in slot s
                       {"slot": s, "status": "corrupt", "reason": "..."}
                       {"slot": s, "needs_more": true}: again with is_large
-    shared memory     a page with the int64 of Progress; then the slots
+    shared memory     see slots.py
 """
 
 import json

@@ -29,6 +29,7 @@ from imgcls.image.crops import Crop
 from imgcls.image.decoders.memory import MemoryLimits
 from imgcls.image.decoders.process import DecoderProcess
 from imgcls.image.decoders.protocol import error_from
+from imgcls.image.facts.source import Look
 from imgcls.image.spec import DecodeSpec, PreprocessSpec
 
 WALL_LIMIT_S: Final = 10.0
@@ -36,6 +37,9 @@ _START_LIMIT_S: Final = 60.0
 _MAX_FAILED_STARTS: Final = 3
 _DYING_S: Final = 2.0  # a child that cannot start tells why, then ends
 _CHECK_EVERY_S: Final = 0.1
+
+# What comes of a message that no child of ours writes.
+_MAD: Final = (ValueError, LookupError, TypeError, RecursionError, OverflowError)
 
 _log = logging.getLogger(__name__)
 
@@ -66,8 +70,9 @@ class Engine:
         num_processes: int,
         wall_limit_s: float,
         memory: MemoryLimits,
+        look: Look,
     ) -> None:
-        self._specs = (decode_spec, preprocess_spec)
+        self._specs, self._look = (decode_spec, preprocess_spec), look
         self._memory = memory
         self._unconfined: str | None = None  # why there is no sandbox, once a process has told
         self._wall_limit_s = wall_limit_s
@@ -216,7 +221,7 @@ class Engine:
         try:
             for message in process.receive():
                 self._take_message(process, message)
-        except (EOFError, ValueError, LookupError, TypeError, RecursionError):  # dead, or mad
+        except (EOFError, *_MAD):  # dead, or mad
             self._replace(process)
             return
         self._watch(process)
@@ -239,21 +244,21 @@ class Engine:
     def _take_answer(self, process: DecoderProcess[Task], message: dict[str, Any]) -> None:
         process.check_first(message["slot"])
         if "needs_more" in message:
-            task, _ = process.finish_first(0)
+            task, _ = process.finish_first([])
             if task.is_alone:
                 raise ValueError("more than the most")
             self._put_alone(task)
             return
         if "status" in message:
             error = error_from(message)
-            task, _ = process.finish_first(0)
+            task, _ = process.finish_first([])
             task.finish(error)
             return
         sources = list(message["crops"])
         if not 1 <= len(sources) <= process.slot_crops:
             raise ValueError(f"{len(sources)} crops")
-        task, crops = process.finish_first(len(sources))
-        task.finish([Crop.from_source(x, source) for x, source in zip(crops, sources, strict=True)])
+        task, crops = process.finish_first(sources)
+        task.finish(crops)
 
     def _replace(self, process: DecoderProcess[Task], *, overdue_at_s: float | None = None) -> None:
         """End a process and start another.
@@ -297,7 +302,7 @@ class Engine:
         self._add_process()
 
     def _add_process(self) -> None:
-        process = DecoderProcess[Task](*self._specs, self._memory)
+        process = DecoderProcess[Task](*self._specs, self._memory, self._look)
         self._processes.append(process)
         self._selector.register(process.socket, selectors.EVENT_READ, process)
         self._watch(process)

@@ -12,9 +12,9 @@ from collections.abc import Iterator
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 
 from imgcls.errors import ImageTooLargeError
+from imgcls.image.decoded import Pixels
 from imgcls.image.spec import DecodeSpec, PreprocessSpec
 
 Place = tuple[int, int, int, int]
@@ -37,10 +37,8 @@ def tile_places(width_px: int, height_px: int, spec: PreprocessSpec) -> list[Pla
     return [(x, y, *size) for y in down for x in across]
 
 
-def cut_tiles(
-    image_HWC: npt.NDArray[np.uint8], spec: PreprocessSpec, most: int
-) -> Iterator[tuple[npt.NDArray[np.uint8], Place]]:
-    """Yield each tile, uint8 [C,Y,X], and its place; a tile may be a view of the picture.
+def cut_tiles(image_HWC: Pixels, spec: PreprocessSpec, most: int) -> Iterator[tuple[Pixels, Place]]:
+    """Yield each tile [C,Y,X] and its place; a tile may be a view of the picture.
 
     Raises:
         ImageTooLargeError: it has more than `most` tiles.
@@ -60,11 +58,15 @@ def cut_tiles(
         yield tile_CHW, (x, y, width, height)
 
 
+def most_frames(decode_spec: DecodeSpec) -> int:
+    """Return how many frames of one file are decoded."""
+    return decode_spec.max_frames if decode_spec.frames == "all" else 1
+
+
 def most_crops(decode_spec: DecodeSpec, preprocess_spec: PreprocessSpec) -> int:
     """Return how many crops one file may give."""
-    num_frames = decode_spec.max_frames if decode_spec.frames == "all" else 1
     if preprocess_spec.fit != "tiles":
-        return num_frames
+        return most_frames(decode_spec)
     return max(1, min(_MAX_TILES, _MAX_BYTES // int(np.prod(preprocess_spec.shape_CHW))))
 
 
@@ -76,12 +78,10 @@ def _starts(whole_px: int, tile_px: int, overlap_px: int) -> list[int]:
     return [step * (whole_px - tile_px) // num_steps for step in range(num_steps + 1)]
 
 
-def _padded(
-    tile_CHW: npt.NDArray[np.uint8], spec: PreprocessSpec, num_channels: int
-) -> npt.NDArray[np.uint8]:
+def _padded(tile_CHW: Pixels, spec: PreprocessSpec, num_channels: int) -> Pixels:
     """Put a picture that is smaller than a tile at the top left of one."""
     color = np.broadcast_to(np.array(spec.pad_color, np.uint8), num_channels)
-    padded_CHW = np.empty((num_channels, spec.height_px, spec.width_px), np.uint8)
+    padded_CHW: Pixels = np.empty((num_channels, spec.height_px, spec.width_px), tile_CHW.dtype)
     padded_CHW[:] = color[:, None, None]
     padded_CHW[:, : tile_CHW.shape[1], : tile_CHW.shape[2]] = tile_CHW
     return padded_CHW

@@ -1,7 +1,8 @@
-"""Any Pillow mode to 8-bit RGB or grey: depth, palette, transparency, CMYK, colour profile.
+"""Any Pillow mode to RGB or grey 0..255: depth, palette, transparency, CMYK, colour profile.
 
-In: a loaded Pillow image. Out: a Pillow image of mode RGB or L. Invariant: no sample is clipped by
-a conversion that does not know its range (Pillow's own turns a 16-bit picture into white paper).
+In: a loaded Pillow image. Out: uint8 [H,W,C]; float32 of a deep grey at depth 16. Invariant: no
+sample is clipped by a conversion that does not know its range (Pillow's own turns a 16-bit picture
+into white paper).
 
 16-bit colour keeps its high byte; CMYK becomes RGB by (1-C)(1-K), without a profile.
 """
@@ -15,7 +16,15 @@ import numpy.typing as npt
 from PIL import Image, ImageFile
 
 from imgcls.errors import UnsupportedImageError
-from imgcls.image.formats.gray import float_range, to_uint8, type_range
+from imgcls.image.decoded import Pixels
+from imgcls.image.facts.source import see_bits
+from imgcls.image.formats.gray import (
+    bits_of,
+    float_range,
+    gray_pixels,
+    to_uint8,
+    type_range,
+)
 from imgcls.image.spec import DecodeSpec
 
 _DEEP_MODES: Final = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
@@ -27,18 +36,16 @@ _WHITE_IS_ZERO: Final = 0
 _SIGNED: Final = 2
 
 
-def to_color(
-    source: ImageFile.ImageFile, format_name: str, spec: DecodeSpec
-) -> npt.NDArray[np.uint8]:
-    """Return a loaded image as uint8 [H,W,C], as `spec.color` says.
+def to_color(source: ImageFile.ImageFile, format_name: str, spec: DecodeSpec) -> Pixels:
+    """Return a loaded image as [H,W,C] 0..255, as `spec.color` and `spec.depth` say.
 
     Raises:
         UnsupportedImageError: a colour space without a fixed way to RGB (CIE Lab in TIFF).
     """
     image: Image.Image = source
     if source.mode in _DEEP_MODES:
-        image = _deep_gray(source, format_name, spec)
-    elif source.mode == "L" and _is_signed(source):
+        return _deep_gray(source, format_name, spec)
+    if source.mode == "L" and _is_signed(source):
         image = source.point(lambda value: value ^ 0x80)
     elif source.mode not in _PLAIN_MODES:
         raise UnsupportedImageError(f"{format_name}: colour mode {source.mode} is not read")
@@ -63,26 +70,52 @@ def from_samples(
     declared: tuple[float, float],
     icc_profile: bytes | None,
     spec: DecodeSpec,
-) -> npt.NDArray[np.uint8]:
-    """Return a grey or a colour, with or without alpha, of any depth as uint8 [H,W,C].
+) -> Pixels:
+    """Return a grey or a colour, with or without alpha, of any depth as [H,W,C] 0..255.
 
     One range holds for all channels; alpha keeps the declared one.
     """
     height, width, channels = samples_HWC.shape
-    num_colors = 1 if channels <= 2 else 3
-    colors_HN = np.ascontiguousarray(samples_HWC[:, :, :num_colors]).reshape(height, -1)
-    colors_HWC = to_uint8(colors_HN, declared, spec).reshape(height, width, num_colors)
-    image = Image.fromarray(colors_HWC[:, :, 0] if num_colors == 1 else colors_HWC)
+    alpha_HW = None
     if channels in (2, 4):
         as_declared = dataclasses.replace(spec, gray_range="declared")
-        alpha_HW = np.ascontiguousarray(samples_HWC[:, :, -1])
-        image.putalpha(Image.fromarray(to_uint8(alpha_HW, declared, as_declared)))
+        alpha_HW = to_uint8(np.ascontiguousarray(samples_HWC[:, :, -1]), declared, as_declared)
+    if channels <= 2:
+        gray_HW = gray_pixels(np.ascontiguousarray(samples_HWC[:, :, 0]), declared, spec)
+        return finish_gray(gray_HW, alpha_HW, icc_profile, spec)
+    see_bits(bits_of(samples_HWC.dtype, declared))
+    colors_HN = np.ascontiguousarray(samples_HWC[:, :, :3]).reshape(height, -1)
+    image = Image.fromarray(to_uint8(colors_HN, declared, spec).reshape(height, width, 3))
+    if alpha_HW is not None:
+        image.putalpha(Image.fromarray(alpha_HW))
         image = _composite(image, spec.alpha_background)
     return finish(image, icc_profile, spec)
 
 
-def _deep_gray(source: ImageFile.ImageFile, format_name: str, spec: DecodeSpec) -> Image.Image:
-    """Return mode L, or LA where one sample value is transparent (PNG tRNS)."""
+def finish_gray(
+    gray_HW: Pixels,
+    alpha_HW: npt.NDArray[np.uint8] | None,
+    icc_profile: bytes | None,
+    spec: DecodeSpec,
+) -> Pixels:
+    """Return a grey 0..255 of either depth as [H,W,C], on the background where there is alpha."""
+    if gray_HW.dtype == np.uint8:
+        image = Image.fromarray(gray_HW)
+        if alpha_HW is not None:
+            image = Image.merge("LA", (image, Image.fromarray(alpha_HW)))
+            image = _composite(image, spec.alpha_background)
+        return finish(image, icc_profile, spec)
+    gray_HWC = np.repeat(gray_HW[:, :, np.newaxis], spec.num_channels, axis=2)
+    if alpha_HW is not None:
+        canvas = Image.new("RGB", (1, 1), spec.alpha_background)
+        behind_C = finish(canvas, None, spec)[0, 0].astype(np.float32)
+        share_HW1 = alpha_HW[:, :, np.newaxis].astype(np.float32) / 255
+        gray_HWC = gray_HWC * share_HW1 + behind_C * (1 - share_HW1)
+    return gray_HWC
+
+
+def _deep_gray(source: ImageFile.ImageFile, format_name: str, spec: DecodeSpec) -> Pixels:
+    """Return [H,W,C] of a grey; one sample value may be transparent (PNG tRNS)."""
     values_HW = np.asarray(source)
     values_HW = values_HW.astype(values_HW.dtype.newbyteorder("="), copy=False)
     is_float = values_HW.dtype.kind == "f"
@@ -91,12 +124,12 @@ def _deep_gray(source: ImageFile.ImageFile, format_name: str, spec: DecodeSpec) 
         values_HW, declared = _as_tiff_says(source, values_HW)
     elif format_name == "PNM" and source.mode == "I":  # Pillow has scaled maxval to 65535
         declared = (0.0, 65535.0)
-    gray = Image.fromarray(to_uint8(values_HW, declared, spec))
+    gray_HW = gray_pixels(values_HW, declared, spec)
     transparent = source.info.get("transparency")
+    alpha_HW = None
     if isinstance(transparent, int):
-        opaque = np.where(values_HW == transparent, 0, 255).astype(np.uint8)
-        gray = Image.merge("LA", (gray, Image.fromarray(opaque)))
-    return gray
+        alpha_HW = np.where(values_HW == transparent, 0, 255).astype(np.uint8)
+    return finish_gray(gray_HW, alpha_HW, source.info.get("icc_profile"), spec)
 
 
 def _as_tiff_says(

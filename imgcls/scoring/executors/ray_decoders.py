@@ -38,8 +38,8 @@ _CHUNKS_READ_AHEAD: Final = 2
 # Files of many frames: what would make a chunk larger than this is left out of it.
 _MAX_CHUNK_BYTES: Final = 64 << 20
 
-# index, format, and where each crop comes from.
-_Sources = list[tuple[int, str | None, list[Source]]]
+# index, format, where each crop comes from, and its small picture.
+_Sources = list[tuple[int, str | None, list[Source], list[npt.NDArray[np.uint8] | None]]]
 _Answer = tuple[npt.NDArray[np.uint8] | None, _Sources]
 
 
@@ -49,7 +49,7 @@ class DecodingActor:
     def __init__(
         self, decode_spec: DecodeSpec, preprocess_spec: PreprocessSpec, num_decoders: int
     ) -> None:
-        self._pool = DecoderPool(decode_spec, preprocess_spec, num_decoders)
+        self._pool = DecoderPool(decode_spec, preprocess_spec, num_decoders, look="facts")
 
     def decode(self, requests: list[GetRequest]) -> _Answer:
         """Return the crops of a chunk, uint8 [B,C,P,P], and where each comes from.
@@ -66,7 +66,8 @@ class DecodingActor:
                 break
             crops += [crop.x_CHW for crop in found]
             of_crops = [crop.source for crop in found]
-            sources.append((decoded.index, decoded.format, of_crops))
+            pictures = [crop.picture_HWC for crop in found]
+            sources.append((decoded.index, decoded.format, of_crops, pictures))
         return np.stack(crops) if crops else None, sources
 
 
@@ -187,8 +188,13 @@ def _unpack(answer: _Answer) -> list[Decoded]:
     x_BCHW, sources = answer
     rest = iter(() if x_BCHW is None else x_BCHW)
     return [
-        Decoded(index, None, [Crop.from_source(next(rest), source) for source in of_crops], family)
-        for index, family, of_crops in sources
+        Decoded(
+            index,
+            None,
+            [Crop.from_source(next(rest), *of) for of in zip(of_crops, pictures, strict=True)],
+            family,
+        )
+        for index, family, of_crops, pictures in sources
     ]
 
 

@@ -140,7 +140,10 @@ class ShardWorker:
         plan = self._plan
         self._pool = opened.enter_context(
             DecoderPool(
-                bundle.decode_spec, bundle.preprocess_spec, options.num_decoders or options.num_cpus
+                bundle.decode_spec,
+                bundle.preprocess_spec,
+                options.num_decoders or options.num_cpus,
+                look="facts",
             )
         )
         int8_network = None

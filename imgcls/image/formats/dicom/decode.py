@@ -1,6 +1,6 @@
 """DICOM files: which object it is, which decoder its transfer syntax takes, which frames.
 
-In: a file with `DICM` at byte 128, or without. Out: uint8 images. Invariant: only the elements in
+In: a file with `DICM` at byte 128, or without. Out: images. Invariant: only the elements in
 _ELEMENTS are read at all; no name, date or identifier of a patient is ever in memory as a value.
 
 Needs the extra `dicom`: pydicom and what plugins.py names.
@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
-import numpy.typing as npt
 
 from imgcls.errors import (
     CorruptImageError,
@@ -20,7 +19,8 @@ from imgcls.errors import (
     NotAnImageError,
     UnsupportedImageError,
 )
-from imgcls.image.decoded import DecodedImage
+from imgcls.image.decoded import DecodedImage, Pixels
+from imgcls.image.facts.source import see_modality
 from imgcls.image.formats.dicom.bare import set_transfer_syntax, with_preamble
 from imgcls.image.formats.dicom.grays import (
     color_frame,
@@ -150,8 +150,9 @@ def _check_size(dataset: "Dataset", spec: DecodeSpec) -> None:
 
 def _decode_frame(
     dataset: "Dataset", decoder: "Decoder", plugins: tuple[str, ...], index: int, spec: DecodeSpec
-) -> npt.NDArray[np.uint8]:
-    """Return uint8 [H,W,C] of one frame."""
+) -> Pixels:
+    """Return [H,W,C] of one frame."""
+    see_modality(dataset.get("Modality"))
     is_native = plugins == ("",)
     is_odd = dataset.get("HighBit", 0) != dataset.get("BitsStored", 0) - 1
     if dataset.file_meta.TransferSyntaxUID in _JPEG_OF_DCT:  # Pillow is silent about damage
@@ -163,6 +164,7 @@ def _decode_frame(
         stored = significant(stored, dataset, is_native=is_native)
     photometric = says["photometric_interpretation"]
     values = frame_values(dataset, index)
+    image_HWC: Pixels
     if photometric == "PALETTE COLOR":
         image_HWC = palette_frame(stored, dataset)
     elif stored.ndim == 3:
@@ -184,7 +186,7 @@ def _encoded_frame(dataset: "Dataset", index: int) -> bytes:
     return found
 
 
-def _in_channels(image_HWC: npt.NDArray[np.uint8], spec: DecodeSpec) -> npt.NDArray[np.uint8]:
+def _in_channels(image_HWC: Pixels, spec: DecodeSpec) -> Pixels:
     """Repeat a grey, or take the luma of a colour, as Pillow does for all other formats."""
     if image_HWC.shape[2] == spec.num_channels:
         return image_HWC

@@ -1,6 +1,6 @@
 """DICOM sample values to greys: modality, then window, then polarity, each once (PS3.4, N.2).
 
-In: stored samples of one frame and the attributes that hold for it. Out: uint8 [H,W,C].
+In: stored samples of one frame and the attributes that hold for it. Out: [H,W,C] 0..255.
 Invariant: padding is black under every rule, and polarity is applied at one place only.
 """
 
@@ -11,8 +11,15 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from imgcls.image.decoded import Pixels
+from imgcls.image.facts.source import gray_kind, known_modality, see_bits, see_greys
 from imgcls.image.formats.dicom.lookup_tables import palette, usable_tables
-from imgcls.image.formats.gray import float_range, to_uint8
+from imgcls.image.formats.gray import (
+    PIXEL_TYPES,
+    float_range,
+    gray_pixels,
+    to_uint8,
+)
 from imgcls.image.spec import DecodeSpec
 
 if TYPE_CHECKING:
@@ -60,26 +67,30 @@ def frame_values(dataset: "Dataset", index: int) -> FrameValues:
 
 def gray_frame(
     stored_HW: npt.NDArray[Any], values: FrameValues, photometric: str, spec: DecodeSpec
-) -> npt.NDArray[np.uint8]:
-    """Return uint8 [H,W,1] of a MONOCHROME frame, or [H,W,3] where the spec takes three windows."""
+) -> Pixels:
+    """Return [H,W,1] of a MONOCHROME frame, or [H,W,3] where the spec takes three windows.
+
+    uint8, of a spec of depth 16 float32, 0..255.
+    """
     real_HW, declared = _modality(stored_HW, values)
+    is_padding_HW = _is_padding(stored_HW, values.dataset)
     is_ct = values.dataset.get("Modality") == "CT"
+    grays = _Grays(real_HW, stored_HW, declared, values, spec, is_padding_HW)
     if spec.dicom_window in CT_WINDOWS and is_ct:
-        channels = [_window(real_HW, *CT_WINDOWS[spec.dicom_window])]
+        channels = [grays.by_window("ct_window", *CT_WINDOWS[spec.dicom_window])]
     elif spec.dicom_window == "lung_soft_bone" and is_ct:
-        channels = [_window(real_HW, *CT_WINDOWS[name]) for name in _THREE_WINDOWS]
+        channels = [grays.by_window("ct_window", *CT_WINDOWS[name]) for name in _THREE_WINDOWS]
     elif spec.dicom_window == "none":
-        channels = [to_uint8(real_HW, declared, spec)]
+        channels = [grays.by_range()]
     else:
-        is_float = stored_HW.dtype.kind == "f"
-        channels = [_voi(real_HW, declared, values, spec, is_float=is_float)]
+        channels = [grays.by_file()]
     image_HWC = np.stack(channels, axis=-1)
     # Presentation LUT Shape INVERSE says of a MONOCHROME1 image what its photometric interpretation
     # says already (PS3.3, C.11.6): the two together invert once.
     inverse = values.dataset.get("PresentationLUTShape") == "INVERSE"
     if photometric == "MONOCHROME1" or inverse:
         image_HWC = 255 - image_HWC
-    image_HWC[_is_padding(stored_HW, values.dataset)] = 0
+    image_HWC[is_padding_HW] = 0
     return image_HWC
 
 
@@ -98,6 +109,7 @@ def color_frame(
     stored_HWC: npt.NDArray[Any], bits_stored: int, spec: DecodeSpec
 ) -> npt.NDArray[np.uint8]:
     """Return uint8 [H,W,3] of a colour frame; beyond 8 bits by the spec's range for the picture."""
+    see_bits(bits_stored)
     if bits_stored <= 8:
         return _by_bits(stored_HWC, bits_stored)
     flat_HN = stored_HWC.reshape(stored_HWC.shape[0], -1)
@@ -139,8 +151,7 @@ def _by_bits(colors_HWC: npt.NDArray[Any], bits_stored: int) -> npt.NDArray[np.u
     """Scale colour samples of `bits_stored` bits to 0..255, rounded to nearest."""
     if bits_stored == 8 and colors_HWC.dtype == np.uint8:
         return colors_HWC
-    high = 2**bits_stored - 1
-    scaled = np.rint(colors_HWC.astype(np.float64) * (255.0 / high))
+    scaled = np.rint(colors_HWC.astype(np.float64) * (255.0 / (2**bits_stored - 1)))
     result: npt.NDArray[np.uint8] = np.clip(scaled, 0, 255).astype(np.uint8)
     return result
 
@@ -177,31 +188,82 @@ def _stored_range(stored_HW: npt.NDArray[Any], dataset: "Dataset") -> tuple[floa
     return 0.0, 2.0**bits - 1
 
 
-def _voi(
-    real_HW: npt.NDArray[Any],
-    declared: tuple[float, float],
-    values: FrameValues,
-    spec: DecodeSpec,
-    *,
-    is_float: bool,
-) -> npt.NDArray[np.uint8]:
-    """Apply the file's VOI LUT or window, the one that the spec's index chooses, else its range.
+@dataclass(frozen=True, slots=True, eq=False)
+class _Grays:
+    """The ways from the values of one frame to greys 0..255."""
 
-    A table without entries and a window without a width show nothing: they count as not there.
-    """
-    source = values.voi
-    if tables := usable_tables(source.get("VOILUTSequence"), values.dataset):
-        table = tables[min(spec.dicom_window_index, len(tables) - 1)]
-        return _by_bits(table.look_up(real_HW), table.bits)
-    pairs = zip(
-        _numbers(source.get("WindowCenter")), _numbers(source.get("WindowWidth")), strict=False
-    )
-    windows = [(c, w) for c, w in pairs if np.isfinite((c, w)).all() and w > 0]
-    if not windows:
-        return to_uint8(real_HW, declared, spec)
-    center, width = windows[min(spec.dicom_window_index, len(windows) - 1)]
-    function = str(source.get("VOILUTFunction") or "LINEAR")
-    return _window(real_HW, center, width, function, is_float=is_float)
+    real_HW: npt.NDArray[Any]
+    stored_HW: npt.NDArray[Any]
+    declared: tuple[float, float]
+    values: FrameValues
+    spec: DecodeSpec
+    is_padding_HW: npt.NDArray[np.bool_]
+
+    def by_file(self) -> Pixels:
+        """Apply the file's VOI LUT or window, the one that the spec's index chooses, else a range.
+
+        A table without entries and a window without a width show nothing: they count as not there.
+        """
+        source, index = self.values.voi, self.spec.dicom_window_index
+        if tables := usable_tables(source.get("VOILUTSequence"), self.values.dataset):
+            table = tables[min(index, len(tables) - 1)]
+            self._see("file")
+            looked_up = table.look_up(self.real_HW)
+            if self.spec.depth == 8:
+                return _by_bits(looked_up, table.bits)
+            shown_HW: Pixels = looked_up.astype(np.float32)
+            shown_HW *= 255 / (2**table.bits - 1)
+            return shown_HW.clip(0, 255)
+        pairs = zip(
+            _numbers(source.get("WindowCenter")), _numbers(source.get("WindowWidth")), strict=False
+        )
+        windows = [(c, w) for c, w in pairs if np.isfinite((c, w)).all() and w > 0]
+        if not windows:
+            return self.by_range()
+        center, width = windows[min(index, len(windows) - 1)]
+        is_float = self.stored_HW.dtype.kind == "f"
+        function = str(source.get("VOILUTFunction") or "LINEAR")
+        return self.by_window("file", center, width, function, is_float=is_float)
+
+    def by_range(self) -> Pixels:
+        """Apply the range of the spec."""
+        return gray_pixels(
+            self.real_HW,
+            self.declared,
+            self.spec,
+            bits=self._bits,
+            modality=known_modality(self.values.dataset.get("Modality")),
+            is_left_out_HW=self.is_padding_HW,
+        )
+
+    def by_window(
+        self,
+        rule: str,
+        center: float,
+        width: float,
+        function: str = "LINEAR",
+        *,
+        is_float: bool = False,
+    ) -> Pixels:
+        """Apply a window, see `_window`."""
+        self._see(rule)
+        depth = self.spec.depth
+        return _window(self.real_HW, center, width, function, is_float=is_float, depth=depth)
+
+    @property
+    def _bits(self) -> int:
+        if self.stored_HW.dtype.kind == "f":
+            return 8 * self.stored_HW.itemsize
+        return int(self.values.dataset.BitsStored)
+
+    def _see(self, rule: str) -> None:
+        if self._bits > 8:
+            modality = known_modality(self.values.dataset.get("Modality"))
+            kind = gray_kind(modality, self.real_HW.dtype)
+            left_out = self.is_padding_HW
+            see_greys(
+                self.stored_HW, bits=self._bits, rule=rule, kind=kind, is_left_out_HW=left_out
+            )
 
 
 def _numbers(value: object) -> list[float]:
@@ -219,8 +281,9 @@ def _window(
     function: str = "LINEAR",
     *,
     is_float: bool = False,
-) -> npt.NDArray[np.uint8]:
-    """Map a window to 0..255 (PS3.3, C.11.2.1.2 and C.11.2.1.3).
+    depth: int = 8,
+) -> Pixels:
+    """Map a window to 0..255, rounded at depth 8 (PS3.3, C.11.2.1.2 and C.11.2.1.3).
 
     LINEAR is made for integers: its ends are samples, and a width of 1 is a threshold. Dose, SUV
     and perfusion are fractions, and are written with it all the same: a width of 1 or less is
@@ -234,7 +297,7 @@ def _window(
     if function == "LINEAR":
         center, width = center - 0.5, width - 1
         if width == 0:  # a threshold
-            return np.where(x > center, 255, 0).astype(np.uint8)
+            return np.where(x > center, 255, 0).astype(PIXEL_TYPES[depth])
     # In place: to have a picture of doubles once more takes longer than any of these steps.
     with np.errstate(over="ignore", invalid="ignore"):
         x -= center
@@ -246,9 +309,11 @@ def _window(
         if is_float:
             np.nan_to_num(x, copy=False, nan=0.0)
         x *= 255
-        np.rint(x, out=x)
+        if depth == 8:
+            np.rint(x, out=x)
     np.clip(x, 0, 255, out=x)
-    return x.astype(np.uint8)
+    pixels: Pixels = x.astype(PIXEL_TYPES[depth])
+    return pixels
 
 
 def _are_integers(x: npt.NDArray[np.float64]) -> bool:

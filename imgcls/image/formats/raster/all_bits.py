@@ -15,6 +15,7 @@ import numpy.typing as npt
 from PIL import ImageFile
 
 from imgcls.errors import CorruptImageError, ImageTooLargeError, UnsupportedImageError
+from imgcls.image.decoded import Pixels
 from imgcls.image.formats.color import from_samples
 from imgcls.image.formats.raster.jpeg2000 import Component, read_codestream
 from imgcls.image.formats.raster.jpeg_markers import BASELINE, END_OF_IMAGE, JPEG_LS, Frame
@@ -30,7 +31,7 @@ _MORE: Final = bytes(range(1, 65))
 
 def decode_all_bits(
     source: ImageFile.ImageFile, data: bytes, format_name: str, spec: DecodeSpec
-) -> npt.NDArray[np.uint8] | None:
+) -> Pixels | None:
     """Return uint8 [H,W,C] of a picture that needs this, None where Pillow's 8 bits will do.
 
     Args:
@@ -64,7 +65,7 @@ def decode_all_bits(
     return None
 
 
-def decode_deep_jpeg(data: bytes, frame: Frame, spec: DecodeSpec) -> npt.NDArray[np.uint8]:
+def decode_deep_jpeg(data: bytes, frame: Frame, spec: DecodeSpec) -> Pixels:
     """Return uint8 [H,W,C] of a JPEG of more than 8 bits, or of a JPEG-LS of any depth.
 
     Raises:
@@ -104,7 +105,7 @@ def _max_value(source: ImageFile.ImageFile) -> int:
 
 def _decode_jpeg2000(
     source: ImageFile.ImageFile, data: bytes, components: list[Component], spec: DecodeSpec
-) -> npt.NDArray[np.uint8]:
+) -> Pixels:
     """Pillow rounds to 8 bits without a ceiling: white becomes black."""
     bits, is_signed = components[0]
     what = f"JPEG2000 of {len(components)} x {bits} bits"

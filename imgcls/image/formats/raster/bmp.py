@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from imgcls.errors import CorruptImageError, ImageTooLargeError, UnsupportedImageError
+from imgcls.image.decoded import Pixels
 from imgcls.image.formats.color import from_samples
 from imgcls.image.spec import DecodeSpec
 
@@ -21,7 +22,7 @@ _WITH_ALPHA_BYTES: Final = 56  # the first header that has a mask of alpha
 _ALPHA_FIELDS: Final = 6  # a coding that has one behind any header
 
 
-def decode_bit_fields(data: bytes, spec: DecodeSpec) -> npt.NDArray[np.uint8]:
+def decode_bit_fields(data: bytes, spec: DecodeSpec) -> Pixels:
     """Return uint8 [H,W,C].
 
     Raises:

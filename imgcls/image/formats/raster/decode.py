@@ -1,6 +1,6 @@
 """Every format but DICOM: frames, sizes, orientation.
 
-In: encoded bytes whose format is known. Out: upright uint8 images. Invariant: the size in the
+In: encoded bytes whose format is known. Out: upright images. Invariant: the size in the
 header is checked before a pixel is decoded; only the one Pillow plugin of the format runs.
 """
 
@@ -12,11 +12,11 @@ from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image, ImageFile
 
 from imgcls.errors import ImageTooLargeError, UnsupportedImageError
-from imgcls.image.decoded import DecodedImage, WantedSize
+from imgcls.image.decoded import DecodedImage, Pixels, WantedSize
+from imgcls.image.facts.source import see_bits
 from imgcls.image.formats.color import to_color
 from imgcls.image.formats.headers import check_png_is_complete, checked_png, webp_size
 from imgcls.image.formats.raster.all_bits import decode_all_bits, decode_deep_jpeg
@@ -58,6 +58,7 @@ _UNKNOWN_MASKS: Final = "BMP bitfields layout"
 _LIBRARY_ERRORS: Final = (
     *(Image.DecompressionBombError, SyntaxError, OSError, ValueError, RuntimeError),
 )
+_PNG_BITS_AT: Final = 24  # in IHDR, which is first (RFC 2083, 4.1.1)
 _ORIENTATION_TAG: Final = 0x0112
 _SWAPS_SIDES: Final = (5, 6, 7, 8)
 
@@ -81,6 +82,7 @@ def decode_raster(
         _check_size(*webp_size(data), spec)  # opening already allocates the canvas
     if format_name == "PNG":
         data = checked_png(data, spec)
+        see_bits(data[_PNG_BITS_AT])
     if format_name == "TIFF" and _is_beyond_pillow(TiffTags.of(data), spec):
         yield from _decode_by_tifffile(data, spec, begin_frame)
         return
@@ -122,6 +124,7 @@ def _swapped(size: tuple[int, int], swaps_sides: bool) -> tuple[int, int]:
 
 
 def _is_beyond_pillow(tags: TiffTags, spec: DecodeSpec) -> bool:
+    see_bits(tags.bits)
     if tags.has_unread_compression:
         raise UnsupportedImageError(f"TIFF: {tags.words()} is not read")
     return tags.needs_tifffile(spec)
@@ -204,9 +207,8 @@ def _decode_frame(
 ) -> DecodedImage:
     size = source.size
     _check_size(*size, spec)
-    if (all_bits_HWC := decode_all_bits(source, data, format_name, spec)) is not None:
-        image_HWC = all_bits_HWC
-    else:
+    image_HWC = decode_all_bits(source, data, format_name, spec)
+    if image_HWC is None:
         try:
             source.load()
         except _LIBRARY_ERRORS as error:
@@ -224,7 +226,7 @@ def _decode_frame(
 
 
 def _turned(
-    image_HWC: npt.NDArray[np.uint8],
+    image_HWC: Pixels,
     size: tuple[int, int],
     orientation: int,
     frame: int | None = None,
@@ -253,7 +255,7 @@ def exif_orientation(source: ImageFile.ImageFile) -> int:
         return 1
 
 
-def _upright(image_HWC: npt.NDArray[np.uint8], orientation: int) -> npt.NDArray[np.uint8]:
+def _upright(image_HWC: Pixels, orientation: int) -> Pixels:
     """Turn the stored image as EXIF 2.32, table 6, says; values beyond 1..8 mean nothing."""
     match orientation:
         case 2:

@@ -17,8 +17,10 @@ import numpy.typing as npt
 from PIL import Image
 
 from imgcls.errors import CorruptImageError, ImageTooLargeError, UnsupportedImageError
-from imgcls.image.formats.color import finish
-from imgcls.image.formats.gray import float_range, to_uint8
+from imgcls.image.decoded import Pixels
+from imgcls.image.facts.source import see_bits
+from imgcls.image.formats.color import finish, finish_gray
+from imgcls.image.formats.gray import float_range, gray_pixels, to_uint8
 from imgcls.image.formats.raster.tiff_tags import TiffTags
 from imgcls.image.spec import DecodeSpec
 
@@ -45,8 +47,8 @@ _ORIENTATION, _ICC_PROFILE = 274, 34675
 class Page:
     """One page as it is stored."""
 
-    image_HWC: npt.NDArray[np.uint8]
-    """uint8 [H,W,C], in the channels of the spec, not yet turned."""
+    image_HWC: Pixels
+    """[H,W,C] 0..255, in the channels of the spec, not yet turned."""
     orientation: int
     """As EXIF numbers it, 1 for upright."""
     frame: int | None
@@ -116,7 +118,7 @@ def _picture(file: Any, spec: DecodeSpec) -> "TiffPage":  # noqa: ANN401 - a Tif
     return next((page for page in whole if page.imagewidth > first.imagewidth), first)
 
 
-def _decode(page: Any, num_bytes: int, spec: DecodeSpec) -> npt.NDArray[np.uint8]:  # noqa: ANN401
+def _decode(page: Any, num_bytes: int, spec: DecodeSpec) -> Pixels:  # noqa: ANN401 - a TiffPage
     width, height = int(page.imagewidth), int(page.imagelength)
     if width * height * max(1, int(page.imagedepth)) > spec.max_pixels:
         raise ImageTooLargeError(
@@ -162,7 +164,7 @@ def _to_color(
     kind: str,
     samples_HWS: npt.NDArray[Any],
     spec: DecodeSpec,
-) -> npt.NDArray[np.uint8]:
+) -> Pixels:
     num_colors = _NUM_COLORS[kind]
     declared = _declared(samples_HWS[:, :, :num_colors], int(page.bitspersample))
     if kind == "palette":
@@ -170,22 +172,53 @@ def _to_color(
         index_HW = samples_HWS[:, :, 0].astype(np.int64)
         if table is None or index_HW.max(initial=0) >= table.shape[1]:
             raise CorruptImageError("TIFF: colours beyond the palette")
-        return _finish(page, Image.fromarray((table.T[index_HW] >> 8).astype(np.uint8)), spec)
+        colors = Image.fromarray((table.T[index_HW] >> 8).astype(np.uint8))
+        return finish(colors, _profile(page), spec)
     if int(page.photometric) == 0:  # white is zero
         declared = declared[1], declared[0]
+    bits, profile = int(page.bitspersample), _profile(page)
+    alpha_HW, is_premultiplied = _alpha(page, samples_HWS, num_colors, declared, spec)
+    if kind == "gray" and not is_premultiplied:
+        gray_HW = _plain(samples_HWS[:, :, 0])
+        if samples_HWS.dtype.itemsize == 1:
+            gray_HW = _scale(samples_HWS[:, :, :1], declared, spec)[:, :, 0]
+        else:
+            gray_HW = gray_pixels(gray_HW, declared, spec, bits=bits)
+        return finish_gray(gray_HW, alpha_HW, profile, spec)
+    see_bits(bits)
     colors_HWC = _scale(samples_HWS[:, :, :num_colors], declared, spec)
     if kind in _PILLOW_MODES:
         image = Image.fromarray(colors_HWC, _PILLOW_MODES[kind])
-        return _finish(page, image.convert("RGB") if kind == "ycbcr" else image, spec)
+        return finish(image.convert("RGB") if kind == "ycbcr" else image, profile, spec)
     image = Image.fromarray(colors_HWC[:, :, 0] if num_colors == 1 else colors_HWC)
+    if alpha_HW is not None:
+        image = _on_background(image, alpha_HW, is_premultiplied, spec)
+    return finish(image, profile, spec)
+
+
+def _alpha(
+    page: Any,  # noqa: ANN401 - a TiffPage
+    samples_HWS: npt.NDArray[Any],
+    num_colors: int,
+    declared: tuple[float, float],
+    spec: DecodeSpec,
+) -> tuple[npt.NDArray[np.uint8] | None, bool]:
+    """Return the opacity, None where there is none, and whether the colours are times it."""
     extras = tuple(int(extra) for extra in page.extrasamples)
-    if extras and extras[0] in (_UNASSOCIATED, _ASSOCIATED):
-        plain = dataclasses.replace(spec, gray_range="declared")
-        alpha_HW1 = samples_HWS[:, :, num_colors : num_colors + 1]
-        opaque = (0.0, 1.0) if alpha_HW1.dtype.kind == "f" else declared
-        alpha = _scale(alpha_HW1, opaque, plain)
-        image = _on_background(image, alpha, extras[0] == _ASSOCIATED, spec)
-    return _finish(page, image, spec)
+    if not extras or extras[0] not in (_UNASSOCIATED, _ASSOCIATED):
+        return None, False
+    plain = dataclasses.replace(spec, gray_range="declared")
+    alpha_HW1 = samples_HWS[:, :, num_colors : num_colors + 1]
+    opaque = (0.0, 1.0) if alpha_HW1.dtype.kind == "f" else declared
+    return _scale(alpha_HW1, opaque, plain)[:, :, 0], extras[0] == _ASSOCIATED
+
+
+def _plain(samples: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Return samples one after the other, in a type that arithmetic has no special case for."""
+    plain = np.ascontiguousarray(samples)
+    if plain.dtype == np.bool_:
+        return plain.view(np.uint8)
+    return plain.astype(np.float32) if plain.dtype == np.float16 else plain
 
 
 def _scale(
@@ -197,11 +230,7 @@ def _scale(
     if samples_HWC.dtype.itemsize == 1:
         spec = dataclasses.replace(spec, gray_range="declared")
     height, width, num_channels = samples_HWC.shape
-    flat = np.ascontiguousarray(samples_HWC).reshape(height, width * num_channels)
-    if flat.dtype == np.bool_:
-        flat = flat.view(np.uint8)
-    if flat.dtype == np.float16:
-        flat = flat.astype(np.float32)
+    flat = _plain(samples_HWC).reshape(height, width * num_channels)
     return to_uint8(flat, declared, spec).reshape(samples_HWC.shape)
 
 
@@ -214,22 +243,23 @@ def _declared(samples_HWC: npt.NDArray[Any], bits: int) -> tuple[float, float]:
 
 
 def _on_background(
-    image: Image.Image, alpha_HWC: npt.NDArray[np.uint8], is_premultiplied: bool, spec: DecodeSpec
+    image: Image.Image, alpha_HW: npt.NDArray[np.uint8], is_premultiplied: bool, spec: DecodeSpec
 ) -> Image.Image:
     canvas = Image.new("RGB", image.size, spec.alpha_background)
-    alpha = Image.fromarray(alpha_HWC[:, :, 0])
+    alpha = Image.fromarray(alpha_HW)
     color = image.convert("RGB")
     if is_premultiplied:
-        under = np.asarray(canvas).astype(np.uint32) * (255 - alpha_HWC.astype(np.uint32))
+        opacity_HW1 = alpha_HW[:, :, np.newaxis].astype(np.uint32)
+        under = np.asarray(canvas).astype(np.uint32) * (255 - opacity_HW1)
         total = np.asarray(color).astype(np.uint32) + (under + 127) // 255
         return Image.fromarray(np.minimum(total, 255).astype(np.uint8))
     canvas.paste(color, mask=alpha)
     return canvas
 
 
-def _finish(page: Any, image: Image.Image, spec: DecodeSpec) -> npt.NDArray[np.uint8]:  # noqa: ANN401
-    profile = page.tags.get(_ICC_PROFILE)
-    return finish(image, bytes(profile.value) if profile is not None else None, spec)
+def _profile(page: Any) -> bytes | None:  # noqa: ANN401 - a TiffPage
+    tag = page.tags.get(_ICC_PROFILE)
+    return bytes(tag.value) if tag is not None else None
 
 
 def _orientation(page: Any) -> int:  # noqa: ANN401 - a TiffPage

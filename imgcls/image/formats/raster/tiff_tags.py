@@ -83,6 +83,11 @@ class TiffTags:
         )
 
     @property
+    def bits(self) -> int:
+        """Bits of a sample of the first page."""
+        return max(self.tags.get(_BITS, (1,)))
+
+    @property
     def _compression(self) -> int:
         return self.tags.get(_COMPRESSION, (1,))[0]
 
