@@ -54,10 +54,12 @@ class Columns:
     Args:
         required: Names that every row must have.
         optional: Names that are read where they are there.
+        together: Names that are read where all of them are there.
     """
 
     required: tuple[str, ...]
     optional: tuple[str, ...] = ()
+    together: tuple[str, ...] = ()
     num_trimmed: Counter[str] = field(default_factory=Counter)
     num_rounded: Counter[str] = field(default_factory=Counter)
     given: dict[str, None] = field(default_factory=dict)
@@ -66,7 +68,8 @@ class Columns:
     @property
     def wanted(self) -> tuple[str, ...]:
         """All of them, once each."""
-        return tuple(dict.fromkeys((*self.required, *self.optional)))
+        together = self.together if self.given.keys() >= set(self.together) else ()
+        return tuple(dict.fromkeys((*self.required, *self.optional, *together)))
 
     def check(self, names: Iterable[object], table: str) -> None:
         """Refuse a header that lacks a column, has one twice, or has it in another spelling.

@@ -141,6 +141,7 @@ def read_dataset(
             key=row.key,
             weight=row.weight,
             slice_name=row.slice_name,
+            boxes=_boxes(row, class_names, multi_label),
         )
         for row in sorted(unique, key=lambda row: row.key)
     )
@@ -148,10 +149,21 @@ def read_dataset(
         samples=samples,
         class_names=class_names,
         split_digest=split_digest(samples),
-        num_duplicates=len(rows) - len(unique),
+        num_duplicates=_num_repeated(rows, unique),
         num_skipped=num_skipped,
         names_splits=names_splits,
         moved=moved,
+    )
+
+
+def _boxes(row: LabelRow, class_names: ClassNames, multi_label: bool) -> tuple[LabelledBox, ...]:
+    return tuple(
+        LabelledBox(
+            *place,
+            labels=tuple(sorted(map(class_names.label_of, split_label(label, multi_label)))),
+            class_name=label,
+        )
+        for place, label in row.boxes
     )
 
 
@@ -216,7 +228,10 @@ def freeze_split(samples: Iterable[Sample], *, slice_by: str = "") -> bytes:
         slice_by: What the column of their slices is called; "" for none.
     """
     rows = (
-        LabelRow(s.uri, s.key, s.class_name, s.split, s.group, s.weight, s.slice_name)
+        LabelRow(
+            *(s.uri, s.key, s.class_name, s.split, s.group, s.weight, s.slice_name),
+            boxes=tuple((box.place, box.class_name) for box in s.boxes),
+        )
         for s in sorted(samples, key=lambda sample: sample.key)
     )
     return write_manifest(rows, slice_by=slice_by)
@@ -229,23 +244,44 @@ def split_digest(samples: Iterable[Sample]) -> str:
 
 
 def unique_rows(rows: list[LabelRow]) -> list[LabelRow]:
-    """Return each image once.
+    """Return each image once, with all of its boxes, and the labels of all of them.
 
     Raises:
-        SourceError: an image that is listed twice, unlike.
+        SourceError: an image that is listed twice, unlike, other than with two boxes.
     """
     by_uri: dict[str, LabelRow] = {}
     for row in rows:
         first = by_uri.setdefault(row.uri, row)
+        if first is row:
+            continue
+        has_boxes = bool(row.boxes and first.boxes)
         for column in ("label", "split", "group", "weight", "slice_name"):
             given, before = getattr(row, column), getattr(first, column)
-            if given != before:
+            if given != before and not (column == "label" and has_boxes):
                 raise SourceError(
                     f"{row.uri} is listed twice, with {column} {before!r} and {given!r}: keep one"
                 )
-    if len(by_uri) < len(rows):
-        _log.info("%d images are listed more than once: each counts once", len(rows) - len(by_uri))
-    return list(by_uri.values())
+        if bool(row.boxes) != bool(first.boxes):
+            raise SourceError(
+                f"{row.uri} is listed with a box and without one: a row without a box says that "
+                "nothing more is known; keep the rows with a box"
+            )
+        if has_boxes:
+            labels = dict.fromkeys(
+                label for each in (first, row) for label in each.label.split(MULTI_LABEL_SEPARATOR)
+            )
+            boxes = tuple(dict.fromkeys((*first.boxes, *row.boxes)))
+            label = first.label if row.label == first.label else MULTI_LABEL_SEPARATOR.join(labels)
+            by_uri[row.uri] = replace(first, boxes=boxes, label=label)
+    unique = list(by_uri.values())
+    if num := _num_repeated(rows, unique):
+        _log.info("%d images are listed more than once: each counts once", num)
+    return unique
+
+
+def _num_repeated(rows: list[LabelRow], unique: list[LabelRow]) -> int:
+    """Return how many rows say nothing that another one does not say."""
+    return len(rows) - sum(max(1, len(row.boxes)) for row in unique)
 
 
 def split_label(label: str, multi_label: bool) -> frozenset[str]:

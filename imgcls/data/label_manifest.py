@@ -1,10 +1,10 @@
-"""A manifest of labelled images: a table with uri,label[,split,group,weight], see columns.py.
+"""A manifest of labelled images: a table with uri,label[,split,group,weight][,x,y,w,h].
 
-In: the manifest's URI. Out: one `LabelRow` per line, in its order. Invariant: labels, splits and
-groups are text: the integer 7 and the string "7" are the same label, and "007" is another. A
-relative uri is relative to the folder that holds the manifest; an absolute one has a scheme, or
-begins with "/" in a local manifest. On a disk "./a.png" and "x/../a.png" are a.png; in a store
-every name is what it is.
+In: the manifest's URI, see columns.py. Out: one `LabelRow` per line, in its order. Invariant:
+labels, splits and groups are text: the integer 7 and the string "7" are the same label, and "007"
+is another. A relative uri is relative to the folder that holds the manifest; an absolute one has a
+scheme, or begins with "/" in a local manifest. On a disk "./a.png" and "x/../a.png" are a.png; in
+a store every name is what it is. Several boxes of one picture are several rows.
 """
 
 import csv
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from imgcls.config.paths import absolute_path
+from imgcls.data.boxes import BOX_COLUMNS, Place, place_of
 from imgcls.data.class_names import enumerate_names
 from imgcls.data.columns import Columns, Row, is_table, name_of, read_rows
 from imgcls.data.keys import Key, as_name, columns_of, values_of
@@ -47,6 +48,8 @@ class LabelRow:
     slice_name: str = ""
     cells: Mapping[str, Any] = field(default_factory=dict, compare=False)
     """What keys may want of the row."""
+    boxes: tuple[tuple[Place, str], ...] = ()
+    """Where in the picture, and the label there; of a row of a manifest at most one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +103,9 @@ class Roles:
             replace(
                 row,
                 label=named(self.label, row.label, number),
+                boxes=tuple(
+                    (place, named(self.label, label, number)) for place, label in row.boxes
+                ),
                 group=named(self.group, row.group, number),
                 slice_name=named(self.slice_by, row.slice_name, number),
                 cells={},
@@ -131,7 +137,7 @@ def read_manifest(
     roles = roles or Roles()
     wanted = columns_of(roles.keys)
     required = _REQUIRED[:1] if roles.label else _REQUIRED
-    columns = Columns(required, (*_OPTIONAL, *wanted))
+    columns = Columns(required, (*_OPTIONAL, *wanted), together=BOX_COLUMNS)
     rows, where = list[LabelRow](), list[str]()
     for row, folder in _read_rows(manifest, columns):
         label = "" if roles.label else _labelled(row, columns, folder, multi_label)
@@ -179,10 +185,16 @@ def write_manifest(rows: Iterable[LabelRow], *, slice_by: str = "") -> bytes:
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
     # The column split_key, which we alone write, says that cells are to be read by `from_csv`.
-    writer.writerow([*_REQUIRED, *_OPTIONAL, *([slice_by] if slice_by else [])])
+    rows = list(rows)
+    has_boxes = any(row.boxes for row in rows)
+    sliced, boxed = ([slice_by] if slice_by else []), (BOX_COLUMNS if has_boxes else ())
+    writer.writerow([*_REQUIRED, *_OPTIONAL, *sliced, *boxed])
     for row in rows:
-        given = (row.uri, row.label, row.split, row.group, f"{row.weight!r}", row.key)
-        writer.writerow(map(in_csv, [*given, row.slice_name] if slice_by else given))
+        after = [row.split, row.group, f"{row.weight!r}", row.key]
+        after += [row.slice_name] if slice_by else []
+        for place, label in row.boxes or [(None, row.label)]:
+            numbers = map(str, place) if place else [""] * len(boxed)
+            writer.writerow(map(in_csv, [row.uri, label, *after, *numbers]))
     return text.getvalue().encode("utf-8", "surrogatepass")
 
 
@@ -223,6 +235,7 @@ def _read_rows(manifest: str, columns: Columns) -> Iterator[tuple[Row, str]]:
 def _row(row: Row, columns: Columns, folder: str, label: str, wanted: tuple[str, ...]) -> LabelRow:
     uri = _uri(row, folder)
     given = _given(row)
+    place = place_of(row.cells, row.where)
     # As it is written, also "./a.png": the split is drawn from it.
     is_relative = is_local(given) and not given.startswith("/")
     key = given if is_relative else uri.removeprefix(folder)
@@ -235,6 +248,7 @@ def _row(row: Row, columns: Columns, folder: str, label: str, wanted: tuple[str,
         group=columns.text(row, "group"),
         weight=_weight(row.cells.get("weight"), row.where),
         cells={name: row.cells[name] for name in wanted if name in row.cells},
+        boxes=((place, label),) if place else (),
     )
 
 

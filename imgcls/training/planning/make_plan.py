@@ -225,6 +225,9 @@ def decisive_values(
     """Return what decides the weights; where and how fast it runs is left out."""
     values = asdict(recipe) | {"preprocess": recipe.preprocess.to_dict()}
     del values["batch_size"]
+    if not recipe.pooling:  # as versions counted it that knew of none
+        del values["pooling"], values["background"]
+    boxes = {s.key: [(*b.place, b.labels) for b in s.boxes] for s in dataset.samples if s.boxes}
     return values | {
         "arch": config.arch,
         "weights": config.weights,
@@ -232,6 +235,7 @@ def decisive_values(
         "decode": decode_spec.to_dict() | {"decoder_version": 1},
         "class_names": dataset.class_names.names,
         "split_digest": dataset.split_digest,
+        **({"boxes": boxes} if boxes else {}),
         "sample_weights": {s.key: s.weight for s in dataset.samples if s.weight != 1.0},
     }
 

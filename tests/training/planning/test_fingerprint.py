@@ -12,10 +12,16 @@ import pytest
 
 from imgcls.config.training import TrainConfig
 from imgcls.data.dataset import Dataset, freeze_split, read_dataset
+from imgcls.image.spec import PreprocessSpec
 from imgcls.model.registry import list_versions
 from imgcls.training.driver import train
 from imgcls.training.planning.fingerprint import digest
-from imgcls.training.planning.make_plan import decisive_values, make_plan
+from imgcls.training.planning.make_plan import (
+    build_decode_spec,
+    build_train_recipe,
+    decisive_values,
+    make_plan,
+)
 from imgcls.training.train_plan import run_uri
 from tests.training.bars import bars_config
 
@@ -97,3 +103,19 @@ def read_dataset_of(config: TrainConfig) -> Dataset:
         test_fraction=config.test_fraction,
         seed=config.seed,
     )
+
+
+def test_a_plain_training_has_the_fingerprint_of_the_versions_before(tmp_path: Path) -> None:
+    """Else its checkpoints are not found again after an upgrade."""
+    for label in "ab":
+        (tmp_path / label).mkdir()
+        for number in range(1, 10):
+            (tmp_path / label / f"{number}.png").touch()
+    config = TrainConfig(
+        data=str(tmp_path), registry="r", name="x", arch="simple_cnn", image_px=12, batch_size=8
+    )
+    dataset = read_dataset(config.data, val_fraction=0.15, test_fraction=0.15, seed=0)
+    spec = PreprocessSpec.for_image_px(12, mean=(0.1, 0.2, 0.3), std=(0.2, 0.2, 0.2))
+    recipe = build_train_recipe(config, spec)
+    values = decisive_values(config, recipe, build_decode_spec(config), dataset)
+    assert digest(values) == "44684a3ab758663f"  # as of commit 7f1a610
