@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from imgcls.config.choices import Device, MatchBy, Precision
-from imgcls.config.paths import Config, OutputFile, OutputUri, Uri
+from imgcls.config.paths import Config, DataUri, OutputFile, OutputUri, Uri
 
 
 @dataclass(frozen=True)
@@ -13,7 +13,7 @@ class EvaluateConfig(Config):
 
     model: Uri = ""
     """Bundle URI or registry reference to run on DATA."""
-    data: Uri = ""
+    data: DataUri = ""
     """Labelled images, as for train."""
     split: Literal["auto", "train", "val", "test", "all"] = "auto"
     """Which split of DATA to measure; auto takes all of it where it names no splits and is not what
@@ -21,7 +21,7 @@ class EvaluateConfig(Config):
     """
     predictions: Uri = ""
     """Output prefix of `score`; every published run is read, or the one of --run-id."""
-    labels: Uri = ""
+    labels: DataUri = ""
     """Manifest with uri,label for the predictions."""
     match_by: MatchBy = "uri"
     """How a label finds its row: by the whole uri; by suffix, the most folders that both uris end

@@ -16,6 +16,8 @@ from imgcls.config.choices import value_of
 from imgcls.errors import ConfigError
 
 SCHEMES = ("s3", "gs", "az")
+# Where images, manifests and labelled data may lie, but nothing is written.
+READ_SCHEMES = ("https", "http", "sftp")
 LOCAL_DIR = "local-dir:"  # how timm writes a folder of weights
 WEIGHTS_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 
@@ -57,10 +59,47 @@ def canonical_uri(text: str, folder: str) -> str:
     return absolute_path(_expand_home(text), folder)
 
 
-def canonical_glob(text: str, folder: str) -> str:
-    """Return a source: as `canonical_uri`, and what follows the folders before a "*" as it is."""
-    if "*" not in text or _SCHEME.match(text):
+def canonical_data(text: str, folder: str) -> str:
+    """Return what is only read: as `canonical_uri`, or the URI of a web or SFTP server.
+
+    Raises:
+        ConfigError: no place can be called that, or the URI holds a secret.
+    """
+    match = _SCHEME.match(text)
+    if match is None or match[1] not in READ_SCHEMES:
         return canonical_uri(text, folder)
+    _refuse_unprintable(text)
+    refuse_secrets(text)
+    return text.rstrip("/") if text.rstrip("/").count("/") > 1 else text
+
+
+def refuse_secrets(uri: str) -> None:
+    """Refuse a URI of a web or SFTP server that opens a door to all who read it.
+
+    Every row, log and record would hold it. The URI stays out of the message.
+
+    Raises:
+        ConfigError: a password, or a query, as signed links have.
+    """
+    scheme, _, rest = uri.partition("://")
+    host, _, key = rest.partition("/")
+    user, at, _ = host.rpartition("@")
+    if at and (scheme != "sftp" or ":" in user):
+        raise ConfigError(
+            f"a {scheme}:// URI holds credentials: leave them to ~/.ssh for sftp://, to ~/.netrc "
+            "for https://"
+        )
+    if scheme != "sftp" and ("?" in rest or "#" in key):
+        raise ConfigError(
+            f"a {scheme}:// URI with a query or a fragment, as signed links have, is not taken: it "
+            "would stand in every row. Give the server a name for the object without one"
+        )
+
+
+def canonical_glob(text: str, folder: str) -> str:
+    """Return a source: as `canonical_data`, and what follows the folders before a "*" as it is."""
+    if "*" not in text or _SCHEME.match(text):
+        return canonical_data(text, folder)
     # Cut off before the segment with the first "*"; the "/" belongs to neither.
     start, slash, pattern = text[: text.index("*")].rpartition("/")
     pattern = f"{pattern}{text[text.index('*') :]}".rstrip("/")
@@ -120,6 +159,7 @@ def canonical_tracking(text: str, folder: str) -> str:
 
 
 Uri = Annotated[str, PathFlag(canonical_uri)]
+DataUri = Annotated[str, PathFlag(canonical_data)]
 OutputUri = Annotated[str, PathFlag(canonical_uri, is_written=True)]
 OutputFile = Annotated[str, PathFlag(canonical_file, is_written=True)]
 SourceUri = Annotated[str, PathFlag(canonical_glob)]
@@ -289,6 +329,11 @@ def _refuse_other_scheme(text: str, match: re.Match[str] | None) -> None:
     if text.startswith("file:"):
         path = "/" + text.removeprefix("file:").lstrip("/")
         raise ConfigError(f"{text!r}: write a path of this machine without file:, such as {path}")
+    if match is not None and match[1] in READ_SCHEMES:
+        raise ConfigError(
+            f"{match[1]}:// holds images and manifests only; what imgcls writes, and models, take "
+            "s3://, gs://, az:// or a path"
+        )
     if match is not None:
         raise ConfigError(
             f"{match[1]}:// is not a scheme that imgcls reads; use s3://, gs:// or az://, or a path"

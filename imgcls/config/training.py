@@ -12,7 +12,7 @@ from imgcls.config.choices import (
     TrainPrecision,
     WorkerRange,
 )
-from imgcls.config.paths import OutputUri, TrackingUri, Uri, WeightsUri
+from imgcls.config.paths import DataUri, OutputUri, TrackingUri, WeightsUri
 from imgcls.config.source_options import ListingOptions
 
 
@@ -20,7 +20,7 @@ from imgcls.config.source_options import ListingOptions
 class TrainConfig(ListingOptions):
     """Train a classifier on labelled images and register it as the next version of its name."""
 
-    data: Uri
+    data: DataUri
     """Folder tree (one folder per class, optionally under train/ val/ test/) or a manifest (.csv
     .tsv .txt .json .jsonl .ndjson, also .gz, or .parquet) with uri,label[,split,group]. Local or
     s3:// gs:// az://.

@@ -10,6 +10,8 @@ from typing import Literal
 
 FOLDER_MARKER = "a folder marker"
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+# How an etag begins that tells the size alone: the place knows no version and no time.
+UNVERSIONED = "size-"
 
 
 @dataclass(frozen=True, slots=True)

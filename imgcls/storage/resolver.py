@@ -1,6 +1,6 @@
 """The one place that turns a URI's scheme and bucket into clients.
 
-In: ("s3" | "gs" | "az", bucket) and the environment. Out: a `Bucket`. Invariant: one per process
+In: a scheme, a bucket or a host, and the environment. Out: a `Bucket`. Invariant: one per process
 and bucket, built at first use, never pickled and never carried across a fork.
 """
 
@@ -8,6 +8,7 @@ import os
 import threading
 from typing import TYPE_CHECKING
 
+from imgcls.config.paths import READ_SCHEMES
 from imgcls.storage.bucket import Bucket
 
 if TYPE_CHECKING:
@@ -39,6 +40,10 @@ def _build(scheme: str, bucket: str) -> Bucket:
         from imgcls.storage.stores.azure import AzureBucket
 
         return AzureBucket(bucket)
+    if scheme in READ_SCHEMES:
+        from imgcls.storage.stores.read_only import ReadOnlyBucket
+
+        return ReadOnlyBucket(scheme, bucket)
     from imgcls.storage.stores.s3 import S3Bucket
     from imgcls.storage.stores.s3_account import S3Account
 

@@ -9,12 +9,13 @@ once, to absolute ones.
 import os
 import re
 
-from imgcls.config.paths import SCHEMES, absolute_path
+from imgcls.config.paths import READ_SCHEMES, SCHEMES, absolute_path, refuse_secrets
 from imgcls.errors import ConfigError
 from imgcls.storage.requests.advice import ADVICE
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_HOST = re.compile(r"(?:[A-Za-z0-9._-]+@)?(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:]+\])(?::[0-9]{1,5})?")
 _MAX_SHOWN = 60
 
 
@@ -27,7 +28,8 @@ def split_uri(uri: str) -> tuple[str, str, str]:
     """Split a URI into scheme, bucket and key.
 
     Returns:
-        ("s3" | "gs" | "az", bucket, key) with the key as it is, or ("", "", absolute path) for a
+        ("s3" | "gs" | "az", bucket, key) with the key as it is, (scheme, host, path) of a web or
+        SFTP server, or ("", "", absolute path) for a
         local path.
 
     Raises:
@@ -38,6 +40,12 @@ def split_uri(uri: str) -> tuple[str, str, str]:
     if match is None:
         return "", "", absolute_path(uri)
     scheme = match[1]
+    if scheme in READ_SCHEMES:
+        refuse_secrets(uri)
+        host, _, key = uri[match.end() :].partition("/")
+        if not _HOST.fullmatch(host):
+            raise ConfigError(f"{uri[:_MAX_SHOWN]!r} names no host: write {scheme}://HOST/PATH")
+        return scheme, host, key
     if scheme not in SCHEMES:
         raise ConfigError(
             f"{scheme}:// is not a scheme that imgcls reads; use s3://, gs:// or az://, or a path"

@@ -28,7 +28,8 @@ from imgcls.storage.uri import join
 NO_PLACES = {
     "name", "arch", "num_workers", "checkpoint_every", "slice_by", "positive_class",
     "mlflow_experiment", "run_id", "date", "alias", "older_than", "image", "service_account",
-    "namespace", "schedule", "time_zone", "deadline", "keep", "memory", "token_secret", "address",
+    "namespace", "schedule", "time_zone", "deadline",
+    "group", "keep", "memory", "token_secret", "address",
     "submission_id",
 }  # fmt: skip
 
@@ -109,13 +110,27 @@ def test_what_could_only_be_a_slip_is_refused_by_flag_and_with_the_way_out(
 
 
 @pytest.mark.parametrize(("config", "name"), every_place())
-@pytest.mark.parametrize("text", ["file:///x/y", "file:x/y", "http://host/x", "S3://b/x"])
+@pytest.mark.parametrize("text", ["file:///x/y", "file:x/y", "ftp://host/x", "S3://b/x"])
 def test_other_schemes_are_refused_where_only_stores_and_paths_are_read(
     config: type[Config], name: str, text: str
 ) -> None:
     if name == "mlflow_uri":
         return
     with pytest.raises(ConfigError, match=r"without file:|is not a scheme"):
+        build(config, **{name: text})
+
+
+@pytest.mark.parametrize(("config", "name"), every_place())
+@pytest.mark.parametrize("text", ["http://host/x", "https://host/x.csv", "sftp://me@host/x"])
+def test_servers_that_are_only_read_hold_sources_and_labels_and_nothing_else(
+    config: type[Config], name: str, text: str
+) -> None:
+    if name == "mlflow_uri":
+        return
+    if name in ("source", "data", "labels"):
+        assert getattr(build(config, **{name: text}), name) == text
+        return
+    with pytest.raises(ConfigError, match="holds images and manifests only"):
         build(config, **{name: text})
 
 

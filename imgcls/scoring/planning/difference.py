@@ -5,13 +5,14 @@ In: a source, a model, an output. Out: the difference, staged and counted. Invar
 """
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from imgcls.config.scoring import NightlyConfig
+from imgcls.errors import ConfigError
 from imgcls.image.formats.abilities import Abilities
 from imgcls.runs.ledger import Outdated, published_keys
 from imgcls.runs.plan import ModelDigests
@@ -19,6 +20,7 @@ from imgcls.runs.published import Manifest, list_published
 from imgcls.scoring.planning.listing import list_source
 from imgcls.scoring.planning.planned_model import PlannedModel, digests_of_published
 from imgcls.scoring.planning.staging import Staging, stage
+from imgcls.storage.info import UNVERSIONED, ObjectInfo, Skipped
 
 log = logging.getLogger(__name__)
 
@@ -83,7 +85,7 @@ def stage_difference(
     """Stage what is listed and not yet published with this model and spec."""
     outdated = Outdated()
     was_there = partial(_was_read_before, config.output, config.source)
-    with stage(list_source(config.source, was_there=was_there)) as staging:
+    with stage(_versioned(list_source(config.source, was_there=was_there))) as staging:
         counts = exclude_published(config, model, staging, abilities, outdated)
         found = Difference(staging, counts, outdated)
         found.log()
@@ -119,3 +121,14 @@ def exclude_published(
 def _was_read_before(output: str, source: str) -> bool:
     """Tell whether a published run read this very source: then its name is right, though empty."""
     return any(manifest.source == source for _, manifest in list_published(output))
+
+
+def _versioned(entries: Iterable[ObjectInfo | Skipped]) -> Iterator[ObjectInfo | Skipped]:
+    """Pass a listing on; refuse an object whose change a night could not see."""
+    for entry in entries:
+        if isinstance(entry, ObjectInfo) and entry.etag.startswith(UNVERSIONED):
+            raise ConfigError(
+                f"{entry.uri}: its server tells neither a version nor a time of change, so a night "
+                "cannot see what changed; score it once by `imgcls score`, or copy it to a store"
+            )
+        yield entry

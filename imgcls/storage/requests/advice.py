@@ -46,9 +46,22 @@ ADVICE = {
         endpoint="AZURE_STORAGE_ENDPOINT",
         certificate="REQUESTS_CA_BUNDLE",
     ),
+    "https": Advice(
+        credentials="imgcls reads public objects, and those that ~/.netrc opens",
+        elsewhere="the reply leads elsewhere; write the address that it leads to",
+        endpoint="the address itself",
+        certificate="SSL_CERT_FILE",
+    ),
+    "sftp": Advice(
+        credentials="keys come from the agent and from ~/.ssh; try `sftp` with the same address",
+        elsewhere="the reply leads elsewhere; write the address that it leads to",
+        endpoint="~/.ssh/config",
+        certificate="~/.ssh/known_hosts",
+    ),
 }
+ADVICE["http"] = ADVICE["https"]
 
-_URI = re.compile(r"\b(s3|gs|az)://")
+_URI = re.compile(rf"\b({'|'.join(ADVICE)})://")
 
 
 def advice_for(what: str) -> Advice:

@@ -54,7 +54,7 @@ class S3Bucket:
     async def get(
         self, key: str, etag: str | None, version_id: str | None, span: Span | None = None
     ) -> Fetched:
-        """Read one object, by the faster client where it can name the key."""
+        """Read one object: by obstore, or by s3fs a key that obstore cannot name."""
         what = self._what("read", key)
         if obstore_get.can_name(key) and obstore_get.is_alive():
             store = self._account.built_obstore(self._bucket)
@@ -70,7 +70,10 @@ class S3Bucket:
         if span is not None:
             request["Range"] = span.header
         with _translated(what):
-            reply, data = await self._account.call(_get_whole, request)
+            files = await self._account.s3fs()
+            # Not `cat_file`, which reads whatever version there is.
+            reply = await files._call_s3("get_object", **request)
+            data = await _read(reply["Body"])
         if len(data) != reply["ContentLength"]:
             raise TransientError(f"truncated body: {len(data)} of {reply['ContentLength']} bytes")
         return Fetched(data, unquoted(reply.get("ETag")))
@@ -202,13 +205,15 @@ def _entry(bucket: str, item: dict[str, Any]) -> ObjectInfo | Skipped:
     )
 
 
-def _get_whole(
-    client: Any,  # noqa: ANN401  (botocore builds its client classes at run time)
-    **request: str,
-) -> tuple[dict[str, Any], bytes]:
-    reply = client.get_object(**request)
-    with reply["Body"] as body:
-        return reply, body.read()
+async def _read(body: Any) -> bytes:  # noqa: ANN401  (aiobotocore ships no types)
+    from aiohttp import ClientError as TransportError
+
+    try:
+        async with body:
+            data: bytes = await body.read()
+    except TransportError as error:
+        raise TransientError(f"{type(error).__name__}: {error}") from error
+    return data
 
 
 @contextmanager
@@ -217,4 +222,6 @@ def _translated(what: str) -> Iterator[None]:
     try:
         yield
     except ERRORS as error:
-        raise from_botocore(error, what) from error
+        # s3fs wraps what botocore raised in an OSError.
+        cause = error.__cause__
+        raise from_botocore(cause if isinstance(cause, ClientError) else error, what) from error

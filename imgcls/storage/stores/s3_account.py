@@ -1,8 +1,8 @@
-"""Credentials, region and endpoint, read once, for both S3 clients alike.
+"""Credentials, region and endpoint, read once, for all S3 clients alike.
 
-In: the environment, the AWS config files, the instance's role. Out: calls of a botocore client, and
-an obstore store per bucket that takes region, endpoint and credentials from it. Invariant: the two
-cannot disagree, and no credential leaves this object.
+In: the environment, the AWS config files, the instance's role. Out: calls of a botocore client, an
+obstore store per bucket, and s3fs, which take region, endpoint and credentials from it. Invariant:
+they cannot disagree, and no credential leaves this object.
 """
 
 import asyncio
@@ -34,6 +34,16 @@ METADATA_ATTEMPTS = 3
 DEFAULT_REGION = "us-east-1"
 MAX_CALLS = 32
 MIN_RENEW_INTERVAL_S = 1.0
+_CLIENT_CONFIG: Mapping[str, Any] = {
+    "connect_timeout": CONNECT_TIMEOUT_S,
+    "read_timeout": STALL_TIMEOUT_S,
+    "max_pool_connections": MAX_CALLS,
+    "retries": {"total_max_attempts": 1},
+    "s3": {"addressing_style": "path"},
+    # Stores other than AWS know no trailing checksums; the signature covers the body.
+    "request_checksum_calculation": "when_required",
+    "response_checksum_validation": "when_required",
+}
 
 
 class S3Account:
@@ -50,6 +60,7 @@ class S3Account:
         self._credentials: Any = None
         self._ca_bundle: str | None = None
         self._stores: dict[str, Any] = {}
+        self._s3fs: tuple[Any, Any] = None, None  # the credentials that it has, and itself
         self._built_s = 0.0
 
     @property
@@ -104,12 +115,39 @@ class S3Account:
         self._stores[bucket] = store
         return store
 
+    async def s3fs(self) -> Any:  # noqa: ANN401  (s3fs ships no types)
+        """Return s3fs, on this loop, with the endpoint and the credentials of now."""
+        from s3fs import S3FileSystem  # type: ignore[import-untyped]  # as above
+
+        meta = (await self._ready_client()).meta
+        loop = asyncio.get_running_loop()
+        frozen = await loop.run_in_executor(self._threads, self._credentials.get_frozen_credentials)
+        known, files = self._s3fs
+        if files is None or known != frozen:
+            files = S3FileSystem(
+                key=frozen.access_key,
+                secret=frozen.secret_key,
+                token=frozen.token,
+                endpoint_url=meta.endpoint_url,
+                client_kwargs={"region_name": meta.region_name, "verify": self._ca_bundle},
+                config_kwargs=_CLIENT_CONFIG,
+                asynchronous=True,
+                loop=loop,
+                skip_instance_cache=True,
+            )
+            files.retries = 1  # ours are above
+            self._s3fs = frozen, files
+        return files
+
     async def renew(self) -> None:
         """Forget the clients, so that the next request reads environment, files and role again."""
         async with self._lock:
             if time.monotonic() - self._built_s >= MIN_RENEW_INTERVAL_S:
                 self._client = None
                 self._stores.clear()
+                files, self._s3fs = self._s3fs[1], (None, None)
+                if files is not None:
+                    await files._s3creator.__aexit__(None, None, None)
 
     async def _ready_client(self) -> Any:  # noqa: ANN401  (botocore builds its classes at run time)
         async with self._lock:
@@ -161,16 +199,7 @@ def _build() -> tuple[Any, Any, str | None]:
     client = session.create_client(
         "s3",
         region_name=region or DEFAULT_REGION,
-        config=Config(
-            connect_timeout=CONNECT_TIMEOUT_S,
-            read_timeout=STALL_TIMEOUT_S,
-            max_pool_connections=MAX_CALLS,
-            retries={"total_max_attempts": 1},
-            s3={"addressing_style": "path"},
-            # Stores other than AWS know no trailing checksums; the signature covers the body.
-            request_checksum_calculation="when_required",
-            response_checksum_validation="when_required",
-        ),
+        config=Config(**_CLIENT_CONFIG),
     )
     return client, credentials, session.get_config_variable("ca_bundle")
 
