@@ -29,7 +29,7 @@ NO_PLACES = {
     "name", "arch", "num_workers", "checkpoint_every", "slice_by", "positive_class",
     "mlflow_experiment", "run_id", "date", "alias", "older_than", "image", "service_account",
     "namespace", "schedule", "time_zone", "deadline",
-    "group", "keep", "memory", "token_secret", "address",
+    "group", "label", "columns", "root", "keep", "memory", "token_secret", "address",
     "submission_id",
 }  # fmt: skip
 
