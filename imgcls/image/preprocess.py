@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from imgcls.image.decoded import Pixels
+from imgcls.image.fit.filters import Kernel
 from imgcls.image.fit.placement import place
 from imgcls.image.fit.resample import resample
 from imgcls.image.spec import PreprocessSpec
@@ -36,11 +37,11 @@ def preprocess(image_HWC: Pixels, spec: PreprocessSpec) -> Pixels:
     """
     height_px, width_px, _ = image_HWC.shape
     where = place(width_px, height_px, spec)
-    part_HWC = resample(image_HWC, where.box, where.width_px, where.height_px)  # type: ignore[arg-type]
+    part_HWC = where.resized(image_HWC, Kernel.of(spec), resample)
     if where.is_whole(spec):
         return np.ascontiguousarray(part_HWC.transpose(2, 0, 1))
-    x_CHW = np.empty(spec.shape_CHW, np.uint8)
-    x_CHW[:] = np.array(spec.pad_color, np.uint8)[:, None, None]
+    x_CHW = np.empty(spec.shape_CHW, image_HWC.dtype)
+    x_CHW[:] = np.array(spec.pad_color)[:, None, None]
     rows = slice(where.top_px, where.top_px + where.height_px)
     columns = slice(where.left_px, where.left_px + where.width_px)
     x_CHW[:, rows, columns] = part_HWC.transpose(2, 0, 1)

@@ -23,6 +23,7 @@ from imgcls.image.versions import (
 Fit = Literal["stretch", "pad", "crop", "tiles"]
 Resize = Literal["shortest", "longest", "exact"]
 Filter = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos", "area", "gaussian"]
+Arithmetic = Literal["pillow", "torch"]
 CropPlace = Literal["center", "center_floor", "center_halves", "top_left"]
 Color = Literal["rgb", "gray"]
 Frames = Literal["first", "middle", "all"]
@@ -40,6 +41,7 @@ _CHOICES: Final[dict[str, tuple[str, ...]]] = {
     "fit": get_args(Fit),
     "resize": get_args(Resize),
     "filter": get_args(Filter),
+    "arithmetic": get_args(Arithmetic),
     "crop_place": get_args(CropPlace),
 }
 
@@ -189,6 +191,9 @@ class PreprocessSpec:
     """Of the resize, as Pillow has it; area is that of OpenCV, gaussian that of scikit-image."""
     antialias: bool = True
     """Widen the filter when shrinking."""
+    arithmetic: Arithmetic = "pillow"
+    """Whose: pillow resizes images of Pillow, torch tensors of uint8. They
+    differ by up to 2 of 255."""
     crop_fraction: float = 1.0
     """Share of each side that is left after the cut: the resize is for the input divided by it."""
     crop_place: CropPlace = "center"
@@ -215,6 +220,14 @@ class PreprocessSpec:
         check("resize", self.resize, self.resize in resizes.get(self.fit, get_args(Resize)))
         by_side = self.resize == "shortest" and self.crop_fraction == 1
         check("resize_px", self.resize_px, self.resize_px == 0 or (self.resize_px > 0 and by_side))
+        widened = {False: ("nearest", "bilinear", "bicubic")}.get(self.antialias, get_args(Filter))
+        check("antialias", self.antialias, self.filter in widened)
+        of_torch = {"torch": ("bilinear", "bicubic")}
+        check(
+            "arithmetic",
+            self.arithmetic,
+            self.filter in of_torch.get(self.arithmetic, get_args(Filter)),
+        )
         check("crop_fraction", self.crop_fraction, 0 < self.crop_fraction <= 1)
         check("channels", self.channels, self.channels in (1, 3))
         for name in ("pad_color", "mean", "std"):

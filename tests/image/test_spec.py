@@ -38,6 +38,7 @@ OTHER_PREPROCESS: list[dict[str, Any]] = [
     {"resize_px": 230},
     {"filter": "bicubic"},
     {"antialias": False},
+    {"arithmetic": "torch"},
     {"crop_fraction": 0.9, "resize_px": 0},
     {"crop_place": "center_floor"},
     {"pad_color": (1, 2, 3)},

@@ -6,11 +6,23 @@ torchxrayvision), so that all who ask speak of the same pixels.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
+import numpy.typing as npt
+
+from imgcls.image.fit.filters import Kernel
 from imgcls.image.spec import CropPlace, PreprocessSpec
 
+if TYPE_CHECKING:
+    import torch
+
 Box = tuple[float, float, float, float]
+Pixels = TypeVar("Pixels", npt.NDArray[Any], "torch.Tensor")
+Resize = Callable[[Pixels, Box, int, int, Kernel], Pixels]
+# A picture of 1 to 1,000 would fill the memory, resized before the cut.
+_MOST_IN_VAIN: Final = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +44,33 @@ class Placement:
     height_px: int
     """Rows of them."""
 
+    start: tuple[int, int] | None
+    """Where the cut begins in the resized picture: x, y. None: the box is cut out of the source, in
+    whole pixels, before the resize, which then sees no more."""
+
+    def resized(self, image_HWC: Pixels, kernel: Kernel, resize: Resize[Pixels]) -> Pixels:
+        """Return what the input shows of an image, [Y,X,C] of the image's type.
+
+        Args:
+            image_HWC: an image of the size that was placed.
+            kernel: how to resize.
+            resize: does it: image, box, width, height, kernel -> [Y,X,C].
+        """
+        height_px, width_px, _ = image_HWC.shape
+        if self.start is None:
+            left, top, right, bottom = map(int, self.box)
+            image_HWC = image_HWC[top:bottom, left:right]
+            box = (0.0, 0.0, float(right - left), float(bottom - top))
+            return resize(image_HWC, box, self.width_px, self.height_px, kernel)
+        num_pixels = self.resized_width_px * self.resized_height_px
+        is_too_large = num_pixels > _MOST_IN_VAIN * self.width_px * self.height_px
+        if not kernel.resizes_whole or is_too_large:
+            return resize(image_HWC, self.box, self.width_px, self.height_px, kernel)
+        whole = (0.0, 0.0, float(width_px), float(height_px))
+        x_HWC = resize(image_HWC, whole, self.resized_width_px, self.resized_height_px, kernel)
+        left, top = self.start
+        return x_HWC[top : top + self.height_px, left : left + self.width_px]
+
     def is_whole(self, spec: PreprocessSpec) -> bool:
         """Tell whether the picture fills the input, without padding."""
         return (self.width_px, self.height_px) == (spec.width_px, spec.height_px)
@@ -51,7 +90,10 @@ def place(width_px: int, height_px: int, spec: PreprocessSpec) -> Placement:
         (across.start + across.length) * scale_x,
         (down.start + down.length) * scale_y,
     )
-    return Placement(resized_w, resized_h, box, across.pad, down.pad, across.length, down.length)
+    start = (across.start, down.start)
+    return Placement(
+        resized_w, resized_h, box, across.pad, down.pad, across.length, down.length, start
+    )
 
 
 def resized_size(width_px: int, height_px: int, spec: PreprocessSpec) -> tuple[int, int]:
@@ -84,9 +126,8 @@ class _Span:
 def _crop_or_pad(resized_px: int, input_px: int, crop_place: CropPlace) -> _Span:
     if resized_px >= input_px:
         return _Span(_start(resized_px, input_px, crop_place), input_px, 0)
-    spare_px = input_px - resized_px
-    at_start = {"top_left": 0, "center_floor": -(-spare_px // 2)}
-    return _Span(0, resized_px, at_start.get(crop_place, spare_px // 2))
+    pad_px = 0 if crop_place == "top_left" else (input_px - resized_px) // 2
+    return _Span(0, resized_px, pad_px)
 
 
 def _start(whole_px: int, kept_px: int, crop_place: CropPlace) -> int:
@@ -112,4 +153,4 @@ def _cut_first(
     left = _start(width_px, kept_w, spec.crop_place)
     top = _start(height_px, kept_h, spec.crop_place)
     box = (float(left), float(top), float(left + kept_w), float(top + kept_h))
-    return Placement(resized_w, resized_h, box, 0, 0, spec.width_px, spec.height_px)
+    return Placement(resized_w, resized_h, box, 0, 0, spec.width_px, spec.height_px, None)

@@ -32,7 +32,7 @@ from PIL import ImageFile
 from imgcls.errors import ConfigError
 from imgcls.image.crops import Crop
 from imgcls.image.decoders.scheduler import Task
-from imgcls.image.fit.placement import place, resized_size
+from imgcls.image.fit.placement import resized_size
 from imgcls.image.formats.raster.decode import exif_orientation, open_raster
 from imgcls.image.formats.raster.jpeg import scale_by_dct
 from imgcls.image.formats.raster.jpeg_markers import (
@@ -42,7 +42,7 @@ from imgcls.image.formats.raster.jpeg_markers import (
     Frame,
     read_frame,
 )
-from imgcls.image.gpu.resample import pad_on_device, resample_on_device
+from imgcls.image.gpu.resample import preprocess_on_device
 from imgcls.image.spec import DecodeSpec, PreprocessSpec
 
 _BATCH_SIZE: Final = 64
@@ -272,10 +272,7 @@ class DeviceJpegDecoder:
         return torch.from_numpy(np.asarray(image))
 
     def _preprocess(self, image_HWC: torch.Tensor) -> torch.Tensor:
-        height_px, width_px, _ = image_HWC.shape
-        where = place(width_px, height_px, self._preprocess_spec)
-        part_CHW = resample_on_device(image_HWC, where.box, where.width_px, where.height_px)
-        return pad_on_device(part_CHW, where, self._preprocess_spec)
+        return preprocess_on_device(image_HWC, self._preprocess_spec)
 
 
 # Any: nvImageCodec has no types.

@@ -17,7 +17,9 @@ import torch
 
 from imgcls.errors import BundleError, ConfigError
 from imgcls.image.decoders.pool import DecoderPool
+from imgcls.image.fit.filters import Kernel
 from imgcls.image.gpu.nvjpeg import DeviceJpegDecoder
+from imgcls.image.gpu.resample import can_resample
 from imgcls.inference.decision_rule import DecisionRule
 from imgcls.inference.predictor import Predictor
 from imgcls.model.bundle import Bundle
@@ -77,7 +79,8 @@ def make_gpu_decoder(bundle: Bundle, device: torch.device) -> DeviceJpegDecoder:
     """Return what decodes for a bundle on a GPU.
 
     Raises:
-        ConfigError: the device is no GPU, nvImageCodec is not installed, or the model takes tiles.
+        ConfigError: the device is no GPU, nvImageCodec is not installed, or the model takes tiles,
+            or resizes by a filter that is not computed there.
     """
     if bundle.preprocess_spec.fit == "tiles":
         raise ConfigError(
@@ -88,6 +91,12 @@ def make_gpu_decoder(bundle: Bundle, device: torch.device) -> DeviceJpegDecoder:
         raise ConfigError(
             f"--gpu-decode on: the model runs on {device.type} here, and only a CUDA device can "
             "decode; use --gpu-decode off"
+        )
+    if not can_resample(Kernel.of(bundle.preprocess_spec)):
+        raise ConfigError(
+            f"--gpu-decode on: this model's images are resized by Pillow's "
+            f"{bundle.preprocess_spec.filter} filter, which a GPU does not compute as Pillow does; "
+            "use --gpu-decode off"
         )
     return DeviceJpegDecoder(bundle.decode_spec, bundle.preprocess_spec, device)
 

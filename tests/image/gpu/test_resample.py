@@ -1,15 +1,18 @@
 """Resampling in torch equals the library's, bit for bit."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from imgcls.image.fit.filters import PLAIN, Kernel
 from imgcls.image.fit.placement import place
 from imgcls.image.fit.resample import resample
-from imgcls.image.gpu import resample as device_resample
-from imgcls.image.gpu.resample import resample_on_device
+from imgcls.image.gpu.resample import preprocess_on_device, resample_on_device
+from imgcls.image.gpu.weights import side_weights
+from imgcls.image.preprocess import preprocess
 from imgcls.image.spec import PreprocessSpec
 
 Box = tuple[float, float, float, float]
@@ -27,8 +30,7 @@ def assert_equal(image_HWC: np.ndarray, box: Box, side_px: int, device: str = "c
     found = resample_on_device(image_on_device, box, side_px, side_px)
     assert found.dtype == torch.uint8
     assert found.device == image_on_device.device
-    assert found.is_contiguous()
-    expected = resample(image_HWC, box, side_px, side_px).transpose(2, 0, 1)
+    expected = resample(image_HWC, box, side_px, side_px)
     np.testing.assert_array_equal(found.cpu().numpy(), expected, err_msg=f"{box} to {side_px}")
 
 
@@ -141,6 +143,49 @@ def test_gradients_equal_the_library() -> None:
         assert_equal(image_HWC, (33.3, 12.75, 400.2, 379.65), side_px)
 
 
+KERNELS = [
+    PLAIN,
+    *(Kernel(name, arithmetic="torch") for name in ("bilinear", "bicubic")),
+    *(Kernel(name, antialias=False, arithmetic="torch") for name in ("bilinear", "bicubic")),
+    Kernel("area"),
+    Kernel("gaussian", outside=127.5),
+]
+
+
+@pytest.mark.parametrize("kernel", KERNELS, ids=str)
+def test_every_filter_equals_that_of_the_cpu(kernel: Kernel) -> None:
+    for width, height in ((300, 200), (90, 233), (64, 64)):
+        for channels in (1, 3):
+            image_HWC = noise(width, height, channels)
+            for box in ((0.0, 0.0, float(width), float(height)), (4.0, 7.0, 60.0, 61.0)):
+                for out_width, out_height in ((64, 48), (56, 54), (224, 40)):
+                    on_device = torch.from_numpy(image_HWC)
+                    found = resample_on_device(on_device, box, out_width, out_height, kernel)
+                    expected = resample(image_HWC, box, out_width, out_height, kernel)
+                    np.testing.assert_array_equal(found.numpy(), expected)
+
+
+FITS: list[dict[str, Any]] = [
+    {},
+    {"resize_px": 80},
+    {"fit": "stretch", "resize": "exact"},
+    {"fit": "pad", "resize": "longest", "pad_color": (1, 2, 3)},
+    {"resize": "exact", "filter": "area"},
+    {"resize_px": 90, "filter": "bicubic", "arithmetic": "torch"},
+    {"resize_px": 40, "crop_place": "top_left"},
+]
+
+
+@pytest.mark.parametrize("fit", FITS, ids=str)
+def test_every_fit_equals_that_of_the_cpu(fit: dict[str, Any]) -> None:
+    spec = PreprocessSpec(56, 72, **fit)
+    for width, height in ((300, 200), (90, 233), (64, 64), (2, 900)):
+        image_HWC = noise(width, height)
+        found = preprocess_on_device(torch.from_numpy(image_HWC), spec)
+        assert found.is_contiguous()
+        np.testing.assert_array_equal(found.numpy(), preprocess(image_HWC, spec))
+
+
 def test_memory_format_of_the_source_does_not_matter() -> None:
     image_HWC = noise(123, 77)
     planar = torch.from_numpy(image_HWC.transpose(2, 0, 1).copy()).permute(1, 2, 0)
@@ -153,7 +198,7 @@ def test_memory_format_of_the_source_does_not_matter() -> None:
 @pytest.mark.parametrize("scale", [0.3, 1, 2, 4.1, 9, 33, 129, 260, 2000, 30000])
 def test_every_sum_is_exact_in_float32_even_of_bfloat16_products(scale: float) -> None:
     in_px = int(scale * 8) + 1
-    digits_DPN = device_resample._weights(in_px, 0.0, scale * 8, 8, CPU).digits_DPN.long()
+    digits_DPN = side_weights(in_px, 0.0, scale * 8, 8, CPU, PLAIN).digits_DPN.long()
     assert torch.equal(digits_DPN.bfloat16().long(), digits_DPN)
     assert 255 * int(digits_DPN.sum(-1).max()) < 1 << 24
 
