@@ -52,7 +52,7 @@ def normalize(x_BCHW: "torch.Tensor", spec: PreprocessSpec) -> "torch.Tensor":
     """Turn pixels into model input: (range(x) - mean) / std per channel, where range is linear.
 
     Args:
-        x_BCHW: uint8 [B,C,Y,X] on any device, in any memory format.
+        x_BCHW: uint8 or float32 0..255 [B,C,Y,X] on any device, in any memory format; it stays.
         spec: the preprocess spec; 0 and 255 become its `input_range`.
 
     Returns:
@@ -60,7 +60,8 @@ def normalize(x_BCHW: "torch.Tensor", spec: PreprocessSpec) -> "torch.Tensor":
     """
     from imgcls.image.constants import constant  # brings torch, which decoders do without
 
-    x = x_BCHW.float().div_(255)
+    # Of float32 `float` is the same memory, which is not ours.
+    x = x_BCHW / 255 if x_BCHW.is_floating_point() else x_BCHW.float().div_(255)
     low, high = spec.input_range
     if (low, high) != (0.0, 1.0):
         x = x.mul_(high - low).add_(low)

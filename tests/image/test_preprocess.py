@@ -86,3 +86,12 @@ def test_normalize_is_the_formula_in_any_memory_format() -> None:
     last = x.to(memory_format=torch.channels_last)
     assert torch.equal(normalize(last, spec), found)
     assert normalize(last, spec).is_contiguous(memory_format=torch.channels_last)
+
+
+def test_normalize_leaves_pixels_of_depth_16_as_they_are() -> None:
+    x = torch.rand((2, 3, 8, 8)) * 255
+    before, spec = x.clone(), PreprocessSpec.for_image_px(8)
+    rounded = x.round()
+    assert torch.equal(normalize(rounded, spec), normalize(rounded.to(torch.uint8), spec))
+    normalize(x, spec)
+    assert torch.equal(x, before)
