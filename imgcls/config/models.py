@@ -5,10 +5,11 @@ from typing import Literal
 
 from imgcls.config.choices import Device, MatchBy, Precision
 from imgcls.config.paths import Config, DataUri, OutputFile, OutputUri, Uri
+from imgcls.config.source_options import ListingOptions
 
 
 @dataclass(frozen=True)
-class EvaluateConfig(Config):
+class EvaluateConfig(ListingOptions):
     """Measure a model on labelled images, or published predictions against labels."""
 
     model: Uri = ""

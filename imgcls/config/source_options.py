@@ -5,9 +5,9 @@ how its manifest is to be read, is a field here, so that `plan` and `nightly`, a
 scoring, see the same images.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from imgcls.config.paths import Config, SourceUri
+from imgcls.config.paths import Config, SourceUri, Uri
 
 
 @dataclass(frozen=True)
@@ -16,6 +16,13 @@ class ListingOptions(Config):
 
     Fields here have defaults and are keywords only, so that required flags may follow them.
     """
+
+    columns: str = field(default="", kw_only=True)
+    """What the columns of a manifest are called, where not uri, label, split, group and weight:
+    uri=File,label=Finding,group=PatientID. weight= leaves the column of that name unread.
+    """
+    root: Uri = field(default="", kw_only=True)
+    """Where relative names of a manifest begin; default the folder that holds it."""
 
 
 @dataclass(frozen=True)

@@ -134,6 +134,8 @@ class TrainConfig(ListingOptions):
     """
     slice_by: str = ""
     """What to report the metrics by, by a key as for --group, such as the column scanner."""
+    allow_unlabelled: bool = False
+    """Leave out images without a label; they are counted. By default they are refused."""
     positive_class: str = ""
     """Class to find: the model gets thresholds for it, chosen on validation, and scoring writes
     positive, negative or review. Needs --target-recall or --target-specificity, or both.

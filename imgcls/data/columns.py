@@ -12,7 +12,7 @@ import logging
 import math
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
@@ -21,6 +21,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from imgcls.data.class_names import enumerate_names
+from imgcls.data.tables.encodings import cut_separator_line, decode_text
+from imgcls.data.tables.shape import advise, find_column
 from imgcls.errors import SourceError
 from imgcls.storage.json_text import parse_json
 
@@ -55,46 +57,75 @@ class Columns:
         required: Names that every row must have.
         optional: Names that are read where they are there.
         together: Names that are read where all of them are there.
+        asked: Names that a flag asks for, read where they are there.
+        names: What a column is called in the table, where not as here; "" for one to leave out.
     """
 
     required: tuple[str, ...]
     optional: tuple[str, ...] = ()
     together: tuple[str, ...] = ()
+    asked: tuple[str, ...] = ()
+    names: Mapping[str, str] = field(default_factory=dict)
     num_trimmed: Counter[str] = field(default_factory=Counter)
     num_rounded: Counter[str] = field(default_factory=Counter)
     given: dict[str, None] = field(default_factory=dict)
     """Those that the table has, in its order."""
+    _found: dict[tuple[str, ...], dict[str, str]] = field(default_factory=dict)
+    _is_told: bool = False
 
     @property
     def wanted(self) -> tuple[str, ...]:
         """All of them, once each."""
         together = self.together if self.given.keys() >= set(self.together) else ()
-        return tuple(dict.fromkeys((*self.required, *self.optional, *together)))
+        return tuple(dict.fromkeys((*self.required, *self.asked, *self.optional, *together)))
 
-    def check(self, names: Iterable[object], table: str) -> None:
-        """Refuse a header that lacks a column, has one twice, or has it in another spelling.
+    def find(self, names: Iterable[object], table: str) -> dict[str, str]:
+        """Return what each wanted column is called in a header, of those that are there.
 
         Raises:
-            SourceError: names the column, and those that there are.
+            SourceError: one is missing, is there twice, or may be meant in another spelling; names
+                it, those that there are, and what to write.
         """
-        given = [str(name) for name in names]
+        header = tuple(str(name) for name in names)
+        if header not in self._found:
+            self._found[header] = self._find(header, table)
+        return self._found[header]
+
+    def _find(self, given: tuple[str, ...], table: str) -> dict[str, str]:
         self.given.update(dict.fromkeys(given))
+        found, missing = dict[str, str](), list[str]()
         for column in self.wanted:
-            if given.count(column) > 1:
-                raise SourceError(f"{table} has the column {column!r} twice: keep one")
-            alike = [n for n in given if n != column and n.strip().casefold() == column.casefold()]
+            name = self.names.get(column, column)
+            alike = find_column(name, given) if name else []
+            if alike and given.count(alike[0]) > 1:
+                raise SourceError(f"{table} has the column {alike[0]!r} twice: keep one")
+            if len(alike) > 1:
+                raise SourceError(
+                    f"{table} has the columns {enumerate_names(alike)}: say which one is meant, as "
+                    f"in --columns {column}={alike[0]}"
+                )
+            is_optional = column in self.optional and column not in (*self.names, *self.asked)
+            if alike and alike[0] != name and is_optional:
+                raise SourceError(
+                    f"{table} has a column {alike[0]!r}: if it is the {column} that is read here, "
+                    f"give --columns {column}={alike[0]}; if not, --columns {column}="
+                )
             if alike:
-                raise SourceError(
-                    f"{table} has a column {alike[0]!r}: a column {column!r} is read, in this "
-                    "spelling alone; rename it"
-                )
-        for column in self.required:
-            if column not in given:
-                may_have = f" and may have {','.join(self.optional)}" if self.optional else ""
-                raise SourceError(
-                    f"{table} has no column {column!r}; its columns are {enumerate_names(given)}. "
-                    f"This one needs {','.join(self.required)}{may_have}"
-                )
+                found[column] = alike[0]
+            elif column in self.required or self.names.get(column):
+                missing.append(column)
+        for column in missing:
+            may_have = f" and may have {','.join(self.optional)}" if self.optional else ""
+            raise SourceError(
+                f"{table} has no column {self.names.get(column) or column!r}; its columns are "
+                f"{enumerate_names(given)}. This one needs {','.join(self.required)}{may_have}. "
+                f"{advise(missing, given)}"
+            )
+        told = [f"{theirs!r} as {ours}" for ours, theirs in found.items() if theirs != ours]
+        if told and not self._is_told:
+            self._is_told = True
+            _log.info("%s: read %s", table, ", ".join(told))
+        return found
 
     def name(self, row: Row, column: str) -> str:
         """Return a cell as text, as it is; "" where the row says nothing.
@@ -149,9 +180,10 @@ def read_rows(data: bytes, table: str, columns: Columns) -> Iterator[Row]:
         if kind == "parquet":
             found = _read_parquet(data, table, columns)
         elif kind in _SEPARATORS:
-            found = _read_separated(data.decode("utf-8-sig"), table, columns, _SEPARATORS[kind])
+            found = _read_separated(decode_text(data, table), table, columns, _SEPARATORS[kind])
         else:
-            found = _read_json(data.decode("utf-8-sig"), table, columns, by_line=kind in _LINES)
+            text = decode_text(data, table, may_be_latin=False)
+            found = _read_json(text, table, columns, by_line=kind in _LINES)
         yield from found
     except (UnicodeDecodeError, csv.Error, zlib.error, pa.ArrowException) as error:
         raise SourceError(f"{table} is not what its suffix says: {error}") from error
@@ -225,14 +257,14 @@ def _unpack(data: bytes, table: str) -> bytes:
 
 def _read_separated(text: str, table: str, columns: Columns, separators: str) -> Iterator[Row]:
     csv.field_size_limit(_MAX_CELL_CHARS)
-    separator = _separator(text, columns, separators)
+    text, told = cut_separator_line(text)
+    separator = told or _separator(text, columns, separators)
     if separator != separators[0]:
         _log.info("%s: separated by %s", table, _NAMES_OF_TAB.get(separator, repr(separator)))
     lines = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
     header = next(lines, [])
-    columns.check(header, table)
-    at = {name: header.index(name) for name in columns.wanted if name in header}
-    _tell_unused(header, at, table)
+    at = {ours: header.index(theirs) for ours, theirs in columns.find(header, table).items()}
+    _tell_unused(header, [header[index] for index in at.values()], table)
     number = 0
     for cells in lines:
         if not cells:
@@ -256,13 +288,14 @@ def _separator(text: str, columns: Columns, separators: str) -> str:
     def num_found(separator: str) -> tuple[int, int]:
         first.seek(0)
         header = next(csv.reader(first, delimiter=separator), [])
-        return sum(name in header for name in columns.required), -separators.index(separator)
+        names = (columns.names.get(name, name) for name in (*columns.required, *columns.asked))
+        return sum(bool(find_column(n, header)) for n in names), -separators.index(separator)
 
     return max(separators, key=num_found)
 
 
-def _tell_unused(header: Sequence[str], at: Mapping[str, int], table: str) -> None:
-    unused = [name for name in header if name not in at and name]
+def _tell_unused(header: Sequence[str], used: Collection[str], table: str) -> None:
+    unused = [name for name in header if name not in used and name]
     if unused:
         _log.info("%s: columns that are not read: %s", table, enumerate_names(unused))
 
@@ -280,9 +313,8 @@ def _read_json(text: str, table: str, columns: Columns, *, by_line: bool) -> Ite
     for number, (place, fields) in enumerate(found, 1):
         if not isinstance(fields, dict):
             raise SourceError(f"{table}, {place} is not a JSON object")
-        columns.check(fields, table)
-        wanted = {name: fields[name] for name in columns.wanted if name in fields}
-        yield Row(wanted, f"{table}, row {number}")
+        at = columns.find(fields, table)
+        yield Row({ours: fields[theirs] for ours, theirs in at.items()}, f"{table}, row {number}")
 
 
 def _parse_line(line: str, where: str) -> Any:  # noqa: ANN401  (any JSON)
@@ -301,11 +333,13 @@ def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _read_parquet(data: bytes, table: str, columns: Columns) -> Iterator[Row]:
     file = pq.ParquetFile(pa.BufferReader(data))
     names = file.schema_arrow.names
-    columns.check(names, table)
-    wanted = [name for name in columns.wanted if name in names]
-    _tell_unused(names, dict.fromkeys(wanted, 0), table)
+    at = columns.find(names, table)
+    wanted = list(dict.fromkeys(at.values()))
+    _tell_unused(names, wanted, table)
     number = 0
     for batch in file.iter_batches(columns=wanted):
         for cells in batch.to_pylist():
             number += 1
-            yield Row(cells, f"{table}, row {number}")
+            yield Row(
+                {ours: cells[theirs] for ours, theirs in at.items()}, f"{table}, row {number}"
+            )

@@ -15,7 +15,6 @@ from dataclasses import dataclass, field, replace
 from imgcls.data.boxes import LabelledBox
 from imgcls.data.class_names import (
     ClassNames,
-    describe_unknown,
     enumerate_names,
     from_labels,
     refuse_lookalikes,
@@ -30,7 +29,9 @@ from imgcls.data.label_manifest import (
     read_manifest,
     write_manifest,
 )
+from imgcls.data.left_out import LeftOut, leave_out, refuse_unknown, split_label
 from imgcls.data.splits.draw import Draw, Known, Unit
+from imgcls.data.tables.shape import TableShape
 from imgcls.errors import ConfigError, SourceError
 
 _MAX_CLASSES_SHOWN = 30
@@ -69,6 +70,7 @@ class Dataset:
     num_duplicates: int = 0
     num_skipped: dict[str, int] = field(default_factory=dict)
     names_splits: bool = False  # DATA itself says which image is of which split
+    left_out: LeftOut = field(default_factory=LeftOut)
     moved: dict[str, str] = field(default_factory=dict)
     """Sides that no hash gives, see `Draw.moved`; empty where DATA names its test images."""
 
@@ -92,6 +94,8 @@ def read_dataset(
     class_names: ClassNames | None = None,
     multi_label: bool = False,
     roles: Roles | None = None,
+    shape: TableShape | None = None,
+    may_lack_labels: bool = False,
     group_by_folder: bool = False,
 ) -> Dataset:
     """Read DATA and give every image its split.
@@ -109,6 +113,9 @@ def read_dataset(
         class_names: The classes of a model to evaluate; by default those that DATA has.
         multi_label: A manifest's label is any number of class names joined by "|", or empty.
         roles: Keys that give the group, the slice or the label of an image.
+        shape: How a manifest is laid out.
+        may_lack_labels: Rows without a label are left out and counted; of a model to evaluate also
+            those with a label that it does not know.
         group_by_folder: In a folder tree, the first folder below a class is the group.
 
     Raises:
@@ -117,18 +124,21 @@ def read_dataset(
         SourceError: missing, empty or contradictory data, or too few images of a class.
     """
     draw = Draw(val_fraction, test_fraction, seed, known, is_balanced)
-    rows, num_skipped = _read_rows(data, roles or Roles(), multi_label, group_by_folder)
-    unique = unique_rows(rows)
+    reading = _Reading(roles or Roles(), shape, multi_label, may_lack_labels, group_by_folder)
+    rows, num_skipped = _read_rows(data, reading)
+    unique, left_out = unique_rows(rows), LeftOut()
+    if (is_manifest(data) or (roles and roles.label)) and not multi_label:
+        refuse_joined(sorted({row.label for row in unique}), class_names, data)
+    if may_lack_labels:
+        unique, left_out = leave_out(unique, class_names, multi_label, data)
     # One set per distinct label: a data set has millions of images and few labels.
     names_of = {label: split_label(label, multi_label) for label in {row.label for row in unique}}
     names_by_uri = {row.uri: names_of[row.label] for row in unique}
-    if (is_manifest(data) or (roles and roles.label)) and not multi_label:
-        refuse_joined(sorted(names_of), class_names, data)
     found = frozenset[str]().union(*names_of.values())
     if class_names is None:
         class_names = from_labels(found)
         refuse_lookalikes(found, data)
-    _refuse_unknown(found, class_names, data)
+    refuse_unknown(found, class_names, data)
     names_splits = any(row.split for row in unique)
     unique, moved = _with_splits(unique, names_by_uri, draw, data)
     samples = tuple(
@@ -152,6 +162,7 @@ def read_dataset(
         num_duplicates=_num_repeated(rows, unique),
         num_skipped=num_skipped,
         names_splits=names_splits,
+        left_out=left_out,
         moved=moved,
     )
 
@@ -167,16 +178,35 @@ def _boxes(row: LabelRow, class_names: ClassNames, multi_label: bool) -> tuple[L
     )
 
 
-def _read_rows(
-    data: str, roles: Roles, multi_label: bool, group_by_folder: bool
-) -> tuple[list[LabelRow], dict[str, int]]:
+@dataclass(frozen=True)
+class _Reading:
+    """How DATA is read; see `read_dataset`."""
+
+    roles: Roles
+    shape: TableShape | None
+    multi_label: bool
+    may_lack_labels: bool
+    group_by_folder: bool
+
+
+def _read_rows(data: str, reading: _Reading) -> tuple[list[LabelRow], dict[str, int]]:
     """Return the rows of a manifest or a folder tree, and what was left out of it by reason."""
+    roles, multi_label, group_by_folder = (
+        reading.roles, reading.multi_label, reading.group_by_folder,
+    )  # fmt: skip
     if group_by_folder and roles.group is not None:
         raise ConfigError("--group and --group-by folder: give one of them")
     if is_manifest(data):
         if group_by_folder:
             raise ConfigError(f"--group-by folder: {data} is a manifest; give it a column group")
-        return read_manifest(data, roles=roles, multi_label=multi_label), {}
+        rows = read_manifest(
+            data,
+            roles=roles,
+            shape=reading.shape,
+            multi_label=multi_label,
+            may_lack_labels=reading.may_lack_labels,
+        )
+        return rows, {}
     if multi_label and roles.label is None:
         raise ConfigError(
             f"several labels per image need a manifest or --label, {data} is a folder"
@@ -184,9 +214,10 @@ def _read_rows(
     tree = read_tree(data, group_by_folder=group_by_folder, has_classes=roles.label is None)
     rows = roles.applied(tree.rows)
     unlabelled = [row.uri for row in rows if not row.label.strip()]
-    if unlabelled and not multi_label:
+    if unlabelled and not (multi_label or reading.may_lack_labels):
         raise SourceError(
-            f"{len(unlabelled)} images of {data} get no label from --label, such as {unlabelled[0]}"
+            f"{len(unlabelled)} images of {data} get no label from --label, such as "
+            f"{unlabelled[0]}; --allow-unlabelled leaves them out"
         )
     return rows, tree.num_skipped
 
@@ -284,13 +315,6 @@ def _num_repeated(rows: list[LabelRow], unique: list[LabelRow]) -> int:
     return len(rows) - sum(max(1, len(row.boxes)) for row in unique)
 
 
-def split_label(label: str, multi_label: bool) -> frozenset[str]:
-    """Return the class names that a manifest's label holds: itself, or those joined by "|"."""
-    if not multi_label:
-        return frozenset([label])
-    return frozenset(label.split(MULTI_LABEL_SEPARATOR)) if label else frozenset()
-
-
 def refuse_joined(labels: list[str], class_names: ClassNames | None, data: str) -> None:
     """Refuse labels that join several of the other ones, or of the model's classes.
 
@@ -307,15 +331,6 @@ def refuse_joined(labels: list[str], class_names: ClassNames | None, data: str) 
                 f"{data} gives images several classes, such as {label!r}: that needs a model "
                 "trained with --multi-label"
             )
-
-
-def _refuse_unknown(found: frozenset[str], class_names: ClassNames, data: str) -> None:
-    unknown = sorted(found - set(class_names.names))
-    if unknown:
-        raise ConfigError(
-            f"{data} holds classes that the model does not know: "
-            f"{describe_unknown(unknown, class_names.names)}"
-        )
 
 
 def _with_splits(

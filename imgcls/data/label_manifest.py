@@ -2,9 +2,10 @@
 
 In: the manifest's URI, see columns.py. Out: one `LabelRow` per line, in its order. Invariant:
 labels, splits and groups are text: the integer 7 and the string "7" are the same label, and "007"
-is another. A relative uri is relative to the folder that holds the manifest; an absolute one has a
-scheme, or begins with "/" in a local manifest. On a disk "./a.png" and "x/../a.png" are a.png; in
-a store every name is what it is. Several boxes of one picture are several rows.
+is another. A relative uri is relative to the folder that holds the manifest, or to --root; an
+absolute one has a scheme, or begins with "/" in a local manifest. On a disk "./a.png" and
+"x/../a.png" are a.png; in a store every name is what it is. Several boxes of one picture are
+several rows.
 """
 
 import csv
@@ -21,6 +22,9 @@ from imgcls.data.boxes import BOX_COLUMNS, Place, place_of
 from imgcls.data.class_names import enumerate_names
 from imgcls.data.columns import Columns, Row, is_table, name_of, read_rows
 from imgcls.data.keys import Key, as_name, columns_of, values_of
+from imgcls.data.tables.encodings import refuse_workbook
+from imgcls.data.tables.shape import TableShape, find_column
+from imgcls.data.tables.windows_names import WindowsNames
 from imgcls.errors import ObjectMissingError, SourceError
 from imgcls.inert import from_csv, in_csv
 from imgcls.storage import objects
@@ -115,18 +119,30 @@ class Roles:
 
 
 def is_manifest(data: str) -> bool:
-    """Tell whether DATA names a manifest rather than a folder."""
+    """Tell whether DATA names a manifest rather than a folder.
+
+    Raises:
+        SourceError: it is a workbook.
+    """
+    refuse_workbook(data)
     return is_table(data) and not (is_local(data) and Path(data).is_dir())
 
 
 def read_manifest(
-    manifest: str, *, roles: Roles | None = None, multi_label: bool | None = None
+    manifest: str,
+    *,
+    roles: Roles | None = None,
+    shape: TableShape | None = None,
+    multi_label: bool | None = None,
+    may_lack_labels: bool = False,
 ) -> list[LabelRow]:
     """Read a manifest of labelled images.
 
     Args:
         manifest: Its URI.
         roles: Keys that give group, slice or label instead of the columns of these names.
+        shape: What its columns are called, and where relative names begin.
+        may_lack_labels: A row without a label is returned, with the label "".
         multi_label: Whether a label may be a list of names or none; None where that is not known.
 
     Raises:
@@ -134,13 +150,15 @@ def read_manifest(
             name, a weight that is not a positive number, or bytes that are not of the format the
             suffix says.
     """
-    roles = roles or Roles()
+    roles, shape = roles or Roles(), shape or TableShape()
     wanted = columns_of(roles.keys)
     required = _REQUIRED[:1] if roles.label else _REQUIRED
-    columns = Columns(required, (*_OPTIONAL, *wanted), together=BOX_COLUMNS)
+    columns = Columns(required, _OPTIONAL, together=BOX_COLUMNS, asked=wanted, names=shape.names)
     rows, where = list[LabelRow](), list[str]()
-    for row, folder in _read_rows(manifest, columns):
-        label = "" if roles.label else _labelled(row, columns, folder, multi_label)
+    for row, folder in _read_rows(manifest, columns, shape):
+        label = "" if roles.label else _label(row, columns, multi_label)
+        if row.cells.get("label") is None and not (roles.label or may_lack_labels):
+            raise SourceError(f"{row.where} has no label: {_uri(row, folder)}")
         rows.append(_row(row, columns, folder, label, wanted))
         where.append(row.where)
     _refuse_absent(roles, rows, columns, manifest)
@@ -155,8 +173,12 @@ def read_manifest(
     )
     # Beside labels that join several, an empty one is none of them: `refuse_joined` says more.
     is_joined = any(MULTI_LABEL_SEPARATOR in row.label for row in rows)
-    if unlabelled and multi_label is False and not is_joined:
-        raise SourceError(unlabelled)
+    if unlabelled and multi_label is False and not (is_joined or may_lack_labels):
+        num = sum(not row.label.strip() for row in rows)
+        raise SourceError(
+            f"{unlabelled}. {num} of {len(rows)} rows have none; training leaves them out with "
+            "--allow-unlabelled"
+        )
     if not rows:
         raise SourceError(f"{manifest} holds no rows: give one line per image")
     columns.tell(manifest)
@@ -168,7 +190,8 @@ def _refuse_absent(roles: Roles, rows: Iterable[LabelRow], columns: Columns, man
     """Refuse a key that is neither a column nor in any path, with the columns that there are."""
     for key in roles.keys:
         is_wanted = key.kind == "column" and key.is_required
-        if is_wanted and key.detail not in columns.given and not any(map(key.of_path, rows)):
+        is_there = bool(find_column(str(key.detail), list(columns.given)))
+        if is_wanted and not is_there and not any(map(key.of_path, rows)):
             raise SourceError(
                 f"{manifest} has no column {key.detail!r}; its columns are "
                 f"{enumerate_names(columns.given)}. No path has a folder {key.detail}=VALUE either"
@@ -198,29 +221,31 @@ def write_manifest(rows: Iterable[LabelRow], *, slice_by: str = "") -> bytes:
     return text.getvalue().encode("utf-8", "surrogatepass")
 
 
-def read_uris(manifest: str) -> list[str]:
+def read_uris(manifest: str, shape: TableShape | None = None) -> list[str]:
     """Read only the column uri, as `score` does: images without labels.
 
     Raises:
         SourceError: as for `read_manifest`, but that no label is needed.
     """
-    columns = Columns(("uri",), (_FROZEN,))
-    uris = [_uri(row, folder) for row, folder in _read_rows(manifest, columns)]
+    shape = shape or TableShape()
+    columns = Columns(("uri",), (_FROZEN,), names={"uri": shape.names.get("uri", "uri")})
+    uris = [_uri(row, folder) for row, folder in _read_rows(manifest, columns, shape)]
     if not uris:
         raise SourceError(f"{manifest} holds no rows: give one line per image")
     _tell_blanks(uris, manifest)
     return uris
 
 
-def _read_rows(manifest: str, columns: Columns) -> Iterator[tuple[Row, str]]:
-    """Yield each row, and the manifest's folder."""
+def _read_rows(manifest: str, columns: Columns, shape: TableShape) -> Iterator[tuple[Row, str]]:
+    """Yield each row, its uri as this system writes it, and where relative names begin."""
     if is_local(manifest):
         manifest = split_uri(manifest)[2]
     try:
         data = objects.read(manifest)
     except ObjectMissingError as error:
         raise SourceError(f"there is no manifest {manifest}") from error
-    folder = manifest.rpartition("/")[0] + "/"
+    folder = (shape.root or manifest.rpartition("/")[0]).rstrip("/") + "/"
+    windows = WindowsNames(manifest, folder)
     for row in read_rows(data, manifest, columns):
         if _FROZEN in row.cells and manifest.lower().endswith(".csv"):
             cells = {
@@ -229,7 +254,8 @@ def _read_rows(manifest: str, columns: Columns) -> Iterator[tuple[Row, str]]:
             }
             yield Row(cells, row.where), folder
         else:
-            yield row, folder
+            yield windows.translated(row), folder
+    windows.tell()
 
 
 def _row(row: Row, columns: Columns, folder: str, label: str, wanted: tuple[str, ...]) -> LabelRow:
@@ -250,14 +276,6 @@ def _row(row: Row, columns: Columns, folder: str, label: str, wanted: tuple[str,
         cells={name: row.cells[name] for name in wanted if name in row.cells},
         boxes=((place, label),) if place else (),
     )
-
-
-def _labelled(row: Row, columns: Columns, folder: str, multi_label: bool | None) -> str:
-    """Return the label of a row that must have a cell for it."""
-    label = _label(row, columns, multi_label)
-    if row.cells.get("label") is None:
-        raise SourceError(f"{row.where} has no label: {_uri(row, folder)}")
-    return label
 
 
 def _label(row: Row, columns: Columns, multi_label: bool | None) -> str:

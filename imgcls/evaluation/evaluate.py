@@ -25,19 +25,20 @@ import pyarrow.parquet as pq
 
 from imgcls.config.models import EvaluateConfig
 from imgcls.config.training import TrainConfig
-from imgcls.data.class_names import ClassNames, describe_unknown, from_labels
+from imgcls.data.class_names import ClassNames, from_labels
 from imgcls.data.dataset import (
     Dataset,
     Sample,
     describe_classes,
     read_dataset,
     refuse_joined,
-    split_label,
     unique_rows,
 )
 from imgcls.data.label_manifest import Roles, is_manifest, read_manifest
+from imgcls.data.left_out import leave_out, split_label
 from imgcls.data.matching import Matching, refuse_no_match
 from imgcls.data.splits.draw import read_moved
+from imgcls.data.tables.shape import TableShape
 from imgcls.data.trained_on import choose_split, count_trained_on
 from imgcls.errors import (
     BundleError,
@@ -171,6 +172,7 @@ def evaluate_model(config: EvaluateConfig) -> dict[str, Any]:
         "data": config.data,
         "split": split,
         "split_digest": dataset.split_digest,
+        **dataset.left_out.to_dict(),
         "same_split_as_training": None if split == "all" else same_split,
         **outcomes.result(bundle.class_names, probs_BK),
         "calibrated": calibrated,
@@ -195,6 +197,8 @@ def _read_data(config: EvaluateConfig, bundle: Bundle) -> Dataset:
             label=config.label or trained.get("label", ""),
             needs_group=bool(config.group),
         ),
+        shape=TableShape.of(config),
+        may_lack_labels=True,
         multi_label=bundle.multi_label,
         group_by_folder=trained.get("group_by") == "folder" and not is_manifest(config.data),
     )
@@ -231,7 +235,9 @@ def evaluate_predictions(config: EvaluateConfig) -> dict[str, Any]:
     Where several runs scored an image, the rows of the newest `scored_at` count.
     """
     roles = Roles.parse(group=config.group, slice_by=config.slice_by, label=config.label)
-    labelled = unique_rows(read_manifest(config.labels, roles=roles))
+    labelled = unique_rows(
+        read_manifest(config.labels, roles=roles, shape=TableShape.of(config), may_lack_labels=True)
+    )
     row_by_uri = {row.uri: row for row in labelled}
     label_by_uri = {uri: row.label for uri, row in row_by_uri.items()}
     manifests = [
@@ -254,8 +260,12 @@ def evaluate_predictions(config: EvaluateConfig) -> dict[str, Any]:
     names_by_uri = {uri: split_label(label, multi_label) for uri, label in label_by_uri.items()}
     facts_by_digest = _read_facts(manifests)
     class_names = _known_classes(manifests, facts_by_digest, names_by_uri.values(), joined)
+    kept, left_out = leave_out(labelled, class_names, multi_label, config.labels)
+    usable = {row.uri for row in kept}
     outcomes, decisions = Outcomes(multi_label), DecisionTable()
     for uri, rows in joined.rows_by_uri.items():
+        if uri not in usable:
+            continue
         labels = tuple(sorted(map(class_names.label_of, names_by_uri[uri])))
         for row in rows:
             if row["status"] == Status.OK:
@@ -274,6 +284,7 @@ def evaluate_predictions(config: EvaluateConfig) -> dict[str, Any]:
         "runs": [manifest.run_id for _, manifest in manifests],
         "model_digests": sorted(joined.distinct("model_digest")),
         "num_labels": len(label_by_uri),
+        **left_out.to_dict(),
         "num_labels_without_row": len(without_row),
         "labels_without_row": without_row[:_NUM_NAMED],
         "num_rows_without_label": joined.num_unlabelled,
@@ -369,9 +380,9 @@ def _known_classes(
     """Return the classes of the models that predicted.
 
     Raises:
-        ConfigError: a label that none of the models knows.
+        ConfigError: a label that joins several of their classes.
     """
-    labelled = frozenset[str]().union(*labels)
+    labelled = frozenset[str]().union(*labels) - {""}
     names = joined.distinct("class_name").union(*(row.get("labels") or () for row in joined.rows()))
     if any(manifest.model_digest not in facts_by_digest for _, manifest in manifests):
         return from_labels(names | labelled)
@@ -379,7 +390,4 @@ def _known_classes(
     unknown = sorted(labelled - names)
     if unknown:
         refuse_joined(unknown, ClassNames(tuple(sorted(names))), "--labels")
-        raise ConfigError(
-            f"labels that the model does not know: {describe_unknown(unknown, sorted(names))}"
-        )
     return from_labels(names)

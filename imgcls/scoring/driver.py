@@ -71,7 +71,7 @@ def score(config: ScoreConfig) -> dict[str, Any]:
 def make_plan(config: ScoreConfig, run: Run, num_workers: int) -> Plan:
     """Resolve the model, list the source and write the plan."""
     model = resolve_model(config.model)
-    with stage(list_source(config.source)) as staging:
+    with stage(list_source(config.source, config)) as staging:
         # The first thing written: a wrong source or model leaves nothing.
         require_conditional_writes(config.output)
         return write_run_plan(config, run, model, staging, {}, num_workers)

@@ -85,7 +85,7 @@ def stage_difference(
     """Stage what is listed and not yet published with this model and spec."""
     outdated = Outdated()
     was_there = partial(_was_read_before, config.output, config.source)
-    with stage(_versioned(list_source(config.source, was_there=was_there))) as staging:
+    with stage(_versioned(list_source(config.source, config, was_there=was_there))) as staging:
         counts = exclude_published(config, model, staging, abilities, outdated)
         found = Difference(staging, counts, outdated)
         found.log()

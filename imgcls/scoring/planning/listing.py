@@ -14,8 +14,10 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 
+from imgcls.config.source_options import ListingOptions
 from imgcls.data.folder_names import is_litter_folder
 from imgcls.data.label_manifest import is_manifest, read_uris
+from imgcls.data.tables.shape import TableShape
 from imgcls.errors import AccessDeniedError, SourceError
 from imgcls.runs.run import is_of_a_run
 from imgcls.storage.access import head_many
@@ -37,7 +39,10 @@ PAGE_SIZE = 1000
 
 
 def list_source(
-    source: str, *, was_there: Callable[[], bool] | None = None
+    source: str,
+    options: ListingOptions | None = None,
+    *,
+    was_there: Callable[[], bool] | None = None,
 ) -> Iterator[ObjectInfo | Skipped]:
     """Stream every entry of a source.
 
@@ -47,6 +52,7 @@ def list_source(
 
     Args:
         source: what to list.
+        options: what of it is meant, and how a manifest is read; by default all of it.
         was_there: allows a source to be empty where its folder is there and empty too, or where
             this tells that there was something before. By default an empty one is refused.
 
@@ -56,7 +62,7 @@ def list_source(
         ConfigError: no such bucket, or the manifest has no column uri.
     """
     if is_manifest(source):
-        return _list_manifest(source)
+        return _list_manifest(source, TableShape.of(options or ListingOptions()))
     return _list_folder(source, was_there)
 
 
@@ -197,10 +203,10 @@ def glob_to_regex(glob: str) -> re.Pattern[str]:
     return re.compile("".join(meaning.get(token, re.escape(token)) for token in tokens), re.DOTALL)
 
 
-def _list_manifest(source: str) -> Iterator[ObjectInfo | Skipped]:
+def _list_manifest(source: str, shape: TableShape) -> Iterator[ObjectInfo | Skipped]:
     seen: set[str] = set()
     unique = []
-    for given in read_uris(source):
+    for given in read_uris(source, shape):
         # A local path has many spellings; an object's key has one.
         uri = canonical(given) if is_local(given) else given
         if uri in seen:

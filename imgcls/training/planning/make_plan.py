@@ -20,6 +20,7 @@ from imgcls.data.class_names import enumerate_names
 from imgcls.data.dataset import Dataset, Sample, describe_classes, read_dataset
 from imgcls.data.label_manifest import Roles, is_manifest
 from imgcls.data.splits.draw import describe_shares
+from imgcls.data.tables.shape import TableShape
 from imgcls.errors import ConfigError
 from imgcls.image.spec import DecodeSpec, PreprocessSpec
 from imgcls.inference.device import pick_device
@@ -57,6 +58,8 @@ def make_plan(config: TrainConfig) -> TrainPlan:
         is_balanced=True,
         multi_label=config.multi_label,
         roles=Roles.parse(group=config.group, slice_by=config.slice_by, label=config.label),
+        shape=TableShape.of(config),
+        may_lack_labels=config.allow_unlabelled,
         group_by_folder=config.group_by == "folder",
     )
     _refuse_ungrouped(config, dataset)
@@ -159,6 +162,7 @@ def check_flags(config: TrainConfig) -> None:
     check_tracking(config.mlflow_uri)
     operating_targets(config)
     Roles.parse(group=config.group, slice_by=config.slice_by, label=config.label)
+    TableShape.of(config)
     build_decode_spec(config)
     if config.workers.most == 0:
         pick_device(config.device)
