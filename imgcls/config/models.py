@@ -70,6 +70,8 @@ class PromoteConfig(Config):
     """REGISTRY/NAME@v3, the version to promote (or REGISTRY/NAME@alias, to copy an alias)."""
     alias: str = "production"
     """The alias to move."""
+    force: bool = False
+    """Promote a version although its verdict is that it is not better than guessing."""
     previous: bool = False
     """Undo the last promotion of the alias that --model names (REGISTRY/NAME@production): it stands
     again for what it stood for before. Given again, it goes back one further.

@@ -28,6 +28,7 @@ MIN_UNITS = 4
 # for 20 in 91, for 10 in 85, for 4 in 74, for 3 in 58, for 1 in none. So below 30 the card warns.
 FEW_UNITS = 30
 CONFIDENCE = 0.95
+_Z_95 = 1.96  # standard deviations that hold 95 % of a normal distribution
 
 # Draws are measured some at a time: enough to be fast, few enough to fit into the caches.
 _CHUNK = 1 << 17
@@ -95,6 +96,14 @@ def no_interval(num_units: int) -> dict[str, str]:
         return {}
     reason = f"{num_units} groups (or images without one), and an interval needs {MIN_UNITS}"
     return {"no_interval_because": reason}
+
+
+def wilson(share: float, count: int) -> tuple[float, float]:
+    """Return the 95 % interval of a share of `count` independent images: Wilson 1927."""
+    z2 = _Z_95**2 / count
+    centre = (share + z2 / 2) / (1 + z2)
+    half = _Z_95 / (1 + z2) * float(np.sqrt(share * (1 - share) / count + z2 / (4 * count)))
+    return max(0.0, centre - half), min(1.0, centre + half)
 
 
 def middle(values: Sequence[float] | Doubles) -> list[float] | None:

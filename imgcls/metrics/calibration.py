@@ -130,6 +130,7 @@ def measure_calibration(
     unit_B: Sequence[str] | None = None,
     *,
     multi_label: bool = False,
+    slice_B: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Return what a calibration achieves on images it was not fitted on.
 
@@ -140,17 +141,21 @@ def measure_calibration(
         class_names: The K classes.
         unit_B: Groups of the images, for the intervals; by default each image is its own.
         multi_label: Whether an image may have any number of labels.
+        slice_B: The slice of each image, to measure the points in each as well.
 
     Returns:
         log_loss, ece, their `reliability` bins, and for each threshold_id the numbers of
-        `measure_point`.
+        `measure_point`, with those of each slice under `slices`.
     """
     after_BK = calibrated(probs_BK, calibration.temperature, multi_label=multi_label)
     points = {}
     for point in calibration.operating_points:
         label = class_names.label_of(point.positive_class)
         score_B, positive_B = after_BK[:, label], target_BK[:, label]
-        points[point.threshold_id] = measure_point(point, score_B, positive_B, unit_B)
+        numbers = measure_point(point, score_B, positive_B, unit_B)
+        if any(slice_B):
+            numbers["slices"] = _measure_slices(point, score_B, positive_B, unit_B, slice_B)
+        points[point.threshold_id] = numbers
     probs_CK, label_C = _choices(probs_BK, target_BK, multi_label=multi_label)
     after_CK = _scaled(probs_CK, calibration.temperature)
     bins = _bins(after_CK, label_C)
@@ -182,6 +187,23 @@ def fit_temperature(probs_CK: Floats, label_C: Ints) -> tuple[float, str]:
         else:
             high = middle
     return 2 / (low + high), "least log loss on validation"
+
+
+def _measure_slices(
+    point: OperatingPoint,
+    score_B: Doubles,
+    positive_B: Bools,
+    unit_B: Sequence[str] | None,
+    slice_B: Sequence[str],
+) -> dict[str, dict[str, Any]]:
+    slices = np.asarray(slice_B)
+    units = np.arange(len(slices)).astype(str) if unit_B is None else np.asarray(unit_B)
+    return {
+        str(name): measure_point(
+            point, score_B[slices == name], positive_B[slices == name], units[slices == name]
+        )
+        for name in np.unique(slices)
+    }
 
 
 def _choices(probs_BK: Floats, target_BK: Bools, *, multi_label: bool) -> tuple[Floats, Ints]:

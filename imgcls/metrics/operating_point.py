@@ -96,7 +96,10 @@ def measure_point(
     positive_B: Bools,
     unit_B: Sequence[str] | None = None,
 ) -> dict[str, Any]:
-    """Return recall and specificity at the threshold, their 95 % intervals, and review_fraction.
+    """Return recall and specificity at the threshold, with 95 % intervals and in counts.
+
+    `num_found` of `num_positive` images of the class reach the threshold, and `num_lost` of
+    `num_negative` others do; `num_review`, the share `review_fraction`, lie in the review band.
 
     Null stands where there are no images to tell, and for intervals of more images than a bootstrap
     could go through in half a minute.
@@ -126,6 +129,11 @@ def measure_point(
         "specificity": specificity if not positive_B.all() else None,
         "specificity_interval": intervals[1],
         "review_fraction": float(in_band.mean()),
+        "num_found": int((called_B & positive_B).sum()),
+        "num_positive": int(positive_B.sum()),
+        "num_lost": int((called_B & ~positive_B).sum()),
+        "num_negative": int((~positive_B).sum()),
+        "num_review": int(in_band.sum()),
     }
 
 

@@ -107,6 +107,7 @@ class Outcomes:
             class_names,
             self.units,
             multi_label=self.multi_label,
+            slice_B=self.slices,
         )
 
     def counts(self) -> dict[str, int]:

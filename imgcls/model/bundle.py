@@ -71,6 +71,7 @@ class Bundle:
     attachments: dict[str, bytes] = field(default_factory=dict)  # plots and logs, by file name
     multi_label: bool = False  # any number of classes per image, each with its own probability
     pooling: Pooling | Literal[""] = ""  # of the instances of a sample; "" where it has but one
+    verdict: dict[str, Any] | None = None  # Verdict.to_dict(); None where none was passed
     background_class: str = ""  # what pooling takes a sample for where no instance says otherwise
     origin: dict[str, Any] = field(default_factory=dict)  # of a model made elsewhere; licence
     arch_options: dict[str, Any] = field(default_factory=dict)  # what else `build_model` was given
@@ -242,6 +243,7 @@ def read_bundle(uri: str) -> Bundle:
             multi_label=facts["multi_label"],
             pooling=facts["pooling"],
             background_class=facts["background_class"],
+            verdict=facts["verdict"],
             origin=facts["origin"],
             arch_options=facts["arch_options"],
             is_backbone=facts["is_backbone"],
@@ -268,6 +270,7 @@ def _serialize(bundle: Bundle) -> dict[str, bytes]:
         "multi_label": bundle.multi_label,
         "pooling": bundle.pooling,
         "background_class": bundle.background_class,
+        "verdict": bundle.verdict,
         "origin": bundle.origin,
         "arch_options": bundle.arch_options,
         "is_backbone": bundle.is_backbone,

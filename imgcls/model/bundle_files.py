@@ -61,6 +61,7 @@ _FACT_TYPES: dict[str, type | tuple[type, ...]] = {
     "origin": dict,
     "arch_options": dict,
     "is_backbone": bool,
+    "verdict": (dict, type(None)),
 }
 # What bundles lack that were written before there was such a thing.
 _ABSENT: dict[str, Any] = {
@@ -70,6 +71,7 @@ _ABSENT: dict[str, Any] = {
     "origin": {},
     "arch_options": {},
     "is_backbone": False,
+    "verdict": None,
 }
 
 

@@ -28,7 +28,7 @@ def list_models(config: ModelsConfig) -> dict[str, Any]:
     Returns:
         registry, and models: name, aliases (alias -> version, digest, promoted_at, promoted_by,
         reference, from_version, forced, undone, history), versions (version, uri, digest,
-        created_at, arch, num_classes, numbers, came_from, license; or error).
+        created_at, arch, num_classes, numbers, came_from, license, verdict; or error).
 
     Raises:
         ConfigError: there is no model there, or not the one that was asked for.
@@ -70,6 +70,7 @@ def _facts(uri: str) -> dict[str, Any]:
         "numbers": headline(facts["metrics"]),
         "came_from": _came_from(facts),
         "license": facts["origin"].get("license", ""),
+        "verdict": (facts["verdict"] or {}).get("answer", ""),
     }
 
 
@@ -126,6 +127,8 @@ def _cells(version: dict[str, Any]) -> tuple[str, str, str, str]:
     split = numbers.pop("split", "")
     shown = [f"{name} {_shown(number)}" for name, number in numbers.items()]
     where = f"{split}: " if shown else "not measured"
+    if version["verdict"] == "not_better":
+        where = f"NOT BETTER THAN GUESSING; {where}"
     origin = version["came_from"]
     if version["license"]:
         origin += f" (licence: {version['license']})"

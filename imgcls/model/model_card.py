@@ -45,7 +45,9 @@ _ABOUT_NO_SPREAD = (
     "may still be as low as 1 - 3/n (95 %)."
 )
 _ABOUT_METRICS = (
-    "1 is best, but for log_loss, ece (expected calibration error) and brier, of which 0 is best. "
+    "1 is best, but for log_loss, ece (expected calibration error) and brier, of which 0 is best."
+)
+_ABOUT_OTHERS = (
     "The numbers hold for images like these; for those of another site, device or time measure "
     "again: `imgcls evaluate`."
 )
@@ -66,25 +68,70 @@ def model_card(facts: Mapping[str, Any], attachments: Sequence[str] = ()) -> str
         *_calibration(facts, metrics),
     ]
     sections = [
+        # What a person must know first, then where it comes from, then how far it goes.
         f"# {_name(training)}{in_markdown(facts['arch'])} for {len(facts['class_names'])} classes"
         + (", any number of them per image" if facts["multi_label"] else ""),
         "Trained and stored by imgcls. Every file is listed with its sha256 in SHA256SUMS; "
         "`sha256sum -c SHA256SUMS` checks them.",
+        "## Verdict\n\n" + _verdict(facts.get("verdict")),
+        *_golden_miss(training),
+        "## Data\n\n" + _data(facts),
+        "## Limits\n\n" + _limits(facts, has_no_spread=any(_NO_SPREAD in one for one in numbers)),
+        *numbers,
+        *(f"![{name}]({name})" for name in attachments if name.endswith(".png")),
         "## Use\n\n"
         "    imgcls score --source SRC --model THIS_FOLDER --output OUT\n"
         "    imgcls evaluate --model THIS_FOLDER --data DATA",
-        *_golden_miss(training),
         "## Classes\n\n" + _table(("label", "class"), enumerate(facts["class_names"])),
-        "## Data\n\n" + _data(facts),
-        *numbers,
-        *([_ABOUT_NO_SPREAD] if any(_NO_SPREAD in section for section in numbers) else []),
-        *(f"![{name}]({name})" for name in attachments if name.endswith(".png")),
         "## Input\n\n" + _table(("setting", "value"), _input(facts)),
-        "## Training\n\n"
+        "## Configuration\n\n"
         + _table(("setting", "value"), _flatten(training, skip=_SKIPPED_IN_TRAINING)),
         f"Created {facts['created_at']}.",
     ]
     return "\n\n".join(sections) + "\n"
+
+
+def _verdict(verdict: Mapping[str, Any] | None) -> str:
+    """Show what a person must know first: the answer in bold, then a line for each finding."""
+    if not verdict:
+        return (
+            "None was passed: this model was made before there were any, or elsewhere. Whether it "
+            "is better than guessing is not known; `imgcls evaluate` measures it."
+        )
+    first, *lines = verdict["lines"]
+    items = [
+        f"{'  ' if line.startswith(' ') else ''}- {in_markdown(line.strip())}" for line in lines
+    ]
+    return "\n\n".join([f"**{in_markdown(first)}**", *(["\n".join(items)] if items else [])])
+
+
+def _limits(facts: Mapping[str, Any], *, has_no_spread: bool) -> str:
+    """Say how far the numbers go."""
+    by_split = _by_split(facts["metrics"])
+    limits = [_ABOUT_OTHERS]
+    if "val" in by_split:
+        limits.append(
+            "val chose the epoch that was kept and the calibration, so its own numbers are a "
+            "little too good; test decided nothing."
+        )
+    intervals = {split: values.get("intervals", {}) for split, values in by_split.items()}
+    if any(of_split.get("num_units", FEW_UNITS) < FEW_UNITS for of_split in intervals.values()):
+        limits.append(
+            f"With fewer than {FEW_UNITS} groups such intervals are too narrow: of 10 groups they "
+            "hold the truth in 85 %, not 95."
+        )
+    limits += [
+        f"**No intervals of {split or 'these numbers'}: {in_markdown(reason)}.**"
+        for split, of_split in intervals.items()
+        if (reason := of_split.get("no_interval_because"))
+    ]
+    if has_no_spread:
+        limits.append(_ABOUT_NO_SPREAD)
+    limits.append(
+        "`golden.safetensors` holds a few preprocessed images of the data, by which every machine "
+        "proves that it computes what this model computes: whoever has the model has them."
+    )
+    return "\n".join(f"- {limit}" for limit in limits)
 
 
 def _golden_miss(training: Mapping[str, Any]) -> list[str]:
@@ -171,7 +218,13 @@ def _metrics(metrics: Mapping[str, Any], *, multi_label: bool) -> str:
     if not metrics:
         return "None were recorded."
     rows = [
-        (split, name, _shown(values[name]), _interval(values.get("intervals", {}).get(name, "")))
+        (
+            split,
+            # Of two classes there is one AUROC: that of either is the other's.
+            "auroc" if name == "auroc_macro" and _is_of_two(values) else name,
+            _shown(values[name]),
+            _interval(values.get("intervals", {}).get(name, "")),
+        )
         for split, values in _by_split(metrics).items()
         for name in _HEADLINE_METRICS
         if name in values
@@ -181,36 +234,22 @@ def _metrics(metrics: Mapping[str, Any], *, multi_label: bool) -> str:
         for split, values in _by_split(metrics).items()
         if "num_units" in values.get("intervals", {})
     )
-    num_units = [
-        values["intervals"]["num_units"]
-        for values in _by_split(metrics).values()
-        if "num_units" in values.get("intervals", {})
-    ]
     notes = [_ABOUT_METRICS]
     if multi_label:
         notes.append("accuracy is the share of images with every class right.")
-    if "val" in _by_split(metrics):
-        notes.append(
-            "val chose the epoch that was kept and the calibration, so its own numbers are a "
-            "little too good; test decided nothing."
-        )
     notes.append("All metrics are in bundle.json.")
-    if any(n < FEW_UNITS for n in num_units):
-        notes.append(
-            f"With fewer than {FEW_UNITS} groups such intervals are too narrow: of 10 groups they "
-            "hold the truth in 85 %, not 95."
-        )
     if units:
         notes.append(f"Intervals are a bootstrap over groups, or else images: {units}.")
-    notes += [
-        f"**No intervals of {split or 'these numbers'}: {in_markdown(reason)}.**"
-        for split, values in _by_split(metrics).items()
-        if (reason := values.get("intervals", {}).get("no_interval_because"))
-    ]
     return _table(("split", "metric", "value", "95 % interval"), rows) + "\n\n" + " ".join(notes)
 
 
+def _is_of_two(values: Mapping[str, Any]) -> bool:
+    """Say whether a split was measured with two classes that exclude each other."""
+    return len(values.get("confusion_matrix", ())) == 2
+
+
 def _per_class(metrics: Mapping[str, Any]) -> list[str]:
+    is_of_two = any(map(_is_of_two, _by_split(metrics).values()))
     rows = []
     for split, values in _by_split(metrics).items():
         intervals = values.get("intervals", {}).get("per_class", {})
@@ -219,9 +258,10 @@ def _per_class(metrics: Mapping[str, Any]) -> list[str]:
                 f"{_shown(numbers[metric])} ({_interval(intervals.get(name, {}).get(metric))})"
                 for metric in ("precision", "recall")
             ]
-            auroc = _shown(values.get("auroc", {}).get(name))
-            rows.append((split, name, *cells, auroc, numbers["support"]))
-    header = ("split", "class", "precision", "recall", "AUROC", "images")
+            auroc = [] if is_of_two else [_shown(values.get("auroc", {}).get(name))]
+            rows.append((split, name, *cells, *auroc, numbers["support"]))
+    area = () if is_of_two else ("AUROC",)
+    header = ("split", "class", "precision", "recall", *area, "images")
     return [f"### Per class\n\n{_table(header, rows)}"] if rows else []
 
 

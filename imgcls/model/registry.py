@@ -5,6 +5,7 @@ Invariant: a version is the property of the one writer whose bundle.json came fi
 from the moment that its SHA256SUMS is there; an abandoned one is a gap in the numbers.
 """
 
+import logging
 import re
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,15 @@ from imgcls.errors import (
     StorageError,
 )
 from imgcls.model import aliases
-from imgcls.model.bundle_files import SUMS, read_digest
+from imgcls.model.bundle_files import (
+    FACTS,
+    SUMS,
+    parse_facts,
+    parse_sums,
+    read_digest,
+    read_file,
+    read_sums,
+)
 from imgcls.storage import objects
 from imgcls.storage.probe import require_conditional_writes
 from imgcls.storage.uri import canonical, is_local, join, split_uri
@@ -29,6 +38,8 @@ if TYPE_CHECKING:
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _VERSION = re.compile(r"v([1-9][0-9]*)")
 _MAX_TRIES = 50
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,24 +134,24 @@ def promote_version(config: PromoteConfig) -> dict[str, Any]:
     """Run `imgcls promote`: see `promote` and `undo_promotion`."""
     if config.previous:
         return undo_promotion(config.model, config.alias)
-    return promote(config.model, config.alias)
+    return promote(config.model, config.alias, force=config.force)
 
 
-def promote(ref: str, alias: str, *, forced: bool = False) -> dict[str, Any]:
+def promote(ref: str, alias: str, *, force: bool = False) -> dict[str, Any]:
     """Point an alias at a version.
 
     Args:
         ref: REGISTRY/NAME@v3, or REGISTRY/NAME@alias to copy that alias.
         alias: The alias to move or make.
-        forced: For the history: the version would have been refused.
+        force: Promote it even if its verdict is that it is not better than guessing.
 
     Returns:
         model, uri, version, digest, alias, promoted_at, promoted_by, reference, forced, undone, and
-        previous_version (None for a new alias).
+        previous_version (None for a new alias); `verdict`: better, not_better, unknown, or none.
 
     Raises:
-        ConfigError: an unusable alias, a bundle's URI, or a version that does not exist or is not
-            complete.
+        ConfigError: an unusable alias, a bundle's URI, a version that does not exist or is not
+            complete, or one that is not better than guessing.
     """
     check_name(alias, "alias")
     if _VERSION.fullmatch(alias):
@@ -149,11 +160,41 @@ def promote(ref: str, alias: str, *, forced: bool = False) -> dict[str, Any]:
     if reference is None:
         raise ConfigError(f"{ref!r} names no version of a registry: write REGISTRY/NAME@v3")
     found = _find(reference)
+    verdict = _read_verdict(found)
+    answer = verdict.get("answer", "none")
+    if answer == "not_better" and not force:
+        raise ConfigError(
+            f"{reference.folder}@v{found.version} is not promoted. {verdict['summary']} Train it "
+            "on more or other images; or, if you know better, add --force"
+        )
+    forced = force and answer == "not_better"
+    _say_verdict(f"{reference.folder}@v{found.version}", verdict, forced=forced)
     require_conditional_writes(reference.folder.rpartition("/")[0])
     change = aliases.move_alias(
         reference.folder, alias, found.version, found.digest, reference=ref, forced=forced
     )
-    return _promoted(reference.folder, alias, change)
+    return _promoted(reference.folder, alias, change) | {"verdict": answer}
+
+
+def _read_verdict(found: ModelVersion) -> dict[str, Any]:
+    """Return the verdict that a version carries, {} where none was passed."""
+    sums = parse_sums(read_sums(found.uri), found.uri)
+    facts = parse_facts(read_file(found.uri, FACTS, sums[FACTS]), join(found.uri, FACTS))
+    return facts["verdict"] or {}
+
+
+def _say_verdict(name: str, verdict: dict[str, Any], *, forced: bool) -> None:
+    """Say what is known of a version that is promoted."""
+    if forced:
+        _log.warning("%s is promoted by --force. %s", name, verdict["summary"])
+    elif not verdict:
+        _log.warning(
+            "%s has no verdict: it was made before there were any, or elsewhere. Whether it is "
+            "better than guessing is not known; `imgcls evaluate` measures it",
+            name,
+        )
+    else:
+        _log.info("%s: %s", name, verdict["summary"])
 
 
 def undo_promotion(ref: str, alias: str) -> dict[str, Any]:

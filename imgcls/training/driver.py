@@ -47,7 +47,8 @@ def train(config: TrainConfig) -> dict[str, Any]:
     """Train a classifier and register it as the next version of its name.
 
     Returns:
-        JSON-able: model (REGISTRY/NAME@v<N>), uri, version, digest, num_train, num_val, num_test,
+        JSON-able: verdict (see metrics/verdict.py), model (REGISTRY/NAME@v<N>), uri, version,
+        digest, num_train, num_val, num_test,
         num_bad, num_preemptions (moves to other nodes after a notice), accuracy (on test, or on val
         where there is no test), test_accuracy, test_accuracy_interval, leaks (pairs that splits
         share, by kind), leak_check_complete, val_accuracy, val_loss, golden_miss (why the CPU
@@ -67,7 +68,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
     check_writable(plan)
     check_groups(plan)
     if done := read_finished(plan):
-        return {"num_preemptions": 0} | done | {"total_s": round(time.monotonic() - start_s, 3)}
+        return _concluded(done, start_s)
     if config.workers.most == 0:
         place = Place(pick_device(config.device))
         if place.device.type == "cuda":
@@ -86,7 +87,15 @@ def train(config: TrainConfig) -> dict[str, Any]:
             max_failures=config.max_failures,
             progress=make_progress(plan),
         )
-    return {"num_preemptions": 0} | result | {"total_s": round(time.monotonic() - start_s, 3)}
+    return _concluded(result, start_s)
+
+
+def _concluded(result: dict[str, Any], start_s: float) -> dict[str, Any]:
+    """Say the verdict, which stands first in the result, and return the result."""
+    for line in (result.get("verdict") or {}).get("lines", ()):
+        log.info("%s", line)
+    total_s = round(time.monotonic() - start_s, 3)
+    return {**result, "num_preemptions": result.get("num_preemptions", 0), "total_s": total_s}
 
 
 def train_rank(plan: TrainPlan, place: Place, show: Show, stop: StopRequest) -> dict[str, Any]:

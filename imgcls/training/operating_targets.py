@@ -11,7 +11,7 @@ from imgcls.config.training import TrainConfig
 from imgcls.data.class_names import ClassNames
 from imgcls.data.dataset import Sample
 from imgcls.errors import ConfigError
-from imgcls.metrics.operating_point import Target
+from imgcls.metrics.operating_point import Target, why_unsupported
 
 
 def operating_targets(config: TrainConfig) -> list[tuple[str, Target, float]]:
@@ -53,23 +53,42 @@ def check_operating_points(
         bad: the URIs of those that give no pixels, as far as they are known.
 
     Raises:
-        ConfigError: as `operating_targets`; an unknown class; or a validation split that has not
-            both images of the class and others, with pixels.
+        ConfigError: as `operating_targets`; an unknown class; or a validation split that has too
+            few images of the class or of others, with pixels, for what is asked for.
     """
     if not operating_targets(config):
         return
-    name = config.positive_class
     try:
-        label = class_names.label_of(name)
+        class_names.label_of(config.positive_class)
     except ConfigError as error:
         raise ConfigError(f"--positive-class: {error}") from error
     readable = [sample for sample in val if sample.uri not in bad]
-    num_positive = sum(label in sample.labels for sample in readable)
-    if not 0 < num_positive < len(readable):
+    if why := why_no_points(config, class_names, readable):
         num_bad = len(val) - len(readable)
         left_out = f" ({num_bad} more give no pixels)" if num_bad else ""
         raise ConfigError(
-            f"--positive-class {name!r}: thresholds are chosen on validation images of it and of "
-            f"others; of {len(readable)} there{left_out}, {num_positive} show it. Give more, or "
-            "--val-fraction"
+            f"{why}{left_out}. Thresholds are chosen on validation images: give more images, a "
+            "larger --val-fraction, or another target"
         )
+
+
+def why_no_points(config: TrainConfig, class_names: ClassNames, samples: Collection[Sample]) -> str:
+    """Return why these images cannot give the operating points that are asked for, "" if they can.
+
+    They need images of the class and others, and so many that even a model without an error would
+    show that the target is reached, see `why_unsupported`.
+    """
+    name = config.positive_class
+    label = class_names.label_of(name)
+    num_positive = sum(label in sample.labels for sample in samples)
+    num_others = len(samples) - num_positive
+    if not (num_positive and num_others):
+        return (
+            f"no operating point for --positive-class {name!r}: a threshold needs images of it "
+            f"and of others, and of {len(samples)} there, {num_positive} show it"
+        )
+    for _, target, value in operating_targets(config):
+        num_images = num_positive if target == "recall" else num_others
+        if why := why_unsupported(target, value, num_images):
+            return f"no operating point for --positive-class {name!r}: {why}"
+    return ""

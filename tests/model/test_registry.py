@@ -4,6 +4,7 @@ import os
 import signal
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +131,31 @@ def test_racing_promotions_all_apply_one_after_the_other(
     assert before.count(None) == 1
     final = int(resolve(f"{registry}/m@production").rpartition("/v")[2])
     assert sorted(v for v in [*before, final] if v) == sorted(r["version"] for r in results)
+
+
+def test_a_model_that_is_not_better_than_guessing_is_promoted_by_force_only(
+    make_bundle: MakeBundle, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    registry = str(tmp_path)
+    summary = "Verdict: NOT BETTER THAN GUESSING, as far as 42 test images can tell."
+    verdicts = (
+        None,
+        {"answer": "not_better", "summary": summary, "lines": [summary, "more"]},
+        {"answer": "better", "summary": "Verdict: better than guessing.", "lines": ["v"]},
+    )
+    for verdict in verdicts:
+        register(registry, "m", replace(make_bundle(), verdict=verdict))
+    with caplog.at_level("INFO"):
+        assert promote(f"{registry}/m@v1", "production")["verdict"] == "none"
+    assert "has no verdict" in caplog.text
+    with pytest.raises(ConfigError, match=r"v2 is not promoted\. Verdict: NOT BETTER.*--force"):
+        promote(f"{registry}/m@v2", "production")
+    assert resolve(f"{registry}/m@production").endswith("v1")
+    forced = promote(f"{registry}/m@v2", "production", force=True)
+    assert (forced["verdict"], forced["forced"]) == ("not_better", True)
+    better = promote(f"{registry}/m@v3", "production", force=True)
+    assert (better["verdict"], better["forced"]) == ("better", False)
+    assert f"**{summary}**" in (tmp_path / "m/v2/MODEL_CARD.md").read_text()
 
 
 def test_what_does_not_exist_is_told_with_what_does(

@@ -110,7 +110,7 @@ def run(capsys: pytest.CaptureFixture[str], *args: str) -> dict[str, Any]:
 def test_trained_scored_and_evaluated_by_the_command_line(
     marks: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config = make_config(marks, positive_class="dot", target_recall=0.9)
+    config = make_config(marks, positive_class="dot", target_recall=0.7)
     result = run(capsys, "train", *flags_of(config))
     bundle = read_bundle(result["uri"])
     assert bundle.multi_label
@@ -120,7 +120,7 @@ def test_trained_scored_and_evaluated_by_the_command_line(
     assert bundle.training["history"][-1]["val_auroc"] > 0.95
     assert bundle.calibration is not None
     [point] = bundle.calibration["operating_points"]
-    assert point["recall"] >= 0.9
+    assert point["recall"] >= 0.7
 
     direct = run(capsys, "evaluate", "--model", result["model"], "--data", marks)
     assert direct["same_split_as_training"]

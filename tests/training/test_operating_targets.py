@@ -26,7 +26,7 @@ def test_each_target_gives_a_point() -> None:
     both = make_config(positive_class="defect", target_recall=0.95, target_specificity=0.9)
     assert operating_targets(both) == [("defect", "recall", 0.95), ("defect", "specificity", 0.9)]
     assert operating_targets(make_config()) == []
-    check_operating_points(both, NAMES, samples(0, 1))
+    check_operating_points(both, NAMES, samples(*[0] * 60, *[1] * 30))
 
 
 @pytest.mark.parametrize(
@@ -50,6 +50,17 @@ def test_validation_without_both_kinds_is_refused(labels: tuple[int, ...]) -> No
     config = make_config(positive_class="defect", target_recall=0.9)
     with pytest.raises(ConfigError, match=rf"of {len(labels)} there, .*--val-fraction"):
         check_operating_points(config, NAMES, samples(*labels))
+
+
+def test_a_target_beyond_the_data_is_refused_before_the_training() -> None:
+    config = make_config(positive_class="defect", target_specificity=0.999)
+    with pytest.raises(ConfigError, match="needs 3000 images of other classes, and there are 41"):
+        check_operating_points(config, NAMES, samples(*[0] * 20, *[1] * 41))
+    reachable = make_config(positive_class="defect", target_specificity=0.9)
+    check_operating_points(reachable, NAMES, samples(*[0] * 20, *[1] * 41))
+    bad = [f"{number}" for number in range(20, 40)]
+    with pytest.raises(ConfigError, match=r"there are 21.*\(20 more give no pixels\)"):
+        check_operating_points(reachable, NAMES, samples(*[0] * 20, *[1] * 41), bad)
 
 
 def test_an_unknown_positive_class_is_found_before_an_image_is_read(tmp_path: Path) -> None:

@@ -29,8 +29,11 @@ from imgcls.inference.predictor import Predictor, make_predictor
 from imgcls.model.architectures import build_model
 from imgcls.model.bundle import Bundle, make_golden, read_facts
 from imgcls.model.registry import ModelVersion, list_versions
+from imgcls.storage.objects import put
+from imgcls.storage.uri import join
 from imgcls.training.data.loader import SplitLoader
-from imgcls.training.finish.measure import measure_splits
+from imgcls.training.finish.conclude import ERRORS, draw_scores, draw_worst_errors, reach_verdict
+from imgcls.training.finish.measure import Measured, measure_splits
 from imgcls.training.finish.plots import draw_plots
 from imgcls.training.optim.train_state import TrainState
 from imgcls.training.ranks.rank import Place
@@ -79,8 +82,12 @@ def make_bundle(
     num_measured = sum(len(loaders[split].samples) for split in ("val", "test") if split in loaders)
     predictor, miss = _make_predictor(bundle, place, num_measured)
     with predictor:
-        metrics, calibration, missing = measure_splits(predictor, loaders, plan)
+        measured = measure_splits(predictor, loaders, plan)
+    metrics, calibration = measured.metrics, measured.calibration
+    verdict = reach_verdict(plan, measured)
     attachments = draw_plots(state.history, state.best_metrics.get("epoch", 0), metrics)
+    attachments |= draw_scores(plan, measured, verdict)
+    _keep_errors(plan, measured, loaders)
     attachments[TRAINED_ON] = write_trained_on(plan.samples)
     if plan.split_moved:
         attachments[SPLIT_MOVED] = write_moved(plan.split_moved)
@@ -90,8 +97,8 @@ def make_bundle(
     # Only now is every bad image of these splits known.
     facts = _describe_training(plan, state, loaders, place, leaks) | {"measure_s": measure_s}
     facts["measured_by"] = {"backend": predictor.name, "precision": predictor.precision}
-    if missing:
-        facts["no_operating_point"] = missing
+    if measured.missing:
+        facts["no_operating_point"] = measured.missing
     if miss:
         facts["golden_miss"] = miss
     return replace(
@@ -100,7 +107,18 @@ def make_bundle(
         calibration=calibration.to_dict() if calibration is not None else None,
         training=facts,
         attachments=attachments,
+        verdict=verdict.to_dict(),
     )
+
+
+def _keep_errors(plan: TrainPlan, measured: Measured, loaders: dict[str, SplitLoader]) -> None:
+    """Write the sheet of the worst errors, which shows images of DATA, into the run's folder."""
+    if not measured.split:
+        return
+    sheet = draw_worst_errors(plan, measured, loaders[measured.split])
+    if sheet:
+        put(join(plan.run_uri, ERRORS), sheet)
+        log.info("the worst errors, as the network saw them: %s", join(plan.run_uri, ERRORS))
 
 
 def _make_predictor(bundle: Bundle, place: Place, num_images: int) -> tuple[Predictor, str]:
@@ -156,6 +174,7 @@ def describe(
     test = bundle.metrics.get("test", {})
     num_images = len(state.history) * len(loaders["train"].samples)
     return {
+        "verdict": bundle.verdict,
         "model": f"{model.uri.removesuffix(f'/v{model.version}')}@v{model.version}",
         "uri": model.uri,
         "version": model.version,

@@ -8,8 +8,8 @@ Shape legend: B image, N all images of a split, K classes.
 """
 
 import logging
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -21,36 +21,57 @@ from imgcls.inference.predictor import Predictor
 from imgcls.metrics.calibration import Calibration, fit_calibration
 from imgcls.metrics.outcomes import Outcomes
 from imgcls.training.data.loader import SplitLoader
-from imgcls.training.operating_targets import operating_targets
+from imgcls.training.operating_targets import operating_targets, why_no_points
 from imgcls.training.train_plan import TrainPlan
 
 log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class Measured:
+    """What val and test say, as far as there are any.
+
+    Attributes:
+        metrics: By split, with 95 % intervals, with `slices` where --slice-by names a column, and
+            with what the calibration achieves under `calibrated`.
+        calibration: None without val.
+        missing: In words why operating points that were asked for are not there; "" if they are.
+        outcomes: By split, the images with what became of them.
+        predicted: By split, the probabilities of those with a prediction, in the order of outcomes.
+    """
+
+    metrics: dict[str, Any]
+    calibration: Calibration | None
+    missing: str
+    outcomes: Mapping[str, Outcomes]
+    predicted: Mapping[str, Collected]
+
+    @property
+    def split(self) -> str:
+        """The split that decided least: test, or else val, or else none, ""."""
+        return next((split for split in ("test", "val") if split in self.metrics), "")
+
+
 def measure_splits(
     predictor: Predictor, loaders: dict[str, SplitLoader], plan: TrainPlan
-) -> tuple[dict[str, Any], Calibration | None, str]:
-    """Measure val and test, as far as there are any.
-
-    Returns:
-        metrics by split, with 95 % intervals, with `slices` where --slice-by names a column, and
-        with what the calibration achieves under `calibrated`; the calibration, None without val;
-        and in words why operating points that were asked for are not in it, "" if they are.
-    """
-    predicted = {
+) -> Measured:
+    """Measure val and test, as far as there are any."""
+    predicted: dict[str, Collected] = {
         split: _predict(predictor, loaders[split]) for split in ("val", "test") if split in loaders
     }
     missing = _why_no_points(plan, predicted["val"]) if "val" in predicted else ""
     if missing:
         log.warning("%s", missing)
     calibration = _fit(plan, predicted["val"], not missing) if "val" in predicted else None
+    outcomes = {split: _outcomes(plan, split, p, calibration) for split, p in predicted.items()}
     metrics: dict[str, Any] = {
-        split: _measure(plan, split, p, calibration) for split, p in predicted.items()
+        split: _measure(plan, of_split, predicted[split], calibration)
+        for split, of_split in outcomes.items()
     }
     for split, numbers in metrics.items():
         if reason := numbers["intervals"].get("no_interval_because"):
             log.warning("no intervals of %s: there are %s", split, reason)
-    return metrics, calibration, missing
+    return Measured(metrics, calibration, missing, outcomes, predicted)
 
 
 def _predict(predictor: Predictor, loader: SplitLoader) -> Collected:
@@ -85,18 +106,10 @@ def _why_no_points(plan: TrainPlan, predicted: Collected) -> str:
     """
     if not operating_targets(plan.config):
         return ""
-    name = plan.config.positive_class
-    label = plan.class_names.label_of(name)
     samples = [plan.splits["val"][index] for index in predicted.index_B.tolist()]
-    num_positive = sum(label in sample.labels for sample in samples)
-    if 0 < num_positive < len(samples):
-        return ""
+    why = why_no_points(plan.config, plan.class_names, samples)
     num_lost = len(plan.splits["val"]) - len(samples)
-    return (
-        f"no operating point for {name!r}: a threshold needs validation images of it and of "
-        f"others; of the {len(samples)} with a prediction, {num_positive} show it "
-        f"({num_lost} more gave no pixels or no finite number)"
-    )
+    return f"{why} ({num_lost} more gave no pixels or no finite number)" if why else ""
 
 
 def _fit(plan: TrainPlan, predicted: Collected, has_points: bool) -> Calibration | None:
@@ -115,9 +128,8 @@ def _fit(plan: TrainPlan, predicted: Collected, has_points: bool) -> Calibration
 
 
 def _measure(
-    plan: TrainPlan, split: str, predicted: Collected, calibration: Calibration | None
+    plan: TrainPlan, outcomes: Outcomes, predicted: Collected, calibration: Calibration | None
 ) -> dict[str, Any]:
-    outcomes = _outcomes(plan, split, predicted, calibration)
     metrics = outcomes.result(plan.class_names, predicted.probs_BK)
     if calibration is None:
         return metrics

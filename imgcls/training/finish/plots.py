@@ -5,21 +5,20 @@ numbers that the bundle holds, without pyplot and its global state, so any threa
 with 2 classes and with 100.
 """
 
-import io
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from imgcls.inert import in_picture
+from imgcls.metrics.bootstrap import wilson
+from imgcls.training.finish.canvas import make_figure, to_png
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 CURVES, CONFUSION, RELIABILITY = "curves.png", "confusion.png", "reliability.png"
-_DPI = 100
 _MAX_NUMBERED = 20  # classes up to which each cell of a confusion matrix has room for its count
 _MAX_NAMED = 120  # classes up to which each row has room for its name
 _MAX_NAME = 24  # characters of a class name
@@ -28,7 +27,6 @@ _COLORS = {"train": "tab:blue", "val": "tab:orange"}
 # Summed up while the weights still changed, so it may well be worse than validation.
 _LABELS = {"train": "train (augmented, as it went)", "val": "val"}
 _CURVE_COLORS = ("tab:blue", "tab:orange")  # as trained, calibrated
-_Z_95 = 1.96  # standard deviations
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +65,7 @@ def draw_plots(
 
 def curves(history: Sequence[Mapping[str, Any]], best_epoch: int) -> bytes:
     """Draw loss and accuracy per epoch."""
-    figure = _figure(10, 4)
+    figure = make_figure(10, 4)
     axes = figure.subplots(1, 2)
     for ax, quantity in zip(axes, ("loss", "accuracy"), strict=True):
         for split in ("train", "val"):
@@ -84,7 +82,7 @@ def curves(history: Sequence[Mapping[str, Any]], best_epoch: int) -> bytes:
         ax.grid(alpha=0.3)
         if ax.get_legend_handles_labels()[0]:
             ax.legend()
-    return _png(figure)
+    return to_png(figure)
 
 
 def confusion(
@@ -97,7 +95,7 @@ def confusion(
     share_KK = np.divide(count_KK, support_K1, where=support_K1 > 0, out=np.zeros(count_KK.shape))
     side_inch = float(np.clip(0.55 * num_classes + 2.5, 5, 16))
     # Names of any length have to fit; elsewhere this would only cost time.
-    figure = _figure(side_inch + 1, side_inch, layout="constrained")
+    figure = make_figure(side_inch + 1, side_inch, layout="constrained")
     ax = figure.subplots()
     image = ax.imshow(share_KK, cmap="Blues", vmin=0, vmax=1)
     figure.colorbar(image, ax=ax, label="share of the true class", shrink=0.7)
@@ -113,7 +111,7 @@ def confusion(
     ax.set_yticks(list(every), names, fontsize=font_pt, parse_math=False)
     num_right, num_images = int(np.trace(count_KK)), int(count_KK.sum())
     ax.set(xlabel="predicted", ylabel="true", title=f"{split}: {num_right} of {num_images} right")
-    return _png(figure)
+    return to_png(figure)
 
 
 def reliability(bins: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]]) -> bytes:
@@ -122,11 +120,11 @@ def reliability(bins: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]]) -
     Args:
         bins: by split, then by curve (`as trained`, `calibrated`): `reliability_bins`.
     """
-    figure = _figure(5 * len(bins), 6)
+    figure = make_figure(5 * len(bins), 6)
     axes = figure.subplots(2, len(bins), squeeze=False, height_ratios=(3, 1), sharex=True)
     for column, (split, by_curve) in enumerate(bins.items()):
         _draw_reliability(axes[0][column], axes[1][column], split, by_curve)
-    return _png(figure)
+    return to_png(figure)
 
 
 def _draw_reliability(
@@ -136,7 +134,7 @@ def _draw_reliability(
     for color, (curve, points) in zip(_CURVE_COLORS, by_curve.items(), strict=False):
         x, y = [p["confidence"] for p in points], [p["accuracy"] for p in points]
         # A line from dot to dot would show noise: a bin of two says little, as its bar tells.
-        bounds = [_wilson(p["accuracy"], p["count"]) for p in points]
+        bounds = [wilson(p["accuracy"], p["count"]) for p in points]
         below = [max(0.0, v - low) for v, (low, _) in zip(y, bounds, strict=True)]
         above = [max(0.0, high - v) for v, (_, high) in zip(y, bounds, strict=True)]
         upper.errorbar(x, y, yerr=[below, above], fmt="none", ecolor=color, alpha=0.4)
@@ -153,35 +151,9 @@ def _draw_reliability(
     lower.set(xlabel="confidence", ylabel="images", yscale="log", ylim=(0.5, None))
 
 
-def _wilson(share: float, count: int) -> tuple[float, float]:
-    """Return the 95 % interval of a share of `count` images: Wilson 1927, score interval."""
-    z2 = _Z_95**2 / count
-    centre = (share + z2 / 2) / (1 + z2)
-    half = _Z_95 / (1 + z2) * float(np.sqrt(share * (1 - share) / count + z2 / (4 * count)))
-    return centre - half, centre + half
-
-
 def _bins_before_and_after(numbers: Mapping[str, Any]) -> dict[str, Any]:
     both = {
         "as trained": numbers.get("reliability"),
         "calibrated": numbers.get("calibrated", {}).get("reliability"),
     }
     return {curve: bins for curve, bins in both.items() if bins}
-
-
-def _figure(
-    width_inch: float, height_inch: float, layout: Literal["constrained"] | None = None
-) -> "Figure":
-    # Half a second to import, and scoring never draws.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width_inch, height_inch), layout=layout)
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def _png(figure: "Figure") -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=_DPI)
-    return buffer.getvalue()

@@ -6,13 +6,13 @@ import pytest
 from PIL import Image
 
 from imgcls.data.class_names import ClassNames
+from imgcls.metrics.bootstrap import wilson
 from imgcls.metrics.measures import Labelled, one_hot
 from imgcls.metrics.quality import measure_quality
 from imgcls.training.finish.plots import (
     CONFUSION,
     CURVES,
     RELIABILITY,
-    _wilson,
     confusion,
     curves,
     draw_plots,
@@ -93,4 +93,4 @@ def test_a_bin_of_few_images_has_a_long_bar() -> None:
         (0, 20, 0.0, 0.1611),
         (1, 29, 0.0061, 0.1718),
     ):
-        assert _wilson(part / count, count) == pytest.approx((low, high), abs=1e-4)
+        assert wilson(part / count, count) == pytest.approx((low, high), abs=1e-4)
