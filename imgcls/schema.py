@@ -75,6 +75,7 @@ PREDICTION_SCHEMA = pa.schema(
 LABELS_FIELD = pa.field("labels", pa.list_(pa.string()))
 CALIBRATED_FIELD = pa.field("calibrated_prob", pa.float32())
 DECISION_FIELDS = (pa.field("decision", _REPEATED), pa.field("threshold_id", _REPEATED))
+PLACE_FIELDS = tuple(pa.field(name, pa.int32()) for name in ("x_px", "y_px", "w_px", "h_px"))
 PROBS_FIELD = pa.field("probs", pa.list_(pa.float32()))
 EMBEDDING_FIELD = pa.field("embedding", pa.list_(pa.float32()))
 
@@ -86,6 +87,7 @@ def prediction_schema(
     has_operating_point: bool = False,
     write_probs: bool = False,
     write_embedding: bool = False,
+    has_places: bool = False,
 ) -> pa.Schema:
     """Return the schema of prediction rows.
 
@@ -95,12 +97,14 @@ def prediction_schema(
         has_operating_point: the bundle has one: adds decision and threshold_id.
         write_probs: asked for: adds probs.
         write_embedding: asked for: adds embedding.
+        has_places: the bundle looks at parts of a picture: adds that of the answer.
     """
     decided = [LABELS_FIELD] * multi_label + [CALIBRATED_FIELD] * is_calibrated
     decided += [*DECISION_FIELDS] * has_operating_point
     wide = [PROBS_FIELD] * write_probs + [EMBEDDING_FIELD] * write_embedding
-    fields = []
+    places = [*PLACE_FIELDS] * has_places
+    after = {"height_px": places, "confidence": decided, "topk_prob": wide}
+    fields: list[pa.Field] = []
     for field in PREDICTION_SCHEMA:
-        fields.append(field)
-        fields += {"confidence": decided, "topk_prob": wide}.get(field.name, [])
+        fields += [field, *after.get(field.name, [])]
     return pa.schema(fields)

@@ -246,6 +246,7 @@ def _make_sides(
             class_names=bundle.class_names.names,
             multi_label=bundle.multi_label,
             calibration=bundle.fitted(),
+            has_places=bundle.preprocess_spec.fit == "tiles",
         )
         limits = ("decoding alone", "network alone")
 

@@ -57,7 +57,15 @@ class TrainConfig(ListingOptions):
     taken away after a notice (preemption) are not counted.
     """
     image_px: int = 224
-    """Side of the square the model sees, in pixels."""
+    """Side of the square the model sees, in pixels; of --fit tiles that of a tile."""
+    fit: Literal["crop", "tiles"] = "crop"
+    """How a picture becomes the model's input. crop: its centre square, resized; tiles: squares
+    that cover it in its full size, for what is small in large pictures. One answer per picture.
+    """
+    overlap: int = 32
+    """Pixels that neighbouring tiles share at least: as large as what is looked for."""
+    pooling: Literal["auto", "max", "mean", "top3_mean", "noisy_or"] = "auto"
+    """How the answers of tiles become that of their picture; auto is max, the worst tile."""
     color: Literal["rgb", "gray"] = "rgb"
     """rgb decodes to three channels, gray to one, which is enough for X-rays and many sensors."""
     gray_range: Literal["declared", "bits", "min_max"] = "declared"

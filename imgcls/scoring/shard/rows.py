@@ -23,8 +23,9 @@ from imgcls.inference.stream import Predicted
 from imgcls.metrics.calibration import Calibration
 from imgcls.metrics.operating_point import OperatingPoint, decide
 from imgcls.runs.plan import RunFacts
-from imgcls.schema import Status, prediction_schema
+from imgcls.schema import PLACE_FIELDS, Status, prediction_schema
 
+_PLACE = tuple(field.name for field in PLACE_FIELDS)
 _OF_THE_RUN = ("model", "model_digest", "spec_digest", "run_id")
 
 
@@ -36,6 +37,8 @@ class Provenance:
     class_names: tuple[str, ...]
     multi_label: bool = False
     calibration: Calibration | None = None
+    has_places: bool = False
+    """The model looks at parts of a picture, and a row says at which its answer points."""
 
     @property
     def operating_points(self) -> tuple[OperatingPoint, ...]:
@@ -57,6 +60,7 @@ class ShardRows:
             has_operating_point=bool(provenance.operating_points),
             write_probs=write_probs,
             write_embedding=write_embedding,
+            has_places=provenance.has_places,
         )
         self._rows: list[tuple[int, dict[str, Any]]] = []
         self._scored_at = datetime.now(UTC)
@@ -99,6 +103,8 @@ class ShardRows:
                 row["error"] = predictions.error_by_row[position]
             else:
                 row |= {name: values[position] for name, values in columns.items()}
+                if crop.place is not None:
+                    row |= zip(_PLACE, crop.place, strict=True)
                 row["status"] = Status.OK
                 row["class_name"] = self._provenance.class_names[row["label"]]
             self._rows.append((sample.index, row))

@@ -133,6 +133,7 @@ class ShardWorker:
             class_names=bundle.class_names.names,
             multi_label=bundle.multi_label,
             calibration=bundle.fitted(),
+            has_places=bundle.preprocess_spec.fit == "tiles",
         )
 
     def _open(self, bundle: Bundle, options: WorkerOptions, opened: ExitStack) -> None:

@@ -45,10 +45,11 @@ def measure_channels(
             if image.error is not None:
                 reason = f"{uris[image.index]!r}: {image.error}"
                 continue
-            x_CHW = image.crops[0].x_CHW.astype(np.float64)
-            count += x_CHW[0].size
-            sums += x_CHW.sum((1, 2))
-            squares += (x_CHW**2).sum((1, 2))
+            for crop in image.crops if preprocess_spec.fit == "tiles" else image.crops[:1]:
+                x_CHW = crop.x_CHW.astype(np.float64)
+                count += x_CHW[0].size
+                sums += x_CHW.sum((1, 2))
+                squares += (x_CHW**2).sum((1, 2))
     if count == 0:
         raise ConfigError(f"none of {len(order)} training images gives pixels, such as {reason}")
     mean = sums / count / 255.0

@@ -35,6 +35,12 @@ from imgcls.training.optim.losses import balanced_pos_weights
 from imgcls.training.planning.channel_stats import measure_channels
 from imgcls.training.planning.fingerprint import choose_fingerprint, read_versions
 from imgcls.training.planning.last_split import read_last_split
+from imgcls.training.planning.pooled import (
+    check_pooled_flags,
+    choose_pooling,
+    is_pooled,
+    tell_boxes,
+)
 from imgcls.training.record.checkpoint import CheckpointSchedule
 from imgcls.training.record.trackers import check_tracking
 from imgcls.training.train_plan import Recipe, TrainPlan, run_uri
@@ -75,8 +81,12 @@ def make_plan(config: TrainConfig) -> TrainPlan:
     model = initial_model(config, len(dataset.class_names), channels)
     _check_batches(config, model, len(splits["train"]))
     mean, std = _choose_normalization(config, decode_spec, splits["train"])
-    preprocess_spec = PreprocessSpec.for_image_px(config.image_px, mean=mean, std=std)
+    preprocess_spec = build_preprocess_spec(config, mean, std)
     recipe = build_train_recipe(config, preprocess_spec)
+    if is_pooled(config):
+        pooling, background = choose_pooling(config, dataset.class_names)
+        recipe = replace(recipe, pooling=pooling, background=background)
+    tell_boxes(config, splits["train"])
     if config.multi_label and config.balance == "weights":
         labels_N = [sample.labels for sample in splits["train"]]
         pos_weights = balanced_pos_weights(labels_N, len(dataset.class_names))
@@ -113,9 +123,27 @@ def _choose_normalization(
     return measure_channels(
         [sample.uri for sample in samples],
         decode_spec,
-        PreprocessSpec.for_image_px(config.image_px, mean=(0.0,) * channels, std=(1.0,) * channels),
+        build_preprocess_spec(config, (0.0,) * channels, (1.0,) * channels),
         seed=config.seed,
         num_decoders=config.num_decoders,
+    )
+
+
+def build_preprocess_spec(
+    config: TrainConfig, mean: tuple[float, ...], std: tuple[float, ...]
+) -> PreprocessSpec:
+    """Return the preprocess spec that the flags ask for; it travels in the bundle."""
+    side_px = config.image_px
+    if config.fit == "crop":
+        return PreprocessSpec.for_image_px(side_px, mean=mean, std=std)
+    return PreprocessSpec(
+        side_px,
+        side_px,
+        fit="tiles",
+        overlap_px=config.overlap,
+        mean=mean,
+        std=std,
+        channels=len(mean),
     )
 
 
@@ -146,6 +174,7 @@ def check_flags(config: TrainConfig) -> None:
         split_uri(config.work_dir)
     _refuse_inside_data(config)
     check_input_size(config.arch, config.image_px)
+    check_pooled_flags(config)
     for flag in ("epochs", "batch_size", "image_px", "accumulate", "keep_checkpoints"):
         _refuse_unless(getattr(config, flag) >= 1, config, flag, "at least 1")
     for flag in ("num_decoders", "max_failures", "freeze_stages", "patience_epochs"):
@@ -192,7 +221,8 @@ def _refuse_inside_data(config: TrainConfig) -> None:
 
 def build_train_recipe(config: TrainConfig, preprocess_spec: PreprocessSpec) -> Recipe:
     """Return the values of a config that decide the weights."""
-    same_name = {field.name for field in fields(Recipe)} & set(asdict(config)) - {"augment"}
+    not_as_given = {"augment", "pooling"}
+    same_name = {field.name for field in fields(Recipe)} & set(asdict(config)) - not_as_given
     return Recipe(
         preprocess=preprocess_spec,
         augment=build_recipe(config.augment, config.flip),
