@@ -116,6 +116,19 @@ def parse_job(name: str, argv: Sequence[str] | None) -> dict[str, Any]:
     return parser.checked(vars(arguments), unknown)
 
 
+class _Append(argparse.Action):
+    """A flag that may be given several times; its value is the tuple of them."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,  # noqa: ANN401  (argparse's)
+        option_string: str | None = None,
+    ) -> None:
+        setattr(namespace, self.dest, (*getattr(namespace, self.dest), values))
+
+
 class _Parser(argparse.ArgumentParser):
     """Argparse, with errors in one line that names the value and the way out."""
 
@@ -183,6 +196,8 @@ def _kind(hint: Any) -> dict[str, Any]:  # noqa: ANN401 - a type annotation has 
         return {"action": argparse.BooleanOptionalAction}
     if get_origin(hint) is Literal:
         return {"choices": get_args(hint)}
+    if get_origin(hint) is tuple:
+        return {"action": _Append, "metavar": "TEXT"}
     return {"type": hint, "metavar": {str: "TEXT", int: "N", float: "X"}[hint]}
 
 

@@ -70,10 +70,15 @@ def value_of(flag: str, arguments: Sequence[str]) -> str:
 
     Of several, the last one counts, as for the job itself.
     """
-    value = ""
+    return (values_of(flag, arguments) or [""])[-1]
+
+
+def values_of(flag: str, arguments: Sequence[str]) -> list[str]:
+    """Return all values of a flag that may be given several times."""
+    values = list[str]()
     for number, word in enumerate(arguments):
         if word == flag:
-            value = arguments[number + 1] if number + 1 < len(arguments) else ""
+            values.append(arguments[number + 1] if number + 1 < len(arguments) else "")
         elif word.startswith(f"{flag}="):
-            value = word.partition("=")[2]
-    return value
+            values.append(word.partition("=")[2])
+    return values

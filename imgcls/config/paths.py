@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from typing import Annotated, Any, get_type_hints
 
-from imgcls.config.choices import value_of
+from imgcls.config.choices import value_of, values_of
 from imgcls.errors import ConfigError
 
 SCHEMES = ("s3", "gs", "az")
@@ -163,6 +163,7 @@ DataUri = Annotated[str, PathFlag(canonical_data)]
 OutputUri = Annotated[str, PathFlag(canonical_uri, is_written=True)]
 OutputFile = Annotated[str, PathFlag(canonical_file, is_written=True)]
 SourceUri = Annotated[str, PathFlag(canonical_glob)]
+SourceUris = Annotated[tuple[str, ...], PathFlag(canonical_glob)]
 WeightsUri = Annotated[str, PathFlag(canonical_weights)]
 LocalPath = Annotated[str, PathFlag(canonical_path)]
 OutputPath = Annotated[str, PathFlag(canonical_path, is_written=True)]
@@ -181,7 +182,10 @@ class Config:
         """
         for name in path_flags(type(self)):
             given: Any = getattr(self, name)  # Any: a caller in Python may pass a pathlib.Path
-            if given:  # an empty one is refused where it is used, and by `refuse_empty`
+            if isinstance(given, tuple | list):
+                places = tuple(canonical_value(type(self), name, os.fspath(each)) for each in given)
+                object.__setattr__(self, name, places)
+            elif given:  # an empty one is refused where it is used, and by `refuse_empty`
                 canonical = canonical_value(type(self), name, os.fspath(given))
                 object.__setattr__(self, name, canonical)
 
@@ -243,10 +247,10 @@ def find_relative(config: type, arguments: Sequence[str]) -> list[tuple[str, str
     found = []
     for name, mark in path_flags(config).items():
         flag = f"--{name.replace('_', '-')}"
-        value = value_of(flag, arguments)
-        here, elsewhere = (mark.canonical(value, f) if value else "" for f in ("/a/b", "/c/d"))
-        if here != elsewhere or value.startswith("~"):
-            found.append((flag, value, mark.is_written))
+        for value in values_of(flag, arguments) if name == "also" else [value_of(flag, arguments)]:
+            here, elsewhere = (mark.canonical(value, f) if value else "" for f in ("/a/b", "/c/d"))
+            if here != elsewhere or value.startswith("~"):
+                found.append((flag, value, mark.is_written))
     return found
 
 

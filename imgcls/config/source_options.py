@@ -5,9 +5,11 @@ how its manifest is to be read, is a field here, so that `plan` and `nightly`, a
 scoring, see the same images.
 """
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
 
-from imgcls.config.paths import Config, SourceUri, Uri
+from imgcls.config.paths import Config, SourceUri, SourceUris, Uri
 
 
 @dataclass(frozen=True)
@@ -17,12 +19,40 @@ class ListingOptions(Config):
     Fields here have defaults and are keywords only, so that required flags may follow them.
     """
 
+    also: SourceUris = field(default=(), kw_only=True)
+    """A further place to read together with the first; may be given several times."""
     columns: str = field(default="", kw_only=True)
     """What the columns of a manifest are called, where not uri, label, split, group and weight:
     uri=File,label=Finding,group=PatientID. weight= leaves the column of that name unread.
     """
     root: Uri = field(default="", kw_only=True)
     """Where relative names of a manifest begin; default the folder that holds it."""
+    include: tuple[str, ...] = field(default=(), kw_only=True)
+    """Only what matches one of these patterns; may be given several times. `*.jpg` is of the name,
+    `line1/**` of the path below the source; `*` within a folder, `**` across folders, `?`, `[ab]`,
+    `{jpg,png}`.
+    """
+    exclude: tuple[str, ...] = field(default=(), kw_only=True)
+    """Not what matches one of these patterns; as for include, and goes before it."""
+    ignore_case: bool = field(default=False, kw_only=True)
+    """Let the patterns of include and exclude match in any case: `*.jpg` also x.JPG."""
+    where: tuple[str, ...] = field(default=(), kw_only=True)
+    """Only what lies in a folder that is called so, as in camera=3, or camera=3,4 for either; may
+    be given several times, then all must hold.
+    """
+    since: str = field(default="", kw_only=True)
+    """Only what was written since then: an age such as 24h, or a day or moment in UTC."""
+
+
+def listing_flags(flags: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those of `ListingOptions` among the flags of a command of any version, as JSON has it.
+
+    Two commands with the same ones and the same source mean the same images.
+    """
+    found = {each.name: flags.get(each.name, each.default) for each in fields(ListingOptions)}
+    return {
+        name: list(value) if isinstance(value, tuple) else value for name, value in found.items()
+    }
 
 
 @dataclass(frozen=True)
@@ -30,6 +60,11 @@ class SourceOptions(ListingOptions):
     """The source of `score`, `nightly` and `plan`."""
 
     source: SourceUri
-    """Prefix, glob (* within a folder, ** across folders), or manifest (.csv .parquet .jsonl and
-    others, as for train) with a column uri.
+    """Prefix, glob (* within a folder, ** across folders; beside a *, also ? [ab] {a,b}), or
+    manifest (.csv .parquet .jsonl and others, as for train) with a column uri.
     """
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """All places that are read."""
+        return (self.source, *self.also)

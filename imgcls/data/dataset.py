@@ -12,6 +12,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
+from imgcls.config.selection import Selection
+from imgcls.config.source_options import ListingOptions
 from imgcls.data.boxes import LabelledBox
 from imgcls.data.class_names import (
     ClassNames,
@@ -29,7 +31,7 @@ from imgcls.data.label_manifest import (
     read_manifest,
     write_manifest,
 )
-from imgcls.data.left_out import LeftOut, leave_out, refuse_unknown, split_label
+from imgcls.data.left_out import LeftOut, leave_out, refuse_unknown, select_rows, split_label
 from imgcls.data.splits.draw import Draw, Known, Unit
 from imgcls.data.tables.shape import TableShape
 from imgcls.errors import ConfigError, SourceError
@@ -94,7 +96,7 @@ def read_dataset(
     class_names: ClassNames | None = None,
     multi_label: bool = False,
     roles: Roles | None = None,
-    shape: TableShape | None = None,
+    options: ListingOptions | None = None,
     may_lack_labels: bool = False,
     group_by_folder: bool = False,
 ) -> Dataset:
@@ -113,7 +115,7 @@ def read_dataset(
         class_names: The classes of a model to evaluate; by default those that DATA has.
         multi_label: A manifest's label is any number of class names joined by "|", or empty.
         roles: Keys that give the group, the slice or the label of an image.
-        shape: How a manifest is laid out.
+        options: What of DATA is meant, what is read beside it, and how a manifest is laid out.
         may_lack_labels: Rows without a label are left out and counted; of a model to evaluate also
             those with a label that it does not know.
         group_by_folder: In a folder tree, the first folder below a class is the group.
@@ -124,14 +126,19 @@ def read_dataset(
         SourceError: missing, empty or contradictory data, or too few images of a class.
     """
     draw = Draw(val_fraction, test_fraction, seed, known, is_balanced)
-    reading = _Reading(roles or Roles(), shape, multi_label, may_lack_labels, group_by_folder)
+    options = options or ListingOptions()
+    reading = _Reading(roles or Roles(), options, multi_label, may_lack_labels, group_by_folder)
     rows, num_skipped = _read_rows(data, reading)
+    for place in options.also:
+        more, skipped = _read_rows(place, reading)
+        # Its own name: two places may have the same paths.
+        rows += [replace(row, key=row.uri) for row in more]
+        num_skipped = dict(Counter(num_skipped) + Counter(skipped))
     unique, left_out = unique_rows(rows), LeftOut()
     if (is_manifest(data) or (roles and roles.label)) and not multi_label:
         refuse_joined(sorted({row.label for row in unique}), class_names, data)
     if may_lack_labels:
         unique, left_out = leave_out(unique, class_names, multi_label, data)
-    # One set per distinct label: a data set has millions of images and few labels.
     names_of = {label: split_label(label, multi_label) for label in {row.label for row in unique}}
     names_by_uri = {row.uri: names_of[row.label] for row in unique}
     found = frozenset[str]().union(*names_of.values())
@@ -183,7 +190,7 @@ class _Reading:
     """How DATA is read; see `read_dataset`."""
 
     roles: Roles
-    shape: TableShape | None
+    options: ListingOptions
     multi_label: bool
     may_lack_labels: bool
     group_by_folder: bool
@@ -191,30 +198,33 @@ class _Reading:
 
 def _read_rows(data: str, reading: _Reading) -> tuple[list[LabelRow], dict[str, int]]:
     """Return the rows of a manifest or a folder tree, and what was left out of it by reason."""
-    roles, multi_label, group_by_folder = (
-        reading.roles, reading.multi_label, reading.group_by_folder,
-    )  # fmt: skip
-    if group_by_folder and roles.group is not None:
+    roles, selection = reading.roles, Selection.of(reading.options)
+    if reading.group_by_folder and roles.group is not None:
         raise ConfigError("--group and --group-by folder: give one of them")
     if is_manifest(data):
-        if group_by_folder:
+        if reading.group_by_folder:
             raise ConfigError(f"--group-by folder: {data} is a manifest; give it a column group")
         rows = read_manifest(
             data,
             roles=roles,
-            shape=reading.shape,
-            multi_label=multi_label,
+            shape=TableShape.of(reading.options),
+            multi_label=reading.multi_label,
             may_lack_labels=reading.may_lack_labels,
         )
-        return rows, {}
-    if multi_label and roles.label is None:
+        return select_rows(rows, selection, data), {}
+    if reading.multi_label and roles.label is None:
         raise ConfigError(
             f"several labels per image need a manifest or --label, {data} is a folder"
         )
-    tree = read_tree(data, group_by_folder=group_by_folder, has_classes=roles.label is None)
+    tree = read_tree(
+        data,
+        group_by_folder=reading.group_by_folder,
+        has_classes=roles.label is None,
+        selection=selection,
+    )
     rows = roles.applied(tree.rows)
     unlabelled = [row.uri for row in rows if not row.label.strip()]
-    if unlabelled and not (multi_label or reading.may_lack_labels):
+    if unlabelled and not (reading.multi_label or reading.may_lack_labels):
         raise SourceError(
             f"{len(unlabelled)} images of {data} get no label from --label, such as "
             f"{unlabelled[0]}; --allow-unlabelled leaves them out"

@@ -11,15 +11,17 @@ there; a folder that is not a class does not become one in silence.
 import logging
 from collections import Counter, defaultdict
 from dataclasses import dataclass, replace
+from datetime import datetime
 from enum import Enum, auto
 from pathlib import Path
 
+from imgcls.config.selection import LeftOutByFlags, Selection
 from imgcls.data.class_names import enumerate_names
 from imgcls.data.folder_names import SPLITS, is_litter_folder, litter, refuse_own, split_of
 from imgcls.data.label_manifest import LabelRow
 from imgcls.errors import AccessDeniedError, SourceError
 from imgcls.storage import objects
-from imgcls.storage.objects import Skipped
+from imgcls.storage.objects import ObjectInfo, Skipped
 from imgcls.storage.uri import is_local, split_uri
 
 _WAY_OUT = "write DATA/train/<class>/..., or give a manifest with a column split"
@@ -43,7 +45,13 @@ class Tree:
     num_skipped: dict[str, int]
 
 
-def read_tree(data: str, *, group_by_folder: bool = False, has_classes: bool = True) -> Tree:
+def read_tree(
+    data: str,
+    *,
+    group_by_folder: bool = False,
+    has_classes: bool = True,
+    selection: Selection | None = None,
+) -> Tree:
     """List a folder tree.
 
     Args:
@@ -52,6 +60,7 @@ def read_tree(data: str, *, group_by_folder: bool = False, has_classes: bool = T
             image right in its class has none.
         has_classes: Its folders are classes; otherwise they mean nothing here, labels come from
             elsewhere, and so do splits.
+        selection: Which of the images are meant; by default all.
 
     Raises:
         AccessDeniedError: a folder may not be listed: a part of a class, or all of it.
@@ -60,24 +69,13 @@ def read_tree(data: str, *, group_by_folder: bool = False, has_classes: bool = T
     """
     root = split_uri(data)[2] if is_local(data) else data
     root = root if root.endswith("/") else f"{root}/"
-    num_skipped: Counter[str] = Counter()
-    uris, folders = [], _folders_on_disk(root)
-    for entry in objects.list_entries(root):
-        key = entry.uri[len(root) :]
-        refuse_own(key, root)
-        reason = entry.reason if isinstance(entry, Skipped) else litter(key)
-        if isinstance(entry, Skipped) and entry.unseen == "refused" and not litter(key):
-            raise AccessDeniedError(f"{entry.uri}: {entry.reason}; open it, or move it away")
-        # Every folder that is heard of, also one that holds nothing but litter.
-        above = key.rpartition("/")[0]
-        if not any(map(is_litter_folder, above.split("/"))):
-            folders.add(above)
-        if reason:
-            num_skipped[reason] += 1
-        else:
-            uris.append(entry.uri)
+    listed = _list_tree(root, selection or Selection())
+    uris, num_skipped, left_out = listed.uris, listed.num_skipped, listed.left_out
+    for line in left_out.lines():
+        _log.info("%s", line)
     if not uris:
-        raise SourceError(f"there are no images under {root}: it is missing, or it is empty")
+        why = "; ".join(left_out.lines()) or "it is missing, or it is empty"
+        raise SourceError(f"there are no images under {root}: {why}")
     for reason, count in num_skipped.items():
         _log.info("left out %d of %s: %s", count, root, reason)
     if not has_classes:
@@ -86,7 +84,8 @@ def read_tree(data: str, *, group_by_folder: bool = False, has_classes: bool = T
     layout = _find_layout(keys, root)
     depth = 1 if layout is Layout.NO_SPLITS else 2
     _refuse_no_class(keys, root, min_depth=depth + 1)
-    _refuse_empty_class(keys, folders, depth=depth, root=root)
+    if not left_out.counts:
+        _refuse_empty_class(keys, listed.folders, depth=depth, root=root)
     rows = [_row(uri, uri[len(root) :], layout) for uri in uris]
     below = [_folder_below(row.key, depth) for row in rows]
     if group_by_folder:
@@ -95,6 +94,44 @@ def read_tree(data: str, *, group_by_folder: bool = False, has_classes: bool = T
     else:
         _tell_of_folders(rows, below, root)
     return Tree(rows, dict(num_skipped))
+
+
+@dataclass
+class _Listed:
+    """What a listing of a tree gave: images, folders that are heard of, and what is left out."""
+
+    uris: list[str]
+    folders: set[str]
+    num_skipped: Counter[str]
+    left_out: LeftOutByFlags
+
+
+def _list_tree(root: str, selection: Selection) -> _Listed:
+    found = _Listed([], _folders_on_disk(root), Counter(), LeftOutByFlags())
+    for entry in objects.list_entries(root):
+        key = entry.uri[len(root) :]
+        refuse_own(key, root)
+        if isinstance(entry, Skipped) and selection.leaves_out_folder(key):
+            continue
+        reason = entry.reason if isinstance(entry, Skipped) else litter(key)
+        if isinstance(entry, Skipped) and entry.unseen == "refused" and not litter(key):
+            raise AccessDeniedError(f"{entry.uri}: {entry.reason}; open it, or move it away")
+        # Every folder that is heard of, also one that holds nothing but litter.
+        above = key.rpartition("/")[0]
+        if not any(map(is_litter_folder, above.split("/"))):
+            found.folders.add(above)
+        flag = "" if reason else selection.left_out_by(key, _changed_at(entry))
+        if reason:
+            found.num_skipped[reason] += 1
+        elif flag:
+            found.left_out.add(flag, entry.uri)
+        else:
+            found.uris.append(entry.uri)
+    return found
+
+
+def _changed_at(entry: ObjectInfo | Skipped) -> datetime | None:
+    return entry.last_modified if isinstance(entry, ObjectInfo) else None
 
 
 def _folders_on_disk(root: str) -> set[str]:

@@ -5,12 +5,17 @@ the others. Invariant: every row is in one of the two.
 """
 
 import logging
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import repeat
 from typing import Any
 
+from imgcls.config.selection import LeftOutByFlags, Selection
 from imgcls.data.class_names import ClassNames, describe_unknown
 from imgcls.data.label_manifest import MULTI_LABEL_SEPARATOR, LabelRow
-from imgcls.errors import ConfigError
+from imgcls.errors import ConfigError, SourceError
+from imgcls.storage.access import head_many
+from imgcls.storage.info import ObjectInfo
 
 _NUM_NAMED = 10  # images that a result names one by one
 
@@ -94,3 +99,29 @@ def refuse_unknown(found: frozenset[str], class_names: ClassNames, data: str) ->
             f"{data} holds classes that the model does not know: "
             f"{describe_unknown(unknown, class_names.names)}"
         )
+
+
+def select_rows(rows: list[LabelRow], selection: Selection, data: str) -> list[LabelRow]:
+    """Return the rows of a manifest that the flags ask for, and say how many they leave out.
+
+    Raises:
+        SourceError: they leave none.
+        AccessDeniedError, StorageError: for --since, as for `head_many`.
+    """
+    if selection.is_all:
+        return rows
+    heads: Iterable[object] = repeat(None)
+    if selection.since:
+        heads = head_many([row.uri for row in rows])
+    kept, left_out = list[LabelRow](), LeftOutByFlags()
+    for row, head in zip(rows, heads, strict=False):
+        changed_at = head.last_modified if isinstance(head, ObjectInfo) else None
+        if flag := selection.left_out_by(row.key, changed_at):
+            left_out.add(flag, row.uri)
+        else:
+            kept.append(row)
+    for line in left_out.lines():
+        _log.info("%s", line)
+    if not kept:
+        raise SourceError(f"{data}: no row is left: {'; '.join(left_out.lines())}")
+    return kept

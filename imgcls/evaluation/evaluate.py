@@ -197,7 +197,7 @@ def _read_data(config: EvaluateConfig, bundle: Bundle) -> Dataset:
             label=config.label or trained.get("label", ""),
             needs_group=bool(config.group),
         ),
-        shape=TableShape.of(config),
+        options=config,
         may_lack_labels=True,
         multi_label=bundle.multi_label,
         group_by_folder=trained.get("group_by") == "folder" and not is_manifest(config.data),

@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any
 
 from imgcls.config.scoring import NightlyConfig, PlanConfig
+from imgcls.config.source_options import listing_flags
 from imgcls.errors import BudgetExceededError
 from imgcls.image.formats.abilities import AT_27535E0, Abilities, grown
 from imgcls.runs.commits import read_commits
@@ -134,6 +135,7 @@ def _may_continue(config: NightlyConfig, plan: Plan, model: PlannedModel) -> boo
     same_model = (plan.model_digest, plan.spec_digest) == (model.digest, model.spec_digest)
     same_images = plan.source == config.source
     same_images &= plan.config.get("retry_failed") == config.retry_failed
+    same_images &= listing_flags(plan.config) == listing_flags(vars(config))
     return same_model and same_images and plan.row_options == RowOptions.of(config)
 
 

@@ -266,8 +266,8 @@ def test_unusable_flags_and_data_are_refused(model: str, data: Path, tmp_path: P
     for flags in ({}, {"model": model}, {"model": model, "data": "d", "predictions": "p"}):
         with pytest.raises(ConfigError, match="--model REF --data DATA, or --predictions"):
             _evaluate(**flags)
-    (tmp_path / "m.csv").write_text("uri,label\na.png,dark\nb.png,lihgt\n")
-    with pytest.raises(ConfigError, match="does not know: 'lihgt'"):
+    (tmp_path / "m.csv").write_text("uri,label\na.png,drak\nb.png,lihgt\n")
+    with pytest.raises(ConfigError, match="does not know: 'drak', 'lihgt'"):
         _evaluate(model=model, data=str(tmp_path / "m.csv"), split="all")
     lines = ["a.png,dark,train", "b.png,light,train", "c.png,light,val"]
     (tmp_path / "m.csv").write_text("\n".join(["uri,label,split", *lines]))

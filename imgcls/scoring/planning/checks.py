@@ -10,6 +10,9 @@ from typing import Final
 from imgcls.config.choices import check_name
 from imgcls.config.paths import canonical_value
 from imgcls.config.scoring import ScoreConfig
+from imgcls.config.selection import Selection
+from imgcls.config.source_options import listing_flags
+from imgcls.data.tables.shape import TableShape
 from imgcls.errors import ConfigError
 from imgcls.runs.plan import Plan
 from imgcls.runs.row_options import RowOptions
@@ -45,12 +48,19 @@ def check_config(config: ScoreConfig) -> None:
         raise ConfigError(f"--batch-size {config.batch_size}: must be 1 or more, or 0 to derive it")
     if not 0 <= config.max_failed_fraction <= 1:
         raise ConfigError(f"--max-failed-fraction {config.max_failed_fraction}: must be 0 to 1")
-    is_inside_links = "*" not in config.source and is_inside(config.output, config.source)
-    if is_inside_links or covers(config.source, join(config.output, "part-00000.parquet")):
-        raise ConfigError(
-            f"--output {config.output} lies inside --source {config.source}: predictions would "
-            "be scored as images. Choose an output beside the source."
-        )
+    _refuse_own_output(config)
+    Selection.of(config)
+    TableShape.of(config)
+
+
+def _refuse_own_output(config: ScoreConfig) -> None:
+    for source in config.sources:
+        is_inside_links = "*" not in source and is_inside(config.output, source)
+        if is_inside_links or covers(source, join(config.output, "part-00000.parquet")):
+            raise ConfigError(
+                f"--output {config.output} lies inside --source {source}: predictions would "
+                "be scored as images. Choose an output beside the source."
+            )
 
 
 def check_same_run(config: ScoreConfig, plan: Plan) -> None:
@@ -73,6 +83,11 @@ def check_same_run(config: ScoreConfig, plan: Plan) -> None:
         raise ConfigError(
             f"run {plan.run_id} was planned with --{changed.replace('_', '-')} {before}, not "
             f"{getattr(config, changed)}: resume it with the same flags, or choose another --run-id"
+        )
+    if listing_flags(plan.config) != listing_flags(vars(config)):
+        raise ConfigError(
+            f"run {plan.run_id} was planned with other flags of what is meant (--include, "
+            "--exclude, --where, --since, --columns, --root): resume it with the same ones"
         )
     if config.date and config.date != plan.date:
         raise ConfigError(

@@ -5,15 +5,16 @@ with a reason. Invariant: listed = planned + skipped; nothing under the source d
 name.
 """
 
+import hashlib
 import itertools
 import logging
 import queue
-import re
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
 
+from imgcls.config.globs import expand, glob_to_regex, is_glob, literal_start
+from imgcls.config.selection import LeftOutByFlags, Selection
 from imgcls.config.source_options import ListingOptions
 from imgcls.data.folder_names import is_litter_folder
 from imgcls.data.label_manifest import is_manifest, read_uris
@@ -44,9 +45,10 @@ def list_source(
     *,
     was_there: Callable[[], bool] | None = None,
 ) -> Iterator[ObjectInfo | Skipped]:
-    """Stream every entry of a source.
+    """Stream every entry of a source, and of those that the options name beside it.
 
-    A source with `*` is a glob: `*` stays within a folder, `**` crosses folders. A source that ends
+    A source with `*` is a glob: `*` stays within a folder, `**` crosses folders; `?`, `[ab]` and
+    `{a,b}` mean something beside it. A source that ends
     in .csv, .parquet or .jsonl is a manifest with a column uri. Anything else is a prefix, read as
     a folder.
 
@@ -61,9 +63,60 @@ def list_source(
         SourceError: nothing is there.
         ConfigError: no such bucket, or the manifest has no column uri.
     """
+    options = options or ListingOptions()
+    selection = Selection.of(options)
+    places = [
+        _list_place(place, options, selection, was_there) for place in (source, *options.also)
+    ]
+    return _once(itertools.chain.from_iterable(places)) if options.also else places[0]
+
+
+def _list_place(
+    source: str,
+    options: ListingOptions,
+    selection: Selection,
+    was_there: Callable[[], bool] | None,
+) -> Iterator[ObjectInfo | Skipped]:
     if is_manifest(source):
-        return _list_manifest(source, TableShape.of(options or ListingOptions()))
-    return _list_folder(source, was_there)
+        shape = TableShape.of(options)
+        found, root = _list_manifest(source, shape), shape.root or root_of(source)
+    else:
+        found, root = _list_folder(source, was_there), root_of(source)
+    return found if selection.is_all else _selected(found, selection, f"{root.rstrip('/')}/")
+
+
+def _once(found: Iterator[ObjectInfo | Skipped]) -> Iterator[ObjectInfo | Skipped]:
+    """Pass an object on once, whichever of several places it is listed in."""
+    seen = set[bytes]()
+    for entry in found:
+        if isinstance(entry, ObjectInfo):
+            # Half a digest each: the names of a million objects would take 150 MB.
+            digest = hashlib.blake2b(entry.uri.encode("utf-8", "surrogateescape"), digest_size=16)
+            if digest.digest() in seen:
+                yield Skipped(entry.uri, "listed by another place already")
+                continue
+            seen.add(digest.digest())
+        yield entry
+
+
+def _selected(
+    found: Iterator[ObjectInfo | Skipped], selection: Selection, root: str
+) -> Iterator[ObjectInfo | Skipped]:
+    """Pass on what the flags ask for, and say how much they leave out."""
+    left_out = LeftOutByFlags()
+    for entry in found:
+        path = entry.uri.removeprefix(root)
+        if isinstance(entry, ObjectInfo):
+            changed_at = entry.last_modified if entry.last_modified != EPOCH else None
+            flag = selection.left_out_by(path, changed_at)
+            if flag:
+                left_out.add(flag, entry.uri)
+                continue
+        elif path.endswith("/") and selection.leaves_out_folder(path):
+            continue
+        yield entry
+    for line in left_out.lines():
+        log.info("%s", line)
 
 
 def covers(source: str, uri: str) -> bool:
@@ -72,7 +125,7 @@ def covers(source: str, uri: str) -> bool:
         return False
     scheme, bucket, key = split_uri(source)
     *place, candidate = split_uri(uri)
-    if "*" in source:
+    if is_glob(source):
         return place == [scheme, bucket] and bool(glob_to_regex(key).fullmatch(candidate))
     folder = f"{key.rstrip('/')}/" if key else ""
     return place == [scheme, bucket] and candidate.startswith(folder)
@@ -80,10 +133,13 @@ def covers(source: str, uri: str) -> bool:
 
 def may_hold(source: str, folder: str) -> bool:
     """Return whether a folder (URI that ends in "/") could hold what the source lists."""
-    if "*" not in source:
+    if not is_glob(source):
         return True
-    globs = split_uri(source)[2].split("/")
     names = split_uri(folder)[2].rstrip("/").split("/")
+    return any(_leads_to(names, glob.split("/")) for glob in expand(split_uri(source)[2]))
+
+
+def _leads_to(names: list[str], globs: list[str]) -> bool:
     for glob, name in zip(globs, names, strict=False):
         if "**" in glob:
             return True
@@ -92,21 +148,25 @@ def may_hold(source: str, folder: str) -> bool:
     return len(names) < len(globs)
 
 
+def root_of(source: str) -> str:
+    """Return the folder that paths of a source begin at: its own, or that above a pattern."""
+    if is_manifest(source):
+        return source.rpartition("/")[0]
+    return literal_start(source).rpartition("/")[0] if is_glob(source) else source
+
+
 def _list_folder(
     source: str, was_there: Callable[[], bool] | None
 ) -> Iterator[ObjectInfo | Skipped]:
-    is_glob = "*" in source
-    folder = source[: source.index("*")].rpartition("/")[0] if is_glob else source
-    num_found = num_others = num_skipped = 0
+    folder = root_of(source)
+    num_found = num_skipped = 0
     refused: Skipped | None = None
+    others = LeftOutByFlags()
     for entry in list_parallel(folder):
         num_skipped += isinstance(entry, Skipped)
-        if isinstance(entry, Skipped) and entry.uri.endswith("/") and entry.unseen:
-            is_wanted = may_hold(source, entry.uri)
-        else:
-            is_wanted = not is_glob or covers(source, entry.uri)
-        if not is_wanted:
-            num_others += isinstance(entry, ObjectInfo)
+        if not _is_meant(source, entry):
+            if isinstance(entry, ObjectInfo):
+                others.add(f"the pattern {source}", entry.uri)
             continue
         if isinstance(entry, ObjectInfo) and is_of_a_run(entry.uri):
             yield Skipped(entry.uri, "imgcls wrote it: an output of runs lies in the source")
@@ -116,22 +176,39 @@ def _list_folder(
         elif entry.unseen == "refused" and not is_litter_folder(_last_name(entry.uri)):
             refused = entry
         yield entry
-    if num_found:
-        return
+    for line in others.lines():
+        log.info("%s", line)
+    # An object store has a folder only where somebody made a marker of it.
+    is_empty = not others.counts and (num_skipped > 0 or is_folder(folder))
+    if not num_found:
+        _refuse_nothing(source, refused, was_there, is_empty=is_empty)
+
+
+def _refuse_nothing(
+    source: str, refused: Skipped | None, was_there: Callable[[], bool] | None, *, is_empty: bool
+) -> None:
+    """Refuse a source without objects, unless it is known to be a right one that is empty."""
     if refused is not None:
         raise AccessDeniedError(
             f"{source}: nothing in it may be listed, such as {refused.uri} ({refused.reason}); "
             "check its owner and mode"
         )
-    # An object store has a folder only where somebody made a marker of it.
-    is_empty = num_others == 0 and (num_skipped > 0 or is_folder(folder))
     if was_there is not None and (is_empty or was_there()):
         log.warning("%s: holds no image", source)
         return
     raise SourceError(
         f"{source}: no objects found. Check the spelling; a prefix is read as a folder, and "
-        "`*` in a glob does not cross folders (`**` does)."
+        "`*` in a glob does not cross folders (`**` does). `[ab]`, `?` and `{a,b}` mean something "
+        "beside a `*`: write [[] for a bracket itself."
     )
+
+
+def _is_meant(source: str, entry: ObjectInfo | Skipped) -> bool:
+    if not is_glob(source):
+        return True
+    if isinstance(entry, Skipped) and entry.uri.endswith("/") and entry.unseen:
+        return may_hold(source, entry.uri)
+    return covers(source, entry.uri)
 
 
 def _last_name(uri: str) -> str:
@@ -193,14 +270,6 @@ def _list_pages(
             pages.put(page)
     finally:
         pages.put(None)
-
-
-@lru_cache
-def glob_to_regex(glob: str) -> re.Pattern[str]:
-    """Translate a glob of keys: `**/` is any folders or none, `*` stops at `/`."""
-    meaning = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*"}
-    tokens = re.split(r"(\*\*/|\*\*|\*)", glob)
-    return re.compile("".join(meaning.get(token, re.escape(token)) for token in tokens), re.DOTALL)
 
 
 def _list_manifest(source: str, shape: TableShape) -> Iterator[ObjectInfo | Skipped]:

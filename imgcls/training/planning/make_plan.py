@@ -64,7 +64,7 @@ def make_plan(config: TrainConfig) -> TrainPlan:
         is_balanced=True,
         multi_label=config.multi_label,
         roles=Roles.parse(group=config.group, slice_by=config.slice_by, label=config.label),
-        shape=TableShape.of(config),
+        options=config,
         may_lack_labels=config.allow_unlabelled,
         group_by_folder=config.group_by == "folder",
     )

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from imgcls.config.globs import glob_to_regex
 from imgcls.errors import ConfigError, SourceError, StorageError
 from imgcls.scoring.planning import listing
-from imgcls.scoring.planning.listing import covers, glob_to_regex, list_source, may_hold
+from imgcls.scoring.planning.listing import covers, list_source, may_hold
 from imgcls.storage.objects import ObjectInfo, Skipped, put
 from tests.modes import let_nobody_in, not_root
 
@@ -25,12 +26,21 @@ def listed(source: str) -> list[str]:
         ("night/**/*.png", "night/a.png", True),
         ("night/**", "night/lot/a", True),
         ("a.b/*", "aXb/c", False),
-        ("lot[1]/*?", "lot[1]/a?", True),
-        ("lot[1]/*", "lot1/a", False),
+        ("lot[[]1]/*[?]", "lot[1]/a?", True),
+        ("lot[12]/*", "lot1/a", True),
+        ("lot[12]/*", "lot3/a", False),
+        ("lot[!12]/*", "lot3/a", True),
+        ("lot[!12]/*", "lot//a", False),
+        ("cam?/*", "cam7/a", True),
+        ("cam?/*", "cam/a", False),
+        ("x/*.{jpg,[pP]ng}", "x/a.Png", True),
+        ("x/*.{jpg,[pP]ng}", "x/a.PNG", False),
+        ("{a,b/**}/*.{jpg,j{p,}eg}", "b/c/d/x.jeg", True),
+        ("x/[{]*", "x/{a", True),
         ("night/*", "night/new\nline", True),
     ],
 )
-def test_glob_stars_are_the_only_wildcards(glob: str, key: str, matches: bool) -> None:
+def test_signs_of_a_glob_mean_what_they_usually_do(glob: str, key: str, matches: bool) -> None:
     assert (glob_to_regex(glob).fullmatch(key) is not None) is matches
 
 
