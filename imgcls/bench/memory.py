@@ -71,7 +71,7 @@ def _train_and_weigh(
             registry=registry,
             name="bench",
             arch=ARCH,
-            image_px=64,
+            image_px="64",
             epochs=NUM_EPOCHS,
             batch_size=batch_size,
             cache=cast(Any, cache),

@@ -20,6 +20,7 @@ TrainPrecision = Literal["fp32", "bf16"]
 BestBy = Literal["loss", "accuracy"]
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_IMAGE_PX = re.compile(r"([0-9]{1,5})(?:x([0-9]{1,5}))?")
 _WORKERS = re.compile(r"(?:(?P<fewest>[0-9]{1,6}):)?(?P<most>[0-9]{1,6})")
 
 
@@ -54,6 +55,22 @@ class WorkerRange:
     def is_elastic(self) -> bool:
         """Whether the number may change while the run continues."""
         return self.fewest < self.most
+
+
+def parse_image_px(text: str) -> tuple[int, int]:
+    """Read the height and width of a model's input: "224" for a square, "400x1600".
+
+    Raises:
+        ConfigError: anything else.
+    """
+    match = _IMAGE_PX.fullmatch(str(text).strip())
+    height_px, width_px = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
+    if height_px < 1 or width_px < 1:
+        raise ConfigError(
+            f"--image-px {text}: write the side of a square in pixels, such as 224, or "
+            "HEIGHTxWIDTH, such as 400x1600"
+        )
+    return height_px, width_px
 
 
 def check_name(name: str, flag: str) -> None:

@@ -11,6 +11,7 @@ from imgcls.config.choices import (
     Schedule,
     TrainPrecision,
     WorkerRange,
+    parse_image_px,
 )
 from imgcls.config.paths import DataUri, OutputUri, TrackingUri, WeightsUri
 from imgcls.config.source_options import ListingOptions
@@ -56,16 +57,23 @@ class TrainConfig(ListingOptions):
     """How often the Ray Train workers are started again after one of them died. Nodes that were
     taken away after a notice (preemption) are not counted.
     """
-    image_px: int = 224
-    """Side of the square the model sees, in pixels; of --fit tiles that of a tile."""
-    fit: Literal["crop", "tiles"] = "crop"
-    """How a picture becomes the model's input. crop: its centre square, resized; tiles: squares
-    that cover it in its full size, for what is small in large pictures. One answer per picture.
+    image_px: str = "224"
+    """Size of the model's input in pixels: 224 for a square, 400x1600 for height x width; of --fit
+    tiles that of a tile."""
+    fit: Literal["auto", "pad", "stretch", "crop", "tiles"] = "auto"
+    """How a picture becomes the model's input. pad: all of it, its shape kept, the rest filled;
+    stretch: all of it, squeezed into the shape of the input; crop: its centre, the edges cut off;
+    tiles: parts that cover it in its full size, for what is small in large pictures, and one answer
+    per picture. auto is pad; a training that an earlier imgcls began continues as it began.
     """
     overlap: int = 32
     """Pixels that neighbouring tiles share at least: as large as what is looked for."""
     pooling: Literal["auto", "max", "mean", "top3_mean", "noisy_or"] = "auto"
     """How the answers of tiles become that of their picture; auto is max, the worst tile."""
+    min_seen_fraction: float = 0.6
+    """Share of a picture's area that must reach the model, of half the pictures: training refuses
+    to cut off more. 0 allows any cut.
+    """
     color: Literal["rgb", "gray"] = "rgb"
     """rgb decodes to three channels, gray to one, which is enough for X-rays and many sensors."""
     gray_range: Literal["declared", "bits", "min_max"] = "declared"
@@ -205,6 +213,11 @@ class TrainConfig(ListingOptions):
     """
     num_decoders: int = 0
     """Decoder processes per worker; 0 takes the cores this worker owns."""
+
+    @property
+    def input_px(self) -> tuple[int, int]:
+        """The parsed --image-px: height and width."""
+        return parse_image_px(self.image_px)
 
     @property
     def workers(self) -> WorkerRange:

@@ -63,7 +63,7 @@ def demo(config: DemoConfig) -> dict[str, Any]:
                 registry=join(root, "registry"),
                 name=MODEL_NAME,
                 arch="simple_cnn",
-                image_px=32,
+                image_px="32",
             )
         )
         reference = f"{join(root, 'registry')}/{MODEL_NAME}"

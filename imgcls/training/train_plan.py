@@ -12,6 +12,7 @@ from imgcls.config.choices import BestBy, Loss, Optimizer, Schedule, TrainPrecis
 from imgcls.config.training import TrainConfig
 from imgcls.data.class_names import ClassNames
 from imgcls.data.dataset import Sample
+from imgcls.image.fit.seen import NOTHING_SEEN, Seen
 from imgcls.image.spec import DecodeSpec, PreprocessSpec
 from imgcls.metrics.pooling import Pooling
 from imgcls.storage.uri import join
@@ -77,6 +78,8 @@ class TrainPlan:
     """Sides that no hash gives, see data/splits/draw.py."""
     image_versions: str = ""
     """Digest of the versions of all images, see fingerprint.py."""
+    seen: Seen = NOTHING_SEEN
+    """What the model sees of some training images."""
 
     @property
     def run_uri(self) -> str:

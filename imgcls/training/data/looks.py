@@ -28,7 +28,15 @@ _BATCH = 64
 def open_eyes(decode_spec: DecodeSpec, num_decoders: int) -> DecoderPool:
     """Return the pool that looks at images: decoded as for the model, at a size of its own."""
     channels = decode_spec.num_channels
-    spec = PreprocessSpec.for_image_px(LOOK_PX, mean=(0.0,) * channels, std=(1.0,) * channels)
+    spec = PreprocessSpec(
+        LOOK_PX,
+        LOOK_PX,
+        fit="stretch",  # two pictures that differ at their edges are two
+        resize="exact",
+        mean=(0.0,),
+        std=(1.0,),
+        channels=channels,
+    )
     return DecoderPool(decode_spec, spec, num_decoders)
 
 

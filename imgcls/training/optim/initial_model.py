@@ -25,10 +25,10 @@ def initial_model(config: TrainConfig, num_classes: int, num_channels: int) -> n
     """
     torch.manual_seed(config.seed)
     model = build_model(
-        config.arch, num_classes, in_channels=num_channels, image_px=config.image_px
+        config.arch, num_classes, in_channels=num_channels, image_px=config.input_px
     )
     if config.weights:
-        loaded = load_weights(model, config.arch, config.weights, image_px=config.image_px)
+        loaded = load_weights(model, config.arch, config.weights, image_px=config.input_px)
         log.info("%s: %s", config.weights, loaded.summary())
     freeze(model, config.freeze_stages)
     return model

@@ -1,9 +1,12 @@
-"""Mean and spread of the training images' channels, for the normalisation.
+"""A look at some training images: mean and spread of their channels, and their sizes.
 
-In: URIs of training images. Out: mean and std per channel, of values 0..1. Invariant: a function of
+In: URIs of training images. Out: mean and std per channel, of values 0..1; widths and heights.
+Invariant: a function of
 the images and the seed: sums of integers over a sample chosen by hash, so neither order nor number
 of decoders matters.
 """
+
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -21,15 +24,26 @@ MIN_STD = 0.02
 _DIGITS = 4
 
 
-def measure_channels(
+@dataclass(frozen=True, slots=True)
+class ImagesLook:
+    """What a sample of the training images looks like."""
+
+    mean: tuple[float, ...]
+    """Per channel, of values 0..1."""
+    std: tuple[float, ...]
+    sizes: list[tuple[int, int]]
+    """Width and height of each as displayed."""
+
+
+def look_at_images(
     uris: list[str],
     decode_spec: DecodeSpec,
     preprocess_spec: PreprocessSpec,
     *,
     seed: int,
     num_decoders: int,
-) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return mean and std per channel over a sample of the images.
+) -> ImagesLook:
+    """Look at a sample of the images.
 
     Raises:
         ConfigError: not one image of the sample gives pixels; names one and the reason.
@@ -38,13 +52,14 @@ def measure_channels(
     order = np.argsort(hash64(seed, np.arange(len(uris))), kind="stable")[:NUM_MEASURED]
     requests = (GetRequest(int(index), uris[index]) for index in order)
     count, sums, squares = 0, np.zeros(decode_spec.num_channels), np.zeros(decode_spec.num_channels)
-    reason = ""
+    reason, sizes = "", list[tuple[int, int]]()
     access = Access(lambda: spread(uris))
     with DecoderPool(decode_spec, preprocess_spec, num_decoders or 1) as pool:
         for image in pool.decode_many(access.read(requests)):
             if image.error is not None:
                 reason = f"{uris[image.index]!r}: {image.error}"
                 continue
+            sizes.append(image.crops[0].size_px)
             for crop in image.crops if preprocess_spec.fit == "tiles" else image.crops[:1]:
                 x_CHW = crop.x_CHW.astype(np.float64)
                 count += x_CHW[0].size
@@ -54,7 +69,7 @@ def measure_channels(
         raise ConfigError(f"none of {len(order)} training images gives pixels, such as {reason}")
     mean = sums / count / 255.0
     variance = np.maximum(squares / count / 255.0**2 - mean**2, MIN_STD**2)
-    return _rounded(mean), _rounded(np.sqrt(variance))
+    return ImagesLook(_rounded(mean), _rounded(np.sqrt(variance)), sizes)
 
 
 def _rounded(values: np.ndarray) -> tuple[float, ...]:

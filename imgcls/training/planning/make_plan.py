@@ -22,6 +22,7 @@ from imgcls.data.label_manifest import Roles, is_manifest
 from imgcls.data.splits.draw import describe_shares
 from imgcls.data.tables.shape import TableShape
 from imgcls.errors import ConfigError
+from imgcls.image.fit.seen import measure_seen
 from imgcls.image.spec import DecodeSpec, PreprocessSpec
 from imgcls.inference.device import pick_device
 from imgcls.model.architectures import check_input_size
@@ -32,8 +33,10 @@ from imgcls.training.data.sampler import Sampler
 from imgcls.training.operating_targets import check_operating_points, operating_targets
 from imgcls.training.optim.initial_model import initial_model
 from imgcls.training.optim.losses import balanced_pos_weights
-from imgcls.training.planning.channel_stats import measure_channels
+from imgcls.training.planning.begun_before import as_it_was, has_runs, was_begun
+from imgcls.training.planning.channel_stats import look_at_images
 from imgcls.training.planning.fingerprint import choose_fingerprint, read_versions
+from imgcls.training.planning.fit import build_preprocess_spec, check_seen, measuring_spec
 from imgcls.training.planning.last_split import read_last_split
 from imgcls.training.planning.pooled import (
     check_pooled_flags,
@@ -76,11 +79,35 @@ def make_plan(config: TrainConfig) -> TrainPlan:
         log.info("  %s", line)
     check_operating_points(config, dataset.class_names, splits["val"])
     _warn_of_gaps(dataset)
-    decode_spec = build_decode_spec(config)
-    channels = decode_spec.num_channels
-    model = initial_model(config, len(dataset.class_names), channels)
+    model = initial_model(config, len(dataset.class_names), build_decode_spec(config).num_channels)
     _check_batches(config, model, len(splits["train"]))
-    mean, std = _choose_normalization(config, decode_spec, splits["train"])
+    image_versions = read_versions(config.data, dataset.samples)
+    before = as_it_was(config)
+    if before != config and has_runs(config):
+        plan = _settle(before, dataset, splits, image_versions)
+        if was_begun(plan):
+            return replace(plan, config=config)
+    plan = _settle(config, dataset, splits, image_versions)
+    check_seen(config, plan.seen)
+    return plan
+
+
+def _settle(
+    config: TrainConfig, dataset: Dataset, splits: dict[str, list[Sample]], image_versions: str
+) -> TrainPlan:
+    """Look at a sample of the training images, and put everything together."""
+    decode_spec = build_decode_spec(config)
+    look = look_at_images(
+        [sample.uri for sample in splits["train"]],
+        decode_spec,
+        measuring_spec(config, decode_spec.num_channels),
+        seed=config.seed,
+        num_decoders=config.num_decoders,
+    )
+    known = config.weights and normalization_of(
+        config.arch, config.weights, decode_spec.num_channels
+    )
+    mean, std = known or (look.mean, look.std)
     preprocess_spec = build_preprocess_spec(config, mean, std)
     recipe = build_train_recipe(config, preprocess_spec)
     if is_pooled(config):
@@ -91,7 +118,6 @@ def make_plan(config: TrainConfig) -> TrainPlan:
         labels_N = [sample.labels for sample in splits["train"]]
         pos_weights = balanced_pos_weights(labels_N, len(dataset.class_names))
         recipe = replace(recipe, pos_weight=tuple(pos_weights))
-    image_versions = read_versions(config.data, dataset.samples)
     return TrainPlan(
         config=config,
         recipe=recipe,
@@ -108,42 +134,7 @@ def make_plan(config: TrainConfig) -> TrainPlan:
         ),
         split_moved=dataset.moved,
         image_versions=image_versions,
-    )
-
-
-def _choose_normalization(
-    config: TrainConfig, decode_spec: DecodeSpec, samples: list[Sample]
-) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return mean and std per channel: those that the weights know, or else those of the images."""
-    channels = decode_spec.num_channels
-    if config.weights:
-        known = normalization_of(config.arch, config.weights, channels)
-        if known is not None:
-            return known
-    return measure_channels(
-        [sample.uri for sample in samples],
-        decode_spec,
-        build_preprocess_spec(config, (0.0,) * channels, (1.0,) * channels),
-        seed=config.seed,
-        num_decoders=config.num_decoders,
-    )
-
-
-def build_preprocess_spec(
-    config: TrainConfig, mean: tuple[float, ...], std: tuple[float, ...]
-) -> PreprocessSpec:
-    """Return the preprocess spec that the flags ask for; it travels in the bundle."""
-    side_px = config.image_px
-    if config.fit == "crop":
-        return PreprocessSpec.for_image_px(side_px, mean=mean, std=std)
-    return PreprocessSpec(
-        side_px,
-        side_px,
-        fit="tiles",
-        overlap_px=config.overlap,
-        mean=mean,
-        std=std,
-        channels=len(mean),
+        seen=measure_seen(look.sizes, preprocess_spec),
     )
 
 
@@ -173,16 +164,16 @@ def check_flags(config: TrainConfig) -> None:
     if config.work_dir:
         split_uri(config.work_dir)
     _refuse_inside_data(config)
-    check_input_size(config.arch, config.image_px)
+    check_input_size(config.arch, config.input_px)
     check_pooled_flags(config)
-    for flag in ("epochs", "batch_size", "image_px", "accumulate", "keep_checkpoints"):
+    for flag in ("epochs", "batch_size", "accumulate", "keep_checkpoints"):
         _refuse_unless(getattr(config, flag) >= 1, config, flag, "at least 1")
     for flag in ("num_decoders", "max_failures", "freeze_stages", "patience_epochs"):
         _refuse_unless(getattr(config, flag) >= 0, config, flag, "0 or more")
     _refuse_unless(0 < config.lr < math.inf, config, "lr", "more than 0")
     for flag in ("weight_decay", "max_grad_norm", "mixup", "cutmix"):
         _refuse_unless(0 <= getattr(config, flag) < math.inf, config, flag, "0 or more")
-    for flag in ("warmup_fraction", "max_bad_fraction"):
+    for flag in ("warmup_fraction", "max_bad_fraction", "min_seen_fraction"):
         _refuse_unless(0 <= getattr(config, flag) <= 1, config, flag, "0 to 1")
     for flag in ("label_smoothing", "ema_decay"):
         _refuse_unless(0 <= getattr(config, flag) < 1, config, flag, "at least 0 and below 1")

@@ -55,9 +55,9 @@ def check_pooled_flags(config: TrainConfig) -> None:
         if config.pooling != "auto":
             raise ConfigError(f"--pooling {config.pooling}: only of --fit tiles")
         return
-    if not 0 <= config.overlap < config.image_px:
+    if not 0 <= config.overlap < min(config.input_px):
         raise ConfigError(
-            f"--overlap {config.overlap}: must be 0 to {config.image_px - 1}, less than a tile "
+            f"--overlap {config.overlap}: must be 0 to {min(config.input_px) - 1}, less than a tile "
             "(--image-px)"
         )
     for flag in ("mixup", "cutmix"):
