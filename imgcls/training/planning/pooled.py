@@ -57,8 +57,8 @@ def check_pooled_flags(config: TrainConfig) -> None:
         return
     if not 0 <= config.overlap < min(config.input_px):
         raise ConfigError(
-            f"--overlap {config.overlap}: must be 0 to {min(config.input_px) - 1}, less than a tile "
-            "(--image-px)"
+            f"--overlap {config.overlap}: must be 0 to {min(config.input_px) - 1}, less than a "
+            "tile (--image-px)"
         )
     for flag in ("mixup", "cutmix"):
         if getattr(config, flag):
