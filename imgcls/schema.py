@@ -41,6 +41,26 @@ PLAN_SCHEMA = pa.schema(
     ]
 )
 
+# Only in plans and rows of sources with containers: the name of the image in the container that
+# `uri` names; null for what lies by itself, and for a container that could not be opened.
+MEMBER_FIELD = pa.field("member", pa.string())
+# Only in such plans: where the bytes of the member are, see sources/members.py.
+MEMBER_PLACE_FIELD = pa.field(
+    "member_place",
+    pa.struct(
+        [
+            pa.field("method", pa.string()),
+            pa.field("start", pa.int64()),
+            pa.field("num_bytes", pa.int64()),
+            pa.field("crc32", pa.int64()),
+            pa.field("inner_start", pa.int64()),
+            pa.field("column", pa.string()),
+            pa.field("problem", pa.string()),
+            pa.field("container_bytes", pa.int64()),
+        ]
+    ),
+)
+
 # Only in plans that try images again which failed in an earlier night: true for those.
 FAILED_BEFORE_FIELD = pa.field("failed_before", pa.bool_())
 
@@ -88,6 +108,7 @@ def prediction_schema(
     write_probs: bool = False,
     write_embedding: bool = False,
     has_places: bool = False,
+    has_members: bool = False,
 ) -> pa.Schema:
     """Return the schema of prediction rows.
 
@@ -98,12 +119,14 @@ def prediction_schema(
         write_probs: asked for: adds probs.
         write_embedding: asked for: adds embedding.
         has_places: the bundle looks at parts of a picture: adds that of the answer.
+        has_members: the source has containers: adds member.
     """
     decided = [LABELS_FIELD] * multi_label + [CALIBRATED_FIELD] * is_calibrated
     decided += [*DECISION_FIELDS] * has_operating_point
     wide = [PROBS_FIELD] * write_probs + [EMBEDDING_FIELD] * write_embedding
     places = [*PLACE_FIELDS] * has_places
     after = {"height_px": places, "confidence": decided, "topk_prob": wide}
+    after["uri"] = [MEMBER_FIELD] * has_members
     fields: list[pa.Field] = []
     for field in PREDICTION_SCHEMA:
         fields += [field, *after.get(field.name, [])]

@@ -42,6 +42,14 @@ class ListingOptions(Config):
     """
     since: str = field(default="", kw_only=True)
     """Only what was written since then: an age such as 24h, or a day or moment in UTC."""
+    image_column: str = field(default="", kw_only=True)
+    """Column of a Parquet file that holds the images as bytes; default is the one of Hugging Face's
+    {bytes, path}. none takes Parquet files as manifests with a column uri, or as other files.
+    """
+    max_compressed_gib: float = field(default=4.0, kw_only=True)
+    """A compressed tar (.tar.gz .tgz .tar.bz2 .tar.xz .tar.zst) above this is one row, too_large:
+    it can only be read from its start on, once to plan it and once to score it, as one shard.
+    """
 
 
 def listing_flags(flags: Mapping[str, Any]) -> dict[str, Any]:
@@ -60,8 +68,10 @@ class SourceOptions(ListingOptions):
     """The source of `score`, `nightly` and `plan`."""
 
     source: SourceUri
-    """Prefix, glob (* within a folder, ** across folders; beside a *, also ? [ab] {a,b}), or
-    manifest (.csv .parquet .jsonl and others, as for train) with a column uri.
+    """Prefix, glob (* within a folder, ** across folders; beside a *, also ? [ab] {a,b}), manifest
+    (.csv .parquet .jsonl and others, as for train) with a column uri, or one container. Of
+    containers (.tar, also compressed, .zip, .parquet with images) every image in them is scored;
+    its name is in the column member.
     """
 
     @property

@@ -1,6 +1,6 @@
 """The ledger: which images are published already, read from the published rows themselves.
 
-In: an output prefix and a model's digests. Out: (uri, etag, status, is_current,
+In: an output prefix and a model's digests. Out: (uri, member, etag, status, is_current,
 has_older_thresholds) of every published row of that network. Invariant: there is no second book;
 what no manifest names was never scored.
 
@@ -30,7 +30,8 @@ from imgcls.image.outcome import family_by_name
 from imgcls.image.versions import from_json, moved_between, versions_here
 from imgcls.runs.plan import ModelDigests
 from imgcls.runs.published import Manifest, list_published, with_comparable_etags
-from imgcls.schema import Status
+from imgcls.runs.row_keys import with_members
+from imgcls.schema import MEMBER_FIELD, Status
 from imgcls.storage.objects import read
 from imgcls.storage.uri import join
 
@@ -56,7 +57,7 @@ def published_keys(
     outdated: Outdated | None = None,
     digests_of: Callable[[Manifest], ModelDigests] = lambda manifest: manifest.digests,
 ) -> Iterator[pa.Table]:
-    """Yield (uri, etag, status, is_current, has_older_thresholds) of all rows of this network.
+    """Yield uri, member, etag, status, is_current, has_older_thresholds of all rows of a network.
 
     Args:
         output: the output prefix.
@@ -80,7 +81,7 @@ def published_keys(
             current = _current(table, manifest, now, outdated)
             older = pa.repeat(pa.scalar(has_older), table.num_rows)
             yield (
-                table.select(_COLUMNS)
+                table.select([*_COLUMNS, MEMBER_FIELD.name])
                 .append_column("is_current", current)
                 .append_column("has_older_thresholds", older)
             )
@@ -95,11 +96,13 @@ def _is_same_network(one: ModelDigests, other: ModelDigests) -> bool:
 
 def _read_keys(uri: str) -> pa.Table:
     file = pq.ParquetFile(io.BytesIO(read(uri)))
-    there = [name for name in (*_COLUMNS, "format") if name in file.schema_arrow.names]
+    there = [
+        name for name in (*_COLUMNS, MEMBER_FIELD.name, "format") if name in file.schema_arrow.names
+    ]
     table = file.read(columns=there)
     if "format" not in there:
         table = table.append_column("format", pa.nulls(table.num_rows, pa.string()))
-    table = with_comparable_etags(table)
+    table = with_comparable_etags(with_members(table))
     for name in ("status", "format"):
         position = table.schema.get_field_index(name)
         table = table.set_column(position, name, table[name].cast(pa.string()))

@@ -11,13 +11,19 @@ here whatever reads many images: a night, an evaluation, a training.
 
 import logging
 import threading
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain, islice, repeat
-from typing import Final
+from typing import Final, Protocol
 
-from imgcls.errors import AccessDeniedError, ObjectMissingError, ObjectUnreadableError
-from imgcls.storage.bulk_get import GetRequest, Result, get_many
+from imgcls.errors import (
+    AccessDeniedError,
+    DecodeError,
+    ObjectMissingError,
+    ObjectUnreadableError,
+    StorageError,
+)
+from imgcls.storage.bulk_get import GetRequest, get_many
 from imgcls.storage.objects import ObjectInfo, head
 
 log = logging.getLogger(__name__)
@@ -25,6 +31,19 @@ log = logging.getLogger(__name__)
 MAX_REFUSED_IN_A_ROW: Final = 20
 _HEADS_IN_FLIGHT: Final = 32
 _HEADS_AT_A_TIME: Final = 1000
+
+ImageResult = tuple[int, bytes | StorageError | DecodeError]
+
+
+class Read(Protocol):
+    """Reads as `get_many`."""
+
+    def __call__(
+        self, requests: Iterable[GetRequest], *, gives_unreadable: bool = False
+    ) -> Generator[ImageResult]:
+        """Yield (index, bytes or error) for each request."""
+        ...
+
 
 Head = ObjectInfo | ObjectMissingError | ObjectUnreadableError
 
@@ -81,17 +100,20 @@ class Access:
     Args:
         from_all_over: gives requests for images from all over the run, MAX_REFUSED_IN_A_ROW or
             fewer.
+        get: reads requests as `get_many` does; it may give other errors of an image too.
     """
 
-    def __init__(self, from_all_over: Callable[[], Iterable[GetRequest]]) -> None:
-        self._from_all_over = from_all_over
+    def __init__(
+        self, from_all_over: Callable[[], Iterable[GetRequest]], get: Read = get_many
+    ) -> None:
+        self._from_all_over, self._get = from_all_over, get
         self._lock = threading.Lock()
         self._last_read: GetRequest | None = None
         self._num_refused = 0  # in a row
 
     def read(
         self, requests: Iterable[GetRequest], refused_before: Collection[str] = ()
-    ) -> Iterator[Result]:
+    ) -> Iterator[ImageResult]:
         """Read images as `get_many` does, giving ObjectUnreadableError for one that is refused.
 
         Args:
@@ -109,7 +131,7 @@ class Access:
                 asked[request.index] = request
                 yield request
 
-        results = get_many(noted(), gives_unreadable=True)
+        results = self._get(noted(), gives_unreadable=True)
         try:
             for index, body in results:
                 request = asked.pop(index)
@@ -155,7 +177,7 @@ class Access:
     def _is_any_read(
         self, requests: Iterable[GetRequest], refused: list[ObjectUnreadableError] | None = None
     ) -> bool:
-        for _, body in get_many(requests, gives_unreadable=True):
+        for _, body in self._get(requests, gives_unreadable=True):
             if not isinstance(body, ObjectUnreadableError):
                 return True
             if refused is not None:

@@ -150,7 +150,7 @@ def test_rerun_scores_only_uncommitted_shards(source: str, model_ref: str, tmp_p
     before = {commit.shard_id: commit for commit in read_commits(run)}
     assert len(before) == 3
     shutil.rmtree(tmp_path / "out" / "date=2026-11-22")
-    Path(run, "commits", "000001.json").unlink()
+    Path(run.commit("000001")).unlink()
     result = score(config)
     after = {commit.shard_id: commit for commit in read_commits(run)}
     assert [key for key in before if before[key] != after[key]] == ["000001"]

@@ -26,7 +26,8 @@ from imgcls.image.crops import Crop, Source
 from imgcls.image.decoders.pool import Decoded, DecoderPool
 from imgcls.image.spec import DecodeSpec, PreprocessSpec
 from imgcls.scoring.executors.placement import cpu_only_nodes, usable_cpus
-from imgcls.storage.bulk_get import GetRequest, get_many
+from imgcls.sources.read import get_images
+from imgcls.storage.bulk_get import GetRequest
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +59,7 @@ class DecodingActor:
         """
         crops: list[npt.NDArray[np.uint8]] = []
         sources: _Sources = []
-        for decoded in self._pool.decode_many(get_many(requests, gives_unreadable=True)):
+        for decoded in self._pool.decode_many(get_images(requests, gives_unreadable=True)):
             found = decoded.crops
             if not found:
                 continue

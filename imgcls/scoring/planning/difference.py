@@ -20,7 +20,9 @@ from imgcls.runs.published import Manifest, list_published
 from imgcls.scoring.planning.listing import list_source
 from imgcls.scoring.planning.planned_model import PlannedModel, digests_of_published
 from imgcls.scoring.planning.staging import Staging, stage
-from imgcls.storage.info import UNVERSIONED, ObjectInfo, Skipped
+from imgcls.sources.containers import Entry
+from imgcls.sources.members import Member
+from imgcls.storage.info import UNVERSIONED, ObjectInfo
 
 log = logging.getLogger(__name__)
 
@@ -123,12 +125,13 @@ def _was_read_before(output: str, source: str) -> bool:
     return any(manifest.source == source for _, manifest in list_published(output))
 
 
-def _versioned(entries: Iterable[ObjectInfo | Skipped]) -> Iterator[ObjectInfo | Skipped]:
+def _versioned(entries: Iterable[Entry]) -> Iterator[Entry]:
     """Pass a listing on; refuse an object whose change a night could not see."""
     for entry in entries:
-        if isinstance(entry, ObjectInfo) and entry.etag.startswith(UNVERSIONED):
+        info = entry.container if isinstance(entry, Member) else entry
+        if isinstance(info, ObjectInfo) and info.etag.startswith(UNVERSIONED):
             raise ConfigError(
-                f"{entry.uri}: its server tells neither a version nor a time of change, so a night "
+                f"{info.uri}: its server tells neither a version nor a time of change, so a night "
                 "cannot see what changed; score it once by `imgcls score`, or copy it to a store"
             )
         yield entry

@@ -19,13 +19,23 @@ from imgcls.config.source_options import ListingOptions
 from imgcls.data.folder_names import is_litter_folder
 from imgcls.data.label_manifest import is_manifest, read_uris
 from imgcls.data.tables.shape import TableShape
-from imgcls.errors import AccessDeniedError, SourceError
+from imgcls.errors import AccessDeniedError, ObjectMissingError, SourceError
 from imgcls.runs.run import is_of_a_run
+from imgcls.sources.containers import (
+    ContainerOptions,
+    Entry,
+    has_images,
+    is_container,
+    open_containers,
+    path_of,
+)
+from imgcls.sources.members import Member
 from imgcls.storage.access import head_many
 from imgcls.storage.info import EPOCH
 from imgcls.storage.objects import (
     ObjectInfo,
     Skipped,
+    head,
     is_folder,
     list_entries,
     list_folder,
@@ -44,8 +54,10 @@ def list_source(
     options: ListingOptions | None = None,
     *,
     was_there: Callable[[], bool] | None = None,
-) -> Iterator[ObjectInfo | Skipped]:
+) -> Iterator[Entry]:
     """Stream every entry of a source, and of those that the options name beside it.
+
+    The members of containers come one by one.
 
     A source with `*` is a glob: `*` stays within a folder, `**` crosses folders; `?`, `[ab]` and
     `{a,b}` mean something beside it. A source that ends
@@ -61,7 +73,8 @@ def list_source(
     Raises:
         AccessDeniedError: the source may not be listed, or all that is in it.
         SourceError: nothing is there.
-        ConfigError: no such bucket, or the manifest has no column uri.
+        ConfigError: no such bucket, the manifest has no column uri, or it is not clear which
+            column of a Parquet file holds images.
     """
     options = options or ListingOptions()
     selection = Selection.of(options)
@@ -76,47 +89,64 @@ def _list_place(
     options: ListingOptions,
     selection: Selection,
     was_there: Callable[[], bool] | None,
-) -> Iterator[ObjectInfo | Skipped]:
-    if is_manifest(source):
+) -> Iterator[Entry]:
+    containers = ContainerOptions(options.image_column, int(options.max_compressed_gib * (1 << 30)))
+    container, root = _as_container(source, containers), root_of(source)
+    if container is not None:
+        found: Iterator[ObjectInfo | Skipped] = iter([container])
+        root = source.rpartition("/")[0]
+    elif is_manifest(source):
         shape = TableShape.of(options)
-        found, root = _list_manifest(source, shape), shape.root or root_of(source)
+        found, root = _list_manifest(source, shape), shape.root or root
     else:
-        found, root = _list_folder(source, was_there), root_of(source)
-    return found if selection.is_all else _selected(found, selection, f"{root.rstrip('/')}/")
+        found = _list_folder(source, was_there)
+    entries = open_containers(found, containers)
+    return entries if selection.is_all else _selected(entries, selection, f"{root.rstrip('/')}/")
 
 
-def _once(found: Iterator[ObjectInfo | Skipped]) -> Iterator[ObjectInfo | Skipped]:
+def _once(found: Iterator[Entry]) -> Iterator[Entry]:
     """Pass an object on once, whichever of several places it is listed in."""
     seen = set[bytes]()
     for entry in found:
-        if isinstance(entry, ObjectInfo):
+        if not isinstance(entry, Skipped):
             # Half a digest each: the names of a million objects would take 150 MB.
-            digest = hashlib.blake2b(entry.uri.encode("utf-8", "surrogateescape"), digest_size=16)
+            name = path_of(entry).encode("utf-8", "surrogateescape")
+            digest = hashlib.blake2b(name, digest_size=16)
             if digest.digest() in seen:
-                yield Skipped(entry.uri, "listed by another place already")
+                yield Skipped(path_of(entry), "listed by another place already")
                 continue
             seen.add(digest.digest())
         yield entry
 
 
-def _selected(
-    found: Iterator[ObjectInfo | Skipped], selection: Selection, root: str
-) -> Iterator[ObjectInfo | Skipped]:
+def _selected(found: Iterator[Entry], selection: Selection, root: str) -> Iterator[Entry]:
     """Pass on what the flags ask for, and say how much they leave out."""
     left_out = LeftOutByFlags()
     for entry in found:
-        path = entry.uri.removeprefix(root)
-        if isinstance(entry, ObjectInfo):
-            changed_at = entry.last_modified if entry.last_modified != EPOCH else None
+        path = path_of(entry).removeprefix(root)
+        if not isinstance(entry, Skipped):
+            info = entry.container if isinstance(entry, Member) else entry
+            changed_at = info.last_modified if info.last_modified != EPOCH else None
             flag = selection.left_out_by(path, changed_at)
             if flag:
-                left_out.add(flag, entry.uri)
+                left_out.add(flag, path_of(entry))
                 continue
         elif path.endswith("/") and selection.leaves_out_folder(path):
             continue
         yield entry
     for line in left_out.lines():
         log.info("%s", line)
+
+
+def _as_container(source: str, options: ContainerOptions) -> ObjectInfo | None:
+    """Return the source where it is itself a container: one tar, zip, or Parquet with images."""
+    if is_glob(source) or not is_container(source) or is_folder(source):
+        return None
+    try:
+        info = head(source)
+    except ObjectMissingError:
+        return None  # a prefix of that name, perhaps
+    return info if not is_manifest(source) or has_images(info, options) else None
 
 
 def covers(source: str, uri: str) -> bool:

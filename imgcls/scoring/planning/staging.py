@@ -10,14 +10,19 @@ import logging
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 
 import duckdb
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from imgcls.logs import Progress
 from imgcls.runs.published import with_comparable_etags
-from imgcls.schema import FAILED_BEFORE_FIELD, PLAN_SCHEMA
+from imgcls.runs.row_keys import with_members
+from imgcls.schema import FAILED_BEFORE_FIELD, MEMBER_FIELD, MEMBER_PLACE_FIELD, PLAN_SCHEMA
+from imgcls.sources.containers import Entry
+from imgcls.sources.members import Member
 from imgcls.storage.objects import ObjectInfo, Skipped
 
 log = logging.getLogger(__name__)
@@ -25,6 +30,7 @@ log = logging.getLogger(__name__)
 SORT_MEMORY = "128MB"
 NUM_NAMED = 20  # of what could not be listed, in the log and in results; all are in the plan
 _STAGE_ROWS = 16_384
+_STAGED_SCHEMA = pa.schema([*PLAN_SCHEMA, MEMBER_FIELD, MEMBER_PLACE_FIELD])
 
 
 class Staging:
@@ -36,20 +42,27 @@ class Staging:
             config={"memory_limit": SORT_MEMORY, "threads": 1, "temp_directory": folder},
         )
         self._database.execute("SET TimeZone = 'UTC'")
+        self._database.register("nothing", _STAGED_SCHEMA.empty_table())
         self._database.execute(
-            "CREATE TABLE listing (uri VARCHAR, etag VARCHAR, size_bytes BIGINT,"
-            " last_modified TIMESTAMPTZ, version_id VARCHAR, failed_before BOOLEAN DEFAULT false)"
+            "CREATE TABLE listing AS SELECT *, false AS failed_before FROM nothing"
         )
         self._skipped = Path(folder) / "skipped.jsonl"
         self.num_skipped = self.num_excluded = self.num_not_listed = 0
         self.num_with_older_thresholds = 0
         self.not_listed: dict[str, str] = {}
         self.planned_again: dict[str, int] = {}
-        self.plan_schema = PLAN_SCHEMA
+        self._has_members = self._has_failed_before = False
 
-    def fill(self, entries: Iterable[ObjectInfo | Skipped]) -> None:
+    @property
+    def plan_schema(self) -> pa.Schema:
+        """The columns of the plan: those of containers, and of what failed before, where needed."""
+        fields = [MEMBER_FIELD, MEMBER_PLACE_FIELD] * self._has_members
+        fields += [FAILED_BEFORE_FIELD] * self._has_failed_before
+        return pa.schema([*PLAN_SCHEMA, *fields])
+
+    def fill(self, entries: Iterable[Entry]) -> None:
         """Stage a listing, showing its count and rate as it goes."""
-        batch: list[ObjectInfo] = []
+        batch: list[ObjectInfo | Member] = []
         with Progress("listing", None, "objects") as progress:
             for entry in entries:
                 if isinstance(entry, Skipped):
@@ -84,8 +97,14 @@ class Staging:
         return self._skipped.read_bytes() if self.num_skipped else b""
 
     def insert(self, objects: pa.Table) -> None:
-        """Stage objects (schema PLAN_SCHEMA)."""
-        self._database.register("staged", objects)
+        """Stage objects (PLAN_SCHEMA, or with members)."""
+        if MEMBER_PLACE_FIELD.name in objects.column_names:
+            self._has_members = True
+        else:
+            objects = objects.append_column(
+                MEMBER_PLACE_FIELD, pa.nulls(len(objects), MEMBER_PLACE_FIELD.type)
+            )
+        self._database.register("staged", with_members(objects).select(_STAGED_SCHEMA.names))
         self._database.execute("INSERT INTO listing SELECT *, false FROM staged")
         self._database.unregister("staged")
 
@@ -97,8 +116,8 @@ class Staging:
         `planned_again`: of images that were ok, as pixels_moved, and of others, as failed_before.
 
         Args:
-            published: tables of uri, etag, status and, where some rows are not current, is_current,
-                and has_older_thresholds (see ledger.py); any number of rows for one object.
+            published: tables of uri, etag, status and, where there are some, member, is_current and
+                has_older_thresholds (see ledger.py); any number of rows for one object.
             retry_failed: keep objects that are published, but never with status ok.
 
         Returns:
@@ -106,25 +125,27 @@ class Staging:
             failed_before (published, never ok) and unchanged (published, ok).
         """
         self._database.execute(
-            "CREATE TABLE rows (uri VARCHAR, etag VARCHAR, ok BOOLEAN, done BOOLEAN, older BOOLEAN)"
+            "CREATE TABLE rows (uri VARCHAR, member VARCHAR, etag VARCHAR, ok BOOLEAN,"
+            " done BOOLEAN, older BOOLEAN)"
         )
         for table in published:
             for name, usual in (("is_current", True), ("has_older_thresholds", False)):
                 if name not in table.column_names:
                     table = table.append_column(name, pa.array([usual] * table.num_rows))
-            self._database.register("staged", table)
+            self._database.register("staged", with_members(table))
             # `missing` and `changed` say nothing of the version that was planned: had it been read,
             # it might well be ok. Only of an object that was never there is `missing` the outcome.
             # What was `unreadable` is tried every night: its owner may have opened it.
             self._database.execute(
-                "INSERT INTO rows SELECT uri, etag, status = 'ok',"
+                "INSERT INTO rows SELECT uri, member, etag, status = 'ok',"
                 " is_current AND status <> 'unreadable', has_older_thresholds FROM staged"
                 " WHERE etag = '' OR status NOT IN ('missing', 'changed')"
             )
             self._database.unregister("staged")
         self._database.execute(
-            "CREATE TABLE ledger AS SELECT uri, etag, bool_or(ok) AS ok, bool_or(done) AS done,"
-            " bool_and(older) FILTER (ok) AS older FROM rows GROUP BY ALL; DROP TABLE rows"
+            "CREATE TABLE ledger AS SELECT uri, member, etag, bool_or(ok) AS ok,"
+            " bool_or(done) AS done, bool_and(older) FILTER (ok) AS older FROM rows"
+            " GROUP BY ALL; DROP TABLE rows"
         )
         [(*counts, self.num_with_older_thresholds)] = self._database.sql(
             "SELECT count(*) FILTER (ledger.uri IS NULL AND known.uri IS NULL),"
@@ -132,12 +153,14 @@ class Staging:
             " OR ledger.ok AND NOT ledger.done),"
             " count(*) FILTER (NOT ledger.ok), count(*) FILTER (ledger.ok AND ledger.done),"
             " count(*) FILTER (ledger.ok AND ledger.done AND ledger.older)"
-            " FROM listing LEFT JOIN ledger USING (uri, etag)"
-            " LEFT JOIN (SELECT DISTINCT uri FROM ledger) AS known ON known.uri = listing.uri"
+            " FROM listing LEFT JOIN ledger USING (uri, member, etag)"
+            " LEFT JOIN (SELECT DISTINCT uri, member FROM ledger) AS known"
+            " ON known.uri = listing.uri AND known.member = listing.member"
         ).fetchall()
         self._database.execute(
             "DELETE FROM listing USING ledger WHERE listing.uri = ledger.uri"
-            " AND listing.etag = ledger.etag AND ledger.done AND (ledger.ok OR NOT ?)",
+            " AND listing.member = ledger.member AND listing.etag = ledger.etag"
+            " AND ledger.done AND (ledger.ok OR NOT ?)",
             [retry_failed],
         )
         self.num_excluded = sum(counts) - self.count()
@@ -148,15 +171,14 @@ class Staging:
         """Mark what failed in an earlier night; it is judged apart from what is new."""
         self._database.execute(
             "UPDATE listing SET failed_before = true FROM ledger WHERE listing.uri = ledger.uri"
-            " AND listing.etag = ledger.etag AND NOT ledger.ok"
+            " AND listing.member = ledger.member AND listing.etag = ledger.etag AND NOT ledger.ok"
         )
         [(moved, failed)] = self._database.sql(
             "SELECT count(*) FILTER (ledger.ok), count(*) FILTER (NOT ledger.ok)"
-            " FROM listing JOIN ledger USING (uri, etag)"
+            " FROM listing JOIN ledger USING (uri, member, etag)"
         ).fetchall()
         self.planned_again = {"pixels_moved": moved, "failed_before": failed}
-        if failed:
-            self.plan_schema = PLAN_SCHEMA.append(FAILED_BEFORE_FIELD)
+        self._has_failed_before = bool(failed)
 
     def count(self) -> int:
         """Return the number of staged objects."""
@@ -165,7 +187,7 @@ class Staging:
     def duplicate(self) -> str:
         """Return a uri that is staged more than once, or ""; a plan must name each once."""
         found = self._database.sql(
-            "SELECT uri FROM listing GROUP BY uri HAVING count(*) > 1 LIMIT 1"
+            "SELECT uri FROM listing GROUP BY uri, member HAVING count(*) > 1 LIMIT 1"
         ).fetchall()
         return str(found[0][0]) if found else ""
 
@@ -175,14 +197,21 @@ class Staging:
         return int(sizes[0][0])
 
     def sorted_tables(self, sizes: Iterable[int]) -> Iterator[pa.Table]:
-        """Yield the objects sorted by uri, in tables of these sizes, as far as there are any."""
+        """Yield the objects sorted by uri, in tables of these sizes, as far as there are any.
+
+        Members of one container follow each other as they lie in it. A table is larger where it
+        would cut a container that can only be read from its start on.
+        """
         left = iter(sizes)
         num_rows = next(left, 0)
-        columns = ", ".join(self.plan_schema.names)
+        plan_schema = self.plan_schema
+        # Without a member, "" stands for it in here.
+        selected = {"member": "nullif(member, '') AS member"}
+        columns = ", ".join(selected.get(name, name) for name in plan_schema.names)
         batches = (
             self._database.table("listing")
+            .order("uri, member_place.start, member")
             .project(columns)
-            .order("uri")
             .to_arrow_reader(_STAGE_ROWS)
         )
         held: list[pa.RecordBatch] = []
@@ -192,25 +221,54 @@ class Staging:
             held_rows += batch.num_rows
             while held_rows >= num_rows > 0:
                 table = pa.Table.from_batches(held)
-                yield table.slice(0, num_rows).cast(self.plan_schema)
-                held = table.slice(num_rows).to_batches()
-                held_rows -= num_rows
+                end = _end_of_container(table, num_rows)
+                if end is None:  # more of it may come
+                    break
+                yield table.slice(0, end).cast(plan_schema)
+                held = table.slice(end).to_batches()
+                held_rows -= end
                 num_rows = next(left, 0)
-        if held_rows:
-            yield pa.Table.from_batches(held).cast(self.plan_schema)
+        while held_rows:
+            table = pa.Table.from_batches(held)
+            end = _end_of_container(table, num_rows or held_rows) or held_rows
+            yield table.slice(0, end).cast(plan_schema)
+            held = table.slice(end).to_batches()
+            held_rows -= end
+            num_rows = next(left, 0)
 
     def close(self) -> None:
         """Close the database; its files go with the folder."""
         self._database.close()
 
 
-def _to_table(batch: list[ObjectInfo]) -> pa.Table:
-    columns = {name: [getattr(info, name) for info in batch] for name in PLAN_SCHEMA.names}
-    return pa.table(columns, schema=PLAN_SCHEMA)
+def _to_table(batch: list[ObjectInfo | Member]) -> pa.Table:
+    members = [entry if isinstance(entry, Member) else None for entry in batch]
+    infos = [entry.container if isinstance(entry, Member) else entry for entry in batch]
+    columns = {name: [getattr(info, name) for info in infos] for name in PLAN_SCHEMA.names}
+    if not any(members):
+        return pa.table(columns, schema=PLAN_SCHEMA)
+    # Of a member it is its own size, and the version and time of its container.
+    columns["size_bytes"] = [entry.size_bytes for entry in batch]
+    columns[MEMBER_FIELD.name] = [member and member.name for member in members]
+    columns[MEMBER_PLACE_FIELD.name] = [member and asdict(member.place) for member in members]
+    return pa.table(columns, schema=_STAGED_SCHEMA)
+
+
+def _end_of_container(table: pa.Table, num_rows: int) -> int | None:
+    """Return where to cut a table behind so many rows or more, None where that is not in it yet."""
+    if MEMBER_PLACE_FIELD.name not in table.column_names or num_rows > table.num_rows:
+        return min(num_rows, int(table.num_rows))
+    last = table.slice(num_rows - 1, 1).select(["uri", MEMBER_PLACE_FIELD.name]).to_pylist()[0]
+    place = last[MEMBER_PLACE_FIELD.name]
+    if not place or place["method"] != "stream":
+        return num_rows
+    is_other = pc.not_equal(table["uri"].slice(num_rows), last["uri"])
+    first_other = int(pc.index(is_other, True).as_py())
+    return None if first_other < 0 else num_rows + first_other
 
 
 @contextmanager
-def stage(entries: Iterable[ObjectInfo | Skipped]) -> Iterator[Staging]:
+def stage(entries: Iterable[Entry]) -> Iterator[Staging]:
     """Stage a listing in a temporary folder that is gone afterwards."""
     with _empty_staging() as staging:
         staging.fill(entries)
@@ -222,7 +280,8 @@ def stage_again(tables: Iterable[pa.Table]) -> Iterator[Staging]:
     """Stage planned objects (PLAN_SCHEMA and more), to compare them as if listed now."""
     with _empty_staging() as staging:
         for table in tables:
-            staging.insert(with_comparable_etags(table.select(PLAN_SCHEMA.names)))
+            names = [name for name in _STAGED_SCHEMA.names if name in table.column_names]
+            staging.insert(with_comparable_etags(table.select(names)))
         yield staging
 
 

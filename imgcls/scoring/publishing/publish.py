@@ -26,6 +26,7 @@ from imgcls.runs.published import (
     Part,
     read_manifest,
 )
+from imgcls.runs.row_keys import describe_key, image_keys
 from imgcls.schema import PREDICTION_SCHEMA
 from imgcls.scoring.planning.decoders import moved_formats, record_of_run
 from imgcls.scoring.shard.commit import count_kinds, count_statuses, to_parquet
@@ -126,15 +127,16 @@ def compare_provenance(plan: Plan, rows: pa.Table) -> str:
 
 def compare_with_plan(planned: pa.Table, rows: pa.Table) -> str:
     """Return how prediction rows differ from their plan rows, or "" if they do not."""
-    if all(rows[name].equals(planned[name]) for name in ("uri", "etag")):
-        # Planned uris are unique: the same uris in the same order are one row each.
+    planned_keys, found_keys = image_keys(planned), image_keys(rows)
+    if found_keys.equals(planned_keys) and rows["etag"].equals(planned["etag"]):
+        # Planned images are unique: the same ones in the same order are one row each.
         return ""
-    keys = list(zip(rows["uri"].to_pylist(), rows["frame"].to_pylist(), strict=True))
+    keys = list(zip(found_keys.to_pylist(), rows["frame"].to_pylist(), strict=True))
     if len(set(keys)) != len(keys):
-        twice = next(key for key, times in Counter(keys).items() if times > 1)
-        return f"row {twice} is there twice"
-    expected = dict(zip(planned["uri"].to_pylist(), planned["etag"].to_pylist(), strict=True))
-    found = dict(zip(rows["uri"].to_pylist(), rows["etag"].to_pylist(), strict=True))
+        key, frame = next(key for key, times in Counter(keys).items() if times > 1)
+        return f"row {describe_key(key), frame} is there twice"
+    expected = dict(zip(planned_keys.to_pylist(), planned["etag"].to_pylist(), strict=True))
+    found = dict(zip(found_keys.to_pylist(), rows["etag"].to_pylist(), strict=True))
     if expected != found:
         missing, extra = expected.keys() - found.keys(), found.keys() - expected.keys()
         return (

@@ -1,8 +1,8 @@
 """Prove that no night scored what another had: each image is published once.
 
 In: an output prefix. Out: in words, which nights hold the same rows. Invariant: a row is known by
-(uri, frame, etag, network, spec, decoders); of all nights one alone holds it, but for those that
-were asked to score failures again. `score` scores what it is told to: what it repeats is counted.
+(uri, member, frame, etag, network, spec, decoders); of all nights one alone holds it, but for those
+that were asked to score failures again. `score` scores what it is asked to; repeats are counted.
 
 Memory: the rows are compared on local disk by DuckDB, in SORT_MEMORY.
 """
@@ -22,8 +22,9 @@ import pyarrow.parquet as pq
 
 from imgcls.runs.plan import read_plan
 from imgcls.runs.published import Manifest, list_published, with_comparable_etags
+from imgcls.runs.row_keys import with_members
 from imgcls.runs.run import Run
-from imgcls.schema import Status
+from imgcls.schema import MEMBER_FIELD, Status
 from imgcls.scoring.planning.staging import SORT_MEMORY
 from imgcls.storage.objects import read
 from imgcls.storage.uri import join
@@ -100,8 +101,8 @@ def _compare(runs: list[_Run], run_id: str, folder: str, found: Twice) -> None:
     )
     try:
         database.execute(
-            "CREATE TABLE published (uri VARCHAR, frame INTEGER, etag VARCHAR, ok BOOLEAN,"
-            " run_id VARCHAR, is_night BOOLEAN, retry_failed BOOLEAN)"
+            "CREATE TABLE published (uri VARCHAR, member VARCHAR, frame INTEGER, etag VARCHAR,"
+            " ok BOOLEAN, run_id VARCHAR, is_night BOOLEAN, retry_failed BOOLEAN)"
         )
         for run in runs:
             for part in run.manifest.parts:
@@ -113,12 +114,14 @@ def _compare(runs: list[_Run], run_id: str, folder: str, found: Twice) -> None:
 
 
 def _insert(database: duckdb.DuckDBPyConnection, run: _Run, uri: str) -> None:
-    table = pq.read_table(io.BytesIO(read(uri)), columns=_COLUMNS)
+    file = pq.ParquetFile(io.BytesIO(read(uri)))
+    there = [name for name in (*_COLUMNS, MEMBER_FIELD.name) if name in file.schema_arrow.names]
+    table = with_members(file.read(columns=there))
     status = table.schema.get_field_index("status")
     table = with_comparable_etags(table)
     database.register("part", table.set_column(status, "status", table["status"].cast(pa.string())))
     database.execute(
-        "INSERT INTO published SELECT uri, frame, etag, status = 'ok', ?, ?, ? FROM part"
+        "INSERT INTO published SELECT uri, member, frame, etag, status = 'ok', ?, ?, ? FROM part"
         " WHERE NOT list_contains(?, status)",
         [run.manifest.run_id, run.is_night, run.retry_failed, [str(s) for s in _TRIED_AGAIN]],
     )
@@ -130,7 +133,7 @@ def _list_problems(database: duckdb.DuckDBPyConnection, run_id: str) -> Iterator
     # Of min, max and count the state has a fixed size, which DuckDB can move to disk.
     pairs = database.execute(
         "WITH twice AS (SELECT uri, min(run_id) AS one, max(run_id) AS other FROM published"
-        " WHERE is_night GROUP BY uri, frame, etag"
+        " WHERE is_night GROUP BY uri, member, frame, etag"
         # A failure may be there again where that was asked for, a success never.
         " HAVING (count(*) FILTER (ok) > 1 OR count(*) FILTER (NOT retry_failed) > 1)"
         " AND (? = '' OR count(*) FILTER (run_id = ?) > 0))"
@@ -148,7 +151,7 @@ def _count_repeated(database: duckdb.DuckDBPyConnection, run_id: str) -> int:
     """Return how many rows other runs hold too because `score` was asked for them."""
     [(num_repeated,)] = database.execute(
         "SELECT coalesce(sum(num), 0) FROM (SELECT count(*) - 1 AS num FROM published"
-        " GROUP BY uri, frame, etag HAVING count(*) > 1 AND NOT bool_and(is_night)"
+        " GROUP BY uri, member, frame, etag HAVING count(*) > 1 AND NOT bool_and(is_night)"
         " AND (? = '' OR count(*) FILTER (run_id = ?) > 0))",
         [run_id, run_id],
     ).fetchall()

@@ -21,6 +21,7 @@ from imgcls.runs.commits import Commit, read_attempt, read_commits
 from imgcls.runs.plan import Plan, PlannedRows, read_plan
 from imgcls.runs.published import MANIFEST, Manifest, read_manifest
 from imgcls.runs.run import Run, list_run_ids
+from imgcls.schema import MEMBER_FIELD
 from imgcls.scoring.publishing.publish import compare_provenance, compare_with_plan
 from imgcls.scoring.publishing.twice import find_twice
 from imgcls.storage.objects import list_objects, read
@@ -28,6 +29,7 @@ from imgcls.storage.uri import canonical, join
 
 log = logging.getLogger(__name__)
 _COLUMNS = ["uri", "etag", "frame", "run_id", "model_digest", "spec_digest"]
+_OPTIONAL_COLUMNS = [MEMBER_FIELD.name]
 
 
 def verify(config: VerifyConfig) -> dict[str, Any]:
@@ -134,14 +136,15 @@ def _check_parts(planned: PlannedRows, manifest: Manifest) -> Iterator[str]:
     num_rows, last_uri = 0, ""
     for part in manifest.parts:
         expected = [
-            planned.of(shard).select(["uri", "etag"])
-            for shard in itertools.islice(shards, part.num_shards)
+            _keys_only(planned.of(shard)) for shard in itertools.islice(shards, part.num_shards)
         ]
         data = read(join(folder, part.path))
         if hashlib.sha256(data).hexdigest() != part.sha256:
             yield f"{part.path}: not the bytes that the manifest names"
             continue
-        rows = pq.read_table(io.BytesIO(data), columns=_COLUMNS)
+        file = pq.ParquetFile(io.BytesIO(data))
+        there = [name for name in _OPTIONAL_COLUMNS if name in file.schema_arrow.names]
+        rows = file.read(columns=_COLUMNS + there)
         num_rows += rows.num_rows
         problem = compare_with_plan(pa.concat_tables(expected), rows)
         problem = problem or compare_provenance(plan, rows)
@@ -160,3 +163,8 @@ def _check_parts(planned: PlannedRows, manifest: Manifest) -> Iterator[str]:
         name = info.uri.removeprefix(f"{folder}/")
         if name not in named:
             yield f"{info.uri} is published, and the manifest does not name it"
+
+
+def _keys_only(planned: pa.Table) -> pa.Table:
+    there = set(planned.column_names)
+    return planned.select([n for n in ("uri", "etag", *_OPTIONAL_COLUMNS) if n in there])

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 
 from imgcls.errors import ObjectExistsError
 from imgcls.runs.commits import Commit, parse_commit
+from imgcls.runs.row_keys import image_keys
 from imgcls.runs.run import Run, attempt_path
 from imgcls.schema import FAILED_BEFORE_FIELD, NOT_FAILED, Status
 from imgcls.storage.objects import put, put_new, read
@@ -85,16 +86,18 @@ def count_kinds(table: pa.Table) -> dict[str, int]:
 
 
 def uris_failed_before(planned: pa.Table) -> frozenset[str]:
-    """Return the planned images that failed in an earlier night already."""
-    name = FAILED_BEFORE_FIELD.name
-    if name not in planned.column_names:
-        return frozenset()
-    return frozenset(planned["uri"].filter(planned[name]).to_pylist())
+    """Return the planned objects that failed in an earlier night already."""
+    return frozenset(_failed_before(planned)["uri"].to_pylist())
 
 
 def count_failed_again(planned: pa.Table, rows: pa.Table) -> int:
     """Count the rows of images that failed, and had failed in an earlier night already."""
-    before = pa.array(sorted(uris_failed_before(planned)), pa.string())
+    before = pc.unique(image_keys(_failed_before(planned)))
     is_no_failure = pc.is_in(rows["status"].cast(pa.string()), value_set=pa.array(NOT_FAILED))
-    is_again = pc.is_in(rows["uri"], value_set=before)
+    is_again = pc.is_in(image_keys(rows), value_set=before)
     return int(pc.sum(pc.and_(is_again, pc.invert(is_no_failure))).as_py() or 0)
+
+
+def _failed_before(planned: pa.Table) -> pa.Table:
+    name = FAILED_BEFORE_FIELD.name
+    return planned.filter(planned[name]) if name in planned.column_names else planned.slice(0, 0)

@@ -25,7 +25,7 @@ from imgcls.inference.predictor import Predictor
 from imgcls.model.bundle import Bundle
 from imgcls.runs.plan import PlannedRows
 from imgcls.scoring.shard.sample import spread_requests
-from imgcls.storage.bulk_get import get_many
+from imgcls.sources.read import get_images
 from imgcls.storage.objects import put_first
 
 log = logging.getLogger(__name__)
@@ -105,7 +105,7 @@ def _read_plain(planned: PlannedRows, decoder: DeviceJpegDecoder) -> list[bytes]
     """Return up to NUM_COMPARED images of the run that the GPU would take."""
     files: list[bytes] = []
     for requests in spread_requests(planned, 2 * NUM_COMPARED):
-        read = get_many(requests, gives_unreadable=True)
+        read = get_images(requests, gives_unreadable=True)
         files += [data for _, data in read if isinstance(data, bytes) and decoder.is_plain(data)]
     return files[:NUM_COMPARED]
 

@@ -31,7 +31,7 @@ from imgcls.runs.plan import PlannedRows
 from imgcls.runs.published import list_published
 from imgcls.runs.run import Run
 from imgcls.scoring.shard.sample import spread_requests
-from imgcls.storage.bulk_get import get_many
+from imgcls.sources.read import get_images
 from imgcls.storage.objects import exists, put_first, read
 
 log = logging.getLogger(__name__)
@@ -120,7 +120,7 @@ def take_sample(planned: PlannedRows, pool: DecoderPool) -> torch.Tensor:
     """
     crops = []
     for requests in spread_requests(planned, 2 * NUM_CALIBRATION):
-        found = pool.decode_many(get_many(requests, gives_unreadable=True))
+        found = pool.decode_many(get_images(requests, gives_unreadable=True))
         decoded = sorted(found, key=lambda one: one.index)
         crops += [one.crops[0].x_CHW for one in decoded if one.crops]
     kept = list(islice(crops, 2 * NUM_CALIBRATION))

@@ -23,7 +23,8 @@ from imgcls.inference.stream import Predicted
 from imgcls.metrics.calibration import Calibration
 from imgcls.metrics.operating_point import OperatingPoint, decide
 from imgcls.runs.plan import RunFacts
-from imgcls.schema import PLACE_FIELDS, Status, prediction_schema
+from imgcls.schema import MEMBER_FIELD, PLACE_FIELDS, Status, prediction_schema
+from imgcls.sources.containers import is_container
 
 _PLACE = tuple(field.name for field in PLACE_FIELDS)
 _OF_THE_RUN = ("model", "model_digest", "spec_digest", "run_id")
@@ -54,6 +55,7 @@ class ShardRows:
     ) -> None:
         self._plan_rows = plan_rows
         self._provenance = provenance
+        self._has_members = MEMBER_FIELD.name in plan_rows.column_names
         self._schema = prediction_schema(
             multi_label=provenance.multi_label,
             is_calibrated=provenance.calibration is not None,
@@ -61,15 +63,21 @@ class ShardRows:
             write_probs=write_probs,
             write_embedding=write_embedding,
             has_places=provenance.has_places,
+            has_members=self._has_members,
         )
+        self._names = [name for name in ("uri", MEMBER_FIELD.name) if name in self._schema.names]
         self._rows: list[tuple[int, dict[str, Any]]] = []
         self._scored_at = datetime.now(UTC)
 
     def add_failure(self, decoded: Decoded) -> None:
         """Add the row of an image that gave no pixels; what is no fault of it is raised."""
         assert decoded.error is not None, "called for a failure"
-        uri = self._plan_rows["uri"][decoded.index].as_py()
-        status, reason = outcome_of(decoded.error, uri, decoded.format)
+        [row] = self._plan_rows.slice(decoded.index, 1).select(self._names).to_pylist()
+        name = row.get(MEMBER_FIELD.name) or row["uri"]
+        if self._has_members and is_container(name) and decoded.format is None:
+            # By its name it is not an image; but the images in it are what is lost.
+            name = ""
+        status, reason = outcome_of(decoded.error, name, decoded.format)
         row = {"status": status, "error": reason, "format": decoded.format}
         self._rows.append((decoded.index, row))
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from imgcls.runs.plan import PlannedRows
-from imgcls.scoring.shard.score_shard import get_requests
+from imgcls.sources.requests import requests_of
 from imgcls.storage.bulk_get import GetRequest
 
 # Shards that give images: a few from all over the source, for neighbours are alike.
@@ -25,4 +25,4 @@ def spread_requests(planned: PlannedRows, num_images: int) -> Iterator[list[GetR
     for shard in shards:
         rows = planned.of(shard)
         taken = rows.take(list(range(0, rows.num_rows, -(-rows.num_rows // num_per_shard))))
-        yield list(get_requests(taken))
+        yield list(requests_of(taken))

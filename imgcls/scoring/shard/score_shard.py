@@ -22,6 +22,8 @@ from imgcls.scoring.shard.commit import uris_failed_before
 from imgcls.scoring.shard.remote_decode import RemoteDecoder, decode_shared
 from imgcls.scoring.shard.rows import Provenance, ShardRows
 from imgcls.scoring.shard.stage_clock import DECODE_REMOTE, StageClock
+from imgcls.sources.read import get_images
+from imgcls.sources.requests import requests_of
 from imgcls.storage.access import MAX_REFUSED_IN_A_ROW, Access
 from imgcls.storage.bulk_get import GetRequest
 
@@ -58,7 +60,9 @@ def score_shard(
     rows = ShardRows(plan_rows, provenance, write_probs, write_embedding)
     num_decoded = num_here = 0
 
-    access = access or Access(lambda: get_requests(plan_rows.slice(0, MAX_REFUSED_IN_A_ROW)))
+    access = access or Access(
+        lambda: requests_of(plan_rows.slice(0, MAX_REFUSED_IN_A_ROW)), get_images
+    )
     refused_before = uris_failed_before(plan_rows)
 
     def decode_here(requests: Iterable[GetRequest]) -> Iterator[Decoded]:
@@ -69,7 +73,7 @@ def score_shard(
 
     def decode() -> Generator[Decoded]:
         nonlocal num_decoded
-        with closing(decode_shared(get_requests(plan_rows), decode_here, remote)) as found:
+        with closing(decode_shared(requests_of(plan_rows), decode_here, remote)) as found:
             for decoded in found:
                 num_decoded += 1
                 yield decoded
@@ -99,11 +103,3 @@ def make_clock(predictor: Predictor, pool: DecoderPool) -> StageClock:
         num_streams=predictor.num_streams,
         num_on_gpu=pool.num_taken,
     )
-
-
-def get_requests(plan_rows: pa.Table) -> Iterator[GetRequest]:
-    """Yield what to read for each planned row; its index is the row's."""
-    columns = (plan_rows[name].to_pylist() for name in ("uri", "etag", "version_id"))
-    for index, (uri, etag, version_id) in enumerate(zip(*columns, strict=True)):
-        # No etag: a manifest named an object that was not there when the run was planned.
-        yield GetRequest(index, uri, etag or None, version_id)

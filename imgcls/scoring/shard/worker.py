@@ -36,6 +36,7 @@ from imgcls.scoring.shard.rows import Provenance
 from imgcls.scoring.shard.sample import spread_requests
 from imgcls.scoring.shard.score_shard import make_clock, score_shard
 from imgcls.scoring.shard.stage_clock import StageDicts, add_stages, describe_starvation
+from imgcls.sources.read import get_images
 from imgcls.storage.access import MAX_REFUSED_IN_A_ROW, Access
 from imgcls.storage.bulk_get import GetRequest
 from imgcls.storage.objects import put_first
@@ -126,7 +127,7 @@ class ShardWorker:
         self._remote: RemoteDecoder | None = None
         self._stages_so_far: StageDicts = {}
         self._lock = threading.Lock()  # of these
-        self._access = Access(partial(_from_all_over, self._planned))
+        self._access = Access(partial(_from_all_over, self._planned), get_images)
         self._decoders = record_here(bundle.decode_spec)
         self._provenance = Provenance(
             run=plan,

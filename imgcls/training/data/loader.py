@@ -27,8 +27,8 @@ from imgcls.errors import BudgetExceededError, ObjectUnreadableError
 from imgcls.image.decoders.pool import Decoded, DecoderPool
 from imgcls.image.outcome import outcome_of
 from imgcls.schema import Status
-from imgcls.storage.access import Access, spread
-from imgcls.storage.bulk_get import GetRequest, Result
+from imgcls.storage.access import Access, ImageResult, spread
+from imgcls.storage.bulk_get import GetRequest
 from imgcls.training.augment.changes import ImageChanges
 from imgcls.training.data.image_cache import ImageCache
 from imgcls.training.data.sampler import Share
@@ -150,7 +150,7 @@ class SplitLoader:
         self.bad |= found
         self._check_bad()
 
-    def read(self, requests: Iterable[GetRequest]) -> Iterator[Result]:
+    def read(self, requests: Iterable[GetRequest]) -> Iterator[ImageResult]:
         """Read images; one that is refused while others are given is a result, and bad."""
         return self._access.read(requests, refused_before=self.bad)
 
@@ -344,8 +344,8 @@ _Pixels = np.ndarray | KnownInstances
 
 
 def _watched(
-    results: Iterator[Result], on_bytes: Callable[[int, bytes], None]
-) -> Generator[Result]:
+    results: Iterator[ImageResult], on_bytes: Callable[[int, bytes], None]
+) -> Generator[ImageResult]:
     for position, result in results:
         if isinstance(result, bytes):
             on_bytes(position, result)

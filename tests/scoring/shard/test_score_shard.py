@@ -27,7 +27,7 @@ from imgcls.model.bundle import Bundle
 from imgcls.schema import PLAN_SCHEMA
 from imgcls.scoring.shard.rows import Provenance
 from imgcls.scoring.shard.score_shard import score_shard
-from imgcls.storage import access
+from imgcls.sources import read as reading
 from imgcls.storage.objects import list_objects, put
 from tests.predictors import open_predictor
 from tests.scoring.tiny import make_bundle, run_facts, tiff_frames, write_images
@@ -168,9 +168,9 @@ def test_lost_outcome_is_an_error_not_a_shorter_table(
 ) -> None:
     write_images(str(tmp_path), 5)
     bundle = make_bundle()
-    real = access.get_many
+    real = reading.get_many
     monkeypatch.setattr(
-        access, "get_many", lambda *args, **how: (one for one in list(real(*args, **how))[:-1])
+        reading, "get_many", lambda *args, **how: (one for one in list(real(*args, **how))[:-1])
     )
     with (
         DecoderPool(bundle.decode_spec, bundle.preprocess_spec, 1) as pool,

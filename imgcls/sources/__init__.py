@@ -1,0 +1,1 @@
+"""Containers that hold images: listed into members, read by ranges."""
