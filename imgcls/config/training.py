@@ -199,6 +199,10 @@ class TrainConfig(ListingOptions):
     """Seed of initial weights, order of samples and augmentation."""
     work_dir: OutputUri = ""
     """Where checkpoints and logs go; default REGISTRY/_training/NAME."""
+    pictures_in_bundle: bool = False
+    """Also put the pictures that show images of DATA (inputs.png, errors.png) into the bundle,
+    which travels; by default they lie in the run's folder alone.
+    """
     tensorboard: bool = False
     """Also write TensorBoard event files, to tensorboard/ in the run's folder."""
     mlflow_uri: TrackingUri = ""

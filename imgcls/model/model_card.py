@@ -36,6 +36,7 @@ _SKIPPED_IN_TRAINING = (
     "bad_images",
     "no_operating_point",
     "golden_miss",
+    "sees",
 )
 _NO_SPREAD = "no spread"
 # Jovanovic and Levy 1997, "A look at the rule of three".
@@ -83,7 +84,7 @@ def model_card(facts: Mapping[str, Any], attachments: Sequence[str] = ()) -> str
         "    imgcls score --source SRC --model THIS_FOLDER --output OUT\n"
         "    imgcls evaluate --model THIS_FOLDER --data DATA",
         "## Classes\n\n" + _table(("label", "class"), enumerate(facts["class_names"])),
-        "## Input\n\n" + _table(("setting", "value"), _input(facts)),
+        "## Input\n\n" + _sees(training) + _table(("setting", "value"), _input(facts)),
         "## Configuration\n\n"
         + _table(("setting", "value"), _flatten(training, skip=_SKIPPED_IN_TRAINING)),
         f"Created {facts['created_at']}.",
@@ -347,6 +348,11 @@ def _with_interval(numbers: Mapping[str, Any], name: str) -> str:
 def _threshold(value: float) -> str:
     # Of a rare class they lie close to 0, where four decimals say nothing.
     return f"{value:.4g}"
+
+
+def _sees(training: Mapping[str, Any]) -> str:
+    sees = str(training.get("sees", ""))
+    return f"{in_markdown(sees[:1].upper() + sees[1:])}.\n\n" if sees else ""
 
 
 def _input(facts: Mapping[str, Any]) -> list[tuple[str, Any]]:

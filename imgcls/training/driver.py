@@ -35,6 +35,7 @@ from imgcls.training.ranks.rank import Place
 from imgcls.training.ranks.stop_request import StopRequest
 from imgcls.training.record.checkpoint import CheckpointWriter, list_checkpoints, read_latest
 from imgcls.training.record.finished import read_finished, write_finished
+from imgcls.training.record.input_sheet import write_inputs
 from imgcls.training.record.recorder import Recorder, Show
 from imgcls.training.record.run_record import check_writable, write_start
 from imgcls.training.record.trackers import MlflowTracker, TensorBoardTracker, Tracker
@@ -122,6 +123,8 @@ def train_rank(plan: TrainPlan, place: Place, show: Show, stop: StopRequest) -> 
         leaks = check_images(plan, loaders, place, resumed=resumed)
         if place.rank == 0:
             write_start(plan, resumed=resumed)
+            if not resumed:
+                write_inputs(plan, pool)
         was_finished = is_finished(state, plan.recipe)
         hooks: dict[str, Callable[[Any], Any]]
         hooks = {"after_step": _ignore, "after_epoch": _ignore, "is_due": _ignore}

@@ -15,6 +15,8 @@ from imgcls.image.spec import PreprocessSpec
 
 # What a network with 3 x 3 convolutions can still tell from noise.
 _VISIBLE_PX: Final = 3
+# A share of a picture below which most people would want to know.
+FEW_SEEN: Final = 0.6
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,10 +15,14 @@ from itertools import chain
 from types import TracebackType
 from typing import Self, cast
 
+import pyarrow as pa
+
 from imgcls import errors
 from imgcls.config.choices import CpuHelpers, Precision
 from imgcls.errors import BundleError, ConfigError, ImgclsError
 from imgcls.image.decoders.pool import DecoderPool
+from imgcls.image.fit.seen import FEW_SEEN, measure_seen
+from imgcls.image.spec import PreprocessSpec
 from imgcls.inference.backends.choose import choose_backend
 from imgcls.inference.backends.demand import demand_of_run
 from imgcls.inference.device import set_num_threads
@@ -120,6 +124,7 @@ class ShardWorker:
             self._open(bundle, options, opened)
             # From here on they are closed with the worker.
             self._opened = opened.pop_all()
+        self._preprocess_spec = bundle.preprocess_spec
         self._clock = make_clock(self._predictor, self._pool)
         self._make_remote = make_remote and partial(
             make_remote, bundle.decode_spec, bundle.preprocess_spec
@@ -207,6 +212,8 @@ class ShardWorker:
             remote=self._remote,
             access=self._access,
         )
+        if shard == next(iter(self._plan.shards())):  # whoever has it: a run says it once
+            _tell_seen(table, self._preprocess_spec)
         with self._clock.busy("write", table.num_rows):
             return commit_shard(
                 self._plan.run,
@@ -263,3 +270,14 @@ def agree_on_precision(run: Run, mine: str) -> Precision:
     """
     first = put_first(run.precision, record_text(_Agreed(cast(Precision, mine))))
     return parse_record(first, run.precision, ConfigError, _Agreed).precision
+
+
+def _tell_seen(rows: pa.Table, spec: PreprocessSpec) -> None:
+    """Say what the model sees of the pictures of a shard."""
+    both = zip(rows["width_px"].to_pylist(), rows["height_px"].to_pylist(), strict=True)
+    sizes = [(width_px, height_px) for width_px, height_px in both if width_px and height_px]
+    if not sizes:
+        return
+    seen = measure_seen(sizes, spec)
+    much_is_cut = seen.median_fraction < FEW_SEEN
+    log.log(logging.WARNING if much_is_cut else logging.INFO, "%s", seen.describe())

@@ -8,6 +8,7 @@ that will score with them, on images no gradient has seen; the test split decide
 import logging
 import platform
 import time
+from contextlib import suppress
 from dataclasses import asdict, replace
 from functools import partial
 from importlib.metadata import version
@@ -22,14 +23,14 @@ from imgcls.data.dataset import count_images
 from imgcls.data.leaks import LeakCheck
 from imgcls.data.splits.draw import SPLIT_MOVED, write_moved
 from imgcls.data.trained_on import TRAINED_ON, write_trained_on
-from imgcls.errors import BundleError, ConfigError
+from imgcls.errors import BundleError, ConfigError, ObjectMissingError
 from imgcls.inference.backends.demand import demand_of_run
 from imgcls.inference.passes import Failure, Passes
 from imgcls.inference.predictor import Predictor, make_predictor
 from imgcls.model.architectures import build_model
 from imgcls.model.bundle import Bundle, make_golden, read_facts
 from imgcls.model.registry import ModelVersion, list_versions
-from imgcls.storage.objects import put
+from imgcls.storage.objects import put, read
 from imgcls.storage.uri import join
 from imgcls.training.data.loader import SplitLoader
 from imgcls.training.finish.conclude import ERRORS, draw_scores, draw_worst_errors, reach_verdict
@@ -37,6 +38,7 @@ from imgcls.training.finish.measure import Measured, measure_splits
 from imgcls.training.finish.plots import draw_plots
 from imgcls.training.optim.train_state import TrainState
 from imgcls.training.ranks.rank import Place
+from imgcls.training.record.input_sheet import INPUTS
 from imgcls.training.record.run_record import changed_at_the_end
 from imgcls.training.train_plan import TrainPlan
 
@@ -88,6 +90,8 @@ def make_bundle(
     attachments = draw_plots(state.history, state.best_metrics.get("epoch", 0), metrics)
     attachments |= draw_scores(plan, measured, verdict)
     _keep_errors(plan, measured, loaders)
+    if plan.config.pictures_in_bundle:
+        attachments |= _pictures_of_data(plan)
     attachments[TRAINED_ON] = write_trained_on(plan.samples)
     if plan.split_moved:
         attachments[SPLIT_MOVED] = write_moved(plan.split_moved)
@@ -119,6 +123,15 @@ def _keep_errors(plan: TrainPlan, measured: Measured, loaders: dict[str, SplitLo
     if sheet:
         put(join(plan.run_uri, ERRORS), sheet)
         log.info("the worst errors, as the network saw them: %s", join(plan.run_uri, ERRORS))
+
+
+def _pictures_of_data(plan: TrainPlan) -> dict[str, bytes]:
+    """Return the pictures in the run's folder that show images of DATA, as far as there are any."""
+    found = {}
+    for name in (INPUTS, ERRORS):
+        with suppress(ObjectMissingError):
+            found[name] = read(join(plan.run_uri, name))
+    return found
 
 
 def _make_predictor(bundle: Bundle, place: Place, num_images: int) -> tuple[Predictor, str]:
@@ -183,6 +196,7 @@ def describe(
         **{f"num_{split}": len(samples) for split, samples in plan.splits.items()},
         "num_bad": sum(len(loader.bad) for loader in loaders.values()),
         "num_classes": len(plan.class_names),
+        "seen": plan.seen.to_dict(),
         "leaks": bundle.training["leaks"],
         "leak_check_complete": bundle.training["leak_check"]["complete"],
         "accuracy": accuracy.get("test", accuracy.get("val")),
@@ -268,6 +282,8 @@ def _describe_training(
         "python": platform.python_version(),
         "hardware": _hardware(place),
         "num_images": {split: len(samples) for split, samples in plan.splits.items()},
+        "sees": plan.seen.describe(),
+        "seen": plan.seen.to_dict(),
         "num_groups": len({sample.group for sample in plan.samples} - {""}),
         "counts": count_images(plan.samples, plan.class_names),
         "leaks": leaks.counts,
