@@ -50,6 +50,8 @@ class Manifest(RunFacts):
     """Format families whose pixels moved between the training of the model and this run."""
     not_an_image: dict[str, int] = field(default_factory=dict)
     """Of the rows that say so: how many files of which kind."""
+    greys: dict[str, int] = field(default_factory=dict)
+    """How many images had which greys, see `Commit.greys`."""
 
 
 def read_manifest(folder: str) -> Manifest | None:

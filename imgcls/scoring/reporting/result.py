@@ -93,4 +93,5 @@ def describe_run(plan: Plan, manifest: Manifest) -> dict[str, Any]:
         "status_counts": manifest.status_counts,
         "not_an_image": manifest.not_an_image,
         "moved_formats": list(manifest.moved_formats),
+        "greys": manifest.greys,
     }
