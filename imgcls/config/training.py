@@ -76,9 +76,14 @@ class TrainConfig(ListingOptions):
     """
     color: Literal["rgb", "gray"] = "rgb"
     """rgb decodes to three channels, gray to one, which is enough for X-rays and many sensors."""
-    gray_range: Literal["declared", "bits", "min_max"] = "declared"
-    """Which values of a grey deeper than 8 bits become black and white: those that the file
-    declares or its type allows; 0 to 2^--gray-bits - 1; or each image's own extremes."""
+    gray_range: Literal["measured", "declared", "bits", "min_max"] = "measured"
+    """Which values of a grey deeper than 8 bits, without a window in its file, become black and
+    white: those that the training images use, measured once for each modality and kept in the
+    model; those that the file declares or its type allows; 0 to 2^--gray-bits - 1; or each image's
+    own extremes."""
+    gray_window: str = ""
+    """LOW:HIGH, such as -200:1200: these values become black and white, in place of --gray-range.
+    """
     gray_bits: int = 16
     """Significant bits of a deep grey, for --gray-range bits: 12 for a 12-bit camera."""
     frames: Literal["first", "middle", "all"] = "first"

@@ -163,7 +163,7 @@ def decode_frames(
         )
         looked: tuple[Any, ...] = ()
         if look != "none":
-            looked = _look_at(image, decode_spec, preprocess_spec, seen)
+            looked = _look_at(image, decode_spec, preprocess_spec, look, seen)
         for x_CHW, place in parts:
             size = image.width_px, image.height_px
             yield Crop(x_CHW, *size, image.frame, sample, place, *looked)
@@ -175,6 +175,7 @@ def _look_at(
     image: DecodedImage,
     decode_spec: DecodeSpec,
     preprocess_spec: PreprocessSpec,
+    look: Look,
     seen: SourceFacts,
 ) -> tuple[SourceFacts | None, Looks | None, npt.NDArray[np.uint8] | None]:
     """Return what a crop says of its frame: `seen`, `looks` and `picture_HWC`."""
@@ -182,7 +183,7 @@ def _look_at(
     if not needs_picture(decode_spec, preprocess_spec):
         return told, None, None
     picture_HWC = pick_picture(image.image_HWC)
-    if preprocess_spec.fit != "tiles":
-        return told, None, picture_HWC
-    [looks] = measure([picture_HWC.transpose(2, 0, 1)], [(image.width_px, image.height_px)])
-    return told, looks, picture_HWC
+    looks = None
+    if preprocess_spec.fit == "tiles":
+        [looks] = measure([picture_HWC.transpose(2, 0, 1)], [(image.width_px, image.height_px)])
+    return told, looks, picture_HWC if look == "facts" else None

@@ -40,9 +40,9 @@ class Commit:
     facts: str = ""
     """Path of what was measured of the images, row by row that of the attempt; see facts.py."""
     greys: dict[str, int] = field(default_factory=dict)
-    """How many images had samples of other than 8 bits (bits_16 ...), deep greys by which rule
-    (file, declared, measured, pooled ...), and greys of which hardly a level is left (few_levels).
-    """
+    """How many images had samples of other than 8 bits (bits_16 ...), of bits that training never
+    saw (new_bits_16 ...), deep greys by which rule (file, declared, measured, pooled ...), and
+    greys of which hardly a level is left (few_levels)."""
 
 
 def parse_commit(data: bytes, uri: str) -> Commit:

@@ -12,7 +12,7 @@ same one.
 import hashlib
 import heapq
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from itertools import count
 from typing import Any, Final
@@ -21,6 +21,7 @@ import pyarrow as pa
 
 from imgcls.image.crops import Crop
 from imgcls.image.facts.image_facts import ImageFacts, facts_of
+from imgcls.image.facts.levels import loses_levels
 from imgcls.image.facts.thumbnail import encode_thumbnail
 from imgcls.image.spec import PreprocessSpec
 from imgcls.inference.stream import Sample
@@ -37,9 +38,6 @@ _FLAGGED_FRACTION: Final = 0.05
 _NUM_UNCERTAIN: Final = 8
 _FLAGS: Final = ("positive", "review")
 _AXES: Final = ("brightness", "contrast", "sharpness", "levels")
-# Fewer levels in a crop are as good as nothing, where they are this part of what the file had.
-FEW_LEVELS: Final = 32
-FEW_FRACTION: Final = 0.25
 
 
 @dataclass(slots=True, eq=False)
@@ -51,17 +49,24 @@ class Seen:
     reason: str | None = None
 
 
-def lost_levels(facts: ImageFacts) -> bool:
-    """Tell whether hardly anything is left of a deep grey."""
-    had = facts.source.levels
-    return had is not None and facts.looks.levels < min(FEW_LEVELS, FEW_FRACTION * had)
-
-
 class ShardFacts:
-    """Collects what is seen of a shard's images."""
+    """Collects what is seen of a shard's images.
 
-    def __init__(self, spec: PreprocessSpec, num_planned: int, num_rows: int) -> None:
-        self._spec = spec
+    Args:
+        spec: of the bundle.
+        num_planned: images of the run.
+        num_rows: planned images of the shard.
+        known_bits: bits of a sample that training saw; none: nobody knows.
+    """
+
+    def __init__(
+        self,
+        spec: PreprocessSpec,
+        num_planned: int,
+        num_rows: int,
+        known_bits: Collection[str] = (),
+    ) -> None:
+        self._spec, self._known_bits = spec, known_bits
         self._share = NUM_SAMPLED / max(1, num_planned)
         self._flagged_left = _MAX_FLAGGED + int(_FLAGGED_FRACTION * num_rows)
         self._extremes: dict[tuple[str, bool], tuple[float, Seen, Crop]] = {}
@@ -115,9 +120,11 @@ class ShardFacts:
         source = facts.source
         if source.bits != 8:
             self._greys[f"bits_{source.bits}"] += 1
+        if self._known_bits and str(source.bits) not in self._known_bits:
+            self._greys[f"new_bits_{source.bits}"] += 1
         if source.gray_rule:
             self._greys[source.gray_rule] += 1
-        if lost_levels(facts):
+        if loses_levels(facts):
             self._greys["few_levels"] += 1
 
     def _choose(self, seen: Seen, crop: Crop, key: Key, row: dict[str, Any]) -> None:

@@ -135,6 +135,7 @@ class ShardWorker:
         self._lock = threading.Lock()  # of these
         self._access = Access(partial(_from_all_over, self._planned), get_images)
         self._decoders = record_here(bundle.decode_spec)
+        self._known_bits = tuple(bundle.training.get("greys", {}).get("bits", ()))
         self._provenance = Provenance(
             run=plan,
             class_names=bundle.class_names.names,
@@ -213,7 +214,7 @@ class ShardWorker:
             clock=self._clock,
             remote=self._remote,
             access=self._access,
-            facts=ShardFacts(spec, num_planned, planned.num_rows),
+            facts=ShardFacts(spec, num_planned, planned.num_rows, self._known_bits),
         )
         if shard == next(iter(self._plan.shards())):  # whoever has it: a run says it once
             _tell_seen(scored.rows, self._preprocess_spec)
