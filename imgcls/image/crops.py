@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from imgcls.image.decode import iter_images
 from imgcls.image.decoded import DecodedImage, ignore_frame
-from imgcls.image.facts.image_facts import Looks, measure
+from imgcls.image.facts.image_facts import ImageFacts, Looks, measure
 from imgcls.image.facts.source import Look, SourceFacts, looking
 from imgcls.image.facts.thumbnail import needs_picture, pick_picture
 from imgcls.image.fit.placement import resized_size
@@ -106,6 +106,16 @@ class Crop:
             picture_HWC = picture_HWC[:height, :width].copy()
         size = int(width_px), int(height_px)
         return cls(x_CHW, *size, frame, int(sample), place, found, looks, picture_HWC)
+
+
+def facts_of(crops: Sequence[Crop], spec: PreprocessSpec) -> list[ImageFacts]:
+    """Return the facts of crops, each of a whole frame or with looks of its own."""
+    without = [crop for crop in crops if crop.looks is None]
+    measured = iter(
+        measure([crop.x_CHW for crop in without], [crop.size_px for crop in without], spec)
+    )
+    plain = SourceFacts()
+    return [ImageFacts(crop.looks or next(measured), crop.seen or plain) for crop in crops]
 
 
 def has_picture(source: Sequence[Any]) -> bool:

@@ -19,8 +19,8 @@ from typing import Any, Final
 
 import pyarrow as pa
 
-from imgcls.image.crops import Crop
-from imgcls.image.facts.image_facts import ImageFacts, facts_of
+from imgcls.image.crops import Crop, facts_of
+from imgcls.image.facts.image_facts import ImageFacts
 from imgcls.image.facts.levels import loses_levels
 from imgcls.image.facts.thumbnail import encode_thumbnail
 from imgcls.image.spec import PreprocessSpec

@@ -18,8 +18,9 @@ from typing import Any, Final
 import numpy as np
 
 from imgcls.errors import ConfigError
+from imgcls.image.crops import facts_of
 from imgcls.image.decoders.pool import DecoderPool
-from imgcls.image.facts.image_facts import ImageFacts, facts_of
+from imgcls.image.facts.image_facts import ImageFacts
 from imgcls.image.facts.levels import FEW_FRACTION, FEW_LEVELS, loses_levels
 from imgcls.image.spec import POOLED, DecodeSpec, PreprocessSpec
 from imgcls.storage.access import Access, spread

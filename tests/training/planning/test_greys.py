@@ -10,8 +10,7 @@ import pytest
 from imgcls.config.scoring import ScoreConfig
 from imgcls.config.training import TrainConfig
 from imgcls.errors import ConfigError
-from imgcls.image.crops import decode_one
-from imgcls.image.facts.image_facts import facts_of
+from imgcls.image.crops import decode_one, facts_of
 from imgcls.image.spec import POOLED, DecodeSpec, PreprocessSpec
 from imgcls.model.bundle import read_bundle
 from imgcls.scoring.driver import score
@@ -162,12 +161,11 @@ def train_on(tmp_path: Path, name: str, count: int, **changes: object) -> dict[s
     return train(config)
 
 
-def test_findings_in_a_ct_without_a_window_are_found_and_unseen_greys_counted(
+def test_a_training_freezes_the_range_and_a_night_counts_what_it_never_saw(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    result = train_on(tmp_path, "CT without a window", 160)
-    assert result["greys"]["rules"] == {"measured": 112}  # type: ignore[index]
-    assert float(str(result["accuracy"])) >= 0.9
+    result = train_on(tmp_path, "CT without a window", 60, epochs=1)
+    assert result["greys"]["rules"] == {"measured": result["num_train"]}  # type: ignore[index]
     bundle = read_bundle(str(result["uri"]))
     assert [kind for kind, _, _ in bundle.decode_spec.gray_ranges] == [POOLED, "CT"]
     night = tmp_path / "night"
