@@ -40,9 +40,9 @@ def was_begun(plan: TrainPlan) -> bool:
     if record.get("fit", "auto") != "auto":
         return False
     log.warning(
-        "this training was begun by an earlier imgcls, which cut off the edges of pictures and took "
-        "the range that a file declares for deep greys: it continues so (%s). --fit pad begins one "
-        "that sees all of them",
+        "this training was begun by an earlier imgcls, which cut off the edges of pictures, and of "
+        "deep greys took the range that a file declares: it continues so (%s). --fit pad begins "
+        "one that sees all of them",
         plan.seen.describe(),
     )
     return True
