@@ -56,6 +56,7 @@ from imgcls.logs import Progress
 from imgcls.metrics.outcomes import Outcomes
 from imgcls.metrics.threshold_report import DecisionTable
 from imgcls.model.bundle import Bundle, BundleFacts, read_bundle, read_facts
+from imgcls.model.bundle_files import refuse_backbone
 from imgcls.model.registry import resolve
 from imgcls.runs.published import MANIFEST, Manifest, Part, list_published
 from imgcls.schema import Status
@@ -125,6 +126,7 @@ def evaluate_model(config: EvaluateConfig) -> dict[str, Any]:
     """Run MODEL on the images of a split of DATA; see `evaluate`."""
     uri = resolve(config.model)
     bundle = read_bundle(uri)
+    refuse_backbone(bundle.is_backbone, config.model, "evaluate")
     dataset = _read_data(config, bundle)
     split: str = config.split
     if split == "auto":

@@ -18,6 +18,7 @@ from imgcls.config.scoring import ScoreConfig
 from imgcls.errors import DeviceFailedError, ShardFailedError, StorageError
 from imgcls.logs import Progress
 from imgcls.model.bundle import read_bundle
+from imgcls.model.bundle_files import refuse_backbone
 from imgcls.runs.commits import read_commits
 from imgcls.runs.plan import Plan, Shard, read_plan
 from imgcls.runs.published import read_manifest
@@ -80,7 +81,7 @@ def make_plan(config: ScoreConfig, run: Run, num_workers: int) -> Plan:
 def resolve_model(reference: str) -> PlannedModel:
     """Resolve a reference and read its bundle whole: a damaged one is found before the plan."""
     model = name_model(reference)
-    read_bundle(model.uri)
+    refuse_backbone(read_bundle(model.uri).is_backbone, reference, "score")
     return model
 
 
