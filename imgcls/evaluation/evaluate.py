@@ -59,7 +59,8 @@ from imgcls.model.bundle import Bundle, BundleFacts, read_bundle, read_facts
 from imgcls.model.bundle_files import refuse_backbone
 from imgcls.model.registry import resolve
 from imgcls.runs.published import MANIFEST, Manifest, Part, list_published
-from imgcls.schema import Status
+from imgcls.runs.row_keys import with_paths
+from imgcls.schema import MEMBER_FIELD, Status
 from imgcls.storage import objects
 from imgcls.storage.access import Access, spread
 from imgcls.storage.bulk_get import GetRequest
@@ -67,7 +68,7 @@ from imgcls.storage.uri import join
 
 _NUM_NAMED = 10  # images that a result names one by one
 _COLUMNS = ["uri", "status", "error", "class_name", "run_id", "scored_at", "model_digest"]
-_OPTIONAL_COLUMNS = ["labels", "calibrated_prob", "decision", "threshold_id"]
+_OPTIONAL_COLUMNS = [MEMBER_FIELD.name, "labels", "calibrated_prob", "decision", "threshold_id"]
 
 _log = logging.getLogger(__name__)
 
@@ -359,7 +360,7 @@ def _read_part(folder: str, part: Part) -> pa.Table:
     # Which of the optional columns there are depends on the model of the run.
     file = pq.ParquetFile(io.BytesIO(data))
     there = [name for name in _OPTIONAL_COLUMNS if name in file.schema_arrow.names]
-    return file.read(columns=_COLUMNS + there)
+    return with_paths(file.read(columns=_COLUMNS + there))
 
 
 def _read_facts(manifests: list[tuple[str, Manifest]]) -> dict[str, BundleFacts]:
