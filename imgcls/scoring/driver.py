@@ -24,6 +24,7 @@ from imgcls.runs.plan import Plan, Shard, read_plan
 from imgcls.runs.published import read_manifest
 from imgcls.runs.run import Run
 from imgcls.scoring.executors.executor import Workers
+from imgcls.scoring.planning.carry import Carry
 from imgcls.scoring.planning.checks import check_config, check_same_run
 from imgcls.scoring.planning.listing import list_source
 from imgcls.scoring.planning.plan import write_plan
@@ -106,6 +107,7 @@ def write_run_plan(
         config=vars(config),
         shard_sizes=shard_sizes(num_images, config.shard_size, num_workers),
         difference=difference,
+        carry=Carry.of(config),
     )
 
 

@@ -23,7 +23,7 @@ from imgcls.inference.stream import Predicted
 from imgcls.metrics.calibration import Calibration
 from imgcls.metrics.operating_point import OperatingPoint, decide
 from imgcls.runs.plan import RunFacts
-from imgcls.schema import MEMBER_FIELD, PLACE_FIELDS, Status, prediction_schema
+from imgcls.schema import MEMBER_FIELD, PLACE_FIELDS, Status, carried_fields, prediction_schema
 from imgcls.scoring.shard.facts import Seen, ShardFacts
 from imgcls.sources.containers import is_container
 
@@ -70,6 +70,7 @@ class ShardRows:
             write_embedding=write_embedding,
             has_places=provenance.has_places,
             has_members=self._has_members,
+            carried=carried_fields(plan_rows.schema),
         )
         self._names = [name for name in ("uri", MEMBER_FIELD.name) if name in self._schema.names]
         planned = plan_rows.select(self._names).to_pylist()
