@@ -69,7 +69,7 @@ class TrainConfig(ListingOptions):
     overlap: int = 32
     """Pixels that neighbouring tiles share at least: as large as what is looked for."""
     pooling: Literal["auto", "max", "mean", "top3_mean", "noisy_or"] = "auto"
-    """How the answers of tiles become that of their picture; auto is max, the worst tile."""
+    """How the answers of tiles, or frames, become that of their picture; auto is max, the worst."""
     min_seen_fraction: float = 0.6
     """Share of a picture's area that must reach the model, of half the pictures: training refuses
     to cut off more. 0 allows any cut.
@@ -86,8 +86,10 @@ class TrainConfig(ListingOptions):
     """
     gray_bits: int = 16
     """Significant bits of a deep grey, for --gray-range bits: 12 for a 12-bit camera."""
-    frames: Literal["first", "middle", "all"] = "first"
-    """Frames of a multi-frame file to score; training takes the first of them."""
+    frames: Literal["first", "middle", "all", "pool"] = "first"
+    """Frames of a multi-frame file: first, middle, all (a row each; training takes the first), or
+    pool: all frames are one sample, in training as in scoring, by --pooling; its row names the
+    frame that decided."""
     dicom_window: Literal[
         "file", "none", "lung", "soft_tissue", "bone", "brain", "mediastinum", "lung_soft_bone"
     ] = "file"

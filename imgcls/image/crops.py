@@ -68,7 +68,7 @@ class Crop:
     def source(self) -> Source:
         """All but the pixels, as JSON-able values; the shape of the picture is the last one."""
         where = self.width_px, self.height_px, self.frame, self.sample, self.place
-        if self.seen is None and self.picture_HWC is None:
+        if self.seen is None and self.looks is None and self.picture_HWC is None:
             return where  # short, for there may be thousands of tiles
         seen = None if self.seen is None else self.seen.to_list()
         looks = None if self.looks is None else list(astuple(self.looks))
@@ -161,11 +161,12 @@ def decode_frames(
     wanted_size = partial(resized_size, spec=preprocess_spec) if is_scaled else None
     images = iter_images(data, decode_spec, wanted_size, begin_frame)
     num_left = most_crops(decode_spec, preprocess_spec)
-    for sample in count():
+    for number in count():
         with looking(look) as seen:
             image = next(images, None)
         if image is None:
             return
+        sample = 0 if decode_spec.frames == "pool" else number
         parts: Iterable[tuple[npt.NDArray[Any], Place | None]] = (
             cut_tiles(image.image_HWC, preprocess_spec, num_left)
             if is_tiled
@@ -194,6 +195,6 @@ def _look_at(
         return told, None, None
     picture_HWC = pick_picture(image.image_HWC)
     looks = None
-    if preprocess_spec.fit == "tiles":
+    if preprocess_spec.fit == "tiles" or decode_spec.frames == "pool":  # no crop to tell it later
         [looks] = measure([picture_HWC.transpose(2, 0, 1)], [(image.width_px, image.height_px)])
     return told, looks, picture_HWC if look == "facts" else None

@@ -18,8 +18,8 @@ from typing import Any, Final
 import numpy as np
 
 from imgcls.errors import ConfigError
-from imgcls.image.crops import facts_of
-from imgcls.image.decoders.pool import DecoderPool
+from imgcls.image.crops import Crop, facts_of
+from imgcls.image.decoders.pool import Decoded, DecoderPool
 from imgcls.image.facts.image_facts import ImageFacts
 from imgcls.image.facts.levels import FEW_FRACTION, FEW_LEVELS, loses_levels
 from imgcls.image.spec import POOLED, DecodeSpec, PreprocessSpec
@@ -156,15 +156,25 @@ def _facts(
     uris: list[str], decode_spec: DecodeSpec, preprocess_spec: PreprocessSpec, num_decoders: int
 ) -> list[ImageFacts]:
     """Return the facts of the first crop of each image that gives pixels, in order of the URIs."""
-    found: dict[int, ImageFacts] = {}
+    found: dict[tuple[int, int], ImageFacts] = {}
     access = Access(lambda: spread(uris))
     requests = (GetRequest(index, uri) for index, uri in enumerate(uris))
     with DecoderPool(decode_spec, preprocess_spec, num_decoders or 1, look="ranges") as pool:
         decoded = pool.decode_many(access.read(requests))
-        for batch in _batched((one.index, one.crops[0]) for one in decoded if one.crops):
-            indices, crops = zip(*batch, strict=True)
-            found |= zip(indices, facts_of(crops, preprocess_spec), strict=True)
-    return [found[index] for index in sorted(found)]
+        for batch in _batched(_first_crops(decoded, is_pooled=decode_spec.frames == "pool")):
+            keys, crops = zip(*batch, strict=True)
+            found |= zip(keys, facts_of(crops, preprocess_spec), strict=True)
+    return [found[key] for key in sorted(found)]
+
+
+def _first_crops(
+    decoded: Iterator[Decoded], *, is_pooled: bool
+) -> Iterator[tuple[tuple[int, int], Crop]]:
+    """Yield what training takes of each image, one crop of a frame."""
+    for one in decoded:
+        of_frames = [crop for crop in one.crops if crop.looks is not None] if is_pooled else []
+        for number, crop in enumerate(of_frames or one.crops[:1]):
+            yield (one.index, number), crop
 
 
 def _batched(items: Iterator[Any]) -> Iterator[list[Any]]:
