@@ -12,32 +12,24 @@ backend that a night of so many images would have here; the result says which.
 import hashlib
 import io
 import logging
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from imgcls.config.models import EvaluateConfig
-from imgcls.config.training import TrainConfig
 from imgcls.data.class_names import ClassNames, from_labels
 from imgcls.data.dataset import (
-    Dataset,
-    Sample,
     describe_classes,
-    read_dataset,
     refuse_joined,
     unique_rows,
 )
-from imgcls.data.label_manifest import Roles, is_manifest, read_manifest
+from imgcls.data.label_manifest import Roles, read_manifest
 from imgcls.data.left_out import leave_out, split_label
 from imgcls.data.matching import Matching, refuse_no_match
-from imgcls.data.splits.draw import read_moved
 from imgcls.data.tables.shape import TableShape
 from imgcls.data.trained_on import choose_split, count_trained_on
 from imgcls.errors import (
@@ -46,29 +38,21 @@ from imgcls.errors import (
     ObjectMissingError,
     SourceError,
 )
-from imgcls.image.decoders.pool import Decoded, DecoderPool
+from imgcls.evaluation.labelled_data import read_labelled
+from imgcls.evaluation.predict_samples import RunFlags, predict_samples
 from imgcls.image.versions import describe_moved
-from imgcls.inference.backends.demand import demand_of_run
-from imgcls.inference.collect import collect
-from imgcls.inference.decision_rule import DecisionRule
-from imgcls.inference.predictor import Predictor, make_predictor
-from imgcls.logs import Progress
 from imgcls.metrics.outcomes import Outcomes
 from imgcls.metrics.threshold_report import DecisionTable
-from imgcls.model.bundle import Bundle, BundleFacts, read_bundle, read_facts
-from imgcls.model.bundle_files import refuse_backbone
+from imgcls.model.bundle import BundleFacts, read_bundle, read_facts
 from imgcls.model.registry import resolve
 from imgcls.runs.published import MANIFEST, Manifest, Part, list_published
-from imgcls.runs.row_keys import with_paths
-from imgcls.schema import MEMBER_FIELD, Status
+from imgcls.schema import Status
 from imgcls.storage import objects
-from imgcls.storage.access import Access, spread
-from imgcls.storage.bulk_get import GetRequest
 from imgcls.storage.uri import join
 
 _NUM_NAMED = 10  # images that a result names one by one
 _COLUMNS = ["uri", "status", "error", "class_name", "run_id", "scored_at", "model_digest"]
-_OPTIONAL_COLUMNS = [MEMBER_FIELD.name, "labels", "calibrated_prob", "decision", "threshold_id"]
+_OPTIONAL_COLUMNS = ["labels", "calibrated_prob", "decision", "threshold_id"]
 
 _log = logging.getLogger(__name__)
 
@@ -127,8 +111,7 @@ def evaluate_model(config: EvaluateConfig) -> dict[str, Any]:
     """Run MODEL on the images of a split of DATA; see `evaluate`."""
     uri = resolve(config.model)
     bundle = read_bundle(uri)
-    refuse_backbone(bundle.is_backbone, config.model, "evaluate")
-    dataset = _read_data(config, bundle)
+    dataset = read_labelled(config, bundle, whole=config.split == "all")
     split: str = config.split
     if split == "auto":
         share = count_trained_on(bundle.attachments, dataset.samples)
@@ -148,20 +131,8 @@ def evaluate_model(config: EvaluateConfig) -> dict[str, Any]:
         )
     if moved := bundle.decode_spec.moved_formats():
         _log.warning("%s", describe_moved(moved))
-    # Decoders start before torch has threads.
-    num_cpus = len(os.sched_getaffinity(0))
-    with DecoderPool(
-        bundle.decode_spec, bundle.preprocess_spec, config.num_decoders or num_cpus
-    ) as pool:
-        demand = demand_of_run(
-            device=config.device,
-            precision=config.precision,
-            batch_size=config.batch_size,
-            num_images=len(samples),
-            num_cores=num_cpus,
-        )
-        with make_predictor(bundle, demand) as predictor:
-            outcomes, probs_BK = _predict(samples, pool, predictor)
+    predicted = predict_samples(bundle, samples, RunFlags.of(config))
+    outcomes, probs_BK = predicted.outcomes(samples, bundle), predicted.found.probs_BK
     calibration, calibrated = bundle.fitted(), dict[str, Any]()
     if calibration is not None:
         calibrated = outcomes.calibrated(calibration, bundle.class_names, probs_BK)
@@ -170,8 +141,8 @@ def evaluate_model(config: EvaluateConfig) -> dict[str, Any]:
         "model": config.model,
         "model_uri": uri,
         "model_digest": bundle.digest,
-        "backend": predictor.name,
-        "precision": predictor.precision,
+        "backend": predicted.backend,
+        "precision": predicted.precision,
         "data": config.data,
         "split": split,
         "split_digest": dataset.split_digest,
@@ -181,55 +152,6 @@ def evaluate_model(config: EvaluateConfig) -> dict[str, Any]:
         "calibrated": calibrated,
         "moved_formats": bundle.decode_spec.moved_formats(),
     }
-
-
-def _read_data(config: EvaluateConfig, bundle: Bundle) -> Dataset:
-    """Read DATA with the shares and the seed of the training, so that its test split comes back."""
-    trained = bundle.training.get("config", {})
-    whole = config.split == "all"
-    return read_dataset(
-        config.data,
-        val_fraction=0.0 if whole else trained.get("val_fraction", TrainConfig.val_fraction),
-        test_fraction=0.0 if whole else trained.get("test_fraction", TrainConfig.test_fraction),
-        seed=trained.get("seed", TrainConfig.seed),
-        known=lambda: None if whole else read_moved(bundle.attachments),
-        class_names=bundle.class_names,
-        roles=Roles.parse(
-            group=config.group or trained.get("group", ""),
-            slice_by=config.slice_by,
-            label=config.label or trained.get("label", ""),
-            needs_group=bool(config.group),
-        ),
-        options=config,
-        may_lack_labels=True,
-        multi_label=bundle.multi_label,
-        group_by_folder=trained.get("group_by") == "folder" and not is_manifest(config.data),
-    )
-
-
-def _predict(
-    samples: list[Sample], pool: DecoderPool, predictor: Predictor
-) -> tuple[Outcomes, npt.NDArray[np.float32]]:
-    """Predict every sample; the probabilities are those of the ok rows, in order."""
-    uris = [sample.uri for sample in samples]
-    requests = (GetRequest(index, uri) for index, uri in enumerate(uris))
-    access = Access(lambda: spread(uris))
-    with Progress("evaluating", len(samples), "images") as progress:
-
-        def decoded() -> Iterator[Decoded]:
-            for one in pool.decode_many(access.read(requests)):
-                yield one
-                progress.advance(1)
-
-        found = collect(decoded(), predictor, uris)
-    outcomes = Outcomes(predictor.bundle.multi_label)
-    labels_B = DecisionRule.of(predictor.bundle).labels(found.probs_BK)
-    for index, labels in zip(found.index_B.tolist(), labels_B, strict=True):
-        sample = samples[index]
-        outcomes.add_ok(sample.labels, labels, sample.group or sample.uri, sample.slice_name)
-    for failure in found.failures:
-        outcomes.add_failure(uris[failure.index], failure.status, failure.reason)
-    return outcomes, found.probs_BK
 
 
 def evaluate_predictions(config: EvaluateConfig) -> dict[str, Any]:
@@ -360,7 +282,7 @@ def _read_part(folder: str, part: Part) -> pa.Table:
     # Which of the optional columns there are depends on the model of the run.
     file = pq.ParquetFile(io.BytesIO(data))
     there = [name for name in _OPTIONAL_COLUMNS if name in file.schema_arrow.names]
-    return with_paths(file.read(columns=_COLUMNS + there))
+    return file.read(columns=_COLUMNS + there)
 
 
 def _read_facts(manifests: list[tuple[str, Manifest]]) -> dict[str, BundleFacts]:

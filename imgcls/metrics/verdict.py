@@ -141,6 +141,7 @@ def judge(
         "auroc": metrics.get("auroc_macro"),
         "auroc_interval": metrics["intervals"].get("auroc_macro"),
         "log_loss": after.get("log_loss", metrics.get("log_loss")),
+        "folds": metrics.get("folds", []),
         "found": {
             name: {"found": int(found_K[k]), "of": int(target_BK[:, k].sum())}
             for k, name in enumerate(class_names.names)
@@ -279,6 +280,8 @@ def _compared(verdict: Verdict) -> Iterator[str]:
             f"{_in_hundredths(model['auroc_interval'])}; a guesser in 50 "
             f"(AUROC {model['auroc']:.3f})."
         )
+    if model["folds"]:
+        yield f"From fold to fold: {_spread(model['folds'])}."
     if model["log_loss"] is not None:
         yield (
             f"Log loss {model['log_loss']:.3f}; knowing only how common each class is, it would be "
@@ -333,6 +336,16 @@ def _missed(point: Mapping[str, Any]) -> Iterator[str]:
 
 def _percent(*shares: float) -> str:
     return f"{' to '.join(f'{100 * share:.0f}' for share in shares)} %"
+
+
+def _spread(folds: Sequence[Mapping[str, Any]]) -> str:
+    """Return the lowest and the highest number of the folds."""
+    told = []
+    for name, title in (("accuracy", "accuracy"), ("auroc_macro", "AUROC")):
+        values = [fold[name] for fold in folds if fold.get(name) is not None]
+        if values:
+            told.append(f"{title} {min(values):.3f} to {max(values):.3f}")
+    return ", ".join(told)
 
 
 def _by_class(found: Mapping[str, Mapping[str, int]]) -> str:

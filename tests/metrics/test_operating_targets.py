@@ -7,7 +7,7 @@ from imgcls.config.training import TrainConfig
 from imgcls.data.class_names import ClassNames
 from imgcls.data.dataset import Sample
 from imgcls.errors import ConfigError
-from imgcls.training.operating_targets import check_operating_points, operating_targets
+from imgcls.metrics.operating_targets import check_operating_points, operating_targets
 from imgcls.training.planning.make_plan import make_plan
 
 NAMES = ClassNames(("defect", "good"))
