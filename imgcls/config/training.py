@@ -69,27 +69,20 @@ class TrainConfig(ListingOptions):
     overlap: int = 32
     """Pixels that neighbouring tiles share at least: as large as what is looked for."""
     pooling: Literal["auto", "max", "mean", "top3_mean", "noisy_or"] = "auto"
-    """How the answers of tiles, or frames, become that of their picture; auto is max, the worst."""
+    """How the answers of tiles become that of their picture; auto is max, the worst tile."""
     min_seen_fraction: float = 0.6
     """Share of a picture's area that must reach the model, of half the pictures: training refuses
     to cut off more. 0 allows any cut.
     """
     color: Literal["rgb", "gray"] = "rgb"
     """rgb decodes to three channels, gray to one, which is enough for X-rays and many sensors."""
-    gray_range: Literal["measured", "declared", "bits", "min_max"] = "measured"
-    """Which values of a grey deeper than 8 bits, without a window in its file, become black and
-    white: those that the training images use, measured once for each modality and kept in the
-    model; those that the file declares or its type allows; 0 to 2^--gray-bits - 1; or each image's
-    own extremes."""
-    gray_window: str = ""
-    """LOW:HIGH, such as -200:1200: these values become black and white, in place of --gray-range.
-    """
+    gray_range: Literal["declared", "bits", "min_max"] = "declared"
+    """Which values of a grey deeper than 8 bits become black and white: those that the file
+    declares or its type allows; 0 to 2^--gray-bits - 1; or each image's own extremes."""
     gray_bits: int = 16
     """Significant bits of a deep grey, for --gray-range bits: 12 for a 12-bit camera."""
-    frames: Literal["first", "middle", "all", "pool"] = "first"
-    """Frames of a multi-frame file: first, middle, all (a row each; training takes the first), or
-    pool: all frames are one sample, in training as in scoring, by --pooling; its row names the
-    frame that decided."""
+    frames: Literal["first", "middle", "all"] = "first"
+    """Frames of a multi-frame file to score; training takes the first of them."""
     dicom_window: Literal[
         "file", "none", "lung", "soft_tissue", "bone", "brain", "mediastinum", "lung_soft_bone"
     ] = "file"
@@ -136,6 +129,12 @@ class TrainConfig(ListingOptions):
     """Share of each class held out for validation, where DATA names no split."""
     test_fraction: float = 0.15
     """Share of each class held out for testing, where DATA names no split."""
+    folds: int = 0
+    """For small sets: train so many times on all but one part of the images, a group in one part,
+    and measure that part; thresholds and numbers come from there. Then the model is trained on all
+    images, which no number measures. Nothing is held out by --val-fraction and --test-fraction; a
+    test split that DATA names stays. 0 for none, mostly 5.
+    """
     group_by: Literal["none", "folder"] = "none"
     """folder: in a folder tree, the first folder below a class is the group (a patient, a part):
     all its images stay on one side of the split. A manifest has a column group instead.
@@ -160,8 +159,9 @@ class TrainConfig(ListingOptions):
     allow_unlabelled: bool = False
     """Leave out images without a label; they are counted. By default they are refused."""
     positive_class: str = ""
-    """Class to find: the model gets thresholds for it, chosen on validation, and scoring writes
-    positive, negative or review. Needs --target-recall or --target-specificity, or both.
+    """Class to find, or several joined by "|": the model gets thresholds for each, chosen on
+    validation, and scoring writes positive, negative or review by the first. Needs
+    --target-recall or --target-specificity, or both.
     """
     target_recall: float = 0.0
     """Share of the positive images that a threshold must find, such as 0.95; 0 for no such

@@ -9,22 +9,11 @@ from typing import Any
 
 from imgcls.inert import in_markdown
 from imgcls.metrics.bootstrap import FEW_UNITS
-from imgcls.model.origin import describe_origin
 
 _MAX_LISTED = 5
 _HEADLINE_METRICS = (
-    "accuracy",
-    "top5_accuracy",
-    "balanced_accuracy",
-    "macro_f1",
-    "weighted_f1",
-    "micro_f1",
-    "auroc_macro",
-    "average_precision_macro",
-    "log_loss",
-    "ece",
-    "brier",
-    "num_images",
+    *("accuracy", "top5_accuracy", "balanced_accuracy", "macro_f1", "weighted_f1", "micro_f1"),
+    *("auroc_macro", "average_precision_macro", "log_loss", "ece", "brier", "num_images"),
 )
 # Shown in sections of their own, or too long for a table.
 _SKIPPED_IN_TRAINING = (
@@ -73,9 +62,8 @@ def model_card(facts: Mapping[str, Any], attachments: Sequence[str] = ()) -> str
         # What a person must know first, then where it comes from, then how far it goes.
         f"# {_name(training)}{in_markdown(facts['arch'])} for {len(facts['class_names'])} classes"
         + (", any number of them per image" if facts["multi_label"] else ""),
-        ("Imported" if facts.get("origin") else "Trained") + " and stored by imgcls. Every file is "
-        "listed with its sha256 in SHA256SUMS; `sha256sum -c SHA256SUMS` checks them.",
-        *describe_origin(facts),
+        "Trained and stored by imgcls. Every file is listed with its sha256 in SHA256SUMS; "
+        "`sha256sum -c SHA256SUMS` checks them.",
         "## Verdict\n\n" + _verdict(facts.get("verdict")),
         *_golden_miss(training),
         "## Data\n\n" + _data(facts),
@@ -117,6 +105,16 @@ def _limits(facts: Mapping[str, Any], *, has_no_spread: bool) -> str:
             "val chose the epoch that was kept and the calibration, so its own numbers are a "
             "little too good; test decided nothing."
         )
+    for values in by_split.values():
+        if folds := values.get("folds"):
+            limits.append(
+                f"**The model in this bundle was itself not measured.** The numbers are of "
+                f"{len(folds)} models, each trained without the fold that measures it ("
+                + "; ".join(
+                    f"{fold['fold']}: accuracy {_shown(fold['accuracy'])}" for fold in folds
+                )
+                + "); then this one was trained on all. The same images chose the thresholds."
+            )
     intervals = {split: values.get("intervals", {}) for split, values in by_split.items()}
     if any(of_split.get("num_units", FEW_UNITS) < FEW_UNITS for of_split in intervals.values()):
         limits.append(

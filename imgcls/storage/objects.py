@@ -178,14 +178,12 @@ def put_if_match(uri: str, data: bytes, etag: str) -> str:
     return remote.put_if_match(uri, data, etag)
 
 
-def put(uri: str, data: bytes, *, is_private: bool = False) -> str:
+def put(uri: str, data: bytes) -> str:
     """Write an object whatever was there, and return its etag.
 
-    For names that only one writer uses. On a disk only its owner may read a private one.
+    For names that only one writer uses.
     """
-    if is_local(uri):
-        return local.put(_path(uri), data, is_private=is_private)
-    return remote.put(uri, data)
+    return local.put(_path(uri), data) if is_local(uri) else remote.put(uri, data)
 
 
 def delete(uri: str) -> None:

@@ -25,16 +25,24 @@ from imgcls.logs import Progress
 from imgcls.model.registry import register
 from imgcls.storage.probe import require_conditional_writes
 from imgcls.training.data.leak_check import check_groups, check_images
-from imgcls.training.finish.finish import describe, find_registered, make_bundle
+from imgcls.training.finish.finish import (
+    describe,
+    find_registered,
+    make_bundle,
+    measure_fold,
+)
+from imgcls.training.finish.out_of_fold import is_measured
+from imgcls.training.finish.recalibrate import recalibrate
 from imgcls.training.optim.loop import fit, is_finished
 from imgcls.training.optim.setup import make_loaders, make_state
 from imgcls.training.optim.train_state import TrainState
+from imgcls.training.planning.folds import fold_plans
 from imgcls.training.planning.make_plan import make_plan
 from imgcls.training.ranks.placement import warn_of_idle_gpus
 from imgcls.training.ranks.rank import Place
 from imgcls.training.ranks.stop_request import StopRequest
 from imgcls.training.record.checkpoint import CheckpointWriter, list_checkpoints, read_latest
-from imgcls.training.record.finished import read_finished, write_finished
+from imgcls.training.record.finished import read_finished, read_finished_otherwise, write_finished
 from imgcls.training.record.input_sheet import write_inputs
 from imgcls.training.record.recorder import Recorder, Show
 from imgcls.training.record.run_record import check_writable, write_start
@@ -70,25 +78,37 @@ def train(config: TrainConfig) -> dict[str, Any]:
     check_groups(plan)
     if done := read_finished(plan):
         return _concluded(done, start_s)
+    if done := read_finished_otherwise(plan):
+        return _concluded(recalibrate(plan, done, Place(pick_device(config.device))), start_s)
+    if config.folds:
+        for fold in fold_plans(plan):
+            if not is_measured(fold):
+                log.info("fold %s: %d images", fold.fold, len(fold.splits["train"]))
+                _run(fold)
+        log.info("the final model: all %d images", len(plan.splits["train"]))
+    return _concluded(_run(plan), start_s)
+
+
+def _run(plan: TrainPlan) -> dict[str, Any]:
+    """Train in this process or by Ray Train, as the flags say."""
+    config = plan.config
     if config.workers.most == 0:
         place = Place(pick_device(config.device))
         if place.device.type == "cuda":
             warn_of_idle_gpus(torch.cuda.device_count())
         with make_progress(plan) as progress:
-            result = train_rank(plan, place, progress.advance, StopRequest())
-    else:
-        from imgcls.training.ranks.ray_train import run_on_workers
+            return train_rank(plan, place, progress.advance, StopRequest())
+    from imgcls.training.ranks.ray_train import run_on_workers
 
-        result = run_on_workers(
-            train_rank,
-            plan,
-            name=f"imgcls-{plan.fingerprint}",
-            workers=config.workers,
-            device=config.device,
-            max_failures=config.max_failures,
-            progress=make_progress(plan),
-        )
-    return _concluded(result, start_s)
+    return run_on_workers(
+        train_rank,
+        plan,
+        name=f"imgcls-{plan.fingerprint}",
+        workers=config.workers,
+        device=config.device,
+        max_failures=config.max_failures,
+        progress=make_progress(plan),
+    )
 
 
 def _concluded(result: dict[str, Any], start_s: float) -> dict[str, Any]:
@@ -153,6 +173,10 @@ def train_rank(plan: TrainPlan, place: Place, show: Show, stop: StopRequest) -> 
             return {}
         if not was_finished:
             recorder.after_training()
+        if plan.fold:
+            measure_fold(plan, state, loaders, place)
+            writer.remove_all()
+            return {"fold": plan.fold}
         bundle = make_bundle(plan, state, loaders, place, leaks)
         earlier = find_registered(plan, state) if was_finished else None
         model = earlier or register(plan.config.registry, plan.config.name, bundle)

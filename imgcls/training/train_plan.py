@@ -6,7 +6,7 @@ paths) decides only where and how fast.
 """
 
 from dataclasses import dataclass, field
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 from imgcls.config.choices import BestBy, Loss, Optimizer, Schedule, TrainPrecision
 from imgcls.config.training import TrainConfig
@@ -19,6 +19,7 @@ from imgcls.storage.uri import join
 from imgcls.training.augment.geometric import AugmentRecipe
 from imgcls.training.augment.policies import Policy
 
+OUT_OF_FOLD: Final = "out of fold"  # the split of which the models of the folds were measured
 RUN_RECORD: Final = "run.json"  # the flags of a run, in its folder
 
 
@@ -78,10 +79,10 @@ class TrainPlan:
     """Sides that no hash gives, see data/splits/draw.py."""
     image_versions: str = ""
     """Digest of the versions of all images, see fingerprint.py."""
+    fold: str = ""
+    """Which fold this is, such as "1 of 5"; "" for a training of its own."""
     seen: Seen = NOTHING_SEEN
     """What the model sees of some training images."""
-    greys: dict[str, Any] = field(default_factory=dict)
-    """What was seen of the images' greys, see planning/greys.py."""
 
     @property
     def run_uri(self) -> str:

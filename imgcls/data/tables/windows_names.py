@@ -1,6 +1,6 @@
 r"""Names of files as Windows writes them: scans\a.png.
 
-In: the names in a manifest. Out: the same, with "/" in relative names. Invariant: a name that has a
+In: the rows of a manifest. Out: the same, with "/" in relative names. Invariant: a name that has a
 "/" is as it is, and so is one that a file of this disk has, backslash and all; a drive or a share
 is refused, since nobody knows where it lies here.
 """
@@ -10,6 +10,7 @@ import os
 import re
 from dataclasses import dataclass
 
+from imgcls.data.columns import Row
 from imgcls.errors import SourceError
 from imgcls.storage.uri import is_local
 
@@ -32,28 +33,25 @@ class WindowsNames:
     num_translated: int = 0
     example: str = ""
 
-    def translated(self, given: str, where: str) -> str:
-        """Return a name with the separators of this system.
-
-        Args:
-            given: The name as it stands in the manifest.
-            where: Words that name its row.
+    def translated(self, row: Row) -> Row:
+        """Return a row whose name has the separators of this system.
 
         Raises:
             SourceError: the name begins with a drive or a share.
         """
-        if "\\" not in given or "/" in given:
-            return given
+        given = row.cells.get("uri")
+        if not isinstance(given, str) or "\\" not in given or "/" in given:
+            return row
         if is_local(self.folder) and os.path.lexists(f"{self.folder}{given}"):
-            return given
+            return row
         if _ABSOLUTE.match(given):
             raise SourceError(
-                f"{where}: {given} is a path of another system: write names below a folder, "
+                f"{row.where}: {given} is a path of another system: write names below a folder, "
                 r"such as line1\x.png, and say by --root where that folder lies here"
             )
         self.num_translated += 1
         self.example = self.example or given
-        return given.replace("\\", "/")
+        return Row({**row.cells, "uri": given.replace("\\", "/")}, row.where)
 
     def tell(self) -> None:
         """Say in the log what was translated."""

@@ -38,9 +38,9 @@ from imgcls.data.leaks import (
     refuse_leaks,
 )
 from imgcls.errors import ConfigError, ObjectMissingError
-from imgcls.identity import pseudonyms
 from imgcls.image.decoders.pool import DecoderPool
 from imgcls.inert import in_csv
+from imgcls.metrics.operating_targets import check_operating_points
 from imgcls.storage.bulk_get import GetRequest
 from imgcls.storage.json_text import parse_object
 from imgcls.storage.objects import put, put_first, read
@@ -48,7 +48,6 @@ from imgcls.storage.uri import join
 from imgcls.training.data.loader import SplitLoader
 from imgcls.training.data.looks import DIGEST_BYTES, Looks, open_eyes
 from imgcls.training.data.sampler import divide
-from imgcls.training.operating_targets import check_operating_points
 from imgcls.training.ranks.rank import Place
 from imgcls.training.train_plan import TrainPlan
 
@@ -236,8 +235,7 @@ def _tell_conflicts(plan: TrainPlan, conflicts: Sequence[tuple[Sample, Sample]])
 
 
 def _shared_groups(samples: Sequence[Sample]) -> list[Leak]:
-    named = pseudonyms(sample.group for sample in samples)
-    return find_shared(samples, [named[sample.group] for sample in samples], "group")
+    return find_shared(samples, [sample.group for sample in samples], "group")
 
 
 def _read_earlier(plan: TrainPlan) -> _Found | None:

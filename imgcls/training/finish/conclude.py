@@ -23,7 +23,7 @@ from imgcls.training.data.loader import SplitLoader
 from imgcls.training.finish.errors_sheet import WrongImage, as_seen, draw_errors, worst_errors
 from imgcls.training.finish.measure import Measured
 from imgcls.training.finish.score_plots import ClassScores, histogram, roc_and_precision
-from imgcls.training.train_plan import TrainPlan
+from imgcls.training.train_plan import OUT_OF_FOLD, TrainPlan
 
 ROC, SCORES, ERRORS = "roc.png", "scores.png", "worst_errors.png"
 _MAX_SAID: Final = 3  # classes of a picture of several labels that the sheet names
@@ -44,6 +44,11 @@ def reach_verdict(plan: TrainPlan, measured: Measured) -> Verdict:
         beware.append(
             "there is no test split; val chose the weights and the threshold, so these numbers are "
             "a little too good."
+        )
+    if split == OUT_OF_FOLD:
+        beware.append(
+            f"these numbers are of {plan.config.folds} models, each trained without the images "
+            "that measure it; the model itself was then trained on all, and was not measured."
         )
     if measured.missing:
         beware.append(f"{measured.missing}.")

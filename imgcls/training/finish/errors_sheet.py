@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from imgcls.inert import in_picture
 from imgcls.metrics.top_classes import Bools, Doubles
-from imgcls.training.finish.canvas import OTHERS, POSITIVE, make_figure, to_png
+from imgcls.training.canvas import OTHERS, POSITIVE, make_figure, to_png
 
 MAX_SHOWN: Final = 20
 _MAX_CROPS, _GAP_PX = 36, 4

@@ -34,13 +34,14 @@ from imgcls.storage.objects import put, read
 from imgcls.storage.uri import join
 from imgcls.training.data.loader import SplitLoader
 from imgcls.training.finish.conclude import ERRORS, draw_scores, draw_worst_errors, reach_verdict
-from imgcls.training.finish.measure import Measured, measure_splits
+from imgcls.training.finish.measure import MOST_TRUSTED, Measured, measure_splits
+from imgcls.training.finish.out_of_fold import write_out_of_fold
 from imgcls.training.finish.plots import draw_plots
 from imgcls.training.optim.train_state import TrainState
 from imgcls.training.ranks.rank import Place
 from imgcls.training.record.input_sheet import INPUTS
 from imgcls.training.record.run_record import changed_at_the_end
-from imgcls.training.train_plan import TrainPlan
+from imgcls.training.train_plan import OUT_OF_FOLD, TrainPlan
 
 NUM_GOLDEN = 16
 _VERSIONS_OF = ("imgcls", "torch", "torchvision", "pillow", "numpy", "scikit-learn")
@@ -64,9 +65,32 @@ def make_bundle(
         place: where to measure, and among how many it was trained.
         leaks: what the splits share.
     """
-    start_s = time.monotonic()
+    bundle = _bare_bundle(plan, state, loaders)
+    measured, facts = measure_bundle(bundle, plan, loaders, place)
+    attachments = {TRAINED_ON: write_trained_on(plan.samples)}
+    if plan.split_moved:
+        attachments[SPLIT_MOVED] = write_moved(plan.split_moved)
+    # Only now is every bad image of these splits known.
+    facts = _describe_training(plan, state, loaders, place, leaks) | facts
+    bundle = replace(bundle, training=facts, attachments=attachments)
+    return with_numbers(bundle, plan, measured, loaders)
+
+
+def measure_fold(
+    plan: TrainPlan, state: TrainState, loaders: dict[str, SplitLoader], place: Place
+) -> None:
+    """Measure the model of a fold on the images of the fold, and keep that."""
+    bundle = _bare_bundle(plan, state, loaders)
+    held_out = replace(plan, config=replace(plan.config, folds=0, positive_class="",
+                                            target_recall=0.0, target_specificity=0.0))  # fmt: skip
+    measured, _ = measure_bundle(bundle, held_out, loaders, place)
+    write_out_of_fold(plan, measured.predicted["test"], measured.metrics["test"])
+
+
+def _bare_bundle(plan: TrainPlan, state: TrainState, loaders: dict[str, SplitLoader]) -> Bundle:
+    """Return all that predicts, without a number."""
     golden_x_BCHW, golden_probs_BK = _golden(plan, state, _golden_images(loaders))
-    bundle = Bundle(
+    return Bundle(
         arch=plan.config.arch,
         class_names=plan.class_names,
         decode_spec=plan.decode_spec,
@@ -81,45 +105,59 @@ def make_bundle(
         pooling=plan.recipe.pooling,
         background_class=_background_class(plan),
     )
+
+
+def measure_bundle(
+    bundle: Bundle, plan: TrainPlan, loaders: dict[str, SplitLoader], place: Place
+) -> tuple[Measured, dict[str, Any]]:
+    """Measure a bundle on val and test; return that, and the facts of how it was measured."""
+    start_s = time.monotonic()
     num_measured = sum(len(loaders[split].samples) for split in ("val", "test") if split in loaders)
     predictor, miss = _make_predictor(bundle, place, num_measured)
     with predictor:
         measured = measure_splits(predictor, loaders, plan)
-    metrics, calibration = measured.metrics, measured.calibration
-    verdict = reach_verdict(plan, measured)
-    attachments = draw_plots(state.history, state.best_metrics.get("epoch", 0), metrics)
-    attachments |= draw_scores(plan, measured, verdict)
-    _keep_errors(plan, measured, loaders)
-    if plan.config.pictures_in_bundle:
-        attachments |= _pictures_of_data(plan)
-    attachments[TRAINED_ON] = write_trained_on(plan.samples)
-    if plan.split_moved:
-        attachments[SPLIT_MOVED] = write_moved(plan.split_moved)
     measure_s = round(time.monotonic() - start_s, 3)
-    names = " and ".join(metrics) or "nothing"
+    names = " and ".join(measured.metrics) or "nothing"
     log.info("measured %s in %.1f s by the backend %s", names, measure_s, predictor.name)
-    # Only now is every bad image of these splits known.
-    facts = _describe_training(plan, state, loaders, place, leaks) | {"measure_s": measure_s}
-    facts["measured_by"] = {"backend": predictor.name, "precision": predictor.precision}
+    facts: dict[str, Any] = {
+        "measure_s": measure_s,
+        "measured_by": {"backend": predictor.name, "precision": predictor.precision},
+    }
     if measured.missing:
         facts["no_operating_point"] = measured.missing
     if miss:
         facts["golden_miss"] = miss
+    return measured, facts
+
+
+def with_numbers(
+    bundle: Bundle, plan: TrainPlan, measured: Measured, loaders: dict[str, SplitLoader]
+) -> Bundle:
+    """Return the bundle with what was measured: numbers, calibration, verdict and pictures."""
+    verdict = reach_verdict(plan, measured)
+    history, best_epoch = bundle.training["history"], bundle.training["best_epoch"]
+    attachments = draw_plots(history, best_epoch, measured.metrics)
+    attachments |= draw_scores(plan, measured, verdict)
+    _keep_errors(plan, measured, loaders)
+    if plan.config.pictures_in_bundle:
+        attachments |= _pictures_of_data(plan)
+    kept = {n: data for n, data in bundle.attachments.items() if not n.endswith(".png")}
+    calibration = measured.calibration
     return replace(
         bundle,
-        metrics=metrics,
+        metrics=measured.metrics,
         calibration=calibration.to_dict() if calibration is not None else None,
-        training=facts,
-        attachments=attachments,
+        attachments=kept | attachments,
         verdict=verdict.to_dict(),
     )
 
 
 def _keep_errors(plan: TrainPlan, measured: Measured, loaders: dict[str, SplitLoader]) -> None:
     """Write the sheet of the worst errors, which shows images of DATA, into the run's folder."""
-    if not measured.split:
+    loader = loaders.get("train" if measured.split == OUT_OF_FOLD else measured.split)
+    if loader is None:
         return
-    sheet = draw_worst_errors(plan, measured, loaders[measured.split])
+    sheet = draw_worst_errors(plan, measured, loader)
     if sheet:
         put(join(plan.run_uri, ERRORS), sheet)
         log.info("the worst errors, as the network saw them: %s", join(plan.run_uri, ERRORS))
@@ -175,6 +213,23 @@ def find_registered(plan: TrainPlan, state: TrainState) -> ModelVersion | None:
     return None
 
 
+def describe_model(bundle: Bundle, model: ModelVersion) -> dict[str, Any]:
+    """Return what a registered bundle is and what it achieves, the verdict first."""
+    accuracy = {split: metrics["accuracy"] for split, metrics in bundle.metrics.items()}
+    test = bundle.metrics.get("test", {})
+    return {
+        "verdict": bundle.verdict,
+        "model": f"{model.uri.removesuffix(f'/v{model.version}')}@v{model.version}",
+        "uri": model.uri,
+        "version": model.version,
+        "digest": model.digest,
+        "accuracy": next((accuracy[s] for s in MOST_TRUSTED if s in accuracy), None),
+        "test_accuracy": accuracy.get("test"),
+        "test_accuracy_interval": test.get("intervals", {}).get("accuracy"),
+        "val_accuracy": accuracy.get("val"),
+    }
+
+
 def describe(
     plan: TrainPlan,
     state: TrainState,
@@ -183,27 +238,16 @@ def describe(
     model: ModelVersion,
 ) -> dict[str, Any]:
     """Return the result of a training as plain values."""
-    accuracy = {split: metrics["accuracy"] for split, metrics in bundle.metrics.items()}
-    test = bundle.metrics.get("test", {})
     num_images = len(state.history) * len(loaders["train"].samples)
     return {
-        "verdict": bundle.verdict,
-        "model": f"{model.uri.removesuffix(f'/v{model.version}')}@v{model.version}",
-        "uri": model.uri,
-        "version": model.version,
-        "digest": model.digest,
+        **describe_model(bundle, model),
         "run": plan.run_uri,
         **{f"num_{split}": len(samples) for split, samples in plan.splits.items()},
         "num_bad": sum(len(loader.bad) for loader in loaders.values()),
         "num_classes": len(plan.class_names),
         "seen": plan.seen.to_dict(),
-        "greys": bundle.training.get("greys", {}),
         "leaks": bundle.training["leaks"],
         "leak_check_complete": bundle.training["leak_check"]["complete"],
-        "accuracy": accuracy.get("test", accuracy.get("val")),
-        "test_accuracy": accuracy.get("test"),
-        "test_accuracy_interval": test.get("intervals", {}).get("accuracy"),
-        "val_accuracy": accuracy.get("val"),
         "val_loss": state.best_metrics.get("val_loss"),
         "golden_miss": bundle.training.get("golden_miss", ""),
         "measured_by": bundle.training.get("measured_by"),
@@ -275,7 +319,7 @@ def _describe_training(
     leaks: LeakCheck,
 ) -> dict[str, Any]:
     return {
-        "config": _without_places(plan.config),
+        "config": without_places(plan.config),
         "run": plan.fingerprint,
         "run_id": state.run_id,
         "seed": plan.config.seed,
@@ -287,7 +331,6 @@ def _describe_training(
         "seen": plan.seen.to_dict(),
         "num_groups": len({sample.group for sample in plan.samples} - {""}),
         "counts": count_images(plan.samples, plan.class_names),
-        "greys": plan.greys,
         "leaks": leaks.counts,
         "leak_check": leaks.to_dict(),
         "bad_images": {
@@ -301,7 +344,7 @@ def _describe_training(
     }
 
 
-def _without_places(config: TrainConfig) -> dict[str, Any]:
+def without_places(config: TrainConfig) -> dict[str, Any]:
     """Return the flags, less those that say where things lie: a bundle may travel."""
     values = asdict(config)
     for name in ("data", "registry", "work_dir", "mlflow_uri"):

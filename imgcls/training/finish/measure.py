@@ -10,7 +10,7 @@ Shape legend: B image, N all images of a split, K classes.
 import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
@@ -19,10 +19,14 @@ from imgcls.inference.collect import Collected, NoPrediction, collect
 from imgcls.inference.decision_rule import DecisionRule
 from imgcls.inference.predictor import Predictor
 from imgcls.metrics.calibration import Calibration, fit_calibration
+from imgcls.metrics.operating_targets import operating_targets, why_no_points
 from imgcls.metrics.outcomes import Outcomes
 from imgcls.training.data.loader import SplitLoader
-from imgcls.training.operating_targets import operating_targets, why_no_points
-from imgcls.training.train_plan import TrainPlan
+from imgcls.training.finish.out_of_fold import read_out_of_fold, samples_of
+from imgcls.training.train_plan import OUT_OF_FOLD, TrainPlan
+
+# Test decided nothing; images out of their fold chose the threshold, and val the epoch as well.
+MOST_TRUSTED: Final = ("test", OUT_OF_FOLD, "val")
 
 log = logging.getLogger(__name__)
 
@@ -48,8 +52,8 @@ class Measured:
 
     @property
     def split(self) -> str:
-        """The split that decided least: test, or else val, or else none, ""."""
-        return next((split for split in ("test", "val") if split in self.metrics), "")
+        """The split that decided least: the first of MOST_TRUSTED that there is, or else ""."""
+        return next((split for split in MOST_TRUSTED if split in self.metrics), "")
 
 
 def measure_splits(
@@ -59,15 +63,23 @@ def measure_splits(
     predicted: dict[str, Collected] = {
         split: _predict(predictor, loaders[split]) for split in ("val", "test") if split in loaders
     }
-    missing = _why_no_points(plan, predicted["val"]) if "val" in predicted else ""
+    of_folds: list[dict[str, Any]] = []
+    if plan.config.folds:
+        predicted[OUT_OF_FOLD], of_folds = read_out_of_fold(plan)
+    fit_on = OUT_OF_FOLD if plan.config.folds else "val"
+    missing = _why_no_points(plan, fit_on, predicted[fit_on]) if fit_on in predicted else ""
     if missing:
         log.warning("%s", missing)
-    calibration = _fit(plan, predicted["val"], not missing) if "val" in predicted else None
+    calibration = (
+        _fit(plan, fit_on, predicted[fit_on], not missing) if fit_on in predicted else None
+    )
     outcomes = {split: _outcomes(plan, split, p, calibration) for split, p in predicted.items()}
     metrics: dict[str, Any] = {
         split: _measure(plan, of_split, predicted[split], calibration)
         for split, of_split in outcomes.items()
     }
+    if of_folds:
+        metrics[OUT_OF_FOLD]["folds"] = of_folds
     for split, numbers in metrics.items():
         if reason := numbers["intervals"].get("no_interval_because"):
             log.warning("no intervals of %s: there are %s", split, reason)
@@ -98,7 +110,7 @@ def _decoded(loader: SplitLoader, batch_size: int) -> Iterator[Decoded]:
                 yield Decoded(index, None, crops)
 
 
-def _why_no_points(plan: TrainPlan, predicted: Collected) -> str:
+def _why_no_points(plan: TrainPlan, split: str, predicted: Collected) -> str:
     """Return why no threshold can be chosen that the flags ask for; "" if it can be.
 
     `check_operating_points` has looked at this before the training; since then images may have gone
@@ -106,17 +118,18 @@ def _why_no_points(plan: TrainPlan, predicted: Collected) -> str:
     """
     if not operating_targets(plan.config):
         return ""
-    samples = [plan.splits["val"][index] for index in predicted.index_B.tolist()]
+    of_split = samples_of(plan, split)
+    samples = [of_split[index] for index in predicted.index_B.tolist()]
     why = why_no_points(plan.config, plan.class_names, samples)
-    num_lost = len(plan.splits["val"]) - len(samples)
+    num_lost = len(of_split) - len(samples)
     return f"{why} ({num_lost} more gave no pixels or no finite number)" if why else ""
 
 
-def _fit(plan: TrainPlan, predicted: Collected, has_points: bool) -> Calibration | None:
+def _fit(plan: TrainPlan, split: str, predicted: Collected, has_points: bool) -> Calibration | None:
     if not len(predicted.index_B):
         return None
-    outcomes = _outcomes(plan, "val", predicted, None)
-    targets = operating_targets(plan.config) if has_points else []
+    outcomes = _outcomes(plan, split, predicted, None)
+    targets = operating_targets(plan.config, plan.class_names) if has_points else []
     return fit_calibration(
         predicted.probs_BK,
         outcomes.target_BK(len(plan.class_names)),
@@ -141,12 +154,13 @@ def _outcomes(
     plan: TrainPlan, split: str, predicted: Collected, calibration: Calibration | None
 ) -> Outcomes:
     outcomes = Outcomes(multi_label=plan.config.multi_label)
+    samples = samples_of(plan, split)
     rule = DecisionRule(plan.class_names.names, calibration, plan.config.multi_label)
     labels_B = rule.labels(predicted.probs_BK)
     for index, labels in zip(predicted.index_B.tolist(), labels_B, strict=True):
-        sample = plan.splits[split][index]
+        sample = samples[index]
         outcomes.add_ok(sample.labels, labels, sample.group or sample.uri, sample.slice_name)
     for failure in predicted.failures:
-        uri = plan.splits[split][failure.index].uri
+        uri = samples[failure.index].uri
         outcomes.add_failure(uri, failure.status, failure.reason)
     return outcomes

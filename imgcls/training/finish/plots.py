@@ -13,7 +13,7 @@ import numpy as np
 
 from imgcls.inert import in_picture
 from imgcls.metrics.bootstrap import wilson
-from imgcls.training.finish.canvas import make_figure, to_png
+from imgcls.training.canvas import make_figure, to_png
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

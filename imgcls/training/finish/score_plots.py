@@ -15,7 +15,7 @@ import numpy as np
 from imgcls.inert import in_picture
 from imgcls.metrics.operating_point import OperatingPoint
 from imgcls.metrics.top_classes import Bools, Doubles
-from imgcls.training.finish.canvas import (
+from imgcls.training.canvas import (
     GUESS,
     OTHERS,
     POSITIVE,

@@ -25,19 +25,19 @@ from imgcls.errors import ConfigError
 from imgcls.image.fit.seen import measure_seen
 from imgcls.image.spec import DecodeSpec, PreprocessSpec
 from imgcls.inference.device import pick_device
+from imgcls.metrics.operating_targets import check_operating_points, operating_targets
 from imgcls.model.architectures import check_input_size
 from imgcls.model.pretrained import normalization_of
 from imgcls.storage.uri import is_inside, split_uri
 from imgcls.training.augment.geometric import build_recipe
 from imgcls.training.data.sampler import Sampler
-from imgcls.training.operating_targets import check_operating_points, operating_targets
 from imgcls.training.optim.initial_model import initial_model
 from imgcls.training.optim.losses import balanced_pos_weights
 from imgcls.training.planning.begun_before import as_it_was, has_runs, was_begun
 from imgcls.training.planning.channel_stats import look_at_images
 from imgcls.training.planning.fingerprint import choose_fingerprint, read_versions
 from imgcls.training.planning.fit import build_preprocess_spec, check_seen, measuring_spec
-from imgcls.training.planning.greys import Greys, look_at_greys, tell_greys
+from imgcls.training.planning.folds import MIN_FOLDS
 from imgcls.training.planning.last_split import read_last_split
 from imgcls.training.planning.pooled import (
     check_pooled_flags,
@@ -59,12 +59,15 @@ def make_plan(config: TrainConfig) -> TrainPlan:
         ConfigError: a flag or the data cannot work; nothing was written.
     """
     check_flags(config)
+    if config.folds:
+        log.info("--folds %d: no image is held out but by a fold in turn", config.folds)
+        config = replace(config, val_fraction=0.0, test_fraction=0.0)
     dataset = read_dataset(
         config.data,
         val_fraction=config.val_fraction,
         test_fraction=config.test_fraction,
         seed=config.seed,
-        known=lambda: read_last_split(config),
+        known=lambda: None if config.folds else read_last_split(config),
         is_balanced=True,
         multi_label=config.multi_label,
         roles=Roles.parse(group=config.group, slice_by=config.slice_by, label=config.label),
@@ -74,37 +77,41 @@ def make_plan(config: TrainConfig) -> TrainPlan:
     )
     _refuse_ungrouped(config, dataset)
     splits = {split: dataset.of_split(split) for split in ("train", "val", "test")}
+    if config.folds:
+        splits = splits | {"train": splits["train"] + splits["val"], "val": []}
     log.info("%s", _describe(dataset, splits))
     _tell_shares(config, dataset)
     for line in describe_classes(dataset):
         log.info("  %s", line)
-    check_operating_points(config, dataset.class_names, splits["val"])
+    chosen_on = splits["train" if config.folds else "val"]
+    check_operating_points(config, dataset.class_names, chosen_on)
     _warn_of_gaps(dataset)
     model = initial_model(config, len(dataset.class_names), build_decode_spec(config).num_channels)
-    _check_batches(config, model, len(splits["train"]))
+    num_train = len(splits["train"])
+    num_held_out = num_train // config.folds + 1 if config.folds else 0
+    _check_batches(config, model, num_train - num_held_out)
     image_versions = read_versions(config.data, dataset.samples)
     before = as_it_was(config)
     if before != config and has_runs(config):
-        plan, _ = _settle(before, dataset, splits, image_versions)
+        plan = _settle(before, dataset, splits, image_versions)
         if was_begun(plan):
             return replace(plan, config=config)
-    plan, greys = _settle(config, dataset, splits, image_versions)
+    plan = _settle(config, dataset, splits, image_versions)
     check_seen(config, plan.seen)
-    tell_greys(greys)
     return plan
 
 
 def _settle(
     config: TrainConfig, dataset: Dataset, splits: dict[str, list[Sample]], image_versions: str
-) -> tuple[TrainPlan, Greys]:
+) -> TrainPlan:
     """Look at a sample of the training images, and put everything together."""
-    uris = [sample.uri for sample in splits["train"]]
-    asked = build_decode_spec(config)
-    how = {"seed": config.seed, "num_decoders": config.num_decoders}
-    greys = look_at_greys(uris, asked, measuring_spec(config, asked.num_channels), **how)
-    decode_spec = greys.decode_spec
+    decode_spec = build_decode_spec(config)
     look = look_at_images(
-        uris, decode_spec, measuring_spec(config, decode_spec.num_channels), **how
+        [sample.uri for sample in splits["train"]],
+        decode_spec,
+        measuring_spec(config, decode_spec.num_channels),
+        seed=config.seed,
+        num_decoders=config.num_decoders,
     )
     known = config.weights and normalization_of(
         config.arch, config.weights, decode_spec.num_channels
@@ -120,7 +127,7 @@ def _settle(
         labels_N = [sample.labels for sample in splits["train"]]
         pos_weights = balanced_pos_weights(labels_N, len(dataset.class_names))
         recipe = replace(recipe, pos_weight=tuple(pos_weights))
-    plan = TrainPlan(
+    return TrainPlan(
         config=config,
         recipe=recipe,
         decode_spec=decode_spec,
@@ -137,9 +144,7 @@ def _settle(
         split_moved=dataset.moved,
         image_versions=image_versions,
         seen=measure_seen(look.sizes, preprocess_spec),
-        greys=greys.to_dict(),
     )
-    return plan, greys
 
 
 def build_decode_spec(config: TrainConfig) -> DecodeSpec:
@@ -150,33 +155,11 @@ def build_decode_spec(config: TrainConfig) -> DecodeSpec:
     """
     return DecodeSpec(
         color=config.color,
-        gray_range="window" if config.gray_window else config.gray_range,
+        gray_range=config.gray_range,
         gray_bits=config.gray_bits,
-        gray_window=gray_window(config),
         frames=config.frames,
         dicom_window=config.dicom_window,
     )
-
-
-def gray_window(config: TrainConfig) -> tuple[float, float]:
-    """Return the parsed --gray-window.
-
-    Raises:
-        ConfigError: it is not LOW:HIGH.
-    """
-    if not config.gray_window:
-        return DecodeSpec.gray_window
-    low, _, high = config.gray_window.partition(":")
-    try:
-        found = float(low), float(high)
-    except ValueError:
-        found = math.nan, math.nan
-    if not -math.inf < found[0] < found[1] < math.inf:
-        raise ConfigError(
-            f"--gray-window {config.gray_window}: must be LOW:HIGH, two numbers, the lower one "
-            "first, such as -200:1200"
-        )
-    return found
 
 
 def check_flags(config: TrainConfig) -> None:
@@ -194,6 +177,8 @@ def check_flags(config: TrainConfig) -> None:
     check_pooled_flags(config)
     for flag in ("epochs", "batch_size", "accumulate", "keep_checkpoints"):
         _refuse_unless(getattr(config, flag) >= 1, config, flag, "at least 1")
+    is_fold_count = config.folds == 0 or config.folds >= MIN_FOLDS
+    _refuse_unless(is_fold_count, config, "folds", "0, or 2 or more")
     for flag in ("num_decoders", "max_failures", "freeze_stages", "patience_epochs"):
         _refuse_unless(getattr(config, flag) >= 0, config, flag, "0 or more")
     _refuse_unless(0 < config.lr < math.inf, config, "lr", "more than 0")

@@ -16,6 +16,7 @@ from imgcls.model.bundle_files import read_digest
 from imgcls.storage.json_text import parse_object
 from imgcls.storage.objects import put, read
 from imgcls.storage.uri import join
+from imgcls.training.record.run_record import AT_THE_END
 from imgcls.training.train_plan import TrainPlan
 
 FINISHED: Final = "finished.json"
@@ -31,21 +32,34 @@ def write_finished(plan: TrainPlan, result: dict[str, Any]) -> None:
 
 def read_finished(plan: TrainPlan) -> dict[str, Any] | None:
     """Return the result of this very training where it is done already, else None."""
-    uri = join(plan.run_uri, FINISHED)
-    try:
-        done = parse_object(read(uri), uri, ConfigError)
-    except ObjectMissingError:
-        return None
-    result = done["result"]
-    if _defaults() | done["config"] != _flags(plan) or not _is_there(result):
+    result, changed = _read(plan)
+    if result is None or changed:
         return None
     log.warning(
         "this training is done already: it gave %s. Nothing is trained again; for another one "
         "change a flag, such as --seed, or remove %s",
         result["model"],
-        uri,
+        join(plan.run_uri, FINISHED),
     )
     return {**result, "already_trained": True}
+
+
+def read_finished_otherwise(plan: TrainPlan) -> dict[str, Any] | None:
+    """Return the result where only flags differ that count after the last epoch, else None."""
+    result, changed = _read(plan)
+    return result if changed and changed <= set(AT_THE_END) else None
+
+
+def _read(plan: TrainPlan) -> tuple[dict[str, Any] | None, set[str]]:
+    """Return the result of a finished training that is still there, and the flags that differ."""
+    uri = join(plan.run_uri, FINISHED)
+    try:
+        done = parse_object(read(uri), uri, ConfigError)
+    except ObjectMissingError:
+        return None, set()
+    earlier, now = _defaults() | done["config"], _flags(plan)
+    changed = {name for name in earlier | now if earlier.get(name) != now.get(name)}
+    return (done["result"] if _is_there(done["result"]) else None), changed
 
 
 def _flags(plan: TrainPlan) -> dict[str, Any]:

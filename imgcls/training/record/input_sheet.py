@@ -20,7 +20,7 @@ from imgcls.inert import in_picture
 from imgcls.storage.bulk_get import GetRequest, get_many
 from imgcls.storage.objects import put
 from imgcls.storage.uri import join
-from imgcls.training.finish.canvas import make_figure, to_png
+from imgcls.training.canvas import make_figure, to_png
 from imgcls.training.train_plan import TrainPlan
 
 INPUTS: Final = "inputs.png"

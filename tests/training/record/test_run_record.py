@@ -62,6 +62,7 @@ def damage_positives_of_val(config: TrainConfig) -> int:
         val_fraction=config.val_fraction,
         test_fraction=config.test_fraction,
         seed=config.seed,
+        is_balanced=True,
     )
     positives = [s for s in dataset.of_split("val") if s.class_name == config.positive_class]
     for sample in positives:
@@ -94,7 +95,7 @@ def test_a_registered_model_is_not_given_for_one_with_another_target(make_tree: 
     config = make_config(make_tree(30))
     train_until("CheckpointWriter.remove_all", config)
     changed = make_config(Path(config.data), target_recall=0.5)
-    train_until("CheckpointWriter.remove_all", changed)
+    train(changed)
     assert points(f"{config.registry}/bars/v1") == ["class1:recall>=0.6"]
     assert points(f"{config.registry}/bars/v2") == ["class1:recall>=0.5"]
     # The same command finds what it registered.
@@ -102,12 +103,35 @@ def test_a_registered_model_is_not_given_for_one_with_another_target(make_tree: 
     assert (result["version"], points(result["uri"])) == (2, ["class1:recall>=0.5"])
 
 
+def test_a_finished_training_with_another_target_fits_thresholds_and_trains_nothing(
+    make_tree: MakeTree, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = make_config(make_tree(30))
+    first = train(config)
+    caplog.clear()
+    changed = make_config(Path(config.data), target_recall=0.5, target_specificity=0.6)
+    with caplog.at_level("INFO"):
+        second = train(changed)
+    assert "nothing is trained" in caplog.text
+    assert "epoch 1" not in caplog.text
+    assert (first["version"], second["version"]) == (1, 2)
+    assert points(second["uri"]) == ["class1:recall>=0.5", "class1:specificity>=0.6"]
+    old, new = read_bundle(first["uri"]), read_bundle(second["uri"])
+    assert new.network_digest == old.network_digest
+    assert new.training["config"]["target_recall"] == 0.5
+    assert new.metrics["test"]["accuracy"] == old.metrics["test"]["accuracy"]
+    assert second["verdict"] == new.verdict
+    # Both commands find their own version again, and make no third one.
+    assert [train(each)["version"] for each in (changed, config, changed)] == [2, 1, 2]
+    assert not (Path(config.registry) / "bars" / "v3").exists()
+
+
 def test_positives_that_give_no_pixels_are_found_before_the_first_step(
     make_tree: MakeTree,
 ) -> None:
     config = make_config(make_tree(30), max_bad_fraction=0.7)
     num_damaged = damage_positives_of_val(config)
-    with pytest.raises(ConfigError, match=rf"\({num_damaged} more give no pixels\), 0 show it"):
+    with pytest.raises(ConfigError, match=rf"0 show it \({num_damaged} more give no pixels\)"):
         train(config)
     assert not (Path(config.registry) / "bars").exists()
     assert not list(Path(config.registry).rglob("*.jsonl"))
@@ -139,7 +163,7 @@ def test_positives_that_go_bad_during_the_training_cost_no_model(
     monkeypatch.setattr("imgcls.training.driver.make_bundle", damage_then_make)
     result = train(config)
     assert points(result["uri"]) == []
-    words = "operating point for 'class1': a threshold needs validation images of it"
+    words = "operating point for --positive-class 'class1': a threshold needs images of it"
     assert f"no {words}" in caplog.text
     assert f"0 show it ({num_damaged} more" in caplog.text
     card = (Path(result["uri"]) / "MODEL_CARD.md").read_text()

@@ -1,1 +1,0 @@
-"""Models made elsewhere become bundles: what they are, what they expect, and the proof."""

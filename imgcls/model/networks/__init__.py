@@ -1,1 +1,0 @@
-"""Networks of other makers, built as ours are: timm's, transformers', ONNX files."""
