@@ -25,7 +25,7 @@ from typing import Any, Final, Literal, NoReturn, get_args, get_origin, get_type
 
 from imgcls import logs
 from imgcls.config import models, operations, scoring, source_options, training
-from imgcls.config.paths import refuse_empty
+from imgcls.config.paths import flag_of, refuse_empty
 from imgcls.errors import ImgclsError, RunStoppedError
 from imgcls.inert import in_log
 
@@ -51,6 +51,7 @@ COMMANDS = {
     "plan": Command(scoring.PlanConfig, "imgcls.scoring.next_night:show_plan"),
     "evaluate": Command(models.EvaluateConfig, "imgcls.evaluation.evaluate:evaluate"),
     "calibrate": Command(models.CalibrateConfig, "imgcls.evaluation.calibrate:calibrate"),
+    "import": Command(models.ImportConfig, "imgcls.model.importing.driver:import_model"),
     "export": Command(models.ExportConfig, "imgcls.model.onnx_export:export"),
     "promote": Command(models.PromoteConfig, "imgcls.model.registry:promote_version"),
     "models": Command(models.ModelsConfig, "imgcls.model.catalog:list_models"),
@@ -144,7 +145,7 @@ class _Parser(argparse.ArgumentParser):
             self.error(f"unknown {word}" + (f", did you mean {near[0]}?" if near else ""))
         missing = [name for name, value in values.items() if value is MISSING]
         if missing:
-            self.error("missing " + ", ".join(f"--{name.replace('_', '-')}" for name in missing))
+            self.error("missing " + ", ".join(map(flag_of, missing)))
         return values
 
 
@@ -184,7 +185,7 @@ def _add_flags(
             parser.add_argument(field.name, help=text, **_positional(field, hints[field.name]))
             continue
         parser.add_argument(
-            f"--{field.name.replace('_', '-')}",
+            flag_of(field.name),
             dest=field.name,
             help=text,
             default=field.default,

@@ -4,6 +4,7 @@ In: nothing. Out: pyarrow schemas. Invariant: a column is named, typed and expla
 nowhere else.
 """
 
+from collections.abc import Iterable
 from enum import StrEnum
 
 import pyarrow as pa
@@ -61,6 +62,8 @@ MEMBER_PLACE_FIELD = pa.field(
     ),
 )
 
+_OF_CONTAINERS = (MEMBER_FIELD, MEMBER_PLACE_FIELD)
+
 # Only in plans that try images again which failed in an earlier night: true for those.
 FAILED_BEFORE_FIELD = pa.field("failed_before", pa.bool_())
 
@@ -109,6 +112,7 @@ def prediction_schema(
     write_embedding: bool = False,
     has_places: bool = False,
     has_members: bool = False,
+    carried: Iterable[pa.Field] = (),
 ) -> pa.Schema:
     """Return the schema of prediction rows.
 
@@ -118,6 +122,7 @@ def prediction_schema(
         has_operating_point: the bundle has one: adds decision and threshold_id.
         write_probs: asked for: adds probs.
         write_embedding: asked for: adds embedding.
+        carried: columns of the source that are carried along, at the end.
         has_places: the bundle looks at parts of a picture: adds that of the answer.
         has_members: the source has containers: adds member.
     """
@@ -130,4 +135,28 @@ def prediction_schema(
     fields: list[pa.Field] = []
     for field in PREDICTION_SCHEMA:
         fields += [field, *after.get(field.name, [])]
-    return pa.schema(fields)
+    return pa.schema([*fields, *carried])
+
+
+# Every name that a column of rows or of plans may have by itself.
+ROW_COLUMNS = frozenset(
+    {
+        *prediction_schema(
+            multi_label=True,
+            is_calibrated=True,
+            has_operating_point=True,
+            write_probs=True,
+            write_embedding=True,
+            has_places=True,
+        ).names,
+        *PLAN_SCHEMA.names,
+        *(field.name for field in (*_OF_CONTAINERS, FAILED_BEFORE_FIELD)),
+        "unfamiliar",
+    }
+)
+
+
+def carried_fields(planned: pa.Schema) -> list[pa.Field]:
+    """Return the fields of planned rows that rows take over beside their own."""
+    usual = {*PLAN_SCHEMA.names, *(f.name for f in (*_OF_CONTAINERS, FAILED_BEFORE_FIELD))}
+    return [each for each in planned if each.name not in usual]

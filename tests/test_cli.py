@@ -15,6 +15,7 @@ import pytest
 
 from imgcls.cli import COMMANDS, main, parse_job
 from imgcls.config.operations import Job
+from imgcls.config.paths import flag_of
 from imgcls.storage import resolver
 from imgcls.storage.objects import put
 from tests.scoring.tiny import write_images
@@ -56,7 +57,7 @@ def test_every_flag_has_its_help(name: str, capsys: pytest.CaptureFixture[str]) 
     text = capsys.readouterr().out
     for field in fields(COMMANDS[name].config):
         is_flag = not field.metadata.get("positional")
-        assert not is_flag or f"--{field.name.replace('_', '-')}" in text
+        assert not is_flag or flag_of(field.name) in text
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "jobs").glob("[a-z]*.py")))

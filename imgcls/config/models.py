@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from imgcls.config.choices import Device, MatchBy, Precision
-from imgcls.config.paths import Config, DataUri, OutputFile, OutputUri, Uri
+from imgcls.config.paths import Config, DataUri, ImportUri, OutputFile, OutputUri, Uri
 from imgcls.config.source_options import ListingOptions
 
 
@@ -116,6 +116,66 @@ class PromoteConfig(Config):
     """Undo the last promotion of the alias that --model names (REGISTRY/NAME@production): it stands
     again for what it stood for before. Given again, it goes back one further.
     """
+
+
+@dataclass(frozen=True)
+class ImportConfig(Config):
+    """Take over a model made elsewhere, proven beside its own library, as the next version."""
+
+    from_: ImportUri
+    """A folder of timm or Hugging Face (config.json and model.safetensors), an .onnx file, or a
+    .safetensors or .pt file of weights; or, with a network, timm:NAME or hf-hub:OWNER/NAME@COMMIT.
+    """
+    registry: OutputUri
+    """Prefix that holds all models; the bundle goes to REGISTRY/NAME/v<N>."""
+    name: str
+    """Name of the model in the registry."""
+    classes: Uri = ""
+    """File with the names of the classes in the order of the outputs: a name per line, or JSON."""
+    arch: str = ""
+    """Architecture of a file of weights: one of torchvision's names, or timm:NAME."""
+    backbone: bool = False
+    """It has no classes, or they shall be left away: a backbone for `train --head`."""
+    license: str = ""
+    """Licence of the weights, where no file of the model says it."""
+    check: Uri = ""
+    """A few labelled images, as for train: the model must name them better than by always saying
+    the most frequent class, or it is not imported.
+    """
+    max_check: int = 200
+    """Images of --check at most."""
+    preprocess: Uri = ""
+    """File that says how pictures are prepared: preprocessor_config.json of Hugging Face, timm's
+    config.json, or a preprocess spec. Of an ONNX file or weights; folders bring their own.
+    """
+    image_px: str = ""
+    """Size of the input in pixels where the model leaves it open: 224, or 400x1600 for height by
+    width.
+    """
+    fit: Literal["", "stretch", "crop", "pad"] = ""
+    """stretch squeezes the picture into the input, crop cuts its middle, pad keeps it whole."""
+    resize_px: int = 0
+    """Short side before a crop, such as 256; of stretch both sides. 0: no more than the input."""
+    filter: Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"] = "bilinear"
+    """Filter of the resize."""
+    input_range: str = ""
+    """What black and white become before mean and std: 0:1, 0:255, -1:1, -1024:1024."""
+    mean: str = ""
+    """Mean per channel in that range, R,G,B: 0.485,0.456,0.406; 0 for none."""
+    std: str = ""
+    """Standard deviation per channel, R,G,B; 1 for none."""
+    color: Literal["rgb", "gray"] = "rgb"
+    """What a file of weights takes: three channels, or one; an ONNX file says it itself."""
+    channel_order: Literal["rgb", "bgr"] = "rgb"
+    """Order of the channels that an ONNX network takes; --mean and --std are always R,G,B."""
+    layout: Literal["auto", "NCHW", "NHWC"] = "auto"
+    """Where an ONNX network has its channels; auto reads it from the file."""
+    outputs: Literal["auto", "logits", "probabilities", "sigmoids"] = "auto"
+    """What an ONNX network gives; auto takes its last operation for it."""
+    output_name: str = ""
+    """Which output of an ONNX network holds the classes, where it has several."""
+    multi_label: bool = False
+    """Any number of classes per image, each with a probability of its own (ONNX with logits)."""
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ SCHEMES = ("s3", "gs", "az")
 # Where images, manifests and labelled data may lie, but nothing is written.
 READ_SCHEMES = ("https", "http", "sftp")
 LOCAL_DIR = "local-dir:"  # how timm writes a folder of weights
+PUBLISHED = ("timm:", "hf-hub:")  # names of models on a hub
 WEIGHTS_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
@@ -116,6 +117,13 @@ def canonical_weights(text: str, folder: str) -> str:
     return canonical_uri(text, folder) if is_place else text
 
 
+def canonical_import(text: str, folder: str) -> str:
+    """Return a name on a hub as it is, and anything else as a path of this machine."""
+    if text.startswith(PUBLISHED):
+        return text
+    return canonical_path(text.removeprefix(LOCAL_DIR), folder)
+
+
 def canonical_path(text: str, folder: str) -> str:
     """Return a path of this machine, absolute.
 
@@ -165,6 +173,7 @@ OutputFile = Annotated[str, PathFlag(canonical_file, is_written=True)]
 SourceUri = Annotated[str, PathFlag(canonical_glob)]
 SourceUris = Annotated[tuple[str, ...], PathFlag(canonical_glob)]
 WeightsUri = Annotated[str, PathFlag(canonical_weights)]
+ImportUri = Annotated[str, PathFlag(canonical_import)]
 LocalPath = Annotated[str, PathFlag(canonical_path)]
 OutputPath = Annotated[str, PathFlag(canonical_path, is_written=True)]
 TrackingUri = Annotated[str, PathFlag(canonical_tracking, is_written=True)]
@@ -199,8 +208,13 @@ def refuse_empty(config: Config) -> None:
     required = {field.name for field in fields(config) if field.default is MISSING}
     for name in path_flags(type(config)):
         if name in required and not getattr(config, name):
-            flag = f"--{name.replace('_', '-')}"
+            flag = flag_of(name)
             raise ConfigError(f"{flag}: an empty path names nothing: write a URI or a folder")
+
+
+def flag_of(name: str) -> str:
+    """Return the flag of a field; `from_` is --from, which Python keeps for itself."""
+    return f"--{name.rstrip('_').replace('_', '-')}"
 
 
 def path_flags(config: type) -> Mapping[str, PathFlag]:
@@ -221,7 +235,7 @@ def canonical_value(config: type, name: str, text: str) -> str:
         ConfigError: the flag, its value, and what to write instead.
     """
     mark = path_flags(config)[name]
-    flag = f"--{name.replace('_', '-')}"
+    flag = flag_of(name)
     try:
         place = mark.canonical(text, _working_folder())
     except ConfigError as error:
@@ -246,7 +260,7 @@ def find_relative(config: type, arguments: Sequence[str]) -> list[tuple[str, str
     """
     found = []
     for name, mark in path_flags(config).items():
-        flag = f"--{name.replace('_', '-')}"
+        flag = flag_of(name)
         for value in values_of(flag, arguments) if name == "also" else [value_of(flag, arguments)]:
             here, elsewhere = (mark.canonical(value, f) if value else "" for f in ("/a/b", "/c/d"))
             if here != elsewhere or value.startswith("~"):

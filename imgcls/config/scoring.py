@@ -69,6 +69,12 @@ class ScoreConfig(SourceOptions):
     """Add the column probs: the probability of every class."""
     write_embedding: bool = False
     """Add the column embedding: the input of the last layer."""
+    carry: tuple[str, ...] = ()
+    """Add a column of the source to the rows, by a key as for train's --group: scanner, camera (of
+    camera=3/), dicom:Modality, lot=name:LOT([0-9]+); may be given several times. Ids of DICOM are
+    written as hashes. All columns of a manifest come along by themselves, but for label, split,
+    group and weight; none leaves them out.
+    """
     max_failed_fraction: float = 0.05
     """Share of images that may fail to give a prediction before the run ends with exit code 3,
     judged after 100; of fewer images more than half, and three, must have failed. Files that are

@@ -69,20 +69,27 @@ class TrainConfig(ListingOptions):
     overlap: int = 32
     """Pixels that neighbouring tiles share at least: as large as what is looked for."""
     pooling: Literal["auto", "max", "mean", "top3_mean", "noisy_or"] = "auto"
-    """How the answers of tiles become that of their picture; auto is max, the worst tile."""
+    """How the answers of tiles, or frames, become that of their picture; auto is max, the worst."""
     min_seen_fraction: float = 0.6
     """Share of a picture's area that must reach the model, of half the pictures: training refuses
     to cut off more. 0 allows any cut.
     """
     color: Literal["rgb", "gray"] = "rgb"
     """rgb decodes to three channels, gray to one, which is enough for X-rays and many sensors."""
-    gray_range: Literal["declared", "bits", "min_max"] = "declared"
-    """Which values of a grey deeper than 8 bits become black and white: those that the file
-    declares or its type allows; 0 to 2^--gray-bits - 1; or each image's own extremes."""
+    gray_range: Literal["measured", "declared", "bits", "min_max"] = "measured"
+    """Which values of a grey deeper than 8 bits, without a window in its file, become black and
+    white: those that the training images use, measured once for each modality and kept in the
+    model; those that the file declares or its type allows; 0 to 2^--gray-bits - 1; or each image's
+    own extremes."""
+    gray_window: str = ""
+    """LOW:HIGH, such as -200:1200: these values become black and white, in place of --gray-range.
+    """
     gray_bits: int = 16
     """Significant bits of a deep grey, for --gray-range bits: 12 for a 12-bit camera."""
-    frames: Literal["first", "middle", "all"] = "first"
-    """Frames of a multi-frame file to score; training takes the first of them."""
+    frames: Literal["first", "middle", "all", "pool"] = "first"
+    """Frames of a multi-frame file: first, middle, all (a row each; training takes the first), or
+    pool: all frames are one sample, in training as in scoring, by --pooling; its row names the
+    frame that decided."""
     dicom_window: Literal[
         "file", "none", "lung", "soft_tissue", "bone", "brain", "mediastinum", "lung_soft_bone"
     ] = "file"

@@ -127,6 +127,11 @@ class Columns:
             _log.info("%s: read %s", table, ", ".join(told))
         return found
 
+    @property
+    def found(self) -> dict[str, str]:
+        """What the wanted columns are called, of the header that was read last."""
+        return next(reversed(self._found.values()), {})
+
     def name(self, row: Row, column: str) -> str:
         """Return a cell as text, as it is; "" where the row says nothing.
 
@@ -187,6 +192,12 @@ def read_rows(data: bytes, table: str, columns: Columns) -> Iterator[Row]:
         yield from found
     except (UnicodeDecodeError, csv.Error, zlib.error, pa.ArrowException) as error:
         raise SourceError(f"{table} is not what its suffix says: {error}") from error
+
+
+def parquet_types(data: bytes) -> dict[str, pa.DataType]:
+    """Return the types of the columns of a Parquet file."""
+    schema = pq.read_schema(pa.BufferReader(data))
+    return {name: schema.field(name).type for name in schema.names}
 
 
 def name_of(value: Any, column: str, where: str) -> str:  # noqa: ANN401  (a cell of any type)

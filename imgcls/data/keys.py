@@ -25,6 +25,7 @@ from typing import Any, Final, Literal, Protocol
 from urllib.parse import unquote
 
 from imgcls.errors import ConfigError, SourceError
+from imgcls.identity import PLAIN
 from imgcls.storage.access import Access, spread
 from imgcls.storage.bucket import Span
 from imgcls.storage.bulk_get import GetRequest
@@ -78,13 +79,15 @@ class Key:
     is_required: bool = True
 
     @staticmethod
-    def parse(text: str, flag: str, *, is_required: bool = True) -> "Key":
+    def parse(text: str, flag: str, *, is_required: bool = True, is_written: bool = False) -> "Key":
         """Read a key expression.
 
         Args:
             text: What somebody wrote.
             flag: Its flag, for messages.
             is_required: Images none of which has a value are refused.
+            is_written: Its values are written as they are: of DICOM, only elements that say nothing
+                of a patient.
 
         Raises:
             ConfigError: it is none, with what to write.
@@ -96,6 +99,11 @@ class Key:
             raise ConfigError(f"{flag} {text!r}: write {WAYS}")
         if colon and kind == "dicom":
             keyword, number = _find_tag(detail, flag)
+            if is_written and keyword not in PLAIN:
+                raise ConfigError(
+                    f"{flag} {text}: its values would be written, and may tell who a patient is; "
+                    f"that takes one of {', '.join(PLAIN)}"
+                )
             return Key("dicom", text, name or _snake(keyword), number, flag, is_required)
         if colon and kind == "folder":
             if not re.fullmatch(r"-?[1-9][0-9]?", detail):
@@ -106,7 +114,7 @@ class Key:
             return Key(
                 "folder",
                 text,
-                name or f"folder_{detail.lstrip('-')}",
+                name or f"folder_{detail.replace('-', 'last_')}",
                 int(detail),
                 flag,
                 is_required,

@@ -17,18 +17,21 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 from imgcls.config.paths import absolute_path
 from imgcls.data.boxes import BOX_COLUMNS, Place, place_of
 from imgcls.data.class_names import enumerate_names
-from imgcls.data.columns import Columns, Row, is_table, name_of, read_rows
+from imgcls.data.columns import Columns, Row, is_table, name_of, parquet_types, read_rows
 from imgcls.data.keys import Key, as_name, columns_of, values_of
+from imgcls.data.tables.cells import column_of
 from imgcls.data.tables.encodings import refuse_workbook
 from imgcls.data.tables.shape import TableShape, find_column
 from imgcls.data.tables.windows_names import WindowsNames
 from imgcls.errors import ObjectMissingError, SourceError
 from imgcls.inert import from_csv, in_csv
 from imgcls.storage import objects
-from imgcls.storage.uri import is_local, join, split_uri
+from imgcls.storage.uri import canonical, is_local, join, split_uri
 
 MULTI_LABEL_SEPARATOR = "|"
 _REQUIRED = ("uri", "label")
@@ -81,8 +84,8 @@ class Roles:
         """
         return Roles(
             group=Key.parse(group, "--group", is_required=needs_group) if group else None,
-            slice_by=Key.parse(slice_by, "--slice-by") if slice_by else None,
-            label=Key.parse(label, "--label") if label else None,
+            slice_by=Key.parse(slice_by, "--slice-by", is_written=True) if slice_by else None,
+            label=Key.parse(label, "--label", is_written=True) if label else None,
         )
 
     @property
@@ -236,6 +239,24 @@ def read_uris(manifest: str, shape: TableShape | None = None) -> list[str]:
     return uris
 
 
+def read_cells(manifest: str, shape: TableShape) -> pa.Table:
+    """Read all columns: uri, and the others by their own names, typed.
+
+    Raises:
+        SourceError: as for `read_uris`.
+    """
+    names = {"uri": shape.names.get("uri", "uri")}
+    header = Columns(("uri",), names=names)
+    uris = [_uri(row, folder) for row, folder in _read_rows(manifest, header, shape)]
+    others = [n for n in header.given if n and n not in ("uri", *header.found.values())]
+    columns = Columns(("uri",), asked=tuple(others), names=names)
+    rows = [row.cells for row, _ in _read_rows(manifest, columns, shape)]
+    kinds = parquet_types(objects.read(manifest)) if manifest.lower().endswith(".parquet") else {}
+    places = [canonical(uri) if is_local(uri) else uri for uri in uris]
+    cells = {n: column_of([row.get(n) for row in rows], kinds.get(n)) for n in others}
+    return pa.table({"uri": pa.array(places, pa.string()), **cells})
+
+
 def _read_rows(manifest: str, columns: Columns, shape: TableShape) -> Iterator[tuple[Row, str]]:
     """Yield each row, its uri as this system writes it, and where relative names begin."""
     if is_local(manifest):
@@ -254,7 +275,11 @@ def _read_rows(manifest: str, columns: Columns, shape: TableShape) -> Iterator[t
             }
             yield Row(cells, row.where), folder
         else:
-            yield windows.translated(row), folder
+            given = row.cells.get("uri")
+            if isinstance(given, str) and "\\" in given:
+                name = windows.translated(given, row.where)
+                row = Row({**row.cells, "uri": name}, row.where)
+            yield row, folder
     windows.tell()
 
 

@@ -44,15 +44,17 @@ from imgcls.image.versions import describe_moved
 from imgcls.metrics.outcomes import Outcomes
 from imgcls.metrics.threshold_report import DecisionTable
 from imgcls.model.bundle import BundleFacts, read_bundle, read_facts
+from imgcls.model.bundle_files import refuse_backbone
 from imgcls.model.registry import resolve
 from imgcls.runs.published import MANIFEST, Manifest, Part, list_published
-from imgcls.schema import Status
+from imgcls.runs.row_keys import with_paths
+from imgcls.schema import MEMBER_FIELD, Status
 from imgcls.storage import objects
 from imgcls.storage.uri import join
 
 _NUM_NAMED = 10  # images that a result names one by one
 _COLUMNS = ["uri", "status", "error", "class_name", "run_id", "scored_at", "model_digest"]
-_OPTIONAL_COLUMNS = ["labels", "calibrated_prob", "decision", "threshold_id"]
+_OPTIONAL_COLUMNS = [MEMBER_FIELD.name, "labels", "calibrated_prob", "decision", "threshold_id"]
 
 _log = logging.getLogger(__name__)
 
@@ -111,6 +113,7 @@ def evaluate_model(config: EvaluateConfig) -> dict[str, Any]:
     """Run MODEL on the images of a split of DATA; see `evaluate`."""
     uri = resolve(config.model)
     bundle = read_bundle(uri)
+    refuse_backbone(bundle.is_backbone, config.model, "evaluate")
     dataset = read_labelled(config, bundle, whole=config.split == "all")
     split: str = config.split
     if split == "auto":
@@ -282,7 +285,7 @@ def _read_part(folder: str, part: Part) -> pa.Table:
     # Which of the optional columns there are depends on the model of the run.
     file = pq.ParquetFile(io.BytesIO(data))
     there = [name for name in _OPTIONAL_COLUMNS if name in file.schema_arrow.names]
-    return file.read(columns=_COLUMNS + there)
+    return with_paths(file.read(columns=_COLUMNS + there))
 
 
 def _read_facts(manifests: list[tuple[str, Manifest]]) -> dict[str, BundleFacts]:

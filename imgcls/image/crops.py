@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from imgcls.image.decode import iter_images
 from imgcls.image.decoded import DecodedImage, ignore_frame
-from imgcls.image.facts.image_facts import Looks, measure
+from imgcls.image.facts.image_facts import ImageFacts, Looks, measure
 from imgcls.image.facts.source import Look, SourceFacts, looking
 from imgcls.image.facts.thumbnail import needs_picture, pick_picture
 from imgcls.image.fit.placement import resized_size
@@ -68,7 +68,7 @@ class Crop:
     def source(self) -> Source:
         """All but the pixels, as JSON-able values; the shape of the picture is the last one."""
         where = self.width_px, self.height_px, self.frame, self.sample, self.place
-        if self.seen is None and self.picture_HWC is None:
+        if self.seen is None and self.looks is None and self.picture_HWC is None:
             return where  # short, for there may be thousands of tiles
         seen = None if self.seen is None else self.seen.to_list()
         looks = None if self.looks is None else list(astuple(self.looks))
@@ -106,6 +106,16 @@ class Crop:
             picture_HWC = picture_HWC[:height, :width].copy()
         size = int(width_px), int(height_px)
         return cls(x_CHW, *size, frame, int(sample), place, found, looks, picture_HWC)
+
+
+def facts_of(crops: Sequence[Crop], spec: PreprocessSpec) -> list[ImageFacts]:
+    """Return the facts of crops, each of a whole frame or with looks of its own."""
+    without = [crop for crop in crops if crop.looks is None]
+    measured = iter(
+        measure([crop.x_CHW for crop in without], [crop.size_px for crop in without], spec)
+    )
+    plain = SourceFacts()
+    return [ImageFacts(crop.looks or next(measured), crop.seen or plain) for crop in crops]
 
 
 def has_picture(source: Sequence[Any]) -> bool:
@@ -151,11 +161,12 @@ def decode_frames(
     wanted_size = partial(resized_size, spec=preprocess_spec) if is_scaled else None
     images = iter_images(data, decode_spec, wanted_size, begin_frame)
     num_left = most_crops(decode_spec, preprocess_spec)
-    for sample in count():
+    for number in count():
         with looking(look) as seen:
             image = next(images, None)
         if image is None:
             return
+        sample = 0 if decode_spec.frames == "pool" else number
         parts: Iterable[tuple[npt.NDArray[Any], Place | None]] = (
             cut_tiles(image.image_HWC, preprocess_spec, num_left)
             if is_tiled
@@ -163,7 +174,7 @@ def decode_frames(
         )
         looked: tuple[Any, ...] = ()
         if look != "none":
-            looked = _look_at(image, decode_spec, preprocess_spec, seen)
+            looked = _look_at(image, decode_spec, preprocess_spec, look, seen)
         for x_CHW, place in parts:
             size = image.width_px, image.height_px
             yield Crop(x_CHW, *size, image.frame, sample, place, *looked)
@@ -175,6 +186,7 @@ def _look_at(
     image: DecodedImage,
     decode_spec: DecodeSpec,
     preprocess_spec: PreprocessSpec,
+    look: Look,
     seen: SourceFacts,
 ) -> tuple[SourceFacts | None, Looks | None, npt.NDArray[np.uint8] | None]:
     """Return what a crop says of its frame: `seen`, `looks` and `picture_HWC`."""
@@ -182,7 +194,7 @@ def _look_at(
     if not needs_picture(decode_spec, preprocess_spec):
         return told, None, None
     picture_HWC = pick_picture(image.image_HWC)
-    if preprocess_spec.fit != "tiles":
-        return told, None, picture_HWC
-    [looks] = measure([picture_HWC.transpose(2, 0, 1)], [(image.width_px, image.height_px)])
-    return told, looks, picture_HWC
+    looks = None
+    if preprocess_spec.fit == "tiles" or decode_spec.frames == "pool":  # no crop to tell it later
+        [looks] = measure([picture_HWC.transpose(2, 0, 1)], [(image.width_px, image.height_px)])
+    return told, looks, picture_HWC if look == "facts" else None

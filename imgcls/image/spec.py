@@ -26,7 +26,7 @@ Filter = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos", 
 Arithmetic = Literal["pillow", "torch"]
 CropPlace = Literal["center", "center_floor", "center_halves", "top_left"]
 Color = Literal["rgb", "gray"]
-Frames = Literal["first", "middle", "all"]
+Frames = Literal["first", "middle", "all", "pool"]
 Icc = Literal["ignore", "srgb"]
 GrayRange = Literal["declared", "bits", "window", "min_max", "measured"]
 DicomWindow = Literal[
@@ -98,10 +98,10 @@ class DecodeSpec:
     """8 rounds every pixel to one of 256 values, 16 leaves deep greys as float32 0..255
     (by no profile: icc is then of the others)."""
     frames: Frames = "first"
-    """Which frames of a multi-frame file: first, middle (index count // 2), or all, one row
-    each."""
+    """Which frames of a multi-frame file: first, middle (index count // 2), all, one row each, or
+    pool, all as the instances of one sample with one row."""
     max_frames: int = 1024
-    """A file with more frames is too_large where frames is all."""
+    """A file with more frames is too_large where all are taken."""
     max_pixels: int = 50_000_000
     """Width times height of one frame, from the header; more is too_large before anything is
     decoded."""
@@ -140,6 +140,11 @@ class DecodeSpec:
     def num_channels(self) -> int:
         """Channels of a decoded image: 3 or 1."""
         return 3 if self.color == "rgb" else 1
+
+    @property
+    def takes_all_frames(self) -> bool:
+        """Whether every frame of a file is decoded."""
+        return self.frames in ("all", "pool")
 
     def moved_formats(self) -> list[str]:
         """Return the format families whose pixels moved since the model was trained."""

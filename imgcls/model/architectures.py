@@ -13,10 +13,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from imgcls.errors import ConfigError
-from imgcls.model import timm_archs
+from imgcls.model.networks import timm_archs, transformers_archs
 
 DEFAULT_IMAGE_PX = 224
 SIMPLE_CNN = "simple_cnn"
+_ANY_CLASSES = 2  # of a head that is cut off
 
 # Smallest image side in pixels of which an architecture's strides leave anything, by the start of
 # its name; measured with torchvision 0.29 by forward passes, proved by tests. Not listed: 1 px.
@@ -177,7 +178,7 @@ def build_model(
 
     Args:
         arch: One of `list_archs()`, or `timm:NAME`.
-        num_classes: Outputs of the last layer.
+        num_classes: Outputs of the last layer; 0 for a backbone, which gives the embedding.
         in_channels: 3, or 1. For 1 channel the stem convolution's weights are summed over their
             three input channels: what they would do to the grey image on all three.
         image_px: Side of the images the model will see, in pixels, or height and width. Only
@@ -189,12 +190,18 @@ def build_model(
     """
     assert in_channels in (1, 3), f"in_channels {in_channels}"
     size_px = to_size(image_px)
+    if arch == transformers_archs.ARCH:
+        return transformers_archs.build((options or {})["config"], num_classes)
     if timm_archs.is_timm(arch):  # what size it takes was checked by a pass, when it was planned
         timm_archs.refuse_unknown(arch)
         return timm_archs.build(
             arch, num_classes, in_channels=in_channels, size_px=size_px, options=options or {}
         )
     check_input_size(arch, size_px)
+    if not num_classes:
+        return _without_head(
+            build_model(arch, _ANY_CLASSES, in_channels=in_channels, image_px=size_px)
+        )
     if arch == SIMPLE_CNN:
         return SimpleCnn(num_classes, in_channels)
     arguments: dict[str, Any] = {"weights": None, "num_classes": num_classes}
@@ -218,12 +225,25 @@ def build_model(
     return model
 
 
+def _without_head(model: nn.Module) -> nn.Module:
+    """Let a model give the input of its last layer instead of its logits."""
+    name, _ = find_head(model)
+    model.set_submodule(name, nn.Identity())
+    model.head_name = name  # type: ignore[assignment]  # for find_head: nothing else tells
+    return model
+
+
 def find_head(model: nn.Module) -> tuple[str, nn.Module]:
     """Return the dotted name and the module of the last layer, which maps the embedding to logits.
 
     It is the one that timm names; in others the last linear or convolution layer in the order of
     definition: a Linear everywhere but in squeezenet, whose last layer is a 1x1 convolution.
     """
+    known = getattr(model, "head_name", "")
+    if known:
+        return known, model.get_submodule(known)
+    if isinstance(model, transformers_archs.Classifier) and model.is_backbone:
+        return "head", model.head
     named = timm_archs.head_of(model)
     if named is not None:
         return next((name, module) for name, module in model.named_modules() if module is named)

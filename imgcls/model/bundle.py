@@ -44,6 +44,8 @@ from imgcls.model.bundle_files import (
     read_sums,
 )
 from imgcls.model.model_card import model_card
+from imgcls.model.networks import onnx_network
+from imgcls.model.networks.onnx_network import OnnxNetwork
 from imgcls.storage import objects
 from imgcls.storage.uri import join
 
@@ -118,9 +120,11 @@ class Bundle:
     def _build(self) -> nn.Module:
         # The weights drawn here are replaced at once: loading a bundle must not advance the seed.
         with torch.random.fork_rng(devices=[]):
+            if self.arch == onnx_network.ARCH:
+                return OnnxNetwork(self.attachments[onnx_network.FILE], self.arch_options)
             return build_model(
                 self.arch,
-                len(self.class_names),
+                0 if self.is_backbone else len(self.class_names),
                 in_channels=self.decode_spec.num_channels,
                 image_px=self.preprocess_spec.shape_CHW[1:],
                 options=self.arch_options,

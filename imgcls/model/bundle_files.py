@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from imgcls.data.class_names import enumerate_names
-from imgcls.errors import BundleError, ObjectMissingError
+from imgcls.errors import BundleError, ConfigError, ObjectMissingError
 from imgcls.storage import objects
 from imgcls.storage.json_text import parse_object
 from imgcls.storage.uri import is_local, join, split_uri
@@ -183,6 +183,20 @@ def read_file(uri: str, name: str, sha256: str) -> bytes:
             f"{join(uri, name)} was changed: its sha256 is {found}, {SUMS} has {sha256}"
         )
     return data
+
+
+def refuse_backbone(is_backbone: bool, reference: str, command: str) -> None:
+    """Refuse a backbone where classes are wanted.
+
+    Raises:
+        ConfigError: it is one; says what makes a classifier of it.
+    """
+    if is_backbone:
+        raise ConfigError(
+            f"{reference} is a backbone: it gives no classes, so {command} has nothing to write; "
+            "train a head on it first: imgcls train --head linear --weights "
+            f"{reference} --data DATA --registry REGISTRY --name NAME"
+        )
 
 
 def parse_facts(data: bytes, uri: str) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from imgcls.inert import in_markdown
 from imgcls.metrics.bootstrap import FEW_UNITS
+from imgcls.model.origin import describe_origin
 
 _MAX_LISTED = 5
 _HEADLINE_METRICS = (
@@ -62,8 +63,9 @@ def model_card(facts: Mapping[str, Any], attachments: Sequence[str] = ()) -> str
         # What a person must know first, then where it comes from, then how far it goes.
         f"# {_name(training)}{in_markdown(facts['arch'])} for {len(facts['class_names'])} classes"
         + (", any number of them per image" if facts["multi_label"] else ""),
-        "Trained and stored by imgcls. Every file is listed with its sha256 in SHA256SUMS; "
-        "`sha256sum -c SHA256SUMS` checks them.",
+        ("Imported" if facts.get("origin") else "Trained") + " and stored by imgcls. Every file is "
+        "listed with its sha256 in SHA256SUMS; `sha256sum -c SHA256SUMS` checks them.",
+        *describe_origin(facts),
         "## Verdict\n\n" + _verdict(facts.get("verdict")),
         *_golden_miss(training),
         "## Data\n\n" + _data(facts),

@@ -24,6 +24,8 @@ from imgcls.errors import BundleError, ConfigError
 from imgcls.image.preprocess import normalize
 from imgcls.image.spec import spec_digest
 from imgcls.model.bundle import GOLDEN_TOLERANCE, Bundle, read_bundle, to_probs
+from imgcls.model.bundle_files import refuse_backbone
+from imgcls.model.networks import onnx_network
 from imgcls.model.registry import resolve
 from imgcls.storage.objects import put
 from imgcls.storage.uri import is_local, split_uri
@@ -63,6 +65,9 @@ def export(config: ExportConfig) -> dict[str, Any]:
     if config.output.endswith("/") or (is_local(config.output) and Path(config.output).is_dir()):
         raise ConfigError(f"--output {config.output} is a folder: name a file, such as model.onnx")
     bundle = read_bundle(resolve(config.model))
+    if bundle.arch == onnx_network.ARCH:
+        raise ConfigError(f"{config.model} came as an ONNX file: export the file that it came from")
+    refuse_backbone(bundle.is_backbone, config.model, "export")
     data = to_onnx(bundle)
     difference: float | None = None
     if importlib.util.find_spec("onnxruntime") is not None:

@@ -24,7 +24,6 @@ from torchvision.models.vision_transformer import VisionTransformer, interpolate
 from imgcls.config.paths import WEIGHTS_SUFFIXES
 from imgcls.data.class_names import enumerate_names
 from imgcls.errors import ConfigError, ObjectMissingError
-from imgcls.model import timm_archs
 from imgcls.model.architectures import (
     DEFAULT_IMAGE_PX,
     SIMPLE_CNN,
@@ -34,6 +33,7 @@ from imgcls.model.architectures import (
     to_size,
 )
 from imgcls.model.bundle import BundleFacts, read_bundle, read_facts
+from imgcls.model.networks import timm_archs
 from imgcls.model.registry import resolve
 from imgcls.storage import objects
 from imgcls.storage.json_text import parse_object

@@ -9,7 +9,7 @@ import io
 import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import pyarrow as pa
@@ -37,6 +37,12 @@ class Commit:
     """Rows of images that failed and had failed in an earlier night already."""
     decoders: dict[str, Any] | None = None
     """What the decoders of this shard could read, and by which versions; see decoders.py."""
+    facts: str = ""
+    """Path of what was measured of the images, row by row that of the attempt; see facts.py."""
+    greys: dict[str, int] = field(default_factory=dict)
+    """How many images had samples of other than 8 bits (bits_16 ...), of bits that training never
+    saw (new_bits_16 ...), deep greys by which rule (file, declared, measured, pooled ...), and
+    greys of which hardly a level is left (few_levels)."""
 
 
 def parse_commit(data: bytes, uri: str) -> Commit:

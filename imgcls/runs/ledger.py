@@ -15,7 +15,6 @@ the suffix of the uri stands for the format. Where that says nothing a row that 
 and is counted: to score it again might be to score whole buckets again.
 """
 
-import io
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
@@ -23,17 +22,20 @@ from typing import Final
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from imgcls.image.formats.abilities import AT_27535E0, Abilities, abilities_here, grown
 from imgcls.image.outcome import family_by_name
 from imgcls.image.versions import from_json, moved_between, versions_here
 from imgcls.runs.plan import ModelDigests
-from imgcls.runs.published import Manifest, list_published, with_comparable_etags
+from imgcls.runs.published import (
+    Manifest,
+    Part,
+    list_published,
+    read_columns,
+    with_comparable_etags,
+)
 from imgcls.runs.row_keys import with_members
 from imgcls.schema import MEMBER_FIELD, Status
-from imgcls.storage.objects import read
-from imgcls.storage.uri import join
 
 _COLUMNS: Final = ["uri", "etag", "status"]
 _MAY_BE_READ_LATER: Final = (Status.UNSUPPORTED, Status.NOT_AN_IMAGE)
@@ -77,7 +79,7 @@ def published_keys(
             continue
         has_older = theirs.model != model.model and theirs.calibration != model.calibration
         for part in manifest.parts:
-            table = _read_keys(join(folder, part.path))
+            table = _read_keys(folder, part)
             current = _current(table, manifest, now, outdated)
             older = pa.repeat(pa.scalar(has_older), table.num_rows)
             yield (
@@ -94,13 +96,9 @@ def _is_same_network(one: ModelDigests, other: ModelDigests) -> bool:
     return one.model == other.model or (one.network == other.network != "")
 
 
-def _read_keys(uri: str) -> pa.Table:
-    file = pq.ParquetFile(io.BytesIO(read(uri)))
-    there = [
-        name for name in (*_COLUMNS, MEMBER_FIELD.name, "format") if name in file.schema_arrow.names
-    ]
-    table = file.read(columns=there)
-    if "format" not in there:
+def _read_keys(folder: str, part: Part) -> pa.Table:
+    table = read_columns(folder, part, (*_COLUMNS, MEMBER_FIELD.name, "format"))
+    if "format" not in table.column_names:
         table = table.append_column("format", pa.nulls(table.num_rows, pa.string()))
     table = with_comparable_etags(with_members(table))
     for name in ("status", "format"):

@@ -5,15 +5,18 @@ written last and once; parts without it are not there for a reader, nor for the 
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from imgcls.errors import ObjectMissingError, SourceError
 from imgcls.runs.plan import RunFacts
+from imgcls.sources.ranged_file import RangedFile
+from imgcls.storage.info import EPOCH, ObjectInfo
 from imgcls.storage.objects import list_objects, read
 from imgcls.storage.records import parse_record
 from imgcls.storage.uri import canonical, join
@@ -50,6 +53,8 @@ class Manifest(RunFacts):
     """Format families whose pixels moved between the training of the model and this run."""
     not_an_image: dict[str, int] = field(default_factory=dict)
     """Of the rows that say so: how many files of which kind."""
+    greys: dict[str, int] = field(default_factory=dict)
+    """How many images had which greys, see `Commit.greys`."""
 
 
 def read_manifest(folder: str) -> Manifest | None:
@@ -65,6 +70,27 @@ def read_manifest(folder: str) -> Manifest | None:
         return None
     what = f"{uri}, which should be a manifest of published predictions,"
     return parse_record(data, what, SourceError, Manifest, format_version=FORMAT_VERSION)
+
+
+def read_columns(folder: str, part: Part, wanted: Iterable[str]) -> pa.Table:
+    """Read some columns of a part, those that it has, and no more bytes than they take.
+
+    Wide columns make nearly all of a part: a night must not read them to know what is published.
+
+    Raises:
+        SourceError: the part is damaged, or not the one that the manifest names.
+    """
+    uri = join(folder, part.path)
+    # A part is written once: its name is its version.
+    info = ObjectInfo(uri, "", part.size_bytes, EPOCH, None)
+    try:
+        file = pq.ParquetFile(RangedFile(info, reads_ahead=False), pre_buffer=False)
+        there = set(file.schema_arrow.names)
+        return file.read(columns=[name for name in wanted if name in there], use_threads=False)
+    except (pa.ArrowException, OSError) as error:
+        raise SourceError(
+            f"{uri} is not the file that its {MANIFEST} names ({error}): `imgcls verify` says more"
+        ) from error
 
 
 def with_comparable_etags(table: pa.Table) -> pa.Table:

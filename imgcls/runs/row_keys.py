@@ -38,6 +38,18 @@ def with_members(rows: pa.Table) -> pa.Table:
     return rows.set_column(rows.column_names.index(MEMBER_FIELD.name), MEMBER_FIELD, members)
 
 
+def with_paths(rows: pa.Table) -> pa.Table:
+    """Return rows whose uri is the path of the image: of a member, CONTAINER/MEMBER.
+
+    So labels name it, exactly, or by the end of its path.
+    """
+    if MEMBER_FIELD.name not in rows.column_names:
+        return rows
+    paths = pc.binary_join_element_wise(rows["uri"], rows[MEMBER_FIELD.name], "/")
+    position = rows.column_names.index("uri")
+    return rows.set_column(position, rows.field(position), pc.coalesce(paths, rows["uri"]))
+
+
 def describe_key(key: str) -> str:
     """Return a key for people."""
     uri, _, member = key.partition(_BETWEEN)

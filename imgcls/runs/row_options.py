@@ -26,6 +26,7 @@ class RowOptions:
     write_probs: bool = False
     write_embedding: bool = False
     gpu_decode: GpuDecode = "off"
+    carry: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, config: ScoreConfig) -> Self:

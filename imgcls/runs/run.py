@@ -61,6 +61,11 @@ class Run:
         return self.file(f"commits/{shard_id}.json")
 
     @property
+    def facts(self) -> str:
+        """The folder of what was measured of the images."""
+        return self.file("facts")
+
+    @property
     def rolled_back(self) -> str:
         """The marker of a run that was taken back; such a run is never resumed."""
         return self.file("rolled_back.json")

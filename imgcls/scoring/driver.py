@@ -18,11 +18,13 @@ from imgcls.config.scoring import ScoreConfig
 from imgcls.errors import DeviceFailedError, ShardFailedError, StorageError
 from imgcls.logs import Progress
 from imgcls.model.bundle import read_bundle
+from imgcls.model.bundle_files import refuse_backbone
 from imgcls.runs.commits import read_commits
 from imgcls.runs.plan import Plan, Shard, read_plan
 from imgcls.runs.published import read_manifest
 from imgcls.runs.run import Run
 from imgcls.scoring.executors.executor import Workers
+from imgcls.scoring.planning.carry import Carry
 from imgcls.scoring.planning.checks import check_config, check_same_run
 from imgcls.scoring.planning.listing import list_source
 from imgcls.scoring.planning.plan import write_plan
@@ -80,7 +82,7 @@ def make_plan(config: ScoreConfig, run: Run, num_workers: int) -> Plan:
 def resolve_model(reference: str) -> PlannedModel:
     """Resolve a reference and read its bundle whole: a damaged one is found before the plan."""
     model = name_model(reference)
-    read_bundle(model.uri)
+    refuse_backbone(read_bundle(model.uri).is_backbone, reference, "score")
     return model
 
 
@@ -105,6 +107,7 @@ def write_run_plan(
         config=vars(config),
         shard_sizes=shard_sizes(num_images, config.shard_size, num_workers),
         difference=difference,
+        carry=Carry.of(config),
     )
 
 

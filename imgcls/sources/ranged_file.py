@@ -19,15 +19,15 @@ _NEAR_BYTES: Final = 1 << 20
 
 
 class RangedFile(io.RawIOBase):
-    """The object, read where it is read, a block ahead.
+    """The object, read where it is read, a block ahead; a large one where it is read on and on.
 
     Raises (on reading):
         ObjectMissingError, ObjectChangedError, AccessDeniedError, StorageError: as for `get_many`.
     """
 
-    def __init__(self, info: ObjectInfo) -> None:
+    def __init__(self, info: ObjectInfo, *, reads_ahead: bool = True) -> None:
         super().__init__()
-        self._info = info
+        self._info, self._reads_ahead = info, reads_ahead
         self._at = self._block_start = 0
         self._block = b""
 
@@ -69,7 +69,7 @@ class RangedFile(io.RawIOBase):
 
     def _fill(self, num_bytes: int, block_end: int) -> None:
         is_near = self._at > 0 and self._block_start <= self._at <= block_end + _NEAR_BYTES
-        ahead = _SEQUENTIAL_BLOCK_BYTES if is_near else _BLOCK_BYTES
+        ahead = _SEQUENTIAL_BLOCK_BYTES if is_near and self._reads_ahead else _BLOCK_BYTES
         length = min(max(num_bytes, ahead), self._info.size_bytes - self._at)
         self._block_start, self._block = self._at, b""
         if length > 0:

@@ -178,12 +178,14 @@ def put_if_match(uri: str, data: bytes, etag: str) -> str:
     return remote.put_if_match(uri, data, etag)
 
 
-def put(uri: str, data: bytes) -> str:
+def put(uri: str, data: bytes, *, is_private: bool = False) -> str:
     """Write an object whatever was there, and return its etag.
 
-    For names that only one writer uses.
+    For names that only one writer uses. On a disk only its owner may read a private one.
     """
-    return local.put(_path(uri), data) if is_local(uri) else remote.put(uri, data)
+    if is_local(uri):
+        return local.put(_path(uri), data, is_private=is_private)
+    return remote.put(uri, data)
 
 
 def delete(uri: str) -> None:

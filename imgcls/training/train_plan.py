@@ -6,7 +6,7 @@ paths) decides only where and how fast.
 """
 
 from dataclasses import dataclass, field
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 from imgcls.config.choices import BestBy, Loss, Optimizer, Schedule, TrainPrecision
 from imgcls.config.training import TrainConfig
@@ -83,6 +83,8 @@ class TrainPlan:
     """Which fold this is, such as "1 of 5"; "" for a training of its own."""
     seen: Seen = NOTHING_SEEN
     """What the model sees of some training images."""
+    greys: dict[str, Any] = field(default_factory=dict)
+    """What was seen of the images' greys, see planning/greys.py."""
 
     @property
     def run_uri(self) -> str:

@@ -15,6 +15,7 @@ from imgcls.config.paths import (
     absolute_path,
     canonical_uri,
     find_relative,
+    flag_of,
     path_flags,
     refuse_empty,
 )
@@ -31,6 +32,7 @@ NO_PLACES = {
     "namespace", "schedule", "time_zone", "deadline",
     "group", "label", "columns", "root", "keep", "memory", "token_secret", "address",
     "submission_id",
+    "license", "image_px", "input_range", "mean", "std", "output_name",
 }  # fmt: skip
 
 
@@ -106,7 +108,7 @@ def test_what_could_only_be_a_slip_is_refused_by_flag_and_with_the_way_out(
         return  # MLflow has schemes of its own; it is asked before the first step
     with pytest.raises(ConfigError, match=hint) as caught:
         build(config, **{name: text})
-    assert f"--{name.replace('_', '-')}" in str(caught.value)
+    assert flag_of(name) in str(caught.value)
 
 
 @pytest.mark.parametrize(("config", "name"), every_place())
@@ -139,7 +141,7 @@ def test_a_required_place_may_not_be_empty(config: type[Config], name: str) -> N
     empty = build(config, **{name: ""})
     assert getattr(empty, name) == ""
     if next(f for f in fields(config) if f.name == name).default is MISSING:
-        with pytest.raises(ConfigError, match=f"--{name.replace('_', '-')}: an empty path"):
+        with pytest.raises(ConfigError, match=f"{flag_of(name)}: an empty path"):
             refuse_empty(empty)
         with pytest.raises(ConfigError, match="names nothing"):
             join(getattr(empty, name), "x")

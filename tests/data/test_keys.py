@@ -1,5 +1,4 @@
 from dataclasses import dataclass, field
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +7,8 @@ import pytest
 from imgcls.data.keys import Key, as_name, hive_keys, values_of
 from imgcls.errors import ConfigError, SourceError
 from imgcls.storage import objects
+from tests.data.dicoms import dicom_file
 
-pydicom = pytest.importorskip("pydicom")
 _PAD = 40_000
 
 
@@ -18,23 +17,6 @@ class _Image:
     uri: str
     key: str = ""
     cells: dict[str, Any] = field(default_factory=dict)
-
-
-def dicom_file(transfer_syntax: str = "1.2.840.10008.1.2.1", **elements: Any) -> bytes:
-    """Return a picture of 4 x 4 pixels with these elements."""
-    dataset = pydicom.Dataset()
-    dataset.file_meta = pydicom.dataset.FileMetaDataset()
-    dataset.file_meta.TransferSyntaxUID = transfer_syntax
-    dataset.SOPClassUID = dataset.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.7"
-    dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = "1.2.3"
-    shape = {"Rows": 4, "Columns": 4, "BitsAllocated": 8, "BitsStored": 8, "HighBit": 7}
-    pixels = {"SamplesPerPixel": 1, "PixelRepresentation": 0, "PixelData": bytes(16)}
-    gray = {"PhotometricInterpretation": "MONOCHROME2"}
-    for name, value in (shape | pixels | gray | elements).items():
-        setattr(dataset, name, value)
-    file = BytesIO()
-    dataset.save_as(file, enforce_file_format=True)
-    return file.getvalue()
 
 
 def _of(text: str, *images: _Image) -> list[Any]:

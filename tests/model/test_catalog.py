@@ -4,6 +4,7 @@ import getpass
 import json
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -67,10 +68,12 @@ def test_empty_registry_and_unknown_name_are_said(make_bundle: MakeBundle, tmp_p
 def test_previous_walks_back_and_the_history_keeps_every_step(
     registry: str, make_bundle: MakeBundle
 ) -> None:
+    poor = {"answer": "not_better", "summary": "It is not better than guessing.", "lines": ["No."]}
     for seed in range(3):
-        register(registry, "m", make_bundle(seed))
+        bundle = make_bundle(seed)
+        register(registry, "m", replace(bundle, verdict=poor) if seed == 2 else bundle)
     promote(f"{registry}/m@v1", "production")
-    promote(f"{registry}/m@v3", "production", forced=True)
+    promote(f"{registry}/m@v3", "production", force=True)
     promote(f"{registry}/m@v2", "production")
     back = promote_version(PromoteConfig(f"{registry}/m@production", previous=True))
     assert (back["model"], back["previous_version"], back["undone"]) == (
@@ -145,8 +148,12 @@ def test_previous_of_a_version_is_refused_with_the_way_out(
 
 
 def test_table_shows_what_the_json_says(
-    make_bundle: MakeBundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    make_bundle: MakeBundle,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setenv("COLUMNS", "160")
     register(str(tmp_path), "m", make_bundle())
     promote(f"{tmp_path}/m@v1", "production")
     assert main(["models", "--registry", str(tmp_path)]) == 0

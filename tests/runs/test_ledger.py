@@ -78,6 +78,7 @@ def as_27535e0(output: str) -> None:
             field = table.schema.field("status")
             pq.write_table(table.set_column(position, field, status.dictionary_encode()), file)
             part["sha256"] = hashlib.sha256(file.read_bytes()).hexdigest()
+            part["size_bytes"] = file.stat().st_size
         path.write_text(json.dumps(manifest))
 
 

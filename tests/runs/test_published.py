@@ -6,7 +6,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from imgcls.config.scoring import NightlyConfig, RollbackConfig, VerifyConfig
@@ -15,10 +17,18 @@ from imgcls.nightly import nightly
 from imgcls.runs.commits import read_commits
 from imgcls.runs.ledger import published_keys
 from imgcls.runs.plan import read_plan
-from imgcls.runs.published import list_published, read_manifest, with_comparable_etags
+from imgcls.runs.published import (
+    Part,
+    list_published,
+    read_columns,
+    read_manifest,
+    with_comparable_etags,
+)
 from imgcls.runs.run import Run
 from imgcls.scoring.publishing.retention import rollback
 from imgcls.scoring.publishing.verify import verify
+from imgcls.sources import ranged_file
+from imgcls.storage.info import ObjectInfo
 from tests.scoring.nights import leave_unfinished, make_night
 
 FIRST, SECOND = "nightly-2026-11-22", "nightly-2026-11-23"
@@ -169,3 +179,28 @@ def test_only_a_local_etag_loses_its_inode() -> None:
     table = with_comparable_etags(pa.table({"etag": etags, "uri": uris}))
     assert table.column_names == ["etag", "uri"]
     assert table["etag"].to_pylist() == expected
+
+
+def test_columns_of_a_part_are_read_without_the_wide_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(0)
+    wide = pa.array(list(rng.random((20_000, 64), dtype=np.float32)), pa.list_(pa.float32()))
+    uris = pa.array([f"s3://b/{n:09d}" for n in range(20_000)])
+    table = pa.table({"uri": uris, "probs": wide, "status": pa.array(["ok"] * 20_000)})
+    pq.write_table(table, tmp_path / "part-00000.parquet")
+    size_bytes = (tmp_path / "part-00000.parquet").stat().st_size
+    part = Part("part-00000.parquet", "", 20_000, size_bytes, 1)
+    num_bytes: list[int] = []
+    real = ranged_file.read_span
+
+    def counted(info: ObjectInfo, start: int, length: int) -> bytes:
+        num_bytes.append(length)
+        return real(info, start, length)
+
+    monkeypatch.setattr(ranged_file, "read_span", counted)
+    found = read_columns(str(tmp_path), part, ("uri", "status", "member"))
+    assert found.equals(table.select(["uri", "status"]))
+    assert sum(num_bytes) < size_bytes / 10
+    with pytest.raises(SourceError, match="imgcls verify"):
+        read_columns(str(tmp_path), replace(part, size_bytes=size_bytes - 9), ("uri",))

@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from imgcls.config.models import EvaluateConfig
 from imgcls.config.scoring import (
     GcConfig,
     NightlyConfig,
@@ -22,6 +23,7 @@ from imgcls.config.scoring import (
     VerifyConfig,
 )
 from imgcls.errors import ImgclsError
+from imgcls.evaluation.evaluate import evaluate
 from imgcls.nightly import nightly
 from imgcls.runs.plan import PlannedRows, read_plan
 from imgcls.runs.run import Run
@@ -295,3 +297,24 @@ def test_filters_see_the_members_of_containers(small_night: NightlyConfig, tmp_p
     assert {(row["member"] or row["uri"]).rpartition(".")[2] for row in rows} == {"png"}
     twice = replace(night, also=(f"{tmp_path}/packed/x.tar",), output=str(tmp_path / "twice"))
     assert nightly(twice)["rows"] == len(rows)
+
+
+def test_published_members_are_evaluated_against_labels_of_their_paths(
+    small_night: NightlyConfig, tmp_path: Path
+) -> None:
+    night = config_of(small_night, tmp_path)
+    put_packed(night.source, ["x.tar", "x.zip"], dict(list(FILES.items())[:12]))
+    nightly(night)
+    rows = published_rows(night.output).to_pylist()
+    lines = [f"{row['uri']}/{row['member']},{row['class_name']}" for row in rows]
+    labels = tmp_path / "labels.csv"
+    labels.write_text("\n".join(["uri,label", *lines]))
+    result = evaluate(EvaluateConfig(predictions=night.output, labels=str(labels)))
+    assert (result["num_rows"], result["accuracy"]) == (24, 1.0)
+    by_end = [f"{row['member']},{row['class_name']}" for row in rows if "x.zip" in row["uri"]]
+    labels.write_text("\n".join(["uri,label", *by_end]))
+    only_zip = str(tmp_path / "zip-out")
+    source = f"{night.source}/x.zip"
+    score(ScoreConfig(source, night.model, only_zip, executor="local", device="cpu"))
+    asked = EvaluateConfig(predictions=only_zip, labels=str(labels), match_by="suffix")
+    assert evaluate(asked)["num_rows"] == 12

@@ -121,7 +121,7 @@ def score_one_shard(bundle: Bundle, source: str, pool: DecoderPool) -> pa.Table:
         pool=pool,
         provenance=provenance,
         write_probs=True,
-    )
+    ).rows
 
 
 @pytest.fixture(scope="module")

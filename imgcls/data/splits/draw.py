@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from imgcls.data.splits.balanced import balance
 from imgcls.data.splits.hashed import assign_splits, check_fractions, side_by_hash
 from imgcls.errors import BundleError
+from imgcls.identity import HASHED, pseudonyms
 from imgcls.storage.json_text import parse_object
 
 SPLIT_MOVED = "split_moved.json"
@@ -118,10 +119,17 @@ def _known_sides(
 ) -> dict[str, str]:
     """Return the side of each unit that has one of these sides already."""
     sides, num_torn = dict[str, str](), 0
+    # A group is on file by its hash, or by its name where an earlier version wrote it. Where only
+    # its number is, nothing but its images tells its side.
+    has_hashes = any(group.startswith(HASHED) for group in known.side_by_group)
+    named = pseudonyms(unit.group for unit in units.values()) if has_hashes else {}
+    named = {group: name for group, name in named.items() if name.startswith(HASHED)}
     for name, unit in units.items():
         of_images = (known.side_by_hash.get(hash_of(key), "") for key in unit.keys)
         found = Counter(side for side in of_images if side in allowed)
-        of_group = known.side_by_group.get(unit.group, "")
+        of_group = known.side_by_group.get(unit.group) or known.side_by_group.get(
+            named.get(unit.group, ""), ""
+        )
         if not found and of_group in allowed:
             found[of_group] += 1
         if found:

@@ -1,6 +1,6 @@
 r"""Names of files as Windows writes them: scans\a.png.
 
-In: the rows of a manifest. Out: the same, with "/" in relative names. Invariant: a name that has a
+In: the names in a manifest. Out: the same, with "/" in relative names. Invariant: a name that has a
 "/" is as it is, and so is one that a file of this disk has, backslash and all; a drive or a share
 is refused, since nobody knows where it lies here.
 """
@@ -10,7 +10,6 @@ import os
 import re
 from dataclasses import dataclass
 
-from imgcls.data.columns import Row
 from imgcls.errors import SourceError
 from imgcls.storage.uri import is_local
 
@@ -33,25 +32,28 @@ class WindowsNames:
     num_translated: int = 0
     example: str = ""
 
-    def translated(self, row: Row) -> Row:
-        """Return a row whose name has the separators of this system.
+    def translated(self, given: str, where: str) -> str:
+        """Return a name with the separators of this system.
+
+        Args:
+            given: The name as it stands in the manifest.
+            where: Words that name its row.
 
         Raises:
             SourceError: the name begins with a drive or a share.
         """
-        given = row.cells.get("uri")
-        if not isinstance(given, str) or "\\" not in given or "/" in given:
-            return row
+        if "\\" not in given or "/" in given:
+            return given
         if is_local(self.folder) and os.path.lexists(f"{self.folder}{given}"):
-            return row
+            return given
         if _ABSOLUTE.match(given):
             raise SourceError(
-                f"{row.where}: {given} is a path of another system: write names below a folder, "
+                f"{where}: {given} is a path of another system: write names below a folder, "
                 r"such as line1\x.png, and say by --root where that folder lies here"
             )
         self.num_translated += 1
         self.example = self.example or given
-        return Row({**row.cells, "uri": given.replace("\\", "/")}, row.where)
+        return given.replace("\\", "/")
 
     def tell(self) -> None:
         """Say in the log what was translated."""

@@ -12,7 +12,7 @@ input.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -20,9 +20,6 @@ import numpy.typing as npt
 from imgcls.image.facts.source import SourceFacts
 from imgcls.image.fit.placement import place
 from imgcls.image.spec import PreprocessSpec
-
-if TYPE_CHECKING:
-    from imgcls.image.crops import Crop
 
 _NUM_LINES: Final = 16
 _NUM_GREYS: Final = 256
@@ -50,16 +47,6 @@ class ImageFacts:
 
     looks: Looks
     source: SourceFacts
-
-
-def facts_of(crops: Sequence["Crop"], spec: PreprocessSpec) -> list[ImageFacts]:
-    """Return the facts of crops, each of a whole frame or with looks of its own."""
-    without = [crop for crop in crops if crop.looks is None]
-    measured = iter(
-        measure([crop.x_CHW for crop in without], [crop.size_px for crop in without], spec)
-    )
-    plain = SourceFacts()
-    return [ImageFacts(crop.looks or next(measured), crop.seen or plain) for crop in crops]
 
 
 def measure(

@@ -21,6 +21,7 @@ MAX_SAMPLES: Final = 4_096
 _MAX_MEASURED_SAMPLES: Final = 65_536
 # Of a picture's samples, in percent: what lies beyond are dead pixels, markers and burnt-in text.
 ROBUST_PERCENTILES: Final = (0.1, 99.9)
+_WINDOWS: Final = ("file", "ct_window")
 _MODALITY: Final = re.compile(r"[A-Z0-9_]{1,16}")  # a code string of DICOM (PS3.5, 6.2)
 
 
@@ -35,8 +36,9 @@ class SourceFacts:
     levels: int | None = None
     """Distinct values of a grey deeper than 8 bits, among at most MAX_SAMPLES spread over it."""
     gray_rule: str = ""
-    """Which rule said what is black and white in such a grey: window, table, declared, bits, fixed,
-    min_max, measured, or pooled, of a kind of greys that training did not see."""
+    """Which rule said what is black and white in such a grey: file (its window or table),
+    ct_window, declared, bits, window (the spec's), min_max, measured, or pooled, of a kind of greys
+    that training did not see."""
     kind: str = ""
     """Which greys it shares a measured range with, see `gray_kind`."""
     extremes: tuple[float, float] | None = None
@@ -129,7 +131,7 @@ def see_greys(
     values_N = _spread(values_HW, is_left_out_HW, MAX_SAMPLES)
     seen.bits, seen.gray_rule, seen.kind = bits, rule, kind
     seen.levels = count_levels(values_N)
-    if at.look == "ranges" and rule not in ("window", "table"):
+    if at.look == "ranges" and rule not in _WINDOWS:
         values_N = _spread(values_HW, is_left_out_HW, _MAX_MEASURED_SAMPLES)
         if values_N.size:
             low, high = np.percentile(values_N, ROBUST_PERCENTILES)

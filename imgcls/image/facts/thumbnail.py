@@ -33,7 +33,9 @@ def needs_picture(decode_spec: DecodeSpec, preprocess_spec: PreprocessSpec) -> b
     """Tell whether a model's input is not a picture of the whole image."""
     is_whole = preprocess_spec.fit in ("stretch", "pad") and preprocess_spec.crop_fraction == 1
     is_small = min(preprocess_spec.height_px, preprocess_spec.width_px) < _MIN_INPUT_PX
-    return not is_whole or is_small or decode_spec.dicom_window == "lung_soft_bone"
+    is_pooled = decode_spec.frames == "pool"  # then crops are given up for their answers
+    is_in_color = decode_spec.dicom_window == "lung_soft_bone"
+    return not is_whole or is_small or is_pooled or is_in_color
 
 
 def pick_picture(image_HWC: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:

@@ -60,7 +60,7 @@ def cut_tiles(image_HWC: Pixels, spec: PreprocessSpec, most: int) -> Iterator[tu
 
 def most_frames(decode_spec: DecodeSpec) -> int:
     """Return how many frames of one file are decoded."""
-    return decode_spec.max_frames if decode_spec.frames == "all" else 1
+    return decode_spec.max_frames if decode_spec.takes_all_frames else 1
 
 
 def most_crops(decode_spec: DecodeSpec, preprocess_spec: PreprocessSpec) -> int:

@@ -32,7 +32,7 @@ from imgcls.inference.backends.arithmetic import (
     has_tf32,
     set_fp32_arithmetic,
 )
-from imgcls.inference.backends.backend import Backend, pad
+from imgcls.inference.backends.backend import Backend, Kind, pad
 from imgcls.inference.backends.demand import Demand
 from imgcls.inference.backends.golden_check import check_as_trained, prove
 from imgcls.inference.backends.kinds import repaid_kinds
@@ -41,6 +41,7 @@ from imgcls.inference.device import set_num_threads
 from imgcls.inference.passes import Failure, describe_error
 from imgcls.model.architectures import register_embedding_hook
 from imgcls.model.bundle import Bundle
+from imgcls.model.networks import onnx_network
 
 # Multiply-adds per image, in 1e9, below which decoding an image takes longer than the network:
 # mobilenet_v3_small (0.06) runs at 500 images/s on 2 cores in fp32, resnet18 (1.8) at 50.
@@ -57,6 +58,9 @@ def choose_backend(bundle: Bundle, demand: Demand) -> Backend:
         ConfigError: the precision asked for cannot be had here.
         DeviceFailedError: there is no memory for one image, or the device fails.
     """
+    if bundle.arch == onnx_network.ARCH and demand.device.type != "cpu":
+        _log.warning("this model is an ONNX network, which runs on the CPU: no GPU is used")
+        demand = replace(demand, device=torch.device("cpu"))
     # In a thread like those that will run it: code is compiled for a number of threads.
     with ThreadPoolExecutor(1, "choose", set_num_threads, (demand.num_threads,)) as thread:
         try:
@@ -78,7 +82,8 @@ def _choose(bundle: Bundle, demand: Demand) -> Backend:
     if demand.precision == "int8":
         return _int8_backend(plain, bundle)
     notes: list[str] = []
-    kinds = repaid_kinds(gmacs, demand, notes)
+    is_onnx = bundle.arch == onnx_network.ARCH
+    kinds = _onnx_kinds if is_onnx else repaid_kinds(gmacs, demand, notes)
     for precision in _precisions(demand, gmacs, notes):
         for kind in kinds(precision):
             set_fp32_arithmetic(precision)
@@ -101,6 +106,11 @@ def _choose(bundle: Bundle, demand: Demand) -> Backend:
         f"--precision {demand.precision}: this model does not keep its golden predictions with it: "
         f"{'; '.join(notes)}. Take --precision fp32, or auto."
     )
+
+
+def _onnx_kinds(precision: str) -> tuple[Kind, ...]:
+    """Return how an ONNX network runs: OpenVINO reads it as it is, torch not at all."""
+    return ("openvino", "eager") if precision == "fp32" else ("openvino",)
 
 
 def _int8_backend(plain: Backend, bundle: Bundle) -> Backend:

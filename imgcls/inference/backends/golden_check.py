@@ -20,6 +20,7 @@ from imgcls.inference.backends.backend import Backend, pad
 from imgcls.inference.decision_rule import DecisionRule
 from imgcls.inference.passes import Failure, run_in_memory
 from imgcls.model.bundle import GOLDEN_TOLERANCE, Bundle, to_probs
+from imgcls.model.networks.onnx_network import OnnxNetwork
 
 # A golden image may keep its label and move by this much in any class's probability. ResNet-18 in
 # bf16 moves by 3e-4 to 3e-3; a confidence is read to two digits. TF32 keeps three bits more.
@@ -65,7 +66,8 @@ def check_as_trained(plain: Backend, bundle: Bundle) -> float:
             "computes wrongly."
         )
     num_run = -(-num_golden // num_rows) * num_rows
-    return macs / num_run / 1e9
+    of_file = sum(one.gmacs for one in plain.module.modules() if isinstance(one, OnnxNetwork))
+    return macs / num_run / 1e9 + of_file
 
 
 def prove(backend: Backend, bundle: Bundle, notes: list[str]) -> tuple[Backend, str]:

@@ -31,11 +31,11 @@ class Network(nn.Module):
     def __init__(self, classifier: nn.Module, spec: PreprocessSpec, precision: str) -> None:
         super().__init__()
         self.classifier = classifier.to(_DTYPES[precision]).to(memory_format=torch.channels_last)
-        self._spec, self._dtype = spec, _DTYPES[precision]
+        self.spec, self._dtype = spec, _DTYPES[precision]
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """Return logits float32 [B,K] of uint8 [B,C,H,W]."""
-        x_BCHW = normalize(x_BCHW, self._spec).to(self._dtype)
+        x_BCHW = normalize(x_BCHW, self.spec).to(self._dtype)
         logits_BK: Tensor = self.classifier(x_BCHW.contiguous(memory_format=torch.channels_last))
         return logits_BK.float()
 

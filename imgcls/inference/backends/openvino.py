@@ -28,7 +28,8 @@ import torch
 from torch import Tensor, nn
 
 from imgcls.errors import ConfigError
-from imgcls.inference.backends.network import cache_folder
+from imgcls.inference.backends.network import Network, cache_folder
+from imgcls.model.networks.onnx_network import OnnxNetwork
 
 _NAMES: Final = ("network.xml", "network.bin")
 # Converted networks that a cache keeps: 45 MB each for resnet18.
@@ -75,6 +76,8 @@ def convert(network: nn.Module, x_BCHW: Tensor) -> Any:  # noqa: ANN401 - openvi
     require("openvino")
     import openvino
 
+    if isinstance(network, Network) and isinstance(network.classifier, OnnxNetwork):
+        return network.classifier.to_openvino(len(x_BCHW), network.spec)
     return openvino.convert_model(torch.export.export(network, (x_BCHW,)))
 
 

@@ -104,6 +104,12 @@ def _list_place(
     return entries if selection.is_all else _selected(entries, selection, f"{root.rstrip('/')}/")
 
 
+def lists_manifest(source: str, options: ListingOptions) -> bool:
+    """Return whether a source is a list of images, and not a container of them."""
+    containers = ContainerOptions(options.image_column, int(options.max_compressed_gib * (1 << 30)))
+    return is_manifest(source) and _as_container(source, containers) is None
+
+
 def _once(found: Iterator[Entry]) -> Iterator[Entry]:
     """Pass an object on once, whichever of several places it is listed in."""
     seen = set[bytes]()

@@ -20,6 +20,7 @@ from imgcls.errors import ObjectExistsError, SourceError
 from imgcls.runs.plan import Plan, PlanFile, read_plan
 from imgcls.runs.row_options import RowOptions
 from imgcls.runs.run import Run, plan_path, skipped_path
+from imgcls.scoring.planning.carry import Carry
 from imgcls.scoring.planning.planned_model import PlannedModel
 from imgcls.scoring.planning.staging import Staging
 from imgcls.storage.objects import put, put_new
@@ -37,6 +38,7 @@ def write_plan(
     config: Mapping[str, Any],
     shard_sizes: Iterable[int],
     difference: Mapping[str, int],
+    carry: Carry,
 ) -> Plan:
     """Write the plan files, then plan.json; return the plan that counts: the first one there.
 
@@ -49,6 +51,7 @@ def write_plan(
         config: the flags of the command; those that decide rows become the row options.
         shard_sizes: images of each shard, in order.
         difference: counts of what a night found, for plan.json.
+        carry: what is carried from the source into the rows.
 
     Raises:
         SourceError: the source lists an object twice.
@@ -60,13 +63,16 @@ def write_plan(
     planner = uuid.uuid4().hex[:8]
     files: list[PlanFile] = []
     shard_rows: list[int] = []
-    writer = _PlanFileWriter(staging.plan_schema)
+    if carry.cells is not None:
+        staging.carry(carry.cells)
+    schema = carry.schema(staging.plan_schema)
+    writer = _PlanFileWriter(schema)
     for table in staging.sorted_tables(shard_sizes):
-        writer.add(table)
+        writer.add(carry.added(table))
         shard_rows.append(table.num_rows)
         if writer.num_rows >= ROWS_PER_PLAN_FILE:
             files.append(writer.finish(run, plan_path(len(files), planner)))
-            writer = _PlanFileWriter(staging.plan_schema)
+            writer = _PlanFileWriter(schema)
     if writer.num_shards:
         files.append(writer.finish(run, plan_path(len(files), planner)))
     if staging.num_skipped:

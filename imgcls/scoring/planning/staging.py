@@ -52,13 +52,14 @@ class Staging:
         self.not_listed: dict[str, str] = {}
         self.planned_again: dict[str, int] = {}
         self._has_members = self._has_failed_before = False
+        self._carried = pa.schema([])
 
     @property
     def plan_schema(self) -> pa.Schema:
-        """The columns of the plan: those of containers, and of what failed before, where needed."""
+        """The columns of the plan: those of containers, of what failed before, and carried ones."""
         fields = [MEMBER_FIELD, MEMBER_PLACE_FIELD] * self._has_members
         fields += [FAILED_BEFORE_FIELD] * self._has_failed_before
-        return pa.schema([*PLAN_SCHEMA, *fields])
+        return pa.schema([*PLAN_SCHEMA, *fields, *self._carried])
 
     def fill(self, entries: Iterable[Entry]) -> None:
         """Stage a listing, showing its count and rate as it goes."""
@@ -106,6 +107,22 @@ class Staging:
             )
         self._database.register("staged", with_members(objects).select(_STAGED_SCHEMA.names))
         self._database.execute("INSERT INTO listing SELECT *, false FROM staged")
+        self._database.unregister("staged")
+
+    def carry(self, cells: pa.Table) -> None:
+        """Give staged objects further columns.
+
+        Args:
+            cells: uri, and the columns; an object without a row gets nulls, of several rows of one
+                uri the first counts.
+        """
+        self._carried = pa.schema([each.with_nullable(True) for each in cells.schema][1:])
+        numbered = cells.append_column("imgcls_row", pa.array(range(cells.num_rows), pa.int64()))
+        self._database.register("staged", numbered)
+        self._database.execute(
+            "CREATE TABLE carried AS SELECT * EXCLUDE (imgcls_row) FROM staged"
+            " QUALIFY row_number() OVER (PARTITION BY uri ORDER BY imgcls_row) = 1"
+        )
         self._database.unregister("staged")
 
     def exclude(self, published: Iterable[pa.Table], *, retry_failed: bool) -> dict[str, int]:
@@ -207,10 +224,13 @@ class Staging:
         plan_schema = self.plan_schema
         # Without a member, "" stands for it in here.
         selected = {"member": "nullif(member, '') AS member"}
-        columns = ", ".join(selected.get(name, name) for name in plan_schema.names)
+        columns = ", ".join(selected.get(name, _quoted(name)) for name in plan_schema.names)
+        relation = self._database.table("listing")
+        if self._carried.names:
+            carried = self._database.table("carried")
+            relation = relation.join(carried, "uri", how="left")
         batches = (
-            self._database.table("listing")
-            .order("uri, member_place.start, member")
+            relation.order("uri, member_place.start, member")
             .project(columns)
             .to_arrow_reader(_STAGE_ROWS)
         )
@@ -239,6 +259,12 @@ class Staging:
     def close(self) -> None:
         """Close the database; its files go with the folder."""
         self._database.close()
+
+
+def _quoted(name: str) -> str:
+    """Return the name of a column as SQL takes it, whatever is in it."""
+    escaped = name.replace('"', '""')
+    return f'"{escaped}"'
 
 
 def _to_table(batch: list[ObjectInfo | Member]) -> pa.Table:

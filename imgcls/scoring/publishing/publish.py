@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 
 from imgcls.errors import ConfigError, ImgclsError, ObjectExistsError
 from imgcls.runs.commits import Commit, read_attempt
+from imgcls.runs.facts import sum_greys
 from imgcls.runs.plan import Plan, PlannedRows, Shard
 from imgcls.runs.published import (
     FORMAT_VERSION,
@@ -77,6 +78,7 @@ def publish(
         decoders=record_of_run(records),
         moved_formats=moved_formats(records),
         not_an_image=dict(kinds.most_common()),
+        greys=sum_greys(commits[shard.shard_id] for shard in plan.shards()),
     )
     before_manifest()
     try:

@@ -63,6 +63,9 @@ def rollback(config: RollbackConfig) -> dict[str, Any]:
     removed = [info.uri for info in list_objects(folder)]
     for uri in removed:
         delete(uri)
+    # Pictures of images that nobody is to see any more.
+    for info in list_objects(run.facts):
+        delete(info.uri)
     return {
         "run_id": config.run_id,
         "output": folder,

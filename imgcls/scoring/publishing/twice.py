@@ -7,7 +7,6 @@ that were asked to score failures again. `score` scores what it is asked to; rep
 Memory: the rows are compared on local disk by DuckDB, in SORT_MEMORY.
 """
 
-import io
 import json
 import logging
 import tempfile
@@ -18,16 +17,19 @@ from pathlib import Path
 
 import duckdb
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from imgcls.runs.plan import read_plan
-from imgcls.runs.published import Manifest, list_published, with_comparable_etags
+from imgcls.runs.published import (
+    Manifest,
+    Part,
+    list_published,
+    read_columns,
+    with_comparable_etags,
+)
 from imgcls.runs.row_keys import with_members
 from imgcls.runs.run import Run
 from imgcls.schema import MEMBER_FIELD, Status
 from imgcls.scoring.planning.staging import SORT_MEMORY
-from imgcls.storage.objects import read
-from imgcls.storage.uri import join
 
 log = logging.getLogger(__name__)
 _COLUMNS = ["uri", "frame", "etag", "status"]
@@ -106,17 +108,15 @@ def _compare(runs: list[_Run], run_id: str, folder: str, found: Twice) -> None:
         )
         for run in runs:
             for part in run.manifest.parts:
-                _insert(database, run, join(run.folder, part.path))
+                _insert(database, run, part)
         found.problems += _list_problems(database, run_id)
         found.num_repeated += _count_repeated(database, run_id)
     finally:
         database.close()
 
 
-def _insert(database: duckdb.DuckDBPyConnection, run: _Run, uri: str) -> None:
-    file = pq.ParquetFile(io.BytesIO(read(uri)))
-    there = [name for name in (*_COLUMNS, MEMBER_FIELD.name) if name in file.schema_arrow.names]
-    table = with_members(file.read(columns=there))
+def _insert(database: duckdb.DuckDBPyConnection, run: _Run, part: Part) -> None:
+    table = with_members(read_columns(run.folder, part, (*_COLUMNS, MEMBER_FIELD.name)))
     status = table.schema.get_field_index("status")
     table = with_comparable_etags(table)
     database.register("part", table.set_column(status, "status", table["status"].cast(pa.string())))

@@ -7,7 +7,7 @@ of the published run are the manifest's, whoever scored it; what this start did 
 import json
 import logging
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from imgcls.image.versions import describe_moved
 from imgcls.runs.plan import Plan
@@ -21,6 +21,7 @@ from imgcls.scoring.shard.worker import ShardSummary
 from imgcls.storage.uri import join
 
 log = logging.getLogger(__name__)
+_NEW_BITS: Final = "new_bits_"
 
 
 @dataclass
@@ -70,8 +71,31 @@ def log_published(manifest: Manifest) -> None:
         )
     for kind, count in manifest.not_an_image.items():
         log.info("not an image: %d x %s", count, kind)
+    for line in describe_greys(manifest.greys):
+        log.warning("%s", line)
     if manifest.moved_formats:
         log.warning("%s", describe_moved(manifest.moved_formats))
+
+
+def describe_greys(greys: dict[str, int]) -> list[str]:
+    """Say which images' greys the model may see otherwise than those of its training."""
+    lines = [
+        f"{count} images have {name.removeprefix(_NEW_BITS)} bits a sample, which training never "
+        "saw: look at some of them before you trust their rows"
+        for name, count in greys.items()
+        if name.startswith(_NEW_BITS)
+    ]
+    if count := greys.get("pooled", 0):
+        lines.append(
+            f"{count} images have greys of a modality that training never saw: their black and "
+            "white are those of all training images together"
+        )
+    if count := greys.get("few_levels", 0):
+        lines.append(
+            f"{count} images use fewer than 32 of 256 grey levels and less than a quarter of those "
+            "in their files: they are nearly flat to the model"
+        )
+    return lines
 
 
 def describe_run(plan: Plan, manifest: Manifest) -> dict[str, Any]:
@@ -93,4 +117,5 @@ def describe_run(plan: Plan, manifest: Manifest) -> dict[str, Any]:
         "status_counts": manifest.status_counts,
         "not_an_image": manifest.not_an_image,
         "moved_formats": list(manifest.moved_formats),
+        "greys": manifest.greys,
     }

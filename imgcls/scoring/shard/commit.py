@@ -1,9 +1,9 @@
 """Commit a shard: its rows become an attempt, the first attempt becomes the commit.
 
-In: a shard's table. Out: OUT/_runs/<run_id>/attempts/<shard>-<uuid>.parquet, then
-commits/<shard>.json. Invariant: a shard has at most one commit, made by put_new after its attempt
-is stored whole. Whoever comes second (a twin run, a worker that woke up late) finds the commit made
-and changes nothing.
+In: a shard's tables. Out: OUT/_runs/<run_id>/attempts/<shard>-<uuid>.parquet, the same below
+facts/, then commits/<shard>.json. Invariant: a shard has at most one commit, made by put_new after
+its attempt is stored whole. Whoever comes second (a twin run, a worker that woke up late) finds the
+commit made and changes nothing.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from imgcls.errors import ObjectExistsError
 from imgcls.runs.commits import Commit, parse_commit
 from imgcls.runs.row_keys import image_keys
-from imgcls.runs.run import Run, attempt_path
+from imgcls.runs.run import Run, attempt_path, facts_path
 from imgcls.schema import FAILED_BEFORE_FIELD, NOT_FAILED, Status
 from imgcls.storage.objects import put, put_new, read
 from imgcls.storage.records import record_text
@@ -31,6 +31,8 @@ def commit_shard(
     *,
     num_failed_again: int = 0,
     decoders: dict[str, Any] | None = None,
+    facts: pa.Table | None = None,
+    greys: dict[str, int] | None = None,
 ) -> Commit:
     """Store a shard's rows and commit them; return the commit that counts, ours or an earlier one.
 
@@ -40,23 +42,29 @@ def commit_shard(
         table: PREDICTION_SCHEMA rows of the whole shard.
         num_failed_again: as in the commit.
         decoders: as in the commit.
+        facts: FACTS_SCHEMA, in the order of `table`; its pictures are for the owner alone.
+        greys: as in the commit.
 
     Raises:
         StorageError: nothing was committed, or CommitStateUnknownError: that could not be learnt.
             Either way the
             shard may safely be scored again.
     """
-    data = to_parquet(table)
+    data, writer = to_parquet(table), uuid.uuid4().hex
     commit = Commit(
         shard_id=shard_id,
-        attempt=attempt_path(shard_id, uuid.uuid4().hex),
+        attempt=attempt_path(shard_id, writer),
         sha256=hashlib.sha256(data).hexdigest(),
         num_rows=table.num_rows,
         status_counts=count_statuses(table),
         num_failed_again=num_failed_again,
         decoders=decoders,
+        facts=facts_path(shard_id, writer) if facts is not None else "",
+        greys=greys or {},
     )
     put(run.file(commit.attempt), data)
+    if facts is not None:
+        put(run.file(commit.facts), to_parquet(facts), is_private=True)
     uri = run.commit(shard_id)
     try:
         put_new(uri, record_text(commit))

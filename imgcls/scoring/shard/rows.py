@@ -23,7 +23,8 @@ from imgcls.inference.stream import Predicted
 from imgcls.metrics.calibration import Calibration
 from imgcls.metrics.operating_point import OperatingPoint, decide
 from imgcls.runs.plan import RunFacts
-from imgcls.schema import MEMBER_FIELD, PLACE_FIELDS, Status, prediction_schema
+from imgcls.schema import MEMBER_FIELD, PLACE_FIELDS, Status, carried_fields, prediction_schema
+from imgcls.scoring.shard.facts import Seen, ShardFacts
 from imgcls.sources.containers import is_container
 
 _PLACE = tuple(field.name for field in PLACE_FIELDS)
@@ -51,9 +52,14 @@ class ShardRows:
     """Collects a shard's rows in order of completion and returns them in plan order."""
 
     def __init__(
-        self, plan_rows: pa.Table, provenance: Provenance, write_probs: bool, write_embedding: bool
+        self,
+        plan_rows: pa.Table,
+        provenance: Provenance,
+        write_probs: bool,
+        write_embedding: bool,
+        facts: ShardFacts,
     ) -> None:
-        self._plan_rows = plan_rows
+        self._plan_rows, self._facts = plan_rows, facts
         self._provenance = provenance
         self._has_members = MEMBER_FIELD.name in plan_rows.column_names
         self._schema = prediction_schema(
@@ -64,22 +70,25 @@ class ShardRows:
             write_embedding=write_embedding,
             has_places=provenance.has_places,
             has_members=self._has_members,
+            carried=carried_fields(plan_rows.schema),
         )
         self._names = [name for name in ("uri", MEMBER_FIELD.name) if name in self._schema.names]
-        self._rows: list[tuple[int, dict[str, Any]]] = []
+        planned = plan_rows.select(self._names).to_pylist()
+        self._keys = [(row["uri"], row.get(MEMBER_FIELD.name)) for row in planned]
+        self._rows: list[tuple[int, dict[str, Any], Seen | None]] = []
         self._scored_at = datetime.now(UTC)
 
     def add_failure(self, decoded: Decoded) -> None:
         """Add the row of an image that gave no pixels; what is no fault of it is raised."""
         assert decoded.error is not None, "called for a failure"
-        [row] = self._plan_rows.slice(decoded.index, 1).select(self._names).to_pylist()
-        name = row.get(MEMBER_FIELD.name) or row["uri"]
+        uri, member = self._keys[decoded.index]
+        name = member or uri
         if self._has_members and is_container(name) and decoded.format is None:
             # By its name it is not an image; but the images in it are what is lost.
             name = ""
         status, reason = outcome_of(decoded.error, name, decoded.format)
         row = {"status": status, "error": reason, "format": decoded.format}
-        self._rows.append((decoded.index, row))
+        self._rows.append((decoded.index, row, None))
 
     def add(self, predicted: Predicted) -> None:
         """Add the rows of some samples."""
@@ -98,6 +107,7 @@ class ShardRows:
         if "embedding" in self._schema.names:
             assert predictions.embedding_BE is not None, "the predictor was made without embedding"
             columns["embedding"] = predictions.embedding_BE.tolist()
+        rows = []
         for position, sample in enumerate(predicted.samples):
             crop = sample.crop
             row: dict[str, Any] = {
@@ -115,12 +125,20 @@ class ShardRows:
                     row |= zip(_PLACE, crop.place, strict=True)
                 row["status"] = Status.OK
                 row["class_name"] = self._provenance.class_names[row["label"]]
-            self._rows.append((sample.index, row))
+            rows.append(row)
+        indices = [sample.index for sample in predicted.samples]
+        seen = self._facts.add(predicted.samples, [self._keys[index] for index in indices], rows)
+        self._rows += zip(indices, rows, seen, strict=True)
 
-    def to_table(self) -> pa.Table:
-        """Return all rows; fails if a planned row has none."""
+    def to_tables(self) -> tuple[pa.Table, pa.Table]:
+        """Return all rows, and their facts in the same order; fails if a planned row has none."""
         self._rows.sort(key=lambda item: (item[0], item[1].get("frame") or 0))
-        indices = np.array([index for index, _ in self._rows], dtype=np.int64)
+        keys = [self._keys[index] for index, _, _ in self._rows]
+        facts = self._facts.table(keys, [(row, seen) for _, row, seen in self._rows])
+        return self._to_table(), facts
+
+    def _to_table(self) -> pa.Table:
+        indices = np.array([index for index, _, _ in self._rows], dtype=np.int64)
         present = np.unique(indices)
         if len(present) != self._plan_rows.num_rows:
             raise AssertionError(
@@ -138,7 +156,9 @@ class ShardRows:
             elif field.name in constants:
                 arrays.append(_column([constants[field.name]] * len(self._rows), field.type))
             else:
-                arrays.append(_column([row.get(field.name) for _, row in self._rows], field.type))
+                arrays.append(
+                    _column([row.get(field.name) for _, row, _ in self._rows], field.type)
+                )
         return pa.Table.from_arrays(arrays, schema=self._schema)
 
 

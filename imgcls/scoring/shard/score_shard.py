@@ -1,9 +1,9 @@
 """Score one shard: planned rows in, prediction rows out.
 
 In: the plan rows of a shard, a predictor and a decoder pool. Out: one table of PREDICTION_SCHEMA,
-in plan order. Invariant: every planned row comes out as exactly one row (one per frame of a
-multi-frame file), as it was planned; what goes wrong with one image is its row's status, what goes
-wrong with the store is an exception.
+in plan order, and what was seen of the images. Invariant: every planned row comes out as exactly
+one row (one per frame of a multi-frame file), as it was planned; what goes wrong with one image is
+its row's status, what goes wrong with the store is an exception.
 
 Reads, decoding and the model overlap because the stages pull from each other: `get_many` keeps GETs
 in flight behind `decode_many`, which keeps its children busy while the batches before run through
@@ -12,6 +12,7 @@ the model (`predict_stream`); rows are made while the next ones do.
 
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing
+from dataclasses import dataclass
 
 import pyarrow as pa
 
@@ -19,6 +20,7 @@ from imgcls.image.decoders.pool import Decoded, DecoderPool
 from imgcls.inference.predictor import Predictor
 from imgcls.inference.stream import predict_stream
 from imgcls.scoring.shard.commit import uris_failed_before
+from imgcls.scoring.shard.facts import ShardFacts
 from imgcls.scoring.shard.remote_decode import RemoteDecoder, decode_shared
 from imgcls.scoring.shard.rows import Provenance, ShardRows
 from imgcls.scoring.shard.stage_clock import DECODE_REMOTE, StageClock
@@ -26,6 +28,18 @@ from imgcls.sources.read import get_images
 from imgcls.sources.requests import requests_of
 from imgcls.storage.access import MAX_REFUSED_IN_A_ROW, Access
 from imgcls.storage.bulk_get import GetRequest
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ScoredShard:
+    """What scoring a shard gives."""
+
+    rows: pa.Table
+    """Of `prediction_schema`, in plan order."""
+    facts: pa.Table
+    """Of FACTS_SCHEMA, in the order of the rows."""
+    greys: dict[str, int]
+    """As in the commit."""
 
 
 def score_shard(
@@ -39,7 +53,8 @@ def score_shard(
     clock: StageClock | None = None,
     remote: RemoteDecoder | None = None,
     access: Access | None = None,
-) -> pa.Table:
+    facts: ShardFacts | None = None,
+) -> ScoredShard:
     """Score the planned rows.
 
     Args:
@@ -52,12 +67,15 @@ def score_shard(
         clock: counts what the stages do, if that is wanted.
         remote: reads and decodes some of the images elsewhere, as many as it is fast enough for.
         access: what the worker knows of the run's images; by default only these rows.
+        facts: where what is seen of the images is collected; by default as of a run of these rows.
 
     Raises:
         StorageError: the store failed after all retries. No row is made of that.
     """
     clock = clock or make_clock(predictor, pool)
-    rows = ShardRows(plan_rows, provenance, write_probs, write_embedding)
+    num_rows = plan_rows.num_rows
+    facts = facts or ShardFacts(predictor.bundle.preprocess_spec, num_rows, num_rows)
+    rows = ShardRows(plan_rows, provenance, write_probs, write_embedding, facts)
     num_decoded = num_here = 0
 
     access = access or Access(
@@ -91,7 +109,7 @@ def score_shard(
         clock.add("decode", items=num_here)
         clock.add(DECODE_REMOTE, items=num_decoded - num_here)
     with clock.busy("rows", plan_rows.num_rows):
-        return rows.to_table()
+        return ScoredShard(*rows.to_tables(), facts.greys)
 
 
 def make_clock(predictor: Predictor, pool: DecoderPool) -> StageClock:

@@ -33,6 +33,7 @@ from imgcls.runs.plan import Plan, PlannedRows, Shard
 from imgcls.runs.run import Run
 from imgcls.scoring.planning.decoders import record_here
 from imgcls.scoring.shard.commit import commit_shard, count_failed_again
+from imgcls.scoring.shard.facts import ShardFacts
 from imgcls.scoring.shard.gpu_decode import share_with_gpu
 from imgcls.scoring.shard.int8_run import read_or_make_int8
 from imgcls.scoring.shard.remote_decode import MakeRemoteDecoder, RemoteDecoder
@@ -134,6 +135,7 @@ class ShardWorker:
         self._lock = threading.Lock()  # of these
         self._access = Access(partial(_from_all_over, self._planned), get_images)
         self._decoders = record_here(bundle.decode_spec)
+        self._known_bits = tuple(bundle.training.get("greys", {}).get("bits", ()))
         self._provenance = Provenance(
             run=plan,
             class_names=bundle.class_names.names,
@@ -201,7 +203,8 @@ class ShardWorker:
 
     def _score(self, shard: Shard) -> Commit:
         planned = self._planned.of(shard)
-        table = score_shard(
+        spec, num_planned = self._preprocess_spec, self._plan.counts["planned"]
+        scored = score_shard(
             planned,
             predictor=self._predictor,
             pool=self._pool,
@@ -211,16 +214,19 @@ class ShardWorker:
             clock=self._clock,
             remote=self._remote,
             access=self._access,
+            facts=ShardFacts(spec, num_planned, planned.num_rows, self._known_bits),
         )
         if shard == next(iter(self._plan.shards())):  # whoever has it: a run says it once
-            _tell_seen(table, self._preprocess_spec)
-        with self._clock.busy("write", table.num_rows):
+            _tell_seen(scored.rows, self._preprocess_spec)
+        with self._clock.busy("write", scored.rows.num_rows):
             return commit_shard(
                 self._plan.run,
                 shard.shard_id,
-                table,
-                num_failed_again=count_failed_again(planned, table),
+                scored.rows,
+                num_failed_again=count_failed_again(planned, scored.rows),
                 decoders=self._decoders,
+                facts=scored.facts,
+                greys=scored.greys,
             )
 
     def _get_help_if_starving(self, stages: StageDicts) -> None:

@@ -45,6 +45,7 @@ __all__ = [
     "without_inode",
 ]
 
+_OWNER_ONLY = stat.S_IRUSR | stat.S_IWUSR
 _TICK_NS = 10_000_000  # of a kernel with CONFIG_HZ=100; others tick more often
 
 
@@ -104,10 +105,10 @@ def put_if_match(path: str, data: bytes, etag: str) -> str:
         return _replace(path, data, after_ns=current.st_mtime_ns)
 
 
-def put(path: str, data: bytes) -> str:
-    """Write a file whatever was there."""
+def put(path: str, data: bytes, *, is_private: bool = False) -> str:
+    """Write a file whatever was there; only its owner may read a private one."""
     with _errors("put", path):
-        return _replace(path, data, after_ns=0)
+        return _replace(path, data, after_ns=0, is_private=is_private)
 
 
 def delete(path: str) -> None:
@@ -116,8 +117,8 @@ def delete(path: str) -> None:
         Path(path).unlink(missing_ok=True)
 
 
-def _replace(path: str, data: bytes, *, after_ns: int) -> str:
-    with _written(path, data, after_ns=after_ns) as temp:
+def _replace(path: str, data: bytes, *, after_ns: int, is_private: bool = False) -> str:
+    with _written(path, data, after_ns=after_ns, is_private=is_private) as temp:
         etag = etag_of(Path(temp).stat())
         Path(temp).replace(path)
         _sync_folder(path)
@@ -125,13 +126,17 @@ def _replace(path: str, data: bytes, *, after_ns: int) -> str:
 
 
 @contextmanager
-def _written(path: str, data: bytes, *, after_ns: int = 0) -> Iterator[str]:
+def _written(
+    path: str, data: bytes, *, after_ns: int = 0, is_private: bool = False
+) -> Iterator[str]:
     """Write and sync a temporary file beside `path`; remove it unless it was renamed meanwhile."""
     folder = Path(path).parent
     folder.mkdir(parents=True, exist_ok=True)
     temp = folder / f"{TEMP_PREFIX}{uuid.uuid4().hex}"
     try:
         with temp.open("xb") as file:
+            if is_private:  # before there is anything to read
+                os.fchmod(file.fileno(), _OWNER_ONLY)
             file.write(data)
             file.flush()
             # The disk's clock, which all writers to a network disk share. Its stamps are as coarse

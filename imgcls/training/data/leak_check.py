@@ -38,6 +38,7 @@ from imgcls.data.leaks import (
     refuse_leaks,
 )
 from imgcls.errors import ConfigError, ObjectMissingError
+from imgcls.identity import pseudonyms
 from imgcls.image.decoders.pool import DecoderPool
 from imgcls.inert import in_csv
 from imgcls.metrics.operating_targets import check_operating_points
@@ -235,7 +236,8 @@ def _tell_conflicts(plan: TrainPlan, conflicts: Sequence[tuple[Sample, Sample]])
 
 
 def _shared_groups(samples: Sequence[Sample]) -> list[Leak]:
-    return find_shared(samples, [sample.group for sample in samples], "group")
+    named = pseudonyms(sample.group for sample in samples)
+    return find_shared(samples, [named[sample.group] for sample in samples], "group")
 
 
 def _read_earlier(plan: TrainPlan) -> _Found | None:

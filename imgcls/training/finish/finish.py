@@ -246,6 +246,7 @@ def describe(
         "num_bad": sum(len(loader.bad) for loader in loaders.values()),
         "num_classes": len(plan.class_names),
         "seen": plan.seen.to_dict(),
+        "greys": bundle.training.get("greys", {}),
         "leaks": bundle.training["leaks"],
         "leak_check_complete": bundle.training["leak_check"]["complete"],
         "val_loss": state.best_metrics.get("val_loss"),
@@ -331,6 +332,7 @@ def _describe_training(
         "seen": plan.seen.to_dict(),
         "num_groups": len({sample.group for sample in plan.samples} - {""}),
         "counts": count_images(plan.samples, plan.class_names),
+        "greys": plan.greys,
         "leaks": leaks.counts,
         "leak_check": leaks.to_dict(),
         "bad_images": {

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from torch import nn
 
 from imgcls.errors import ConfigError
-from imgcls.model.timm_archs import layer_groups
+from imgcls.model.networks.timm_archs import layer_groups
 
 # Containers whose children are stages of their own, by the names torchvision gives them.
 _CONTAINERS = ("features", "blocks", "trunk_output", "layers", "encoder.layers")

@@ -19,7 +19,9 @@ log = logging.getLogger(__name__)
 
 def as_it_was(config: TrainConfig) -> TrainConfig:
     """Return the flags with the earlier defaults of those that are left to us."""
-    return replace(config, fit="crop") if config.fit == "auto" else config
+    fit = "crop" if config.fit == "auto" else config.fit
+    gray_range = "declared" if config.gray_range == "measured" else config.gray_range
+    return replace(config, fit=fit, gray_range=gray_range)
 
 
 def has_runs(config: TrainConfig) -> bool:
@@ -38,8 +40,9 @@ def was_begun(plan: TrainPlan) -> bool:
     if record.get("fit", "auto") != "auto":
         return False
     log.warning(
-        "this training was begun by an earlier imgcls, which cut off the edges of pictures: it "
-        "continues so (%s). --fit pad begins one that sees all of them",
+        "this training was begun by an earlier imgcls, which cut off the edges of pictures, and of "
+        "deep greys took the range that a file declares: it continues so (%s). --fit pad begins "
+        "one that sees all of them",
         plan.seen.describe(),
     )
     return True

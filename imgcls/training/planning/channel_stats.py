@@ -54,13 +54,14 @@ def look_at_images(
     count, sums, squares = 0, np.zeros(decode_spec.num_channels), np.zeros(decode_spec.num_channels)
     reason, sizes = "", list[tuple[int, int]]()
     access = Access(lambda: spread(uris))
+    is_pooled = preprocess_spec.fit == "tiles" or decode_spec.frames == "pool"
     with DecoderPool(decode_spec, preprocess_spec, num_decoders or 1) as pool:
         for image in pool.decode_many(access.read(requests)):
             if image.error is not None:
                 reason = f"{uris[image.index]!r}: {image.error}"
                 continue
             sizes.append(image.crops[0].size_px)
-            for crop in image.crops if preprocess_spec.fit == "tiles" else image.crops[:1]:
+            for crop in image.crops if is_pooled else image.crops[:1]:
                 x_CHW = crop.x_CHW.astype(np.float64)
                 count += x_CHW[0].size
                 sums += x_CHW.sum((1, 2))

@@ -38,6 +38,7 @@ from imgcls.training.planning.channel_stats import look_at_images
 from imgcls.training.planning.fingerprint import choose_fingerprint, read_versions
 from imgcls.training.planning.fit import build_preprocess_spec, check_seen, measuring_spec
 from imgcls.training.planning.folds import MIN_FOLDS
+from imgcls.training.planning.greys import Greys, look_at_greys, tell_greys
 from imgcls.training.planning.last_split import read_last_split
 from imgcls.training.planning.pooled import (
     check_pooled_flags,
@@ -93,25 +94,26 @@ def make_plan(config: TrainConfig) -> TrainPlan:
     image_versions = read_versions(config.data, dataset.samples)
     before = as_it_was(config)
     if before != config and has_runs(config):
-        plan = _settle(before, dataset, splits, image_versions)
+        plan, _ = _settle(before, dataset, splits, image_versions)
         if was_begun(plan):
             return replace(plan, config=config)
-    plan = _settle(config, dataset, splits, image_versions)
+    plan, greys = _settle(config, dataset, splits, image_versions)
     check_seen(config, plan.seen)
+    tell_greys(greys)
     return plan
 
 
 def _settle(
     config: TrainConfig, dataset: Dataset, splits: dict[str, list[Sample]], image_versions: str
-) -> TrainPlan:
+) -> tuple[TrainPlan, Greys]:
     """Look at a sample of the training images, and put everything together."""
-    decode_spec = build_decode_spec(config)
+    uris = [sample.uri for sample in splits["train"]]
+    asked = build_decode_spec(config)
+    how = {"seed": config.seed, "num_decoders": config.num_decoders}
+    greys = look_at_greys(uris, asked, measuring_spec(config, asked.num_channels), **how)
+    decode_spec = greys.decode_spec
     look = look_at_images(
-        [sample.uri for sample in splits["train"]],
-        decode_spec,
-        measuring_spec(config, decode_spec.num_channels),
-        seed=config.seed,
-        num_decoders=config.num_decoders,
+        uris, decode_spec, measuring_spec(config, decode_spec.num_channels), **how
     )
     known = config.weights and normalization_of(
         config.arch, config.weights, decode_spec.num_channels
@@ -127,7 +129,7 @@ def _settle(
         labels_N = [sample.labels for sample in splits["train"]]
         pos_weights = balanced_pos_weights(labels_N, len(dataset.class_names))
         recipe = replace(recipe, pos_weight=tuple(pos_weights))
-    return TrainPlan(
+    plan = TrainPlan(
         config=config,
         recipe=recipe,
         decode_spec=decode_spec,
@@ -144,7 +146,9 @@ def _settle(
         split_moved=dataset.moved,
         image_versions=image_versions,
         seen=measure_seen(look.sizes, preprocess_spec),
+        greys=greys.to_dict(),
     )
+    return plan, greys
 
 
 def build_decode_spec(config: TrainConfig) -> DecodeSpec:
@@ -155,11 +159,33 @@ def build_decode_spec(config: TrainConfig) -> DecodeSpec:
     """
     return DecodeSpec(
         color=config.color,
-        gray_range=config.gray_range,
+        gray_range="window" if config.gray_window else config.gray_range,
         gray_bits=config.gray_bits,
+        gray_window=gray_window(config),
         frames=config.frames,
         dicom_window=config.dicom_window,
     )
+
+
+def gray_window(config: TrainConfig) -> tuple[float, float]:
+    """Return the parsed --gray-window.
+
+    Raises:
+        ConfigError: it is not LOW:HIGH.
+    """
+    if not config.gray_window:
+        return DecodeSpec.gray_window
+    low, _, high = config.gray_window.partition(":")
+    try:
+        found = float(low), float(high)
+    except ValueError:
+        found = math.nan, math.nan
+    if not -math.inf < found[0] < found[1] < math.inf:
+        raise ConfigError(
+            f"--gray-window {config.gray_window}: must be LOW:HIGH, two numbers, the lower one "
+            "first, such as -200:1200"
+        )
+    return found
 
 
 def check_flags(config: TrainConfig) -> None:

@@ -17,7 +17,12 @@ log = logging.getLogger(__name__)
 
 def is_pooled(config: TrainConfig) -> bool:
     """Say whether a sample has several instances."""
-    return config.fit == "tiles"
+    return config.fit == "tiles" or config.frames == "pool"
+
+
+def _parts(config: TrainConfig) -> tuple[str, str]:
+    """Return the flag that makes a sample of several instances, and what those are."""
+    return ("--fit tiles", "tiles") if config.fit == "tiles" else ("--frames pool", "frames")
 
 
 def choose_pooling(config: TrainConfig, class_names: ClassNames) -> tuple[Pooling, int | None]:
@@ -26,20 +31,22 @@ def choose_pooling(config: TrainConfig, class_names: ClassNames) -> tuple[Poolin
     Raises:
         ConfigError: no class is known to be that of a sample that shows nothing.
     """
+    flag, parts = _parts(config)
     positive = [config.positive_class] if config.positive_class else []
     background = background_of(class_names.names, positive, multi_label=config.multi_label)
     if background is None and not config.multi_label:
         raise ConfigError(
-            f"--fit {config.fit}: which of {enumerate_names(class_names.names)} is the class of a "
-            "picture that shows nothing? A hundred good tiles are no vote against one scratch. "
+            f"{flag}: which of {enumerate_names(class_names.names)} is the class of a "
+            f"picture that shows nothing? A hundred good {parts} are no vote against one finding. "
             "Call that class good, normal, ok, negative or background; or, of two classes, name "
             "the other one with --positive-class; or train with --multi-label"
         )
     rule: Pooling = "max" if config.pooling == "auto" else config.pooling
     if background is not None:
         log.info(
-            "a picture is %r unless one of its tiles says otherwise (pooling %s)",
+            "a picture is %r unless one of its %s says otherwise (pooling %s)",
             class_names.names[background],
+            parts,
             rule,
         )
     return rule, background
@@ -53,26 +60,27 @@ def check_pooled_flags(config: TrainConfig) -> None:
     """
     if not is_pooled(config):
         if config.pooling != "auto":
-            raise ConfigError(f"--pooling {config.pooling}: only of --fit tiles")
+            raise ConfigError(f"--pooling {config.pooling}: only of --fit tiles and --frames pool")
         return
-    if not 0 <= config.overlap < min(config.input_px):
+    flag, parts = _parts(config)
+    if config.fit == "tiles" and not 0 <= config.overlap < min(config.input_px):
         raise ConfigError(
             f"--overlap {config.overlap}: must be 0 to {min(config.input_px) - 1}, less than a "
             "tile (--image-px)"
         )
-    for flag in ("mixup", "cutmix"):
-        if getattr(config, flag):
-            raise ConfigError(f"--{flag}: mixes whole pictures, and --fit tiles has parts of them")
+    for name in ("mixup", "cutmix"):
+        if getattr(config, name):
+            raise ConfigError(f"--{name}: mixes whole pictures, and {flag} has parts of them")
     if config.compile:
         raise ConfigError(
-            "--compile: needs batches of one size, and pictures have any number of tiles"
+            f"--compile: needs batches of one size, and pictures have any number of {parts}"
         )
 
 
 def tell_boxes(config: TrainConfig, samples: list[Sample]) -> None:
     """Say in the log what the training knows of places."""
     num = sum(bool(sample.boxes) for sample in samples)
-    if num and not is_pooled(config):
+    if num and config.fit != "tiles":
         log.warning(
             "%d images have boxes (x,y,w,h): this training does not use them; --fit tiles does", num
         )

@@ -7,12 +7,13 @@ files of an earlier run as they are.
 import json
 import logging
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from imgcls.data.dataset import freeze_split
 from imgcls.data.keys import Key
 from imgcls.errors import ConfigError
+from imgcls.identity import pseudonyms
 from imgcls.image.versions import from_json, moved_between
 from imgcls.storage.json_text import parse_object
 from imgcls.storage.objects import put, put_first, read
@@ -66,7 +67,9 @@ def write_start(plan: TrainPlan, *, resumed: bool) -> None:
                 ", ".join(moved),
             )
     put(uri, _flags(plan))
-    frozen = freeze_split(plan.samples, slice_by=_slice_column(plan.config.slice_by))
+    named = pseudonyms(sample.group for sample in plan.samples)
+    samples = [replace(sample, group=named[sample.group]) for sample in plan.samples]
+    frozen = freeze_split(samples, slice_by=_slice_column(plan.config.slice_by))
     put(join(plan.run_uri, SPLIT), frozen)
 
 

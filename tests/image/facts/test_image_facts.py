@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
-from imgcls.image.crops import Crop, decode_one
+from imgcls.image.crops import Crop, decode_one, facts_of
 from imgcls.image.decoders.pool import DecoderPool
-from imgcls.image.facts.image_facts import ImageFacts, facts_of
+from imgcls.image.facts.image_facts import ImageFacts
 from imgcls.image.facts.thumbnail import encode_thumbnail, needs_picture
 from imgcls.image.spec import DecodeSpec, PreprocessSpec
 from tests.greys import DEEP, SIDE_PX, ct_without_window, dicom, scene

@@ -114,7 +114,7 @@ class Shard:
                     provenance=provenance_of(bundle),
                     clock=clock,
                     remote=remote,
-                )
+                ).rows
                 stages, _ = clock.take()
         num_remote = int(stages.get("decode_remote", {}).get("items", 0))
         assert stages["decode"]["items"] + num_remote == self._rows.num_rows

@@ -206,7 +206,7 @@ def test_rows_of_a_shard_are_those_of_one_end_alone(tmp_path: Path) -> None:
                     provenance=provenance_of(bundle),
                     clock=clock,
                     remote=one,
-                )
+                ).rows
                 stages, _ = clock.take()
             tables.append(table.drop_columns(["scored_at"]))
             num_remote = stages.get("decode_remote", {}).get("items", 0)

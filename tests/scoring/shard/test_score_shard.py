@@ -77,7 +77,7 @@ def test_rows_come_in_plan_order_one_per_image(tmp_path: Path) -> None:
             predictor=open_predictor(bundle, batch_size=16),
             pool=pool,
             provenance=provenance_of(bundle),
-        )
+        ).rows
     assert rows["uri"].to_pylist() == plan_rows(tmp_path)["uri"].to_pylist()
 
 
@@ -95,7 +95,7 @@ def test_memory_of_batches_is_used_again_once_they_were_predicted(
                 predictor=predictor,
                 pool=pool,
                 provenance=provenance_of(bundle),
-            )
+            ).rows
         return [
             (row["label"], pytest.approx(row["confidence"], abs=1e-4)) for row in rows.to_pylist()
         ]
@@ -130,7 +130,7 @@ def test_every_frame_of_a_multi_frame_file_is_a_row(tmp_path: Path) -> None:
             predictor=open_predictor(bundle, batch_size=4),
             pool=pool,
             provenance=provenance_of(bundle),
-        ).to_pylist()
+        ).rows.to_pylist()
     found = [(Path(row["uri"]).name, row["frame"]) for row in rows]
     assert found[:5] == [("a.tif", number) for number in range(5)]
     assert len(found) == 6
@@ -156,7 +156,7 @@ def test_output_that_is_not_finite_is_a_model_error_of_that_image_alone(tmp_path
             predictor=predictor,
             pool=pool,
             provenance=provenance_of(bundle),
-        ).to_pylist()
+        ).rows.to_pylist()
     broken = [row for row in rows if row["status"] == "model_error"]
     assert len(broken) == 2, "row 3 of each of the two batches"
     assert all(row["label"] is None and "not finite" in row["error"] for row in broken)

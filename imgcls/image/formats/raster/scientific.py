@@ -104,9 +104,9 @@ def _wanted(file: Any, spec: DecodeSpec) -> Iterator[int | None]:  # noqa: ANN40
     if num_frames == 1:
         yield None
         return
-    if spec.frames == "all" and num_frames > spec.max_frames:
+    if spec.takes_all_frames and num_frames > spec.max_frames:
         raise ImageTooLargeError(f"{num_frames} frames, the decode spec allows {spec.max_frames}")
-    yield from range(num_frames) if spec.frames == "all" else [num_frames // 2]
+    yield from range(num_frames) if spec.takes_all_frames else [num_frames // 2]
 
 
 def _picture(file: Any, spec: DecodeSpec) -> "TiffPage":  # noqa: ANN401 - a TiffFile

@@ -1,0 +1,1 @@
+"""Models made elsewhere become bundles: what they are, what they expect, and the proof."""

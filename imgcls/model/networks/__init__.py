@@ -1,0 +1,1 @@
+"""Networks of other makers, built as ours are: timm's, transformers', ONNX files."""

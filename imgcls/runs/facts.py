@@ -1,0 +1,61 @@
+"""What a run measured of its images: a file for each shard, named by its commit.
+
+In: a run and a commit. Out: one row per row of the attempt, in its order. Invariant: for people and
+for monitoring; no start of a run reads it, and no row depends on it. It holds pictures: on a disk
+only its owner may read it.
+"""
+
+import io
+from collections.abc import Iterable
+from typing import Final
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from imgcls.runs.commits import Commit
+from imgcls.runs.run import Run
+from imgcls.storage.objects import read
+
+FACTS_SCHEMA: Final = pa.schema(
+    [
+        pa.field("uri", pa.string(), nullable=False),
+        pa.field("member", pa.string()),  # of a container
+        pa.field("frame", pa.int32()),
+        pa.field("format", pa.string()),
+        pa.field("width_px", pa.int32()),
+        pa.field("height_px", pa.int32()),
+        # Of its greys 0..255, as the model sees them; null where there are no pixels.
+        pa.field("brightness", pa.float32()),
+        pa.field("contrast", pa.float32()),
+        pa.field("sharpness", pa.float32()),
+        pa.field("levels", pa.int32()),
+        # Of the file: distinct values (deep greys only), bits of a sample, DICOM's modality.
+        pa.field("source_levels", pa.int32()),
+        pa.field("bits", pa.int32()),
+        pa.field("modality", pa.string()),
+        pa.field("gray_rule", pa.string()),
+        # A JPEG, where somebody may look at it, and why: flagged, uncertain, extreme or sample.
+        pa.field("thumbnail", pa.binary()),
+        pa.field("thumbnail_for", pa.string()),
+    ]
+)
+
+
+def read_facts(run: Run, commit: Commit) -> pa.Table:
+    """Return the facts of a shard; no rows where its commit names none.
+
+    Raises:
+        ObjectMissingError: they were removed.
+    """
+    if not commit.facts:
+        return FACTS_SCHEMA.empty_table()
+    return pq.read_table(io.BytesIO(read(run.file(commit.facts))))
+
+
+def sum_greys(commits: Iterable[Commit]) -> dict[str, int]:
+    """Return how many images of a run had greys of which kind, see `Commit.greys`."""
+    total: dict[str, int] = {}
+    for commit in commits:
+        for name, count in commit.greys.items():
+            total[name] = total.get(name, 0) + count
+    return dict(sorted(total.items()))

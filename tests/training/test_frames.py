@@ -1,0 +1,118 @@
+"""--frames pool: all frames of a file are one sample, in training as in scoring."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from imgcls.config.scoring import ScoreConfig
+from imgcls.config.training import TrainConfig
+from imgcls.errors import ConfigError
+from imgcls.image.crops import decode_one
+from imgcls.image.spec import DecodeSpec, PreprocessSpec
+from imgcls.model.bundle import read_bundle
+from imgcls.runs.commits import read_commits
+from imgcls.runs.facts import read_facts
+from imgcls.runs.run import Run
+from imgcls.scoring.driver import score
+from imgcls.training.driver import train
+from tests.scoring.tiny import published_rows
+
+SIDE_PX = 32
+SPEC = PreprocessSpec(SIDE_PX, SIDE_PX, fit="stretch", resize="exact")
+
+
+def sequence(seed: int, num_frames: int, bad_frame: int | None = None) -> bytes:
+    """A TIFF of dim frames, one of which may have a bright spot."""
+    rng = np.random.default_rng(seed)
+    frames = rng.integers(60, 100, (num_frames, SIDE_PX, SIDE_PX), dtype=np.uint8)
+    if bad_frame is not None:
+        y, x = rng.integers(4, SIDE_PX - 12, 2)
+        frames[bad_frame, y : y + 8, x : x + 8] = 230
+    out = io.BytesIO()
+    first, *others = [Image.fromarray(frame) for frame in frames]
+    first.save(out, "TIFF", save_all=True, append_images=others)
+    return out.getvalue()
+
+
+def write_data(folder: Path, count: int) -> dict[str, int]:
+    """Write `count` sequences of both classes; return the frame of each finding."""
+    where = {}
+    for number in range(count):
+        num_frames = 3 + number % 4
+        bad = number % num_frames if number % 2 else None
+        path = folder / ("good" if bad is None else "bad") / f"{number:03d}.tif"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(sequence(number, num_frames, bad))
+        if bad is not None:
+            where[str(path)] = bad
+    return where
+
+
+def config_of(tmp_path: Path, **changes: object) -> TrainConfig:
+    flags = {
+        "arch": "simple_cnn",
+        "frames": "pool",
+        "image_px": "32",
+        "batch_size": 8,
+        "augment": "none",
+        "lr": 0.01,
+        "allow_leaks": True,
+        "num_decoders": 1,
+    }
+    places = (str(tmp_path / "data"), str(tmp_path / "registry"), "m")
+    return TrainConfig(*places, **{**flags, **changes})  # type: ignore[arg-type]
+
+
+def test_all_frames_of_a_file_are_one_sample() -> None:
+    crops = decode_one(sequence(0, 4, 2), DecodeSpec(frames="pool"), SPEC, "facts")
+    assert [crop.sample for crop in crops] == [0, 0, 0, 0]
+    assert [crop.frame for crop in crops] == [0, 1, 2, 3]
+    brightest = max(crops, key=lambda crop: crop.looks.contrast if crop.looks else 0)
+    assert brightest.frame == 2
+    assert brightest.picture_HWC is not None
+
+
+def test_a_training_pools_and_its_rows_are_one_per_file(tmp_path: Path) -> None:
+    where = write_data(tmp_path / "data", 40)
+    result = train(config_of(tmp_path, epochs=2))
+    bundle = read_bundle(str(result["uri"]))
+    assert (bundle.decode_spec.frames, bundle.pooling) == ("pool", "max")
+    assert bundle.background_class == "good"
+    output = tmp_path / "out"
+    config = ScoreConfig(
+        str(tmp_path / "data"), str(result["model"]), str(output), run_id="r", executor="local"
+    )
+    scored = score(config)
+    assert scored["rows_ok"] == scored["rows"] == 40
+    rows = published_rows(str(output)).to_pylist()
+    assert len({row["uri"] for row in rows}) == 40
+    assert all(0 <= row["frame"] < 6 for row in rows)
+    run = Run(str(output), "r")
+    facts = [row for commit in read_commits(run) for row in read_facts(run, commit).to_pylist()]
+    frame_of = {row["uri"]: row["frame"] for row in rows}
+    assert all(row["frame"] == frame_of[row["uri"]] for row in facts)
+    assert all(row["thumbnail"] and row["brightness"] > 50 for row in facts)
+    assert set(where) < set(frame_of)
+
+
+def test_without_a_class_that_shows_nothing_it_is_refused(tmp_path: Path) -> None:
+    write_data(tmp_path / "data", 40)
+    for old, new in (("good", "cats"), ("bad", "dogs")):
+        (tmp_path / "data" / old).rename(tmp_path / "data" / new)
+    with pytest.raises(ConfigError, match=r"--frames pool: which of .*A hundred good frames"):
+        train(config_of(tmp_path))
+
+
+@pytest.mark.slow
+def test_the_frame_of_a_finding_is_found(tmp_path: Path) -> None:
+    where = write_data(tmp_path / "data", 120)
+    result = train(config_of(tmp_path, epochs=15))
+    assert float(str(result["accuracy"])) >= 0.9
+    output = str(tmp_path / "out")
+    score(ScoreConfig(str(tmp_path / "data"), str(result["model"]), output, executor="local"))
+    rows = [row for row in published_rows(output).to_pylist() if row["uri"] in where]
+    right = [row for row in rows if row["frame"] == where[row["uri"]]]
+    assert len(right) >= 0.9 * len(rows)
