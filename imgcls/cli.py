@@ -56,6 +56,7 @@ COMMANDS = {
     "promote": Command(models.PromoteConfig, "imgcls.model.registry:promote_version"),
     "models": Command(models.ModelsConfig, "imgcls.model.catalog:list_models"),
     "verify": Command(scoring.VerifyConfig, "imgcls.scoring.publishing.verify:verify"),
+    "report": Command(scoring.ReportConfig, "imgcls.report.make:report"),
     "rollback": Command(scoring.RollbackConfig, "imgcls.scoring.publishing.retention:rollback"),
     "gc": Command(scoring.GcConfig, "imgcls.scoring.publishing.retention:gc"),
     "bench": Command(operations.BenchConfig, "imgcls.bench.driver:bench"),

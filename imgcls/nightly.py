@@ -10,6 +10,7 @@ import time
 from typing import Any
 
 from imgcls.config.scoring import NightlyConfig, VerifyConfig
+from imgcls.report.make import make_missing_pages
 from imgcls.scoring.driver import finish_run, resolve_model, write_run_plan
 from imgcls.scoring.executors.executor import Workers
 from imgcls.scoring.next_night import DIFFERENCE, unfinished_or_next
@@ -44,11 +45,12 @@ def nightly(config: NightlyConfig) -> dict[str, Any]:
                 staging, counts, again = found.staging, found.counts, found.again()
                 if staging.count() == 0:
                     log.info("nothing new: %s", counts)
-                    again |= found.skipped()
+                    again |= found.skipped() | {"page": make_missing_pages(config.output)}
                     return _nothing_new(config, counts, time.monotonic() - start_s) | again
                 plan = write_run_plan(config, run, model, staging, counts, workers.count())
         result = finish_run(config, plan, workers, run_log, before_manifest=lease.renew)
         verify(VerifyConfig(config.output, plan.run_id))
+        result["page"] = make_missing_pages(config.output)
     difference = {name: plan.counts[name] for name in DIFFERENCE}
     elapsed_s = round(time.monotonic() - start_s, 3)
     result |= again

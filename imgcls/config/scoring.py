@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from imgcls.config.choices import CpuHelpers, Device, Executor, GpuDecode, Precision
+from imgcls.config.choices import CpuHelpers, Device, Executor, GpuDecode, PageNames, Precision
 from imgcls.config.paths import Config, OutputUri, Uri
 from imgcls.config.source_options import SourceOptions
 
@@ -130,3 +130,19 @@ class RollbackConfig(Config):
     """Output prefix of `score`."""
     run_id: str
     """The run to take back."""
+
+
+@dataclass(frozen=True)
+class ReportConfig(Config):
+    """Make the page of a published night again: what it found, with pictures, for people."""
+
+    output: OutputUri
+    """Output prefix of `score`."""
+    run_id: str = ""
+    """The run; default the latest."""
+    last: int = 14
+    """How many runs the small charts show, this one among them."""
+    names: PageNames = "plain"
+    """hashed shows codes instead of names of objects and carried values, on the page and in its
+    lists; equal names have equal codes on one page.
+    """

@@ -20,7 +20,7 @@ _PLAN_NAME: Final = re.compile(rf"/{_RUNS}/([^/]+)/plan\.json$")
 _OF_A_RUN: Final = re.compile(
     rf"/{_RUNS}/[^/]+/(?:[^/]+\.(?:json|zip)"
     r"|(?:plan|attempts|commits|facts|logs)/[^/]+\.(?:parquet|json|jsonl|log)"
-    r"|(?:pages|pictures)/[^/]+\.(?:html|png|webp))$"
+    r"|(?:pages|pictures)/[^/]+\.(?:html|csv|png|webp))$"
     r"|/date=[^/]+/run=[^/]+/(?:part-[0-9]+\.parquet|_manifest\.json)$"
     r"|/_(?:lease|store_probe)\.json$"
 )
@@ -98,6 +98,11 @@ class Run:
     def report(self) -> str:
         """Who did what, for people."""
         return self.file("report.json")
+
+    @property
+    def counts(self) -> str:
+        """How many rows of which status, class and decision, for the pages of later nights."""
+        return self.file("counts.json")
 
     def log(self, start: str) -> str:
         """The log of one start of the run."""

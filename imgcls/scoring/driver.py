@@ -19,6 +19,7 @@ from imgcls.errors import DeviceFailedError, ShardFailedError, StorageError
 from imgcls.logs import Progress
 from imgcls.model.bundle import read_bundle
 from imgcls.model.bundle_files import refuse_backbone
+from imgcls.report.make import make_missing_pages
 from imgcls.runs.commits import read_commits
 from imgcls.runs.plan import Plan, Shard, read_plan
 from imgcls.runs.published import read_manifest
@@ -67,6 +68,7 @@ def score(config: ScoreConfig) -> dict[str, Any]:
         # Of a plan that is resumed, perhaps one of an earlier version, nobody has asked yet.
         require_conditional_writes(config.output)
         result = finish_run(config, plan, workers, run_log)
+        result["page"] = make_missing_pages(config.output)
     return result | {"elapsed_s": round(time.monotonic() - start_s, 3)}
 
 

@@ -1,0 +1,136 @@
+"""Which rows of a night a person should look at, in one pass over its parts.
+
+In: batches of published rows. Out: counts, and for each list the rows that are shown, with the
+number of all. Invariant: memory holds at most LIMIT rows of each list, whatever the night has; the
+random sample is a function of the rows' keys, so a night that was resumed shows the same.
+"""
+
+import hashlib
+import heapq
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from imgcls.schema import Status
+
+LIMIT: Final = {"positive": 200, "review": 200, "unsure": 60, "failed": 100, "sample": 48}
+# New formats rather than damage: what a later version may read.
+_NEW_FORMATS: Final = (Status.UNSUPPORTED, Status.NOT_AN_IMAGE)
+
+Row = dict[str, Any]
+Key = tuple[str, str, int]
+
+
+def key_of(row: Row) -> Key:
+    """Return what names a row in its night: uri, member of a container, frame."""
+    frame = row.get("frame")
+    return row["uri"], row.get("member") or "", -1 if frame is None else frame
+
+
+@dataclass
+class Shown:
+    """The first rows of a list by some order, and how many there are in all."""
+
+    limit: int
+    rank: Callable[[Row], float]
+    """The row with the lowest rank comes first."""
+    num_all: int = 0
+    _heap: list[tuple[float, int, Row]] = field(default_factory=list)
+
+    def add(self, row: Row) -> None:
+        """Count a row, and keep it if it is among the first."""
+        self.num_all += 1
+        # Of equal ranks the one that came first stays.
+        entry = (-self.rank(row), -self.num_all, row)
+        if len(self._heap) < self.limit:
+            heapq.heappush(self._heap, entry)
+        elif entry[:2] > self._heap[0][:2]:
+            heapq.heapreplace(self._heap, entry)
+
+    def rows(self) -> list[Row]:
+        """Return what is shown, in order."""
+        return [row for _, _, row in sorted(self._heap, key=lambda entry: entry[:2], reverse=True)]
+
+
+@dataclass
+class Chosen:
+    """What one pass over a night's rows gives."""
+
+    positive: Shown
+    review: Shown
+    unsure: Shown
+    failed: Shown
+    sample: Shown
+    by_status: Counter[str] = field(default_factory=Counter)
+    by_class: Counter[str] = field(default_factory=Counter)
+    by_decision: Counter[str] = field(default_factory=Counter)
+    is_medical: bool = False
+
+    @property
+    def num_ok(self) -> int:
+        """Rows with an answer."""
+        return self.by_status[Status.OK]
+
+    @property
+    def num_new_formats(self) -> int:
+        """Rows of files that are no image, or of a format that is not read."""
+        return sum(self.by_status[status] for status in _NEW_FORMATS)
+
+    @property
+    def num_failed(self) -> int:
+        """All other rows without an answer."""
+        return self.by_status.total() - self.num_ok - self.num_new_formats
+
+
+def choose(
+    rows: Iterator[Row], each: Callable[[str, Row], None] = lambda _list, _row: None
+) -> Chosen:
+    """Read the rows of a night once.
+
+    Args:
+        rows: all of them.
+        each: told every row of every list but the sample, shown or not, with the list's name.
+    """
+    chosen = Chosen(
+        positive=Shown(LIMIT["positive"], lambda row: -_probability(row)),
+        review=Shown(LIMIT["review"], lambda row: -_probability(row)),
+        unsure=Shown(LIMIT["unsure"], lambda row: row["confidence"] or 0.0),
+        failed=Shown(LIMIT["failed"], lambda row: 0.0),
+        sample=Shown(LIMIT["sample"], _lot),
+    )
+    for row in rows:
+        chosen.by_status[row["status"]] += 1
+        chosen.is_medical |= row.get("format") == "dicom"
+        if row["status"] != Status.OK:
+            chosen.failed.add(row)
+            each("failed", row)
+            continue
+        chosen.by_class[row["class_name"]] += 1
+        chosen.sample.add(row)
+        decision = row.get("decision")
+        if decision is None:
+            chosen.unsure.add(row)
+            continue
+        chosen.by_decision[decision] += 1
+        if decision in ("positive", "review"):
+            (chosen.positive if decision == "positive" else chosen.review).add(row)
+            each(decision, row)
+    return chosen
+
+
+def probability_of(row: Row) -> float | None:
+    """Return the probability that the row's answer rests on: calibrated where the model is."""
+    calibrated = row.get("calibrated_prob")
+    value = row["confidence"] if calibrated is None else calibrated
+    return None if value is None else float(value)
+
+
+def _probability(row: Row) -> float:
+    return probability_of(row) or 0.0
+
+
+def _lot(row: Row) -> float:
+    """Draw a number 0..1 from a row's key alone."""
+    text = "\0".join(map(str, key_of(row)))
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6]) / 2**48

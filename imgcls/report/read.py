@@ -1,0 +1,104 @@
+"""What a page is made of, read from what a run left: rows, pictures, and the nights before.
+
+In: a published folder and its manifest. Out: rows, thumbnails, counts. Invariant: no image is read,
+and at most one batch of rows of one part is in memory as Python values.
+"""
+
+import io
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from typing import Any, Final
+
+import pyarrow.parquet as pq
+
+from imgcls.errors import ObjectMissingError
+from imgcls.report.choose import Chosen, Key, Row
+from imgcls.runs.commits import read_commits
+from imgcls.runs.published import Manifest, list_published
+from imgcls.runs.run import Run
+from imgcls.storage.objects import put, read
+from imgcls.storage.uri import join
+
+_ROWS_AT_A_TIME: Final = 2048
+_WIDE: Final = ("probs", "embedding", "topk_label", "topk_prob")
+_THUMBNAIL: Final = "thumbnail"
+_KINDS: Final = ("status", "class", "decision")
+
+
+def rows_of(folder: str, manifest: Manifest) -> Iterator[Row]:
+    """Yield the published rows, without their wide columns, in order."""
+    for part in manifest.parts:
+        file = pq.ParquetFile(io.BytesIO(read(join(folder, part.path))))
+        columns = [name for name in file.schema_arrow.names if name not in _WIDE]
+        for batch in file.iter_batches(_ROWS_AT_A_TIME, columns=columns):
+            yield from batch.to_pylist()
+
+
+def columns_of(folder: str, manifest: Manifest) -> list[str]:
+    """Return the columns of a night that a page may show, in their order."""
+    for part in manifest.parts:
+        names = pq.read_schema(io.BytesIO(read(join(folder, part.path)))).names
+        return [name for name in names if name not in _WIDE]
+    return []
+
+
+def pictures_of(run: Run, keys: Iterable[Key]) -> dict[Key, bytes]:
+    """Return the thumbnails of these rows, JPEG, as far as the run has them."""
+    wanted, found = set(keys), {}
+    for commit in read_commits(run):
+        path = getattr(commit, "facts", "")
+        if not path or not wanted:
+            continue
+        try:
+            file = pq.ParquetFile(io.BytesIO(read(run.file(path))))
+        except ObjectMissingError:
+            continue  # `gc --pictures-older-than` took them
+        names = [n for n in ("uri", "member", "frame", _THUMBNAIL) if n in file.schema_arrow.names]
+        for batch in file.iter_batches(_ROWS_AT_A_TIME, columns=names):
+            for row in batch.to_pylist():
+                frame = row.get("frame")
+                key = (row["uri"], row.get("member") or "", -1 if frame is None else frame)
+                if row.get(_THUMBNAIL) and key in wanted:
+                    found[key] = row[_THUMBNAIL]
+    return found
+
+
+def write_counts(run: Run, chosen: Chosen) -> None:
+    """Leave a night's counts beside it, for the trends on the pages of nights to come."""
+    counts = {
+        "status": dict(chosen.by_status),
+        "class": dict(chosen.by_class),
+        "decision": dict(chosen.by_decision),
+    }
+    put(run.counts, json.dumps(counts, indent=1).encode())
+
+
+def nights_before(output: str, until: Manifest, most: int) -> list[dict[str, Counter[str]]]:
+    """Return the counts of the published nights up to this one, this one last."""
+    manifests = (m for _, m in list_published(output) if m.published_at <= until.published_at)
+    ordered = sorted(manifests, key=lambda m: (m.published_at, m.run_id))
+    nights = [(m, _counts_of(Run(output, m.run_id))) for m in islice(reversed(ordered), most)]
+    found = []
+    for manifest, counts in reversed(nights):
+        counts = counts or {"status": manifest.status_counts}
+        found.append({name: Counter(counts.get(name, {})) for name in _KINDS})
+    return found
+
+
+def _counts_of(run: Run) -> dict[str, Any]:
+    try:
+        counts: dict[str, Any] = json.loads(read(run.counts))
+    except (ObjectMissingError, ValueError):
+        return {}
+    return counts
+
+
+def report_of(run: Run) -> dict[str, Any]:
+    """Return what the run's last start told of its work; empty where that is not there."""
+    try:
+        told: dict[str, Any] = json.loads(read(run.report))
+    except (ObjectMissingError, ValueError):
+        return {}
+    return told

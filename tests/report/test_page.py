@@ -1,0 +1,194 @@
+"""The morning page in a real browser: it shows what was published, and does nothing else."""
+
+import csv
+import hashlib
+import io
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from imgcls.config.scoring import ReportConfig
+from imgcls.inert import from_csv
+from imgcls.report.make import make_missing_pages, make_page, report
+from imgcls.runs.run import Run
+from tests.report.browser import opened
+from tests.report.nights import publish_night, row_of
+
+HOSTILE = '"><script>document.title="owned"</script><img src=x onerror=alert(1)>'
+
+
+def rows(count: int, **changes: Any) -> list[dict[str, Any]]:
+    return [row_of(number, **changes) for number in range(count)]
+
+
+def sentence(page: Any) -> str:
+    return str(page.inner_text("h1"))
+
+
+@pytest.mark.parametrize(("count", "width"), [(0, 1280), (1, 390), (600, 1280), (600, 390)])
+def test_a_page_opens_without_a_complaint_or_a_request(
+    tmp_path: Path, count: int, width: int
+) -> None:
+    output = str(tmp_path)
+    publish_night(output, rows(count))
+    made = report(ReportConfig(output))
+    with opened(made["page"], width=width) as shown:
+        assert shown.complaints == []
+        assert shown.requests == [Path(made["page"]).as_uri()] + [
+            url for url in shown.requests[1:] if url.startswith("data:image/jpeg;base64,")
+        ]
+        assert sentence(shown.page).startswith(f"{count:,} image")
+        overflow = "document.documentElement.scrollWidth > document.documentElement.clientWidth"
+        assert not shown.page.evaluate(overflow), "it scrolls sideways"
+    with opened(made["page"], width=width, bypass_csp=True) as shown:
+        assert shown.serious_findings() == []
+
+
+def test_the_page_shows_what_the_rows_say(tmp_path: Path) -> None:
+    output, night = str(tmp_path), rows(600)
+    publish_night(output, night)
+    positive = [row for row in night if row["decision"] == "positive"]
+    review = [row for row in night if row["decision"] == "review"]
+    failed = [row for row in night if row["status"] != "ok"]
+    made = report(ReportConfig(output))
+    with opened(made["page"]) as shown:
+        page = shown.page
+        assert sentence(page) == (
+            f"600 images: {600 - len(failed)} scored, {len(failed)} could not be read; "
+            f"{len(positive)} positive, {len(review)} to review"
+        )
+        names = page.eval_on_selector_all("#positive-list h3", "all => all.map(e => e.innerText)")
+        by_probability = sorted(positive, key=lambda row: -row["calibrated_prob"])
+        assert names == [row["uri"].rpartition("/")[2] for row in by_probability]
+        assert page.locator("#positive-list img").count() == len(positive)
+        assert page.locator("#failed-list li").count() == len(failed)
+        assert "ends in the middle" in page.inner_text("#failed-list")
+    for name, expected in (("positive", positive), ("review", review), ("failed", failed)):
+        text = Path(Run(output, made["run_id"]).page(f"{name}.csv")).read_text("utf-8-sig")
+        listed = list(csv.DictReader(io.StringIO(text)))
+        assert [row["uri"] for row in listed] == [row["uri"] for row in expected]
+
+
+def test_lists_are_searched_and_sorted_by_keyboard(tmp_path: Path) -> None:
+    output = str(tmp_path)
+    publish_night(output, rows(600))
+    made = report(ReportConfig(output))
+    with opened(made["page"]) as shown:
+        page = shown.page
+        first = page.inner_text("#positive-list li:not([hidden]) h3")
+        for _ in range(40):
+            page.keyboard.press("Tab")
+            if page.evaluate("document.activeElement.dataset.list === 'positive-list'"):
+                break
+        page.keyboard.type("scratch")
+        visible = page.locator("#positive-list li:not([hidden])")
+        assert 0 < visible.count() < page.locator("#positive-list li").count()
+        assert all("scratch" in text for text in visible.all_inner_texts())
+        assert "shown" in page.inner_text("#positive output")
+        page.keyboard.press("Tab")
+        page.keyboard.press("l")  # "probability, lowest first" is found by typing
+        page.select_option("#positive select", "low")
+        values = page.eval_on_selector_all(
+            "#positive-list li:not([hidden])", "all => all.map(e => Number(e.dataset.probability))"
+        )
+        assert values == sorted(values)
+        assert first
+
+
+def test_hostile_names_and_classes_are_text(tmp_path: Path) -> None:
+    output = str(tmp_path)
+    night = [
+        *rows(3),
+        row_of(4, uri=f"s3://b/{HOSTILE}", class_name=HOSTILE, decision="positive",
+               calibrated_prob=0.9, confidence=0.9),
+        row_of(5, uri="s3://b/=cmd|' /C calc'!A0", status="corrupt", error=HOSTILE),
+        row_of(6, uri="https://host/x.jpg", decision="positive", calibrated_prob=0.8),
+        row_of(7, uri="https://host/x.jpg?secret=1", decision="positive", calibrated_prob=0.8),
+        row_of(8, uri="javascript:alert(1)//x", decision="positive", calibrated_prob=0.7),
+    ]  # fmt: skip
+    publish_night(output, night)
+    made = report(ReportConfig(output))
+    with opened(made["page"]) as shown:
+        assert shown.complaints == []
+        assert shown.page.title() != "owned"
+        assert HOSTILE in shown.page.inner_text("#positive-list")
+        assert shown.page.locator("script").count() == 1
+        links = shown.page.eval_on_selector_all("li a", "all => all.map(a => a.href)")
+        assert set(links) == {"https://host/x.jpg"}
+    text = Path(Run(output, made["run_id"]).page("failed.csv")).read_text("utf-8-sig")
+    cells = [cell for line in csv.reader(io.StringIO(text)) for cell in line]
+    assert not any(cell.startswith(("=", "+", "-", "@")) for cell in cells)
+    assert "s3://b/=cmd|' /C calc'!A0" in map(from_csv, cells)
+
+
+def test_codes_instead_of_names_leave_no_name(tmp_path: Path) -> None:
+    output = str(tmp_path)
+    carried = pa.field("patient", pa.string())
+    publish_night(output, rows(300, patient="DOE^JANE"), extra=(carried,))
+    report(ReportConfig(output))
+    run = Run(output, "nightly-2026-11-24")
+    assert "DOE^JANE" in Path(run.page("report.html")).read_text()
+    report(ReportConfig(output, names="hashed"))
+    for file in Path(run.page("report.html")).parent.iterdir():
+        for name in (b"DOE^JANE", b"part 0", b"camera"):
+            assert name not in file.read_bytes(), file
+
+
+def test_a_medical_night_says_so_on_top(tmp_path: Path) -> None:
+    output = str(tmp_path)
+    publish_night(output, rows(20, format="dicom"))
+    page = Path(report(ReportConfig(output))["page"]).read_text()
+    top = " ".join(page.partition("<h1>")[0].split())
+    assert "This page shows patients' pictures" in top
+    assert "not a medical device" in top
+
+
+def test_a_night_resumed_shows_the_same_sample(tmp_path: Path) -> None:
+    pages = []
+    for name in ("a", "b"):
+        output = str(tmp_path / name)
+        folder, manifest = publish_night(output, rows(600))
+        text = Path(make_page(output, folder, manifest)).read_text()
+        pages.append(hashlib.sha256(text.replace(output, "").encode()).hexdigest())
+    assert pages[0] == pages[1]
+
+
+def test_trends_show_the_nights_before(tmp_path: Path) -> None:
+    output = str(tmp_path)
+    for day in (21, 22, 23, 24):
+        publish_night(output, rows(100 * (day - 20)), run_id=f"nightly-2026-11-{day}", day=day)
+        report(ReportConfig(output))
+    with opened(Run(output, "nightly-2026-11-24").page("report.html")) as shown:
+        words = shown.page.get_attribute("#numbers table svg", "aria-label")
+        assert words.startswith("last nights: ")
+        assert len(words.split(",")) == 4
+        assert "last 4 runs" in shown.page.inner_text("#numbers")
+
+
+def test_a_page_that_cannot_be_made_harms_nothing_and_is_made_later(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    output = str(tmp_path)
+    publish_night(output, rows(50))
+    run = Run(output, "nightly-2026-11-24")
+    Path(run.uri).mkdir(parents=True, exist_ok=True)
+    in_the_way = Path(run.uri, "pages")
+    in_the_way.write_text("a file where a folder should be")
+    assert make_missing_pages(output) == ""
+    assert "the next start tries again" in caplog.text
+    in_the_way.unlink()
+    assert make_missing_pages(output) == run.page("report.html")
+    assert Path(run.page("report.html")).stat().st_mode & 0o077 == 0
+
+
+def test_a_large_night_makes_a_small_page(tmp_path: Path) -> None:
+    output = str(tmp_path)
+    publish_night(output, rows(20_000), with_pictures=False)
+    made = report(ReportConfig(output))
+    assert Path(made["page"]).stat().st_size < 10e6
+    with opened(made["page"]) as shown:
+        assert shown.complaints == []
+        assert sentence(shown.page).startswith("20,000 images")
+        assert "positive.csv beside this page has all" in shown.page.inner_text("#positive")
