@@ -5,13 +5,13 @@ number of all. Invariant: memory holds at most LIMIT rows of each list, whatever
 random sample is a function of the rows' keys, so a night that was resumed shows the same.
 """
 
-import hashlib
 import heapq
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from imgcls.runs.facts import lot_of
 from imgcls.schema import Status
 
 LIMIT: Final = {"positive": 200, "review": 200, "unsure": 60, "failed": 100, "sample": 48}
@@ -97,7 +97,7 @@ def choose(
         review=Shown(LIMIT["review"], lambda row: -_probability(row)),
         unsure=Shown(LIMIT["unsure"], lambda row: row["confidence"] or 0.0),
         failed=Shown(LIMIT["failed"], lambda row: 0.0),
-        sample=Shown(LIMIT["sample"], _lot),
+        sample=Shown(LIMIT["sample"], lambda row: lot_of(row["uri"], row.get("member"))),
     )
     for row in rows:
         chosen.by_status[row["status"]] += 1
@@ -128,9 +128,3 @@ def probability_of(row: Row) -> float | None:
 
 def _probability(row: Row) -> float:
     return probability_of(row) or 0.0
-
-
-def _lot(row: Row) -> float:
-    """Draw a number 0..1 from a row's key alone."""
-    text = "\0".join(map(str, key_of(row)))
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6]) / 2**48

@@ -5,6 +5,7 @@ for monitoring; no start of a run reads it, and no row depends on it. It holds p
 only its owner may read it.
 """
 
+import hashlib
 import io
 from collections.abc import Iterable
 from typing import Final
@@ -59,3 +60,13 @@ def sum_greys(commits: Iterable[Commit]) -> dict[str, int]:
         for name, count in commit.greys.items():
             total[name] = total.get(name, 0) + count
     return dict(sorted(total.items()))
+
+
+def lot_of(uri: str, member: str | None) -> float:
+    """Draw a number in [0, 1) for an image from its name: the lowest are a night's random sample.
+
+    Alike for whoever draws, and again: the pictures that a shard keeps are those that a page shows.
+    """
+    name = f"{uri}\0{member or ''}"
+    digest = hashlib.blake2b(name.encode("utf-8", "surrogateescape"), digest_size=8).digest()
+    return int.from_bytes(digest) / 2**64

@@ -9,7 +9,6 @@ extremes of each fact, and a random sample, by hash of the name: a run that is d
 same one.
 """
 
-import hashlib
 import heapq
 from collections import Counter
 from collections.abc import Collection, Sequence
@@ -25,7 +24,7 @@ from imgcls.image.facts.levels import loses_levels
 from imgcls.image.facts.thumbnail import encode_thumbnail
 from imgcls.image.spec import PreprocessSpec
 from imgcls.inference.stream import Sample
-from imgcls.runs.facts import FACTS_SCHEMA
+from imgcls.runs.facts import FACTS_SCHEMA, lot_of
 
 # URI, and member of a container.
 Key = tuple[str, str | None]
@@ -131,7 +130,7 @@ class ShardFacts:
         if row.get("decision") in _FLAGS and self._flagged_left > 0:
             self._flagged_left -= 1
             self._encode(seen, crop, "flagged")
-        elif self._share >= 1 or _share_of(key) < self._share:
+        elif self._share >= 1 or lot_of(*key) < self._share:
             self._encode(seen, crop, "sample")
         else:
             self._keep_if_extreme(seen, crop)
@@ -168,9 +167,3 @@ def _of_frame(sample: Sample) -> Crop:
         return crop
     of_frame = (c for c in sample.instances.crops if c.frame == crop.frame and c.looks is not None)
     return next(of_frame, crop)
-
-
-def _share_of(key: Key) -> float:
-    name = "\0".join(part or "" for part in key)
-    digest = hashlib.blake2b(name.encode("utf-8", "surrogateescape"), digest_size=8).digest()
-    return int.from_bytes(digest) / 2**64
