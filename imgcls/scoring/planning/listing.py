@@ -29,6 +29,7 @@ from imgcls.sources.containers import (
     open_containers,
     path_of,
 )
+from imgcls.sources.inventory import find_inventory, list_inventory
 from imgcls.sources.members import Member
 from imgcls.storage.access import head_many
 from imgcls.storage.info import EPOCH
@@ -92,9 +93,12 @@ def _list_place(
 ) -> Iterator[Entry]:
     containers = ContainerOptions(options.image_column, int(options.max_compressed_gib * (1 << 30)))
     container, root = _as_container(source, containers), root_of(source)
+    inventory = find_inventory(source)
     if container is not None:
         found: Iterator[ObjectInfo | Skipped] = iter([container])
         root = source.rpartition("/")[0]
+    elif inventory is not None:
+        found, root = list_inventory(inventory), f"s3://{inventory.sourceBucket}"
     elif is_manifest(source):
         shape = TableShape.of(options)
         found, root = _list_manifest(source, shape), shape.root or root
