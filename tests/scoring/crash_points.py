@@ -30,12 +30,12 @@ def die_at(point: int, when: str) -> None:
     counter = iter(range(1, 1_000_000))
 
     def patched(write: Callable[..., str]) -> Callable[..., str]:
-        def write_or_die(*args: Any) -> str:
+        def write_or_die(*args: Any, **how: Any) -> str:
             is_the_point = next(counter) == point
             if is_the_point and when == "before":
                 os.kill(os.getpid(), signal.SIGKILL)
             try:
-                return write(*args)
+                return write(*args, **how)
             finally:
                 # Also after one that was refused, as the probe's are.
                 if is_the_point:
@@ -66,7 +66,7 @@ def run_night(config: NightlyConfig, point: int = 0, when: str = "") -> int:
 
 def main(source: str, model: str, root: str, *points: str) -> None:
     """Kill at each point in turn, until a run comes through untouched; finish each killed one."""
-    driver.MIN_SHARD_SIZE = 8
+    driver.MIN_SHARD_SIZE = 12
     for when in ("before", "after"):
         for point in map(int, points) if points else itertools.count(1):
             config = NightlyConfig(
@@ -75,7 +75,7 @@ def main(source: str, model: str, root: str, *points: str) -> None:
                 f"{root}/{when}-{point:03d}",
                 date="2026-11-22",
                 executor="local",
-                shard_size=8,
+                shard_size=12,
                 num_decoders=1,
             )
             killed = run_night(config, point, when)

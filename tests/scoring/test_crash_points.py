@@ -14,8 +14,9 @@ from imgcls.scoring.publishing.verify import verify
 from tests.scoring.tiny import comparable, published_rows, write_images
 
 NUM_IMAGES = 96
-# Lease, plan file, plan.json, 12 attempts, 12 commits, lease renewed, part, manifest, lease let go;
-# precision.json; progress.json at the start and at the end, report.json, the log.
+# Lease, plan file, plan.json, 8 attempts, 8 files of facts, 8 commits, lease renewed, part,
+# manifest, lease let go; precision.json; progress.json at the start and at the end,
+# report.json, the log.
 NUM_WRITES = 36
 
 
