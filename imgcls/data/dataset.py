@@ -299,9 +299,9 @@ def unique_rows(rows: list[LabelRow]) -> list[LabelRow]:
         for column in ("label", "split", "group", "weight", "slice_name"):
             given, before = getattr(row, column), getattr(first, column)
             if given != before and not (column == "label" and has_boxes):
-                raise SourceError(
-                    f"{row.uri} is listed twice, with {column} {before!r} and {given!r}: keep one"
-                )
+                # A group may be a patient, who is named nowhere.
+                values = "s that differ" if column == "group" else f" {before!r} and {given!r}"
+                raise SourceError(f"{row.uri} is listed twice, with {column}{values}: keep one")
         if bool(row.boxes) != bool(first.boxes):
             raise SourceError(
                 f"{row.uri} is listed with a box and without one: a row without a box says that "

@@ -233,7 +233,8 @@ def as_name(value: Value) -> str:
     if isinstance(value, bytes):
         return value.decode("utf-8", "surrogateescape").strip()
     if isinstance(value, list | dict):
-        raise SourceError(f"{value!r} is not one name: choose a column of texts or numbers")
+        kind = "a list" if isinstance(value, list) else "an object"
+        raise SourceError(f"a cell holds {kind}, not one name: choose texts or numbers")
     return str(value).strip()
 
 

@@ -21,6 +21,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from imgcls.config.models import EvaluateConfig
+from imgcls.config.selection import Selection
 from imgcls.data.class_names import ClassNames, from_labels
 from imgcls.data.dataset import (
     describe_classes,
@@ -28,7 +29,7 @@ from imgcls.data.dataset import (
     unique_rows,
 )
 from imgcls.data.label_manifest import Roles, read_manifest
-from imgcls.data.left_out import leave_out, split_label
+from imgcls.data.left_out import leave_out, select_rows, split_label
 from imgcls.data.matching import Matching, refuse_no_match
 from imgcls.data.tables.shape import TableShape
 from imgcls.data.trained_on import choose_split, count_trained_on
@@ -163,8 +164,17 @@ def evaluate_predictions(config: EvaluateConfig) -> dict[str, Any]:
     Where several runs scored an image, the rows of the newest `scored_at` count.
     """
     roles = Roles.parse(group=config.group, slice_by=config.slice_by, label=config.label)
+    shape, selection = TableShape.of(config), Selection.of(config)
     labelled = unique_rows(
-        read_manifest(config.labels, roles=roles, shape=TableShape.of(config), may_lack_labels=True)
+        [
+            row
+            for place in (config.labels, *config.also)
+            for row in select_rows(
+                read_manifest(place, roles=roles, shape=shape, may_lack_labels=True),
+                selection,
+                place,
+            )
+        ]
     )
     row_by_uri = {row.uri: row for row in labelled}
     label_by_uri = {uri: row.label for uri, row in row_by_uri.items()}

@@ -269,3 +269,10 @@ def test_a_manifest_takes_keys_beside_its_columns(tmp_path: Path) -> None:
 def test_the_two_spellings_of_a_group_are_not_given_at_once(make_tree: MakeTree) -> None:
     with pytest.raises(ConfigError, match="--group and --group-by folder: give one"):
         _read(make_tree("a/p/1.png"), group_by_folder=True, roles=Roles.parse(group="folder:2"))
+
+
+def test_a_group_that_is_said_twice_is_not_shown(tmp_path: Path) -> None:
+    path = _write(tmp_path / "m.csv", "uri,label,group", "a.png,x,Doe", "a.png,x,Roe")
+    with pytest.raises(SourceError, match="listed twice, with groups that differ") as raised:
+        _read(path)
+    assert "oe" not in str(raised.value)

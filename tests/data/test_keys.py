@@ -62,7 +62,7 @@ def test_a_column_keeps_its_type_and_goes_before_a_path() -> None:
     assert [as_name(value) for value in (7, 7.0, 0.5, None, " x ", True)] == [
         "7", "7", "0.5", "", "x", "True",
     ]  # fmt: skip
-    with pytest.raises(SourceError, match="not one name"):
+    with pytest.raises(SourceError, match="holds a list, not one name"):
         as_name(["a"])  # type: ignore[arg-type]  (what a Parquet column may hold)
 
 

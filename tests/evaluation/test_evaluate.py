@@ -317,7 +317,8 @@ def publish(model: str, tmp_path: Path) -> Callable[..., str]:
             name = f"part-{number:05}.parquet"
             objects.put(f"{folder}/{name}", data)
             sha256 = hashlib.sha256(data).hexdigest()
-            parts.append({"path": name, "sha256": sha256, "num_rows": 1})
+            facts = {"sha256": sha256, "num_rows": 1, "size_bytes": len(data), "num_shards": 1}
+            parts.append({"path": name} | facts)
         manifest = Manifest(
             run_id=run_id,
             date="2026-11-22",
@@ -419,6 +420,23 @@ def test_frames_of_a_file_each_count(publish: Callable[..., str], tmp_path: Path
     (tmp_path / "labels.csv").write_text("uri,label\ns3://b/a.tif,dark\n")
     result = _evaluate(predictions=output, labels=str(tmp_path / "labels.csv"))
     assert (result["num_rows"], result["accuracy"]) == (2, 0.5)
+
+
+def test_labels_without_a_class_or_of_an_unknown_one_are_counted_and_filters_narrow_them(
+    publish: Callable[..., str], tmp_path: Path
+) -> None:
+    rows = [_row(f"s3://b/{name}.png", "dark") for name in "abcd"]
+    output = publish("r", *rows)
+    lines = ["s3://b/a.png,dark", "s3://b/b.png,", "s3://b/c.png,drak", "s3://b/d.png,light"]
+    (tmp_path / "l.csv").write_text("\n".join(["uri,label", *lines]) + "\n")
+    result = _evaluate(predictions=output, labels=str(tmp_path / "l.csv"))
+    assert (result["num_rows"], result["accuracy"]) == (2, 0.5)
+    assert result["without_label"] == ["s3://b/b.png"]
+    assert result["unknown_labels"] == {"drak": 1}
+    narrow = _evaluate(
+        predictions=output, labels=str(tmp_path / "l.csv"), include=("a.png", "b.png")
+    )
+    assert (narrow["num_rows"], narrow["num_labels"]) == (1, 2)
 
 
 def test_unpublished_and_foreign_files_are_not_read(
