@@ -97,7 +97,8 @@ def histogram(scores: ClassScores, split: str) -> bytes:
     """Draw the scores of both kinds of images, with the threshold and the review band."""
     figure = make_figure(9, 5.6, layout="constrained")
     upper, lower = figure.subplots(2, 1, sharex=True)
-    bins = np.linspace(0, 1, _NUM_BINS + 1)
+    low, high = _score_range(scores)
+    bins = np.linspace(low, high, _NUM_BINS + 1)
     kinds = (
         (upper, scores.positive_B, scores.name, POSITIVE),
         (lower, ~scores.positive_B, scores.others, OTHERS),
@@ -116,9 +117,20 @@ def histogram(scores: ClassScores, split: str) -> bytes:
             ax.axvline(point.threshold, color="black", linewidth=1.5)
     if point is not None:
         _name_regions(upper, scores, point)
-    lower.set(xlim=(0, 1), xlabel=f"score: calibrated probability of {scores.name}")
+    lower.set(xlim=(low, high), xlabel=f"score: calibrated probability of {scores.name}")
     figure.suptitle(f"{_counts(scores, split)}\n", parse_math=False)
     return to_png(figure)
+
+
+def _score_range(scores: ClassScores) -> tuple[float, float]:
+    """Return what to draw: 0 to 1, or where the scores lie if that is less than half of it."""
+    shown = [float(scores.score_B.min()), float(scores.score_B.max())]
+    if scores.point is not None:
+        shown += [scores.point.review_low, scores.point.review_high]
+    low, high = min(shown), max(shown)
+    margin = max(0.1 * (high - low), 1e-6)
+    low, high = max(0.0, low - margin), min(1.0, high + margin)
+    return (low, high) if high - low < 0.5 else (0.0, 1.0)
 
 
 def _counts(scores: ClassScores, split: str) -> str:
