@@ -47,6 +47,7 @@ from imgcls.metrics.threshold_report import DecisionTable
 from imgcls.model.bundle import BundleFacts, read_bundle, read_facts
 from imgcls.model.bundle_files import refuse_backbone
 from imgcls.model.registry import resolve
+from imgcls.runs.latest import is_later
 from imgcls.runs.published import MANIFEST, Manifest, Part, list_published
 from imgcls.runs.row_keys import with_paths
 from imgcls.schema import MEMBER_FIELD, Status
@@ -257,7 +258,7 @@ class _Joined:
             kept = self.rows_by_uri.setdefault(label, [])
             if not kept or row["run_id"] == kept[0]["run_id"]:
                 kept.append(row)  # of one run: the frames of one file
-            elif row["scored_at"] > kept[0]["scored_at"]:
+            elif is_later(row, kept[0]):
                 self.num_superseded += len(kept)
                 self.rows_by_uri[label] = [row]
             else:
