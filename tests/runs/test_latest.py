@@ -1,4 +1,4 @@
-"""Of several runs the rows of the one that scored an image last count, all of its frames together."""
+"""Of several runs the rows of the one that scored an image last count."""
 
 from datetime import UTC, datetime
 

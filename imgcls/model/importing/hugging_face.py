@@ -45,9 +45,8 @@ def read_folder(folder: Path, *, class_names: Sequence[str], is_backbone: bool) 
         )
     names = tuple(class_names) or _names_in(config)
     is_backbone = is_backbone or not _is_classifier(config)
-    model = transformers_archs.build(config, 0 if is_backbone else len(names))
-    _load(model, read_weights_file(str(weights)), weights)
-    model.eval()
+    read_weights_file(str(weights))  # a damaged file is told in our words
+    model = transformers_archs.load(folder, config, is_backbone=is_backbone).eval()
     with torch.inference_mode():
         width = model(torch.zeros(1, *spec.shape_CHW)).shape[1]
     kept = transformers_archs.plain_config(config)
@@ -93,29 +92,6 @@ def _names_in(config: Mapping[str, Any]) -> tuple[str, ...]:
         raise ConfigError(
             f"config.json: id2label has keys that are not numbers: {error}"
         ) from error
-
-
-def _load(model: nn.Module, found: dict[str, torch.Tensor], path: Path) -> None:
-    """Load every tensor; of a backbone the names lack what its classifier puts before them."""
-    own = model.state_dict()
-    wanted = {name.removeprefix("model."): name for name in own}
-    inner = {
-        wanted[name]: tensor.float() if tensor.is_floating_point() else tensor
-        for name, tensor in found.items()
-        if name in wanted
-    }
-    if missing := sorted(set(own) - set(inner)):
-        raise ConfigError(
-            f"{path} lacks {len(missing)} of {len(own)} tensors that config.json asks for, such as "
-            f"{missing[0].removeprefix('model.')}"
-        )
-    for name, tensor in own.items():
-        if inner[name].shape != tensor.shape:
-            raise ConfigError(
-                f"{path}: {name.removeprefix('model.')} is {list(inner[name].shape)}, needed is "
-                f"{list(tensor.shape)}: another number of classes?"
-            )
-    model.load_state_dict(inner)
 
 
 def _processor(config: Mapping[str, Any], spec: PreprocessSpec) -> Prepare:

@@ -9,9 +9,9 @@ Shape legend: B pictures, C channels, H, W height and width, K classes.
 """
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Final, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -19,15 +19,16 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from imgcls.errors import ConfigError
+from imgcls.errors import BundleError, ConfigError
 from imgcls.image.crops import decode_one
 from imgcls.image.preprocess import normalize
-from imgcls.image.spec import DecodeSpec, PreprocessSpec
+from imgcls.image.spec import Arithmetic, CropPlace, DecodeSpec, PreprocessSpec
 from imgcls.model.bundle import GOLDEN_TOLERANCE, to_probs
 from imgcls.model.importing.foreign import Foreign
 
 # Of a pixel's 0..255; a little above 1, for numbers that were rounded on the way.
 MAX_INPUT_DIFFERENCE: Final = 1.01
+_NOTHING: Final = 0.01
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,24 +104,37 @@ def _nearest(
     pictures: Sequence[bytes],
     reference_BCHW: Tensor,
 ) -> tuple[PreprocessSpec, Tensor, float]:
-    """Return the spec that gives the foreign input; only how a middle is rounded is tried out.
+    """Return the spec that gives the foreign input.
 
-    Versions of one library differ in that, and none of them says which it does.
+    Only what no configuration says is tried out, for versions of one library differ in it: how a
+    middle is rounded, and whether Pillow or torch resizes.
     """
-    tried = []
-    for crop_place in dict.fromkeys((spec.crop_place, "center", "center_floor", "center_halves")):
-        candidate = replace(spec, crop_place=crop_place)
+    best: tuple[PreprocessSpec, Tensor, float] | None = None
+    for candidate in _candidates(spec):
         x_BCHW = ours(pictures, decode_spec, candidate)
         difference = input_difference(x_BCHW, candidate, reference_BCHW)
-        if difference <= MAX_INPUT_DIFFERENCE:
-            return candidate, x_BCHW, difference
-        tried.append(difference)
-        if spec.fit == "stretch" and spec.crop_fraction == 1:
+        if best is None or difference < best[2]:
+            best = candidate, x_BCHW, difference
+        if difference <= _NOTHING:
             break
-    raise ConfigError(
-        f"the input that imgcls makes differs from the model's own preprocessing by "
-        f"{min(tried):.1f} of 255, allowed is 1: this preprocessing cannot be expressed ({spec})"
-    )
+    assert best is not None, "the spec itself is a candidate"
+    if not best[2] <= MAX_INPUT_DIFFERENCE:
+        raise ConfigError(
+            f"the input that imgcls makes differs from the model's own preprocessing by "
+            f"{best[2]:.1f} of 255, allowed is 1: this preprocessing cannot be expressed ({spec})"
+        )
+    return best
+
+
+def _candidates(spec: PreprocessSpec) -> Iterator[PreprocessSpec]:
+    is_whole = spec.fit == "stretch" and spec.crop_fraction == 1
+    others = () if is_whole else get_args(CropPlace)
+    for crop_place in dict.fromkeys((spec.crop_place, *others)):
+        for arithmetic in dict.fromkeys((spec.arithmetic, *get_args(Arithmetic))):
+            try:
+                yield replace(spec, crop_place=crop_place, arithmetic=arithmetic)
+            except BundleError:  # torch has not all filters of Pillow
+                continue
 
 
 def _decoded(data: bytes) -> npt.NDArray[np.uint8]:

@@ -9,6 +9,7 @@ met, never before.
 import importlib
 from collections.abc import Mapping
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, Final
 
 from torch import Tensor, nn
@@ -53,6 +54,49 @@ def build(config: Mapping[str, Any], num_classes: int) -> nn.Module:
     Raises:
         ConfigError: transformers is not installed, or does not know it.
     """
+    found = _class_of(config)
+    values = {key: value for key, value in config.items() if key not in _OF_ITS_PAST}
+    kind = values.pop("model_type")
+    if num_classes:
+        values["num_labels"] = num_classes
+    try:
+        described = importlib.import_module("transformers").AutoConfig.for_model(kind, **values)
+        model = found(described)
+    except Exception as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise ConfigError(f"transformers does not build {found.__name__}: {reason}") from error
+    return Classifier(model, is_backbone=not num_classes)
+
+
+def load(folder: Path, config: Mapping[str, Any], *, is_backbone: bool) -> Classifier:
+    """Load a folder that `save_pretrained` wrote, every tensor of it, and run nothing in it.
+
+    Raises:
+        ConfigError: transformers is not installed, or a tensor is missing or of another shape.
+    """
+    found: Any = _class_of(config)
+    try:
+        model, told = found.from_pretrained(
+            folder,
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+            dtype="float32",
+            output_loading_info=True,
+        )
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ConfigError(f"transformers does not load {folder}: {reason}") from error
+    for kind in ("missing_keys", "mismatched_keys", "error_msgs"):
+        if told.get(kind):
+            raise ConfigError(
+                f"{folder} does not fit its config.json: {kind.replace('_', ' ')}, "
+                f"such as {sorted(map(str, told[kind]))[0]}"
+            )
+    return Classifier(model, is_backbone=is_backbone)
+
+
+def _class_of(config: Mapping[str, Any]) -> type[nn.Module]:
     if find_spec("transformers") is None:
         raise ConfigError(f"this model is one of transformers': pip install '{EXTRA}'")
     transformers = importlib.import_module("transformers")
@@ -60,17 +104,7 @@ def build(config: Mapping[str, Any], num_classes: int) -> nn.Module:
     found = getattr(transformers, name, None)
     if found is None or not isinstance(found, type) or not issubclass(found, nn.Module):
         raise ConfigError(f"transformers {transformers.__version__} has no model {name!r}")
-    values = {key: value for key, value in config.items() if key not in _OF_ITS_PAST}
-    kind = values.pop("model_type")
-    if num_classes:
-        values["num_labels"] = num_classes
-    try:
-        described = transformers.AutoConfig.for_model(kind, **values)
-        model = found(described)
-    except Exception as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise ConfigError(f"transformers does not build {name}: {reason}") from error
-    return Classifier(model, is_backbone=not num_classes)
+    return found
 
 
 def plain_config(config: Mapping[str, Any]) -> dict[str, Any]:
