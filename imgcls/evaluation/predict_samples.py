@@ -18,6 +18,7 @@ from imgcls.image.decoders.pool import Decoded, DecoderPool
 from imgcls.inference.backends.demand import demand_of_run
 from imgcls.inference.collect import Collected, collect
 from imgcls.inference.decision_rule import DecisionRule
+from imgcls.inference.pixel_check import check_pixels
 from imgcls.inference.predictor import make_predictor
 from imgcls.logs import Progress
 from imgcls.metrics.calibration import Calibration
@@ -89,6 +90,7 @@ def predict_samples(bundle: Bundle, samples: Sequence[Sample], flags: RunFlags) 
             num_images=len(samples),
             num_cores=num_cpus,
         )
+        check_pixels(bundle, pool)
         with (
             make_predictor(bundle, demand) as predictor,
             Progress("evaluating", len(samples), "images") as progress,

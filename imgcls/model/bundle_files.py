@@ -26,6 +26,8 @@ FACTS, WEIGHTS, GOLDEN, CARD = (
     "MODEL_CARD.md",
 )
 REQUIRED_FILES = (FACTS, WEIGHTS, GOLDEN, CARD)
+# Of bundles that are proven from encoded files on, see golden_files.py.
+GOLDEN_FILES = "golden_files.zip"
 # The network in int8, of bundles that have one.
 INT8 = "int8.zip"
 # What decides the probabilities of an image: these files, and these facts of bundle.json.

@@ -9,6 +9,7 @@ from typing import Any
 
 from imgcls.inert import in_markdown
 from imgcls.metrics.bootstrap import FEW_UNITS
+from imgcls.model.golden_files import about_golden
 from imgcls.model.origin import describe_origin
 
 _MAX_LISTED = 5
@@ -69,14 +70,16 @@ def model_card(facts: Mapping[str, Any], attachments: Sequence[str] = ()) -> str
         "## Verdict\n\n" + _verdict(facts.get("verdict")),
         *_golden_miss(training),
         "## Data\n\n" + _data(facts),
-        "## Limits\n\n" + _limits(facts, has_no_spread=any(_NO_SPREAD in one for one in numbers)),
+        "## Limits\n\n" + _limits(facts, attachments, numbers),
         *numbers,
         *(f"![{name}]({name})" for name in attachments if name.endswith(".png")),
         "## Use\n\n"
         "    imgcls score --source SRC --model THIS_FOLDER --output OUT\n"
         "    imgcls evaluate --model THIS_FOLDER --data DATA",
         "## Classes\n\n" + _table(("label", "class"), enumerate(facts["class_names"])),
-        "## Input\n\n" + _sees(training) + _table(("setting", "value"), _input(facts)),
+        "## Input\n\n"
+        + _sees(training.get("sees", ""))
+        + _table(("setting", "value"), _input(facts)),
         "## Configuration\n\n"
         + _table(("setting", "value"), _flatten(training, skip=_SKIPPED_IN_TRAINING)),
         f"Created {facts['created_at']}.",
@@ -98,7 +101,7 @@ def _verdict(verdict: Mapping[str, Any] | None) -> str:
     return "\n\n".join([f"**{in_markdown(first)}**", *(["\n".join(items)] if items else [])])
 
 
-def _limits(facts: Mapping[str, Any], *, has_no_spread: bool) -> str:
+def _limits(facts: Mapping[str, Any], attachments: Sequence[str], numbers: Sequence[str]) -> str:
     """Say how far the numbers go."""
     by_split = _by_split(facts["metrics"])
     limits = [_ABOUT_OTHERS]
@@ -128,12 +131,9 @@ def _limits(facts: Mapping[str, Any], *, has_no_spread: bool) -> str:
         for split, of_split in intervals.items()
         if (reason := of_split.get("no_interval_because"))
     ]
-    if has_no_spread:
+    if any(_NO_SPREAD in section for section in numbers):
         limits.append(_ABOUT_NO_SPREAD)
-    limits.append(
-        "`golden.safetensors` holds a few preprocessed images of the data, by which every machine "
-        "proves that it computes what this model computes: whoever has the model has them."
-    )
+    limits.append(about_golden(attachments))
     return "\n".join(f"- {limit}" for limit in limits)
 
 
@@ -352,8 +352,7 @@ def _threshold(value: float) -> str:
     return f"{value:.4g}"
 
 
-def _sees(training: Mapping[str, Any]) -> str:
-    sees = str(training.get("sees", ""))
+def _sees(sees: str) -> str:
     return f"{in_markdown(sees[:1].upper() + sees[1:])}.\n\n" if sees else ""
 
 

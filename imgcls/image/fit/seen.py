@@ -62,10 +62,12 @@ class Seen:
         size = f"{self.input_px} (height x width) pixels"
         if self.fit == "tiles":
             return f"the model sees {much}, in tiles of {size}, not shrunk"
-        how = f"shrunk {self.shrink:.1f} times" if self.shrink > 1 else "not shrunk"
+        if self.shrink <= 1:
+            return f"the model sees {much}; not shrunk, its input has {size}"
         return (
-            f"the model sees {much}; {how} to {size}, so that an object must be at least "
-            f"{self.object_px} pixels wide in the picture to be {_VISIBLE_PX} wide for the model"
+            f"the model sees {much}; shrunk {self.shrink:.1f} times to {size}, so that an object "
+            f"must be at least {self.object_px} pixels wide in the picture to be {_VISIBLE_PX} "
+            "wide for the model"
         )
 
 

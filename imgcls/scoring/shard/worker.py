@@ -26,6 +26,7 @@ from imgcls.image.spec import PreprocessSpec
 from imgcls.inference.backends.choose import choose_backend
 from imgcls.inference.backends.demand import demand_of_run
 from imgcls.inference.device import set_num_threads
+from imgcls.inference.pixel_check import check_pixels
 from imgcls.inference.predictor import Predictor
 from imgcls.model.bundle import Bundle, read_bundle
 from imgcls.runs.commits import Commit
@@ -167,6 +168,7 @@ class ShardWorker:
             embedding=self._rows.write_embedding,
             int8_network=int8_network,
         )
+        check_pixels(bundle, self._pool)
         backend = choose_backend(bundle, demand)
         agreed = agree_on_precision(plan.run, backend.precision)
         if agreed != backend.precision:

@@ -15,7 +15,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from imgcls.config.training import TrainConfig
@@ -23,17 +22,18 @@ from imgcls.data.dataset import count_images
 from imgcls.data.leaks import LeakCheck
 from imgcls.data.splits.draw import SPLIT_MOVED, write_moved
 from imgcls.data.trained_on import TRAINED_ON, write_trained_on
-from imgcls.errors import BundleError, ConfigError, ObjectMissingError
+from imgcls.errors import BundleError, ObjectMissingError
 from imgcls.inference.backends.demand import demand_of_run
-from imgcls.inference.passes import Failure, Passes
 from imgcls.inference.predictor import Predictor, make_predictor
-from imgcls.model.architectures import build_model
-from imgcls.model.bundle import Bundle, make_golden, read_facts
+from imgcls.model.bundle import Bundle, read_facts
+from imgcls.model.bundle_files import GOLDEN_FILES
+from imgcls.model.golden_files import pack_files
 from imgcls.model.registry import ModelVersion, list_versions
 from imgcls.storage.objects import put, read
 from imgcls.storage.uri import join
 from imgcls.training.data.loader import SplitLoader
 from imgcls.training.finish.conclude import ERRORS, draw_scores, draw_worst_errors, reach_verdict
+from imgcls.training.finish.golden import choose_golden
 from imgcls.training.finish.measure import MOST_TRUSTED, Measured, measure_splits
 from imgcls.training.finish.out_of_fold import write_out_of_fold
 from imgcls.training.finish.plots import draw_plots
@@ -43,7 +43,6 @@ from imgcls.training.record.input_sheet import INPUTS
 from imgcls.training.record.run_record import changed_at_the_end
 from imgcls.training.train_plan import OUT_OF_FOLD, TrainPlan
 
-NUM_GOLDEN = 16
 _VERSIONS_OF = ("imgcls", "torch", "torchvision", "pillow", "numpy", "scikit-learn")
 
 log = logging.getLogger(__name__)
@@ -65,9 +64,9 @@ def make_bundle(
         place: where to measure, and among how many it was trained.
         leaks: what the splits share.
     """
-    bundle = _bare_bundle(plan, state, loaders)
+    bundle = _bare_bundle(plan, state)
     measured, facts = measure_bundle(bundle, plan, loaders, place)
-    attachments = {TRAINED_ON: write_trained_on(plan.samples)}
+    attachments = bundle.attachments | {TRAINED_ON: write_trained_on(plan.samples)}
     if plan.split_moved:
         attachments[SPLIT_MOVED] = write_moved(plan.split_moved)
     # Only now is every bad image of these splits known.
@@ -80,16 +79,16 @@ def measure_fold(
     plan: TrainPlan, state: TrainState, loaders: dict[str, SplitLoader], place: Place
 ) -> None:
     """Measure the model of a fold on the images of the fold, and keep that."""
-    bundle = _bare_bundle(plan, state, loaders)
+    bundle = _bare_bundle(plan, state)
     held_out = replace(plan, config=replace(plan.config, folds=0, positive_class="",
                                             target_recall=0.0, target_specificity=0.0))  # fmt: skip
     measured, _ = measure_bundle(bundle, held_out, loaders, place)
     write_out_of_fold(plan, measured.predicted["test"], measured.metrics["test"])
 
 
-def _bare_bundle(plan: TrainPlan, state: TrainState, loaders: dict[str, SplitLoader]) -> Bundle:
+def _bare_bundle(plan: TrainPlan, state: TrainState) -> Bundle:
     """Return all that predicts, without a number."""
-    golden_x_BCHW, golden_probs_BK = _golden(plan, state, _golden_images(loaders))
+    golden = choose_golden(plan, state)
     return Bundle(
         arch=plan.config.arch,
         class_names=plan.class_names,
@@ -99,11 +98,12 @@ def _bare_bundle(plan: TrainPlan, state: TrainState, loaders: dict[str, SplitLoa
         metrics={},
         split_digest=plan.split_digest,
         training={},
-        golden_x_BCHW=golden_x_BCHW,
-        golden_probs_BK=golden_probs_BK,
+        golden_x_BCHW=golden.x_BCHW,
+        golden_probs_BK=golden.probs_BK,
         multi_label=plan.config.multi_label,
         pooling=plan.recipe.pooling,
         background_class=_background_class(plan),
+        attachments={GOLDEN_FILES: pack_files(golden.files)},
     )
 
 
@@ -263,53 +263,6 @@ def describe(
 def _background_class(plan: TrainPlan) -> str:
     label = plan.recipe.background
     return "" if label is None else plan.class_names.names[label]
-
-
-def _golden_images(loaders: dict[str, SplitLoader]) -> torch.Tensor:
-    """Return uint8 [n,C,P,P]: a few preprocessed images, spread over the validation split."""
-    loader = loaders.get("val") or loaders.get("test") or loaders["train"]
-    good = [i for i, sample in enumerate(loader.samples) if sample.uri not in loader.bad]
-    chosen = np.unique(np.linspace(0, len(good) - 1, min(NUM_GOLDEN, len(good))).astype(int))
-    [batch] = loader.batches([np.array(good)[chosen]])
-    # Of a sample with many instances the one in the middle.
-    rows = [batch.rows_of(i) for i in range(len(batch.index_B)) if batch.weight_B[i] > 0]
-    return batch.x_BCHW[[(each.start + each.stop) // 2 for each in rows]]
-
-
-def _golden(
-    plan: TrainPlan, state: TrainState, x_BCHW: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return images, and what the best weights give for them in fp32 on the CPU, in eager mode.
-
-    Without those that the model fails on: a bundle with one could not be proven anywhere.
-
-    Raises:
-        ConfigError: it fails on all.
-    """
-    model = build_model(
-        plan.config.arch,
-        len(plan.class_names),
-        in_channels=plan.decode_spec.num_channels,
-        image_px=plan.shape_CHW[1:],
-    )
-    model.load_state_dict(state.best)
-    found = Passes(len(x_BCHW), check=lambda _num_rows: None).run(
-        len(x_BCHW),
-        lambda rows, _size: make_golden(
-            model.eval(), x_BCHW[rows], plan.preprocess_spec, multi_label=plan.config.multi_label
-        ),
-    )
-    kept = [(rows, probs) for rows, probs in found if not isinstance(probs, Failure)]
-    probs_BK = torch.cat([probs for _, probs in kept] or [torch.empty(0, len(plan.class_names))])
-    finite_B = probs_BK.isfinite().all(dim=1)
-    if not finite_B.any():
-        why = next((each.reason for _, each in found if isinstance(each, Failure)), "not finite")
-        raise ConfigError(
-            f"the trained model gives nothing for any of {len(x_BCHW)} images that it was to be "
-            f"proven with: {why}"
-        )
-    tried_BCHW = torch.cat([x_BCHW[rows] for rows, _ in kept])
-    return tried_BCHW[finite_B], probs_BK[finite_B]
 
 
 def _describe_training(

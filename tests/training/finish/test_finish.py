@@ -14,7 +14,12 @@ from PIL import Image
 from imgcls.config.models import EvaluateConfig
 from imgcls.config.training import TrainConfig
 from imgcls.evaluation.evaluate import evaluate
+from imgcls.image.crops import decode_one
+from imgcls.image.decoders.pool import DecoderPool
+from imgcls.inference.pixel_check import check_pixels
 from imgcls.model.bundle import Bundle, read_bundle
+from imgcls.model.bundle_files import GOLDEN_FILES
+from imgcls.model.golden_files import make_files, unpack_files
 from imgcls.training.driver import train
 
 MakeTree = Callable[..., Path]
@@ -237,4 +242,33 @@ def test_without_validation_there_is_no_calibration(make_tree: MakeTree) -> None
     )
     bundle = read_bundle(result["uri"])
     assert (bundle.calibration, bundle.metrics) == (None, {})
-    assert set(bundle.attachments) == {"curves.png", "trained_on.json"}
+    assert set(bundle.attachments) == {"curves.png", "trained_on.json", GOLDEN_FILES}
+
+
+def test_what_proves_a_bundle_was_generated_and_no_image_of_the_data(make_tree: MakeTree) -> None:
+    data = make_tree(12)
+    result = train(
+        TrainConfig(
+            data=str(data),
+            registry=str(make_tree(1, name="other").parent / "registry"),
+            name="bars",
+            arch="simple_cnn",
+            image_px=SIDE_PX,
+            batch_size=8,
+            epochs=1,
+            num_decoders=1,
+        )
+    )
+    bundle = read_bundle(result["uri"])
+    files = unpack_files(bundle.attachments[GOLDEN_FILES])
+    assert 6 <= len(files) == len(bundle.golden_x_BCHW)
+    assert files.items() <= make_files().items()
+    crops = [
+        decode_one(one, bundle.decode_spec, bundle.preprocess_spec)[0].x_CHW
+        for one in files.values()
+    ]
+    np.testing.assert_array_equal(bundle.golden_x_BCHW.numpy(), np.stack(crops))
+    with DecoderPool(bundle.decode_spec, bundle.preprocess_spec, 1) as pool:
+        check_pixels(bundle, pool)
+    card = (Path(result["uri"]) / "MODEL_CARD.md").read_text()
+    assert "No image of the data is in this folder" in card
