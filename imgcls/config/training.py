@@ -31,8 +31,9 @@ class TrainConfig(ListingOptions):
     name: str
     """Name of the model in the registry."""
     arch: str = "resnet18"
-    """simple_cnn, any torchvision classification architecture by name, or timm:NAME for one of
-    timm's."""
+    """simple_cnn, spot_cnn (for defects of a few pixels, from few examples), any torchvision
+    classification architecture by name, or timm:NAME for one of timm's.
+    """
     epochs: int = 20
     """Passes over the training split."""
     batch_size: int = 32

@@ -14,9 +14,11 @@ from torch import Tensor, nn
 
 from imgcls.errors import ConfigError
 from imgcls.model.networks import timm_archs, transformers_archs
+from imgcls.model.networks.own_archs import SimpleCnn, SpotCnn
 
 DEFAULT_IMAGE_PX = 224
 SIMPLE_CNN = "simple_cnn"
+_OWN: dict[str, type[nn.Module]] = {SIMPLE_CNN: SimpleCnn, "spot_cnn": SpotCnn}
 _ANY_CLASSES = 2  # of a head that is cut off
 
 # Smallest image side in pixels of which an architecture's strides leave anything, by the start of
@@ -44,45 +46,16 @@ _IMAGE_PX_MULTIPLE = {
 }
 
 
-class SimpleCnn(nn.Module):
-    """Convolution, pooling, convolution, pooling, fully connected, for any input of 4 px or more.
-
-    Batch norm lets it train at high learning rates; adaptive pooling to 4x4 makes the fully
-    connected part independent of the image size.
-    """
-
-    def __init__(self, num_classes: int, in_channels: int) -> None:
-        super().__init__()
-        self.features = nn.Sequential(
-            nn.Conv2d(in_channels, 32, kernel_size=3, padding=1, bias=False),
-            nn.BatchNorm2d(32),
-            nn.ReLU(inplace=True),
-            nn.MaxPool2d(2),
-            nn.Conv2d(32, 64, kernel_size=3, padding=1, bias=False),
-            nn.BatchNorm2d(64),
-            nn.ReLU(inplace=True),
-            nn.MaxPool2d(2),
-            nn.AdaptiveAvgPool2d(4),
-        )
-        self.classifier = nn.Sequential(
-            nn.Flatten(),
-            nn.Linear(64 * 4 * 4, 128),
-            nn.ReLU(inplace=True),
-            nn.Dropout(0.2),
-            nn.Linear(128, num_classes),
-        )
-
-    def forward(self, x_BCHW: Tensor) -> Tensor:
-        """Return logits float32 [B,K] of normalised images float32 [B,C,H,W]."""
-        logits_BK: Tensor = self.classifier(self.features(x_BCHW))
-        return logits_BK
+def is_own(arch: str) -> bool:
+    """Tell whether an architecture is one of ours, of which nobody publishes weights."""
+    return arch in _OWN
 
 
 def list_archs() -> list[str]:
-    """Return every architecture by name: simple_cnn, then torchvision's classification models."""
+    """Return every architecture by name: our own, then torchvision's classification models."""
     import torchvision
 
-    return [SIMPLE_CNN, *torchvision.models.list_models(module=torchvision.models)]
+    return [*_OWN, *torchvision.models.list_models(module=torchvision.models)]
 
 
 def check_arch(arch: str) -> None:
@@ -92,7 +65,7 @@ def check_arch(arch: str) -> None:
         ConfigError: unknown; names the closest matches.
     """
     # Importing torchvision takes 165 MiB and half a second, by way of torch's compiler.
-    if arch == SIMPLE_CNN:
+    if is_own(arch):
         return
     if timm_archs.is_timm(arch):
         timm_archs.refuse_unknown(arch)
@@ -202,8 +175,8 @@ def build_model(
         return _without_head(
             build_model(arch, _ANY_CLASSES, in_channels=in_channels, image_px=size_px)
         )
-    if arch == SIMPLE_CNN:
-        return SimpleCnn(num_classes, in_channels)
+    if is_own(arch):
+        return _OWN[arch](num_classes, in_channels)
     arguments: dict[str, Any] = {"weights": None, "num_classes": num_classes}
     if arch in ("googlenet", "inception_v3"):
         # transform_input undoes ImageNet's normalisation, as their published weights expect; it

@@ -26,9 +26,9 @@ from imgcls.data.class_names import enumerate_names
 from imgcls.errors import ConfigError, ObjectMissingError
 from imgcls.model.architectures import (
     DEFAULT_IMAGE_PX,
-    SIMPLE_CNN,
     find_head,
     find_stem,
+    is_own,
     sum_input_channels,
     to_size,
 )
@@ -267,8 +267,8 @@ def _fit_positions(model: VisionTransformer, found: dict[str, Tensor]) -> dict[s
 
 def _published(arch: str, name: str) -> Any:  # noqa: ANN401  # torchvision has no types
     """Return torchvision's description of published weights."""
-    if arch == SIMPLE_CNN:
-        raise ConfigError(f"{SIMPLE_CNN} has no published weights: give a file, not {name!r}")
+    if is_own(arch):
+        raise ConfigError(f"{arch} has no published weights: give a file, not {name!r}")
     published = torchvision.models.get_model_weights(arch)
     if name not in published.__members__:
         known = enumerate_names(published.__members__)

@@ -15,6 +15,7 @@ weights and running statistics as they are; then only those are trained on that 
   and of `mean` the instances are drawn by chance, all alike);
 - where their targets are known (a good picture, or one with boxes), those with the greatest loss,
   and as many that show something: hard negative mining;
+- of those of which nothing is known, in the first epochs, one only: see first_guess.py;
 - a few by chance, so that batch normalisation sees ordinary tiles as well, and a tile that is
   wrongly believed harmless is looked at again.
 
@@ -24,7 +25,7 @@ whole slide images (Nature Medicine 2019), train so on slides with one label eac
 Shape legend: B sample, I instance, K classes.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Final
 
@@ -34,6 +35,7 @@ import torch
 from imgcls.training.augment.counter_rng import hash64
 from imgcls.training.instances.batch import Batch, Instances
 from imgcls.training.instances.cache import KnownInstances
+from imgcls.training.instances.first_guess import NO_GUESS
 from imgcls.training.train_plan import Recipe
 
 # As many as top3_mean takes.
@@ -73,6 +75,7 @@ def choose_instances(
     probs_of: Callable[[torch.Tensor], np.ndarray],
     recipe: Recipe,
     step: int,
+    guesses: Sequence[int] = (),
 ) -> Batch:
     """Return the batch with at most NUM_KEPT instances of each sample, and its known positives.
 
@@ -82,6 +85,7 @@ def choose_instances(
             as they are.
         recipe: how samples are pooled, and the seed.
         step: of the run, from its first one on.
+        guesses: the instance to take of each sample of the split, see first_guess.py.
     """
     instances = batch.instances
     assert instances is not None, "samples of one instance are not chosen from"
@@ -94,6 +98,9 @@ def choose_instances(
     for sample in range(num_samples):
         rows = instances.rows_of(sample, sample + 1)
         index = int(batch.index_B[sample])
+        if guesses and guesses[index] != NO_GUESS:
+            chosen.append(np.array([rows.start + guesses[index]]))
+            continue
         chance_I = hash64(recipe.seed, step, index, np.arange(rows.stop - rows.start))
         picked = _choose(
             None if probs_IK is None else probs_IK[rows],

@@ -25,12 +25,13 @@ from imgcls.training.augment.changes import ImageChanges
 from imgcls.training.data.loader import SplitLoader
 from imgcls.training.data.sampler import Sampler, divide, rarest_labels
 from imgcls.training.instances.batch import Batch
+from imgcls.training.instances.first_guess import guess_instances
 from imgcls.training.optim.forward import ValidationForward
 from imgcls.training.optim.layer_groups import to_train_mode
 from imgcls.training.optim.losses import loss_per_image
 from imgcls.training.optim.optimizer import lr_at
 from imgcls.training.optim.precision import compile_steps, set_arithmetic
-from imgcls.training.optim.step import StepResult, is_right, train_step
+from imgcls.training.optim.step import StepResult, is_right, to_model_input, train_step
 from imgcls.training.optim.train_state import TrainState
 from imgcls.training.ranks.rank import Place
 from imgcls.training.ranks.stop_request import StopRequest
@@ -109,6 +110,8 @@ def fit(
         fixed_shape=compile_model,
         stop=stop,
     )
+    if state.total_steps == 0:
+        state.first_guess = _guess(state.model, train, recipe, place)
     forward = ValidationForward(recipe, place)
     while not is_finished(state, recipe):
         numbers = epochs()
@@ -125,6 +128,24 @@ def fit(
         state.history.append(numbers)
         state.begin_next_epoch()
         after_epoch(numbers)
+
+
+def _guess(model: nn.Module, train: SplitLoader, recipe: Recipe, place: Place) -> list[int]:
+    """Return what the first epochs are to look at in samples with a label alone; on every rank."""
+    if not recipe.pooling or recipe.pooling == "mean" or recipe.background is None:
+        return []
+    if place.rank != 0:
+        return list(place.from_first(None))
+    found = guess_instances(
+        model,
+        train.samples,
+        recipe.background,
+        train.batches,
+        lambda x_BCHW: to_model_input(x_BCHW.to(place.device), recipe),
+        batch_size=recipe.batch_size,
+        seed=recipe.seed,
+    )
+    return list(place.from_first(found))
 
 
 def is_finished(state: TrainState, recipe: Recipe) -> bool:

@@ -27,6 +27,7 @@ from imgcls.training.augment.mixup import mix
 from imgcls.training.data.loader import LabelledImage
 from imgcls.training.instances.batch import Batch
 from imgcls.training.instances.choose import choose_instances
+from imgcls.training.instances.first_guess import FIRST_GUESS_FRACTION
 from imgcls.training.instances.pooled_loss import loss_of_samples, pool_batch
 from imgcls.training.optim.ema import follow
 from imgcls.training.optim.late import LateRead
@@ -238,7 +239,9 @@ def _with_few_instances(
         return probs_IK
 
     try:
-        return choose_instances(batch, probs_of, recipe, state.total_steps)
+        is_early = state.epoch < FIRST_GUESS_FRACTION * recipe.epochs
+        guesses = state.first_guess if is_early else ()
+        return choose_instances(batch, probs_of, recipe, state.total_steps, guesses)
     finally:
         to_train_mode(wrapped)
 

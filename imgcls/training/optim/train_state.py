@@ -47,6 +47,8 @@ class TrainState:
     best_metrics: dict[str, Any] = field(default_factory=dict)
     history: list[dict[str, Any]] = field(default_factory=list)
     train_s: float = 0.0
+    first_guess: list[int] = field(default_factory=list)
+    """An instance of each training sample, see instances/first_guess.py; empty without any."""
 
     @property
     def evaluated(self) -> nn.Module:
@@ -106,9 +108,11 @@ _VALUES = (
     "best_metrics",
     "history",
     "train_s",
+    "first_guess",
 )
 # Checkpoints of before there was a training accuracy: that of their epoch counts what comes after.
-_ABSENT_IN_OLDER = {"num_right": 0, "num_seen": 0}
+# And of before samples had instances.
+_ABSENT_IN_OLDER: dict[str, Any] = {"num_right": 0, "num_seen": 0, "first_guess": []}
 
 
 def copy_to_cpu(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -12,8 +12,8 @@ from PIL import Image
 
 from imgcls.errors import BundleError, ConfigError
 from imgcls.inference.predictor import Predictor
-from imgcls.model.architectures import SimpleCnn
 from imgcls.model.bundle import read_bundle
+from imgcls.model.networks.own_archs import SimpleCnn
 from imgcls.model.registry import resolve
 from imgcls.training.driver import train
 from imgcls.training.finish import finish
