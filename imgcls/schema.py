@@ -99,6 +99,18 @@ LABELS_FIELD = pa.field("labels", pa.list_(pa.string()))
 CALIBRATED_FIELD = pa.field("calibrated_prob", pa.float32())
 DECISION_FIELDS = (pa.field("decision", _REPEATED), pa.field("threshold_id", _REPEATED))
 PLACE_FIELDS = tuple(pa.field(name, pa.int32()) for name in ("x_px", "y_px", "w_px", "h_px"))
+# One row per tile, for --write-tiles.
+TILES_SCHEMA = pa.schema(
+    [
+        pa.field("uri", pa.string(), nullable=False),
+        MEMBER_FIELD,
+        pa.field("frame", pa.int32()),
+        *PLACE_FIELDS,
+        pa.field("label", pa.int32(), nullable=False),
+        pa.field("confidence", pa.float32(), nullable=False),
+        pa.field("probs", pa.list_(pa.float32()), nullable=False),
+    ]
+)
 PROBS_FIELD = pa.field("probs", pa.list_(pa.float32()))
 EMBEDDING_FIELD = pa.field("embedding", pa.list_(pa.float32()))
 

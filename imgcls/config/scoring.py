@@ -75,6 +75,10 @@ class ScoreConfig(SourceOptions):
     written as hashes. All columns of a manifest come along by themselves, but for label, split,
     group and weight; none leaves them out.
     """
+    write_tiles: bool = False
+    """Of a model of tiles (train --fit tiles), also write a table of all tiles, each with its place
+    and its probabilities, under OUTPUT/_tiles/date=D/run=R/; the manifest of the run names it.
+    """
     max_failed_fraction: float = 0.05
     """Share of images that may fail to give a prediction before the run ends with exit code 3,
     judged after 100; of fewer images more than half, and three, must have failed. Files that are

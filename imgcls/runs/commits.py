@@ -24,6 +24,15 @@ READS_IN_FLIGHT: Final = 16
 _COMMIT_NAME: Final = re.compile(r"/commits/(\d+)\.json$")
 
 
+@dataclass(frozen=True, slots=True)
+class CommittedFile:
+    """A table beside the rows of an attempt."""
+
+    path: str
+    sha256: str
+    num_rows: int
+
+
 @dataclass(frozen=True)
 class Commit:
     """The record that makes one attempt the outcome of its shard."""
@@ -43,6 +52,8 @@ class Commit:
     """How many images had samples of other than 8 bits (bits_16 ...), of bits that training never
     saw (new_bits_16 ...), deep greys by which rule (file, declared, measured, pooled ...), and
     greys of which hardly a level is left (few_levels)."""
+    tiles: CommittedFile | None = None
+    """What the model says of each tile, where that is written."""
 
 
 def parse_commit(data: bytes, uri: str) -> Commit:
@@ -73,9 +84,22 @@ def read_attempt(run: Run, commit: Commit) -> pa.Table:
     Raises:
         ImgclsError: other bytes are there than those committed.
     """
-    uri = run.file(commit.attempt)
+    return pq.read_table(io.BytesIO(_read_committed(run, commit.attempt, commit.sha256)))
+
+
+def read_tiles(run: Run, file: CommittedFile) -> bytes:
+    """Read the table of tiles that a commit names, as Parquet.
+
+    Raises:
+        ImgclsError: other bytes are there than those committed.
+    """
+    return _read_committed(run, file.path, file.sha256)
+
+
+def _read_committed(run: Run, path: str, committed: str) -> bytes:
+    uri = run.file(path)
     data = read(uri)
     sha256 = hashlib.sha256(data).hexdigest()
-    if sha256 != commit.sha256:
-        raise ImgclsError(f"{uri}: sha256 is {sha256}, committed was {commit.sha256}")
-    return pq.read_table(io.BytesIO(data))
+    if sha256 != committed:
+        raise ImgclsError(f"{uri}: sha256 is {sha256}, committed was {committed}")
+    return data

@@ -39,6 +39,16 @@ class Part:
     """Of the plan, one after the other, whose rows it holds."""
 
 
+@dataclass(frozen=True, slots=True)
+class TilesFile:
+    """A Parquet file of all tiles of a shard, in OUT/_tiles/date=D/run=R."""
+
+    path: str
+    sha256: str
+    num_rows: int
+    size_bytes: int
+
+
 @dataclass(frozen=True, kw_only=True)
 class Manifest(RunFacts):
     """_manifest.json: what a published run consists of."""
@@ -55,6 +65,8 @@ class Manifest(RunFacts):
     """Of the rows that say so: how many files of which kind."""
     greys: dict[str, int] = field(default_factory=dict)
     """How many images had which greys, see `Commit.greys`."""
+    tiles: tuple[TilesFile, ...] = ()
+    """What the model says of each tile, where that was asked for."""
 
 
 def read_manifest(folder: str) -> Manifest | None:

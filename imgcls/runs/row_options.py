@@ -27,6 +27,7 @@ class RowOptions:
     write_embedding: bool = False
     gpu_decode: GpuDecode = "off"
     carry: tuple[str, ...] = ()
+    write_tiles: bool = False
 
     @classmethod
     def of(cls, config: ScoreConfig) -> Self:

@@ -22,6 +22,7 @@ _OF_A_RUN: Final = re.compile(
     r"|(?:plan|attempts|commits|facts|logs)/[^/]+\.(?:parquet|json|jsonl|log)"
     r"|(?:pages|pictures)/[^/]+\.(?:html|csv|png|webp))$"
     r"|/date=[^/]+/run=[^/]+/(?:part-[0-9]+\.parquet|_manifest\.json)$"
+    r"|/_tiles/date=[^/]+/run=[^/]+/[0-9]+\.parquet$"
     r"|/_(?:lease|store_probe)\.json$"
 )
 
@@ -45,6 +46,10 @@ class Run:
     def published(self, date: str) -> str:
         """The folder that it publishes to: OUT/date=D/run=R."""
         return join(self.output, f"date={date}", f"run={self.run_id}")
+
+    def tiles(self, date: str) -> str:
+        """The folder of its tables of tiles: OUT/_tiles/date=D/run=R."""
+        return join(self.output, "_tiles", f"date={date}", f"run={self.run_id}")
 
     @property
     def plan(self) -> str:
@@ -136,6 +141,11 @@ class Run:
 def attempt_path(shard_id: str, writer: str) -> str:
     """Return the path of one attempt at a shard, as its commit names it."""
     return f"attempts/{shard_id}-{writer}.parquet"
+
+
+def tiles_path(shard_id: str, writer: str) -> str:
+    """Return the path of what one attempt says of each tile, as its commit names it."""
+    return f"attempts/{shard_id}-{writer}.tiles.parquet"
 
 
 def facts_path(shard_id: str, writer: str) -> str:

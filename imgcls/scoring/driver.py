@@ -15,9 +15,9 @@ from datetime import UTC, datetime
 from typing import Any
 
 from imgcls.config.scoring import ScoreConfig
-from imgcls.errors import DeviceFailedError, ShardFailedError, StorageError
+from imgcls.errors import ConfigError, DeviceFailedError, ShardFailedError, StorageError
 from imgcls.logs import Progress
-from imgcls.model.bundle import read_bundle
+from imgcls.model.bundle import read_bundle, read_facts
 from imgcls.model.bundle_files import refuse_backbone
 from imgcls.report.make import make_missing_pages
 from imgcls.runs.commits import read_commits
@@ -98,6 +98,11 @@ def write_run_plan(
 ) -> Plan:
     """Write the plan of the staged objects for this model, in shards for so many workers."""
     num_images = staging.count()
+    if config.write_tiles and read_facts(model.uri).preprocess_spec.fit != "tiles":
+        raise ConfigError(
+            f"--write-tiles: {config.model} looks at a picture as a whole; only a model that was "
+            "trained with --fit tiles has tiles"
+        )
     if config.precision == "int8":
         check_can_calibrate(config.output, model.digest, num_images)
     return write_plan(

@@ -60,7 +60,8 @@ def rollback(config: RollbackConfig) -> dict[str, Any]:
     except ObjectExistsError:
         log.info("run %s was rolled back before; finishing that", config.run_id)
     delete(join(folder, MANIFEST))
-    removed = [info.uri for info in list_objects(folder)]
+    written = (folder, run.tiles(plan.date))
+    removed = [info.uri for place in written for info in list_objects(place)]
     for uri in removed:
         delete(uri)
     # Pictures of images that nobody is to see any more.
@@ -161,7 +162,7 @@ def _garbage(
     if plan is None:
         return ordered
     # Parts of a publication that was killed before its manifest.
-    orphans = list(list_objects(plan.published))
+    orphans = [*list_objects(plan.published), *list_objects(run.tiles(plan.date))]
     return [*orphans, *ordered]
 
 

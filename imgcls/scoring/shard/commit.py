@@ -9,6 +9,7 @@ commit made and changes nothing.
 import hashlib
 import io
 import uuid
+from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
@@ -16,9 +17,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from imgcls.errors import ObjectExistsError
-from imgcls.runs.commits import Commit, parse_commit
+from imgcls.runs.commits import Commit, CommittedFile, parse_commit
 from imgcls.runs.row_keys import image_keys
-from imgcls.runs.run import Run, attempt_path, facts_path
+from imgcls.runs.run import Run, attempt_path, facts_path, tiles_path
 from imgcls.schema import FAILED_BEFORE_FIELD, NOT_FAILED, Status
 from imgcls.storage.objects import put, put_new, read
 from imgcls.storage.records import record_text
@@ -33,6 +34,7 @@ def commit_shard(
     decoders: dict[str, Any] | None = None,
     facts: pa.Table | None = None,
     greys: dict[str, int] | None = None,
+    tiles: pa.Table | None = None,
 ) -> Commit:
     """Store a shard's rows and commit them; return the commit that counts, ours or an earlier one.
 
@@ -44,6 +46,7 @@ def commit_shard(
         decoders: as in the commit.
         facts: FACTS_SCHEMA, in the order of `table`; its pictures are for the owner alone.
         greys: as in the commit.
+        tiles: TILES_SCHEMA rows of the whole shard, where they are wanted.
 
     Raises:
         StorageError: nothing was committed, or CommitStateUnknownError: that could not be learnt.
@@ -65,6 +68,12 @@ def commit_shard(
     put(run.file(commit.attempt), data)
     if facts is not None:
         put(run.file(commit.facts), to_parquet(facts), is_private=True)
+    if tiles is not None:
+        tile_data = to_parquet(tiles)
+        path = tiles_path(shard_id, writer)
+        put(run.file(path), tile_data)
+        file = CommittedFile(path, hashlib.sha256(tile_data).hexdigest(), tiles.num_rows)
+        commit = replace(commit, tiles=file)
     uri = run.commit(shard_id)
     try:
         put_new(uri, record_text(commit))

@@ -24,6 +24,7 @@ from imgcls.scoring.shard.facts import ShardFacts
 from imgcls.scoring.shard.remote_decode import RemoteDecoder, decode_shared
 from imgcls.scoring.shard.rows import Provenance, ShardRows
 from imgcls.scoring.shard.stage_clock import DECODE_REMOTE, StageClock
+from imgcls.scoring.shard.tile_rows import TileRows
 from imgcls.sources.read import get_images
 from imgcls.sources.requests import requests_of
 from imgcls.storage.access import MAX_REFUSED_IN_A_ROW, Access
@@ -50,6 +51,7 @@ def score_shard(
     provenance: Provenance,
     write_probs: bool = False,
     write_embedding: bool = False,
+    tile_rows: TileRows | None = None,
     clock: StageClock | None = None,
     remote: RemoteDecoder | None = None,
     access: Access | None = None,
@@ -64,6 +66,7 @@ def score_shard(
         provenance: constant columns, and the class names in order of label.
         write_probs: add the column probs.
         write_embedding: add the column embedding (the predictor must have been made with it).
+        tile_rows: takes what the model says of each tile, if that is wanted.
         clock: counts what the stages do, if that is wanted.
         remote: reads and decodes some of the images elsewhere, as many as it is fast enough for.
         access: what the worker knows of the run's images; by default only these rows.
@@ -105,6 +108,8 @@ def score_shard(
                     clock.add("predict", items=done.num_crops)
                     with clock.busy("rows"):
                         rows.add(done)
+                        if tile_rows is not None:
+                            tile_rows.add(done)
     finally:
         clock.add("decode", items=num_here)
         clock.add(DECODE_REMOTE, items=num_decoded - num_here)

@@ -42,6 +42,7 @@ from imgcls.scoring.shard.rows import Provenance
 from imgcls.scoring.shard.sample import spread_requests
 from imgcls.scoring.shard.score_shard import make_clock, score_shard
 from imgcls.scoring.shard.stage_clock import StageDicts, add_stages, describe_starvation
+from imgcls.scoring.shard.tile_rows import TileRows
 from imgcls.sources.read import get_images
 from imgcls.storage.access import MAX_REFUSED_IN_A_ROW, Access
 from imgcls.storage.bulk_get import GetRequest
@@ -206,6 +207,7 @@ class ShardWorker:
     def _score(self, shard: Shard) -> Commit:
         planned = self._planned.of(shard)
         spec, num_planned = self._preprocess_spec, self._plan.counts["planned"]
+        tile_rows = TileRows(planned) if self._rows.write_tiles else None
         scored = score_shard(
             planned,
             predictor=self._predictor,
@@ -213,6 +215,7 @@ class ShardWorker:
             provenance=self._provenance,
             write_probs=self._rows.write_probs,
             write_embedding=self._rows.write_embedding,
+            tile_rows=tile_rows,
             clock=self._clock,
             remote=self._remote,
             access=self._access,
@@ -229,6 +232,7 @@ class ShardWorker:
                 decoders=self._decoders,
                 facts=scored.facts,
                 greys=scored.greys,
+                tiles=None if tile_rows is None else tile_rows.to_table(),
             )
 
     def _get_help_if_starving(self, stages: StageDicts) -> None:
