@@ -75,6 +75,10 @@ class TrainConfig(ListingOptions):
     """Share of a picture's area that must reach the model, of half the pictures: training refuses
     to cut off more. 0 allows any cut.
     """
+    max_pixels: int = 50_000_000
+    """Width times height of the largest image that is decoded, in training and by the model that it
+    gives; 32 bytes of memory per pixel, by one decoder at a time. Larger ones are too_large.
+    """
     color: Literal["rgb", "gray"] = "rgb"
     """rgb decodes to three channels, gray to one, which is enough for X-rays and many sensors."""
     gray_range: Literal["measured", "declared", "bits", "min_max"] = "measured"

@@ -10,7 +10,7 @@ import hashlib
 import json
 from typing import Any, Final, Literal, Self, get_args
 
-from imgcls.errors import BundleError
+from imgcls.errors import BundleError, ImageTooLargeError
 from imgcls.image.fields import check, check_choices, checked_fields, to_dict
 from imgcls.image.versions import (
     Versions,
@@ -145,6 +145,18 @@ class DecodeSpec:
     def takes_all_frames(self) -> bool:
         """Whether every frame of a file is decoded."""
         return self.frames in ("all", "pool")
+
+    def refuse_size(self, width_px: int, height_px: int, depth: int = 1) -> None:
+        """Refuse a picture that is too large, by its header.
+
+        Raises:
+            ImageTooLargeError: with the way out.
+        """
+        if width_px * height_px * depth > self.max_pixels:
+            raise ImageTooLargeError(
+                f"{width_px} x {height_px} pixels, the decode spec allows {self.max_pixels}; a "
+                "model that is trained with a larger --max-pixels takes it"
+            )
 
     def moved_formats(self) -> list[str]:
         """Return the format families whose pixels moved since the model was trained."""

@@ -164,6 +164,7 @@ def build_decode_spec(config: TrainConfig) -> DecodeSpec:
         gray_window=gray_window(config),
         frames=config.frames,
         dicom_window=config.dicom_window,
+        max_pixels=config.max_pixels,
     )
 
 
@@ -201,7 +202,7 @@ def check_flags(config: TrainConfig) -> None:
     _refuse_inside_data(config)
     check_input_size(config.arch, config.input_px)
     check_pooled_flags(config)
-    for flag in ("epochs", "batch_size", "accumulate", "keep_checkpoints"):
+    for flag in ("epochs", "batch_size", "accumulate", "keep_checkpoints", "max_pixels"):
         _refuse_unless(getattr(config, flag) >= 1, config, flag, "at least 1")
     is_fold_count = config.folds == 0 or config.folds >= MIN_FOLDS
     _refuse_unless(is_fold_count, config, "folds", "0, or 2 or more")

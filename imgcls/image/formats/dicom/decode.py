@@ -140,10 +140,7 @@ def _check_is_image(dataset: "Dataset") -> None:
 
 def _check_size(dataset: "Dataset", spec: DecodeSpec) -> None:
     rows, columns = int(dataset.Rows), int(dataset.Columns)
-    if rows * columns > spec.max_pixels:
-        raise ImageTooLargeError(
-            f"{columns} x {rows} pixels, the decode spec allows {spec.max_pixels}"
-        )
+    spec.refuse_size(columns, rows)
     if rows == 0 or columns == 0:
         raise CorruptImageError(f"DICOM: {columns} x {rows} pixels")
 

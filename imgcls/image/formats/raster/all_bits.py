@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import ImageFile
 
-from imgcls.errors import CorruptImageError, ImageTooLargeError, UnsupportedImageError
+from imgcls.errors import CorruptImageError, UnsupportedImageError
 from imgcls.image.decoded import Pixels
 from imgcls.image.formats.color import from_samples
 from imgcls.image.formats.raster.jpeg2000 import Component, read_codestream
@@ -73,10 +73,7 @@ def decode_deep_jpeg(data: bytes, frame: Frame, spec: DecodeSpec) -> Pixels:
         UnsupportedImageError: imagecodecs is not installed, or does not know the process.
         CorruptImageError: it is cut or lost samples.
     """
-    if frame.width_px * frame.height_px > spec.max_pixels:
-        raise ImageTooLargeError(
-            f"{frame.width_px} x {frame.height_px} pixels, the decode spec allows {spec.max_pixels}"
-        )
+    spec.refuse_size(frame.width_px, frame.height_px)
     if frame.marker == BASELINE:  # of 8 bits by T.81, B.2.2: some byte of the header is wrong
         raise UnsupportedImageError(f"JPEG: a baseline JPEG that says {frame.precision} bits")
     if frame.marker == JPEG_LS:

@@ -10,7 +10,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from imgcls.errors import CorruptImageError, ImageTooLargeError, UnsupportedImageError
+from imgcls.errors import CorruptImageError, UnsupportedImageError
 from imgcls.image.decoded import Pixels
 from imgcls.image.formats.color import from_samples
 from imgcls.image.spec import DecodeSpec
@@ -37,10 +37,7 @@ def decode_bit_fields(data: bytes, spec: DecodeSpec) -> Pixels:
     except struct.error as error:
         raise CorruptImageError("BMP: the header is cut") from error
     is_top_down, height = height < 0, abs(height)
-    if width * height > spec.max_pixels:
-        raise ImageTooLargeError(
-            f"{width} x {height} pixels, the decode spec allows {spec.max_pixels}"
-        )
+    spec.refuse_size(width, height)
     if bits not in (16, 32) or width <= 0 or height == 0:
         raise UnsupportedImageError(f"BMP: bit masks in {bits} bits, {width} x {height}")
     row_samples = -(-width * bits // 32) * 32 // bits

@@ -239,10 +239,7 @@ def _turned(
 
 
 def _check_size(width_px: int, height_px: int, spec: DecodeSpec) -> None:
-    if width_px * height_px > spec.max_pixels:
-        raise ImageTooLargeError(
-            f"{width_px} x {height_px} pixels, the decode spec allows {spec.max_pixels}"
-        )
+    spec.refuse_size(width_px, height_px)
 
 
 def exif_orientation(source: ImageFile.ImageFile) -> int:

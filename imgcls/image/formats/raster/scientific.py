@@ -120,10 +120,7 @@ def _picture(file: Any, spec: DecodeSpec) -> "TiffPage":  # noqa: ANN401 - a Tif
 
 def _decode(page: Any, num_bytes: int, spec: DecodeSpec) -> Pixels:  # noqa: ANN401 - a TiffPage
     width, height = int(page.imagewidth), int(page.imagelength)
-    if width * height * max(1, int(page.imagedepth)) > spec.max_pixels:
-        raise ImageTooLargeError(
-            f"{width} x {height} pixels, the decode spec allows {spec.max_pixels}"
-        )
+    spec.refuse_size(width, height, max(1, int(page.imagedepth)))
     if page.imagedepth != 1:
         raise _UnknownSamplesError
     _check_is_complete(page, num_bytes)
