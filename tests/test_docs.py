@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from imgcls.cli import COMMANDS, parse_job
+from imgcls.config.paths import flag_of
 from imgcls.schema import Status, prediction_schema
 
 ROOT = Path(__file__).parent.parent
@@ -70,7 +71,7 @@ def test_commands_of_a_page_are_taken_as_typed(name: str) -> None:
 @pytest.mark.parametrize("name", PAGES)
 def test_flags_in_the_text_of_a_page_exist(name: str) -> None:
     flags = {"--help"} | {
-        f"--{no}{field.name.replace('_', '-')}"
+        flag_of(f"{no}{field.name}")
         for command in COMMANDS.values()
         for field in fields(command.config)
         for no in ("", "no-")
