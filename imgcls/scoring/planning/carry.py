@@ -73,17 +73,15 @@ class Carry:
         cells = _read_cells(config, keys)
         return Carry(keys, tuple(reversed(roots)), cells)
 
-    @property
-    def is_nothing(self) -> bool:
-        """Whether rows have their usual columns alone."""
-        return not self.keys and self.cells is None
-
     def added(self, objects: pa.Table) -> pa.Table:
         """Return planned objects with the values of --carry, beside what the manifests say."""
+        if not self.keys:
+            return objects
         uris = objects["uri"].to_pylist()
+        known = set(self.cells.column_names[1:]) if self.cells is not None else set[str]()
         of_cells = {
             name: objects[name].to_pylist()
-            for name in {str(key.detail) for key in self.keys} & set(objects.column_names)
+            for name in {str(key.detail) for key in self.keys if key.kind == "column"} & known
         }
         names = objects[MEMBER_FIELD.name].to_pylist() if is_of_containers(objects) else uris
         images = [
@@ -101,7 +99,7 @@ class Carry:
             if key.kind == "column" and str(key.detail) in of_cells and key.column == key.detail:
                 continue
             objects = objects.append_column(field_, pa.array(values, field_.type))
-        hidden = {str(key.detail) for key in self.keys if key.column != key.detail}
+        hidden = {str(key.detail) for key in self.keys if key.column != key.detail} & set(of_cells)
         return objects.drop_columns([n for n in objects.column_names if n in hidden])
 
     def schema(self, planned: pa.Schema) -> pa.Schema:

@@ -105,8 +105,8 @@ def test_a_manifest_and_keys_together(night: NightlyConfig) -> None:
     _, values = _carried(replace(manifest, carry=("verdict=status", "camera")))
     assert values == {"part": [1, 2], "verdict": ["fine", None], "camera": ["3", "4"]}
     other = replace(manifest, output=f"{night.output}2")
-    _, values = _carried(replace(other, carry=("none", "part")))
-    assert values == {"part": [1, 2]}
+    _, values = _carried(replace(other, carry=("none", "part", "place=uri")))
+    assert values == {"part": [1, 2], "place": [None, None]}
 
 
 @pytest.mark.parametrize(
