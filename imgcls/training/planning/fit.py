@@ -13,7 +13,7 @@ from imgcls.errors import ConfigError
 from imgcls.image.fit.seen import Seen
 from imgcls.image.spec import PreprocessSpec
 
-# Of strips of 1600 x 400 with scratches, see docs/reference.md.
+# All of the picture, and round things stay round, whatever shape the next picture has.
 DEFAULT_FIT: Final = "pad"
 # From this side on a cut leaves 7/8 of the shorter side, as ImageNet models are evaluated.
 _MIN_CROPPED_PX: Final = 96
