@@ -17,6 +17,7 @@ from imgcls import logs
 from imgcls.config.scoring import NightlyConfig
 from imgcls.nightly import nightly
 from imgcls.scoring import driver
+from imgcls.scoring.planning import checks
 from imgcls.storage import remote
 from imgcls.storage.stores import azure, gcs, local, s3
 
@@ -66,7 +67,7 @@ def run_night(config: NightlyConfig, point: int = 0, when: str = "") -> int:
 
 def main(source: str, model: str, root: str, *points: str) -> None:
     """Kill at each point in turn, until a run comes through untouched; finish each killed one."""
-    driver.MIN_SHARD_SIZE = 12
+    checks.MIN_SHARD_SIZE = 12
     for when in ("before", "after"):
         for point in map(int, points) if points else itertools.count(1):
             config = NightlyConfig(
