@@ -10,9 +10,11 @@ A CPU runs several batches at a time, a core or more each: threads that share a 
 slowest of them at every layer, and a decoder that takes a core for a moment makes all of them wait.
 A GPU runs two, so that one is copied while the other is computed.
 
-Shape legend: B batch, N images, C channels, H height, W width, K classes, T top-k, E embedding.
+Shape legend: B batch, N images, C channels, H height, W width, K classes, T top-k, E embedding,
+h w height and width of the feature map.
 """
 
+import math
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -31,6 +33,7 @@ from imgcls.errors import DeviceFailedError
 from imgcls.inference.backends.backend import Backend, pad
 from imgcls.inference.backends.choose import choose_backend
 from imgcls.inference.backends.demand import Demand
+from imgcls.inference.backends.features import Features
 from imgcls.inference.backends.golden_check import describe_miss
 from imgcls.inference.device import set_num_threads
 from imgcls.inference.passes import Failure, Found, Passes
@@ -45,7 +48,8 @@ class Predictions:
     """One row per image of the batch.
 
     label_B int64, confidence_B float32, topk_label_BT int32, topk_prob_BT float32 (falling),
-    probs_BK float32, embedding_BE float32 or None. label_B is the class with the highest
+    probs_BK float32; embedding_BE and feature_map_BEhw float32, None where not asked for, or where
+    the model has none (`Predictor.why_no_features`). label_B is the class with the highest
     probability, of multi-label models too. A row in `error_by_row` has no prediction, but the
     reason for that, and no meaning otherwise.
     """
@@ -55,7 +59,8 @@ class Predictions:
     topk_label_BT: npt.NDArray[np.int32]
     topk_prob_BT: npt.NDArray[np.float32]
     probs_BK: npt.NDArray[np.float32]
-    embedding_BE: npt.NDArray[np.float32] | None
+    embedding_BE: npt.NDArray[np.float32] | None = None
+    feature_map_BEhw: npt.NDArray[np.float32] | None = None
     error_by_row: Mapping[int, str] = field(default_factory=dict)
 
     @classmethod
@@ -65,6 +70,7 @@ class Predictions:
         top_k: int,
         *,
         embedding_BE: npt.NDArray[np.float32] | None = None,
+        feature_map_BEhw: npt.NDArray[np.float32] | None = None,
         error_by_row: Mapping[int, str] | None = None,
     ) -> Self:
         """Rank the classes of each row, at most `top_k` of them."""
@@ -77,6 +83,7 @@ class Predictions:
             topk_prob_BT=topk_prob_BT,
             probs_BK=probs_BK,
             embedding_BE=embedding_BE,
+            feature_map_BEhw=feature_map_BEhw,
             error_by_row=error_by_row or {},
         )
 
@@ -107,8 +114,7 @@ class Predictor:
     def __init__(self, bundle: Bundle, backend: Backend, *, top_k: int = 5) -> None:
         demand = backend.demand
         self.backend, self.device, self.batch_size = backend, demand.device, demand.batch_size
-        # The embedding is what the latest forward pass left behind: there may be but one.
-        self.num_streams = 1 if backend.embedding else demand.num_streams
+        self.num_streams = demand.num_streams
         self._streams = ThreadPoolExecutor(
             self.num_streams,
             thread_name_prefix="predict",
@@ -121,7 +127,8 @@ class Predictor:
         self._started_s: dict[int, float] = {}  # of batches at work, by thread
         self.num_classes = len(bundle.class_names)
         self.top_k = min(top_k, self.num_classes)
-        self._model, self._embedding = backend.forward, backend.embedding
+        self._model, self._features = backend.forward, backend.features
+        self._map_shape: tuple[int, ...] = ()  # of one image's feature map, once it was seen
         # Without its weights, which the backend has.
         self.bundle = replace(bundle, state_dict={}, attachments={})
         self._passes = Passes(backend.batch_size, self._check)
@@ -134,6 +141,11 @@ class Predictor:
     def name(self) -> str:
         """What runs, for logs and results: `compiled bf16 on cpu`."""
         return self.backend.name
+
+    @property
+    def why_no_features(self) -> str:
+        """Why features that were asked for are not there; "" where all are."""
+        return self.backend.why_no_features
 
     @property
     def precision(self) -> str:
@@ -194,7 +206,7 @@ class Predictor:
             return self._to_predictions(found)
 
     def _forward(self, x_BCHW: torch.Tensor, rows: slice, size: int) -> npt.NDArray[np.float32]:
-        """Run some rows in a pass of `size`: probabilities, 0 if finite, embeddings."""
+        """Run some rows in a pass of `size`: probabilities, 0 if finite, features."""
         # Outside of inference mode: for tensors that were made inside, code is compiled again.
         padded_BCHW, num_rows = pad(x_BCHW[rows], size), rows.stop - rows.start
         with self._on_own_cuda_stream(), torch.inference_mode():
@@ -202,8 +214,8 @@ class Predictor:
             # Exactly 0 where every logit is finite, else NaN.
             zero_B1 = (logits_BK * 0).sum(dim=1, keepdim=True)
             parts = [to_probs(logits_BK, multi_label=self.bundle.multi_label), zero_B1]
-            if self._embedding is not None:
-                parts.append(self._embedding()[:num_rows].float())
+            if self._features is not None:
+                parts += self._wanted(self._features(), num_rows)
             # In one piece: each copy from a device waits for all that it has to do.
             packed: npt.NDArray[np.float32] = torch.cat(parts, dim=1).cpu().numpy()
             return packed
@@ -221,13 +233,34 @@ class Predictor:
         probs_BK, zero_B = packed_BX[:, : self.num_classes], packed_BX[:, self.num_classes]
         if zero_B.any():
             error_by_row |= dict.fromkeys(np.flatnonzero(zero_B).tolist(), _NOT_FINITE)
-        embedding_BE = packed_BX[:, self.num_classes + 1 :]
+        embedding_BE, feature_map_BEhw = self._unpack(packed_BX[:, self.num_classes + 1 :])
         return Predictions.of_probs(
             probs_BK,
             self.top_k,
-            embedding_BE=None if self._embedding is None else embedding_BE,
+            embedding_BE=embedding_BE,
+            feature_map_BEhw=feature_map_BEhw,
             error_by_row=error_by_row,
         )
+
+    def _wanted(self, features: Features, num_rows: int) -> list[torch.Tensor]:
+        """Return the features that were asked for, a row per image."""
+        demand, wanted = self.backend.demand, []
+        if demand.embedding:
+            wanted.append(features.embedding_BE[:num_rows])
+        if demand.feature_map and features.map_BEhw is not None:
+            self._map_shape = tuple(features.map_BEhw.shape[1:])
+            wanted.append(features.map_BEhw[:num_rows].flatten(1))
+        return wanted
+
+    def _unpack(
+        self, packed_BX: npt.NDArray[np.float32]
+    ) -> tuple[npt.NDArray[np.float32] | None, npt.NDArray[np.float32] | None]:
+        """Return embedding and feature map of what `_wanted` packed; None for what was not."""
+        start = packed_BX.shape[1] - math.prod(self._map_shape) if self._map_shape else None
+        embedding_BE = packed_BX[:, :start] if self.backend.demand.embedding else None
+        if not self._map_shape:
+            return embedding_BE, None
+        return embedding_BE, packed_BX[:, start:].reshape(-1, *self._map_shape)
 
     def _check(self, size: int) -> None:
         """Raise DeviceFailedError unless the golden answers still come, in passes of `size`."""
@@ -310,6 +343,7 @@ def join(parts: list[Predictions], top_k: int) -> Predictions:
     if len(parts) == 1:
         return parts[0]
     embeddings = [part.embedding_BE for part in parts if part.embedding_BE is not None]
+    maps = [part.feature_map_BEhw for part in parts if part.feature_map_BEhw is not None]
     starts = np.cumsum([0, *(len(part.label_B) for part in parts)]).tolist()
     errors = {
         start + row: reason
@@ -320,5 +354,6 @@ def join(parts: list[Predictions], top_k: int) -> Predictions:
         np.concatenate([part.probs_BK for part in parts]),
         top_k,
         embedding_BE=np.concatenate(embeddings) if embeddings else None,
+        feature_map_BEhw=np.concatenate(maps) if maps else None,
         error_by_row=errors,
     )

@@ -23,6 +23,7 @@ from imgcls.inference.backends import choose, golden_check, openvino
 from imgcls.inference.backends.arithmetic import has_fast_bf16
 from imgcls.inference.backends.backend import Backend
 from imgcls.inference.backends.demand import choose_batch_size, choose_num_streams, demand_of_run
+from imgcls.inference.backends.features import Features
 from imgcls.inference.backends.golden_check import LOW_PRECISION_TOLERANCE
 from imgcls.inference.backends.network import Network
 from imgcls.inference.device import pick_device
@@ -460,10 +461,12 @@ def test_all_that_a_batch_gives_leaves_the_device_in_one_copy(embedding: bool) -
     predictor = open_predictor(make_resnet(1.0), batch_size=4, device="cpu", embedding=embedding)
     x_BCHW = images(3)
     expected = predictor.predict(x_BCHW)
-    real, real_embedding = predictor._model, predictor._embedding
+    real, real_features = predictor._model, predictor._features
     predictor._model = lambda x_BCHW: real(x_BCHW).as_subclass(CountsCopies)
-    if real_embedding is not None:
-        predictor._embedding = lambda: real_embedding().as_subclass(CountsCopies)
+    if real_features is not None:
+        predictor._features = lambda: Features(
+            real_features().embedding_BE.as_subclass(CountsCopies), None
+        )
     CountsCopies.num_copies = 0
     found = predictor.predict(x_BCHW)
     assert CountsCopies.num_copies == 1

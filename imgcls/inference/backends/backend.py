@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from imgcls.inference.backends.demand import Demand
+from imgcls.inference.backends.features import Features, TapPoints
 
 Kind = Literal["eager", "folded", "compiled", "openvino"]
 
@@ -28,8 +29,12 @@ class Backend:
     kind: Kind
     demand: Demand
     batch_size: int
-    embedding: Callable[[], Tensor] | None = None
-    """Gives the embedding [B,E] of the latest forward pass, where that is wanted."""
+    features: Callable[[], Features] | None = None
+    """Gives the features of the calling thread's latest forward pass, where they are wanted."""
+    points: TapPoints | None = None
+    """Where the network is tapped for them."""
+    why_no_features: str = ""
+    """Why they are not there although they are wanted; "" where all are."""
 
     @property
     def device(self) -> torch.device:

@@ -14,13 +14,13 @@ Shape legend: B batch, C channels, H height, W width, K classes.
 
 import copy
 import logging
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import cache
 from typing import Final, Literal
 
-import torch
 from torch import Tensor
 
 from imgcls.config.choices import Precision
@@ -34,12 +34,18 @@ from imgcls.inference.backends.arithmetic import (
 )
 from imgcls.inference.backends.backend import Backend, Kind, pad
 from imgcls.inference.backends.demand import Demand
+from imgcls.inference.backends.features import (
+    Features,
+    Tap,
+    TappedNetwork,
+    features_of,
+    find_tap_points,
+)
 from imgcls.inference.backends.golden_check import check_as_trained, prove
 from imgcls.inference.backends.kinds import repaid_kinds
 from imgcls.inference.backends.network import Network, compile_network, fold_batchnorm
 from imgcls.inference.device import set_num_threads
 from imgcls.inference.passes import Failure, describe_error
-from imgcls.model.architectures import register_embedding_hook
 from imgcls.model.bundle import Bundle
 from imgcls.model.networks import onnx_network
 
@@ -79,6 +85,8 @@ def _choose(bundle: Bundle, demand: Demand) -> Backend:
     network = Network(bundle.to_model().to(demand.device), bundle.preprocess_spec, "fp32").eval()
     plain = Backend(network, network, "fp32", "eager", demand, demand.batch_size)
     gmacs = check_as_trained(plain, bundle)
+    if demand.wants_features:
+        plain = _tapped(plain, bundle)
     if demand.precision == "int8":
         return _int8_backend(plain, bundle)
     notes: list[str] = []
@@ -91,7 +99,7 @@ def _choose(bundle: Bundle, demand: Demand) -> Backend:
             if (precision, kind) == ("fp32", "eager"):
                 # Proven above; on a CPU it takes no other memory than the images' own.
                 if demand.device.type == "cpu":
-                    return _chosen(plain, bundle, notes)
+                    return _chosen(plain, notes)
             elif kind == "openvino":
                 backend = _build_openvino(plain, bundle, precision, notes)
             else:
@@ -100,7 +108,7 @@ def _choose(bundle: Bundle, demand: Demand) -> Backend:
                 continue
             backend, miss = prove(backend, bundle, notes)
             if not miss:
-                return _chosen(backend, bundle, notes)
+                return _chosen(backend, notes)
             notes.append(f"{backend.name} refused: {miss}")
     raise BundleError(
         f"--precision {demand.precision}: this model does not keep its golden predictions with it: "
@@ -118,7 +126,7 @@ def _int8_backend(plain: Backend, bundle: Bundle) -> Backend:
     demand = plain.demand
     if demand.device.type != "cpu":
         raise ConfigError("--precision int8 runs on CPUs: add --device cpu, or take auto")
-    if demand.embedding:
+    if demand.wants_features:
         raise ConfigError("--precision int8 gives no embeddings: take --precision fp32")
     if bundle.calibration and bundle.calibration["operating_points"]:
         raise ConfigError(
@@ -132,7 +140,7 @@ def _int8_backend(plain: Backend, bundle: Bundle) -> Backend:
     backend, miss = prove(backend, bundle, [])
     if miss:
         raise BundleError(miss)
-    return _chosen(backend, bundle, [])
+    return _chosen(backend, [])
 
 
 def _check_can_have(demand: Demand) -> None:
@@ -143,19 +151,28 @@ def _check_can_have(demand: Demand) -> None:
         )
 
 
-def _chosen(backend: Backend, bundle: Bundle, notes: list[str]) -> Backend:
+def _chosen(backend: Backend, notes: list[str]) -> Backend:
     _log.info("backend: %s (%s)", backend.name, "; ".join(notes) or "as asked")
-    if not backend.demand.embedding:
-        return backend
-    return replace(backend, embedding=register_embedding_hook(backend.module, bundle.arch))
+    if backend.why_no_features:
+        _log.warning("features that were asked for are not there: %s", backend.why_no_features)
+    return backend
+
+
+def _tapped(plain: Backend, bundle: Bundle) -> Backend:
+    """Return the same backend with its features."""
+    points = find_tap_points(plain.module, bundle.golden_x_BCHW[:1].to(plain.device))
+    why = points.why_no_map if plain.demand.feature_map else ""
+    return replace(
+        plain, features=Tap(plain.module, points).read, points=points, why_no_features=why
+    )
 
 
 def _precisions(demand: Demand, gmacs: float, notes: list[str]) -> tuple[Precision, ...]:
     """Return the precisions to try in turn, the fastest first."""
     if demand.precision != "auto":
         return (demand.precision,)
-    if demand.embedding:
-        notes.append("embeddings have no golden values to check another precision with")
+    if demand.wants_features:
+        notes.append("features have no golden values to check another precision with")
         return ("fp32",)
     if gmacs < _MIN_GMACS_FOR_LOW_PRECISION:
         notes.append(f"{gmacs:.3f} GMAC per image are too few to gain from another precision")
@@ -180,11 +197,15 @@ def _build_openvino(
     plain: Backend, bundle: Bundle, precision: str, notes: list[str]
 ) -> Backend | None:
     """Build a backend of OpenVINO, or note why it cannot be."""
+    key, network = bundle.network_digest, plain.module
+    if plain.points is not None:
+        network = TappedNetwork(network, Tap(network, plain.points))
+        key = key and f"{key}-features"
 
     @cache
-    def of_size(num_rows: int) -> Callable[[Tensor], Tensor]:
+    def of_size(num_rows: int) -> openvino.Compiled:
         x_BCHW = pad(bundle.golden_x_BCHW[:num_rows], num_rows)
-        data = openvino.convert_once(plain.module, x_BCHW, bundle.digest)
+        data = openvino.convert_once(network, x_BCHW, key)
         return openvino.load(data, plain.demand.num_streams, precision)
 
     try:
@@ -192,9 +213,20 @@ def _build_openvino(
     except Exception as error:  # noqa: BLE001 - any network, any failure: another backend runs
         _note_skipped("not converted to OpenVINO", error, notes)
         return None
+    of_thread = threading.local()
+
+    def forward(x_BCHW: Tensor) -> Tensor:
+        of_thread.compiled = of_size(len(x_BCHW))
+        logits_BK: Tensor = of_thread.compiled(x_BCHW)
+        return logits_BK
+
+    def features() -> Features:
+        return features_of(of_thread.compiled.rest())
+
     return replace(
         plain,
-        forward=lambda x_BCHW: of_size(len(x_BCHW))(x_BCHW),
+        forward=forward,
+        features=features if plain.points is not None else None,
         precision=precision,
         kind="openvino",
     )
@@ -218,10 +250,18 @@ def _build(
             _note_skipped("not folded", error, notes)
             return None
     network = Network(classifier, bundle.preprocess_spec, precision).eval()
-    forward: Callable[[torch.Tensor], torch.Tensor] = network
+    forward: Callable[[Tensor], Tensor] = network
     if kind == "compiled":
         forward = compile_network(network)
-    return replace(plain, forward=forward, module=network, precision=precision, kind=kind)
+    features = Tap(network, plain.points).read if plain.points is not None else None
+    return replace(
+        plain,
+        forward=forward,
+        module=network,
+        precision=precision,
+        kind=kind,
+        features=features,
+    )
 
 
 def _note_skipped(what: str, error: Exception, notes: list[str]) -> None:

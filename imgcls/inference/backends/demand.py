@@ -40,11 +40,16 @@ class Demand:
     num_cores: int = field(default_factory=torch.get_num_threads)
     """How many cores all of them share."""
     embedding: bool = False
-    """Whether the input of the last layer is wanted. It has no golden values, so that only the
-    network as it was trained gives it.
-    """
+    """Whether the input of the last layer is wanted."""
+    feature_map: bool = False
+    """Whether the last feature map is wanted."""
     int8_network: bytes | None = None
     """What `int8.quantize` made of the bundle, for that precision."""
+
+    @property
+    def wants_features(self) -> bool:
+        """Whether anything is wanted beside probabilities."""
+        return self.embedding or self.feature_map
 
     @property
     def num_threads(self) -> int:

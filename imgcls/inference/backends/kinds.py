@@ -32,7 +32,7 @@ def repaid_kinds(
     num_images = demand.num_images
 
     def kinds(precision: str) -> tuple[Kind, ...]:
-        if demand.embedding or num_images is None or num_images < _MIN_IMAGES_TO_FOLD:
+        if num_images is None or num_images < _MIN_IMAGES_TO_FOLD:
             return ("eager",)
         repaid: list[Kind] = []
         for kind in ("openvino", "compiled"):
@@ -48,6 +48,8 @@ def repaid_kinds(
             )
             if saved_s > _COST_S[kind]:
                 repaid.append(kind)
+        if demand.wants_features:  # folded and compiled code calls no module that could be tapped
+            return (*(kind for kind in repaid if kind == "openvino"), "eager")
         return (*repaid, "folded", "eager")
 
     return kinds

@@ -94,8 +94,30 @@ def pack(model: Any) -> bytes:  # noqa: ANN401 - openvino.Model, untyped
     return packed.getvalue()
 
 
-def load(data: bytes, num_streams: int, precision: str) -> Forward:
-    """Return uint8 [B,C,H,W] -> logits float32 [B,K], for any thread to call.
+class Compiled:
+    """uint8 [B,C,H,W] -> logits float32 [B,K], for any thread to call."""
+
+    def __init__(self, compiled: Any) -> None:  # noqa: ANN401 - openvino.CompiledModel, untyped
+        self._compiled = compiled
+        self._of_thread = threading.local()
+
+    def __call__(self, x_BCHW: Tensor) -> Tensor:
+        """Run one batch."""
+        if not hasattr(self._of_thread, "request"):
+            self._of_thread.request = self._compiled.create_infer_request()
+        found = self._of_thread.request.infer([x_BCHW.contiguous().numpy()], share_inputs=True)
+        logits_BK, *rest = (torch.from_numpy(found[at].copy()) for at in range(len(found)))
+        self._of_thread.rest = rest
+        return logits_BK
+
+    def rest(self) -> list[Tensor]:
+        """Return the other outputs of the calling thread's latest pass."""
+        rest: list[Tensor] = self._of_thread.rest
+        return rest
+
+
+def load(data: bytes, num_streams: int, precision: str) -> Compiled:
+    """Return what runs a network, for any thread to call.
 
     Args:
         data: what `pack` returned; B is that of `convert`.
@@ -123,24 +145,16 @@ def load(data: bytes, num_streams: int, precision: str) -> Forward:
             "ENABLE_CPU_PINNING": False,
         },
     )
-    of_thread = threading.local()
-
-    def forward(x_BCHW: Tensor) -> Tensor:
-        if not hasattr(of_thread, "request"):
-            of_thread.request = compiled.create_infer_request()
-        outputs = of_thread.request.infer([x_BCHW.contiguous().numpy()], share_inputs=True)
-        return torch.from_numpy(outputs[0].copy())
-
-    return forward
+    return Compiled(compiled)
 
 
-def convert_once(network: nn.Module, x_BCHW: Tensor, digest: str) -> bytes:
+def convert_once(network: nn.Module, x_BCHW: Tensor, key: str) -> bytes:
     """Convert and pack, or take what an earlier start of this user left in its cache.
 
     Args:
         network: as for `convert`.
         x_BCHW: as for `convert`.
-        digest: of the network's weights and of all else that makes it; "" is never cached.
+        key: of the network's weights and of all else that makes it; "" is never cached.
     """
     require("openvino")
     import openvino
@@ -148,12 +162,12 @@ def convert_once(network: nn.Module, x_BCHW: Tensor, digest: str) -> bytes:
     batch_size, _, height_px, width_px = x_BCHW.shape
     shape = f"{batch_size}x{width_px}" + (f"x{height_px}" if height_px != width_px else "")
     versions = f"{openvino.__version__}-{torch.__version__}"
-    name = f"{digest}-{shape}-{versions}.zip"
+    name = f"{key}-{shape}-{versions}.zip"
     cached = cache_folder() / "openvino" / name
-    if digest and (data := _read_cache(cached)):
+    if key and (data := _read_cache(cached)):
         return data
     data = pack(convert(network, x_BCHW))
-    if digest:
+    if key:
         _write_cache(cached, data)
     return data
 
