@@ -13,7 +13,7 @@ from imgcls.config.choices import (
     WorkerRange,
     parse_image_px,
 )
-from imgcls.config.paths import DataUri, OutputUri, TrackingUri, WeightsUri
+from imgcls.config.paths import DataUri, OutputUri, TrackingUri, Uri, WeightsUri
 from imgcls.config.source_options import ListingOptions
 
 
@@ -33,6 +33,14 @@ class TrainConfig(ListingOptions):
     arch: str = "resnet18"
     """simple_cnn, spot_cnn (for defects of a few pixels, from few examples), any torchvision
     classification architecture by name, or timm:NAME for one of timm's.
+    """
+    head: Literal["full", "linear"] = "full"
+    """What is trained: full trains the whole network; linear keeps a trained backbone as it is and
+    fits its last layer in seconds, for few images or little time. Needs --backbone or --weights.
+    """
+    backbone: Uri = ""
+    """Model whose backbone, input size and decoding --head linear takes over: a bundle, as
+    REGISTRY/NAME@v1. Its classes may be others.
     """
     epochs: int = 20
     """Passes over the training split."""
@@ -128,7 +136,10 @@ class TrainConfig(ListingOptions):
     register that; 0 for none.
     """
     precision: TrainPrecision = "fp32"
-    """bf16 runs forward and backward passes in bfloat16 where that is safe; weights stay fp32."""
+    """bf16 runs forward and backward passes in bfloat16 where that is safe; weights stay fp32. auto
+    takes it where a measurement of a few steps says that it is faster here and agrees with fp32; a
+    run that continues, wherever that is, keeps what its first start chose.
+    """
     channels_last: bool = True
     """Lay images out pixel by pixel, not channel by channel: faster convolutions, mostly."""
     compile: bool = False

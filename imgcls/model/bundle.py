@@ -193,6 +193,8 @@ class BundleFacts:
     arch: str
     preprocess_spec: PreprocessSpec
     training: dict[str, Any]
+    decode_spec: DecodeSpec
+    pooling: str
 
 
 def read_facts(uri: str) -> BundleFacts:
@@ -211,6 +213,8 @@ def read_facts(uri: str) -> BundleFacts:
         arch=facts["arch"],
         preprocess_spec=PreprocessSpec.from_dict(facts["preprocess_spec"]),
         training=facts["training"],
+        decode_spec=DecodeSpec.from_dict(facts["decode_spec"]),
+        pooling=facts["pooling"],
     )
 
 

@@ -33,9 +33,11 @@ from imgcls.training.finish.finish import (
 )
 from imgcls.training.finish.out_of_fold import is_measured
 from imgcls.training.finish.recalibrate import recalibrate
+from imgcls.training.head.linear_head import fit_head
 from imgcls.training.optim.loop import fit, is_finished
 from imgcls.training.optim.setup import make_loaders, make_state
 from imgcls.training.optim.train_state import TrainState
+from imgcls.training.planning.choose_precision import settle_precision
 from imgcls.training.planning.folds import fold_plans
 from imgcls.training.planning.make_plan import make_plan
 from imgcls.training.ranks.placement import warn_of_idle_gpus
@@ -61,7 +63,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
         num_bad, num_preemptions (moves to other nodes after a notice), accuracy (on test, or on val
         where there is no test), test_accuracy, test_accuracy_interval, leaks (pairs that splits
         share, by kind), leak_check_complete, val_accuracy, val_loss, golden_miss (why the CPU
-        measured instead of the device that trained; ""), epochs, best_epoch,
+        measured instead of the device that trained; ""), measured_by, epochs, best_epoch,
         stopped_early, images_per_s, train_s, total_s.
 
     Raises:
@@ -137,7 +139,10 @@ def train_rank(plan: TrainPlan, place: Place, show: Show, stop: StopRequest) -> 
             DecoderPool(plan.decode_spec, plan.preprocess_spec, num_decoders)
         )
         loaders = make_loaders(plan, pool, place)
+        facts: dict[str, Any] = {}
+        plan = settle_precision(plan, place, facts)
         state = make_state(plan, place)
+        state.facts |= facts
         writer = stack.enter_context(resume(plan, state, place))
         resumed = state.total_steps > 0
         leaks = check_images(plan, loaders, place, resumed=resumed)
@@ -158,7 +163,9 @@ def train_rank(plan: TrainPlan, place: Place, show: Show, stop: StopRequest) -> 
                 "after_epoch": recorder.after_epoch,
                 "is_due": recorder.is_due,
             }
-        with stop:
+        if plan.config.head == "linear":
+            fit_head(plan, state, loaders, place)
+        with stop:  # after the above there is no epoch left
             fit(
                 state,
                 loaders["train"],

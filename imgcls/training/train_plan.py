@@ -104,5 +104,9 @@ class TrainPlan:
 
 def run_uri(config: TrainConfig, fingerprint: str) -> str:
     """Return the folder of a run's checkpoints and logs."""
-    work_dir = config.work_dir or join(config.registry, "_training", config.name)
-    return join(work_dir, f"run-{fingerprint}")
+    return join(work_dir(config), f"run-{fingerprint}")
+
+
+def work_dir(config: TrainConfig) -> str:
+    """Return the folder of all runs of a name."""
+    return config.work_dir or join(config.registry, "_training", config.name)

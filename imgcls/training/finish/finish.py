@@ -64,7 +64,7 @@ def make_bundle(
         place: where to measure, and among how many it was trained.
         leaks: what the splits share.
     """
-    bundle = _bare_bundle(plan, state)
+    bundle = unmeasured_bundle(plan, state)
     measured, facts = measure_bundle(bundle, plan, loaders, place)
     attachments = bundle.attachments | {TRAINED_ON: write_trained_on(plan.samples)}
     if plan.split_moved:
@@ -79,14 +79,14 @@ def measure_fold(
     plan: TrainPlan, state: TrainState, loaders: dict[str, SplitLoader], place: Place
 ) -> None:
     """Measure the model of a fold on the images of the fold, and keep that."""
-    bundle = _bare_bundle(plan, state)
+    bundle = unmeasured_bundle(plan, state)
     held_out = replace(plan, config=replace(plan.config, folds=0, positive_class="",
                                             target_recall=0.0, target_specificity=0.0))  # fmt: skip
     measured, _ = measure_bundle(bundle, held_out, loaders, place)
     write_out_of_fold(plan, measured.predicted["test"], measured.metrics["test"])
 
 
-def _bare_bundle(plan: TrainPlan, state: TrainState) -> Bundle:
+def unmeasured_bundle(plan: TrainPlan, state: TrainState) -> Bundle:
     """Return all that predicts, without a number."""
     golden = choose_golden(plan, state)
     return Bundle(
@@ -296,6 +296,7 @@ def _describe_training(
         "best_epoch": state.best_metrics.get("epoch", 0),
         "history": state.history,
         "train_s": round(state.train_s, 3),
+        **state.facts,
     }
 
 

@@ -8,11 +8,12 @@ Shape legend: B image, N all images of a split, K classes.
 """
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
 
 from imgcls.image.decoders.pool import Crop, Decoded
 from imgcls.inference.collect import Collected, NoPrediction, collect
@@ -88,7 +89,7 @@ def measure_splits(
 
 def _predict(predictor: Predictor, loader: SplitLoader) -> Collected:
     uris = [sample.uri for sample in loader.samples]
-    found = collect(_decoded(loader, predictor.batch_size), predictor, uris)
+    found = collect(decoded_images(loader, predictor.batch_size), predictor, uris)
     index_by_uri = {uri: index for index, uri in enumerate(uris)}
     bad = [
         NoPrediction(index_by_uri[uri], image.status, image.reason)
@@ -97,9 +98,18 @@ def _predict(predictor: Predictor, loader: SplitLoader) -> Collected:
     return replace(found, failures=[*found.failures, *bad])
 
 
-def _decoded(loader: SplitLoader, batch_size: int) -> Iterator[Decoded]:
-    """Yield the images of a split, from its cache where it has them; `loader.bad` has the rest."""
-    index_N = np.arange(len(loader.samples))
+def decoded_images(
+    loader: SplitLoader, batch_size: int, index_N: npt.NDArray[np.int64] | None = None
+) -> Generator[Decoded]:
+    """Yield the images of a split, from its cache where it has them; `loader.bad` has the rest.
+
+    Args:
+        loader: of the split.
+        batch_size: images at a time.
+        index_N: which of them; all by default.
+    """
+    if index_N is None:
+        index_N = np.arange(len(loader.samples))
     steps = (index_N[i : i + batch_size] for i in range(0, len(index_N), batch_size))
     for batch in loader.batches(steps):
         for sample, index in enumerate(batch.index_B.tolist()):

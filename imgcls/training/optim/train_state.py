@@ -49,6 +49,8 @@ class TrainState:
     train_s: float = 0.0
     first_guess: list[int] = field(default_factory=list)
     """An instance of each training sample, see instances/first_guess.py; empty without any."""
+    facts: dict[str, Any] = field(default_factory=dict)
+    """What else the bundle shall say of the training; not kept in checkpoints."""
 
     @property
     def evaluated(self) -> nn.Module:

@@ -33,6 +33,7 @@ from imgcls.training.augment.geometric import build_recipe
 from imgcls.training.data.sampler import Sampler
 from imgcls.training.optim.initial_model import initial_model
 from imgcls.training.optim.losses import balanced_pos_weights
+from imgcls.training.planning.backbone import Backbone, check_head_flags, read_backbone
 from imgcls.training.planning.begun_before import as_it_was, has_runs, was_begun
 from imgcls.training.planning.channel_stats import look_at_images
 from imgcls.training.planning.fingerprint import choose_fingerprint, read_versions
@@ -60,6 +61,9 @@ def make_plan(config: TrainConfig) -> TrainPlan:
         ConfigError: a flag or the data cannot work; nothing was written.
     """
     check_flags(config)
+    backbone = read_backbone(config)
+    if backbone is not None:
+        config = backbone.adopted_by(config)
     if config.folds:
         log.info("--folds %d: no image is held out but by a fold in turn", config.folds)
         config = replace(config, val_fraction=0.0, test_fraction=0.0)
@@ -87,11 +91,16 @@ def make_plan(config: TrainConfig) -> TrainPlan:
     chosen_on = splits["train" if config.folds else "val"]
     check_operating_points(config, dataset.class_names, chosen_on)
     _warn_of_gaps(dataset)
+    image_versions = read_versions(config.data, dataset.samples)
+    if config.head == "linear":
+        plan, greys = _settle(config, dataset, splits, image_versions, backbone)
+        check_seen(config, plan.seen)
+        tell_greys(greys)
+        return plan
     model = initial_model(config, len(dataset.class_names), build_decode_spec(config).num_channels)
     num_train = len(splits["train"])
     num_held_out = num_train // config.folds + 1 if config.folds else 0
     _check_batches(config, model, num_train - num_held_out)
-    image_versions = read_versions(config.data, dataset.samples)
     before = as_it_was(config)
     if before != config and has_runs(config):
         plan, _ = _settle(before, dataset, splits, image_versions)
@@ -104,14 +113,18 @@ def make_plan(config: TrainConfig) -> TrainPlan:
 
 
 def _settle(
-    config: TrainConfig, dataset: Dataset, splits: dict[str, list[Sample]], image_versions: str
+    config: TrainConfig,
+    dataset: Dataset,
+    splits: dict[str, list[Sample]],
+    image_versions: str,
+    backbone: Backbone | None = None,
 ) -> tuple[TrainPlan, Greys]:
     """Look at a sample of the training images, and put everything together."""
     uris = [sample.uri for sample in splits["train"]]
-    asked = build_decode_spec(config)
+    asked = build_decode_spec(config) if backbone is None else backbone.decode_spec
     how = {"seed": config.seed, "num_decoders": config.num_decoders}
     greys = look_at_greys(uris, asked, measuring_spec(config, asked.num_channels), **how)
-    decode_spec = greys.decode_spec
+    decode_spec = greys.decode_spec if backbone is None else asked
     look = look_at_images(
         uris, decode_spec, measuring_spec(config, decode_spec.num_channels), **how
     )
@@ -120,6 +133,8 @@ def _settle(
     )
     mean, std = known or (look.mean, look.std)
     preprocess_spec = build_preprocess_spec(config, mean, std)
+    if backbone is not None:
+        preprocess_spec = backbone.preprocess_spec
     recipe = build_train_recipe(config, preprocess_spec)
     if is_pooled(config):
         pooling, background = choose_pooling(config, dataset.class_names)
@@ -219,6 +234,7 @@ def check_flags(config: TrainConfig) -> None:
     CheckpointSchedule(config.checkpoint_every)
     check_tracking(config.mlflow_uri)
     operating_targets(config)
+    check_head_flags(config)
     Roles.parse(group=config.group, slice_by=config.slice_by, label=config.label)
     TableShape.of(config)
     build_decode_spec(config)
@@ -252,11 +268,14 @@ def build_train_recipe(config: TrainConfig, preprocess_spec: PreprocessSpec) -> 
     """Return the values of a config that decide the weights."""
     not_as_given = {"augment", "pooling"}
     same_name = {field.name for field in fields(Recipe)} & set(asdict(config)) - not_as_given
+    values = {name: getattr(config, name) for name in same_name}
+    if config.head == "linear":
+        values["epochs"] = 0
     return Recipe(
         preprocess=preprocess_spec,
         augment=build_recipe(config.augment, config.flip),
         global_batch_size=global_batch_size(config),
-        **{name: getattr(config, name) for name in same_name},
+        **values,
     )
 
 
@@ -290,6 +309,8 @@ def decisive_values(
     del values["batch_size"]
     if not recipe.pooling:  # as versions counted it that knew of none
         del values["pooling"], values["background"]
+    if config.head == "linear":  # not in the fingerprints of before there was such a thing
+        values["head"] = config.head
     boxes = {s.key: [(*b.place, b.labels) for b in s.boxes] for s in dataset.samples if s.boxes}
     return values | {
         "arch": config.arch,

@@ -1,0 +1,1 @@
+"""A linear head on a frozen backbone: features once per image, fitted by a solver."""

@@ -1,0 +1,202 @@
+"""Fit the last layer on features: logistic regression, its strength by folds of whole groups.
+
+In: features, labels, weights, groups. Out: weights and bias of a linear layer. Invariant: a
+function of its arguments and the seed; no group is on both sides of a fold.
+
+Features are brought to mean 0 and spread 1 for the solver, and the layer takes that back. Shape
+legend: N image, E embedding, K classes.
+"""
+
+import logging
+import warnings
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GroupKFold, StratifiedGroupKFold
+
+# Inverse of the penalty on the squared weights, of which the folds choose; strong ones first.
+STRENGTHS: Final = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0, 1000.0)
+_NUM_FOLDS: Final = 5
+# Images that the strength is chosen on; more hardly change it, and cost minutes.
+_MAX_FOLD_IMAGES: Final = 5_000
+_MAX_STEPS: Final = 300
+# Probability of a class that a training image never shows, or always does: log odds of it.
+_ABSENT_LOGIT: Final = 10.0
+_LEAST_PROB: Final = 1e-7
+
+Doubles = npt.NDArray[np.float64]
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class LinearHead:
+    """A linear layer, and how it was chosen."""
+
+    weight_KE: npt.NDArray[np.float32]
+    bias_K: npt.NDArray[np.float32]
+    strength: float
+    loss_by_strength: dict[str, float]
+    """Log loss on held-out folds, empty where there were too few groups to choose by."""
+
+
+def fit_linear_head(
+    features_NE: npt.NDArray[np.float32],
+    target_NK: npt.NDArray[np.bool_],
+    *,
+    weight_N: npt.NDArray[np.float32],
+    group_N: npt.NDArray[np.int64],
+    multi_label: bool,
+    seed: int,
+) -> LinearHead:
+    """Fit a layer whose softmax, or sigmoid of each class, gives the labels of the features.
+
+    Args:
+        features_NE: of the training images.
+        target_NK: the classes that each image shows: one, or any number if multi-label.
+        weight_N: how much each image counts.
+        group_N: what belongs together, such as the images of a patient.
+        multi_label: a class by itself each.
+        seed: of the folds.
+    """
+    mean_E = features_NE.mean(axis=0, dtype=np.float64)
+    spread_E = features_NE.std(axis=0, dtype=np.float64)
+    spread_E[spread_E < 1e-6 * max(float(spread_E.max(initial=0.0)), 1e-6)] = 1.0
+    x_NE = (features_NE - mean_E) / spread_E
+    losses = _losses(x_NE, target_NK, weight_N, group_N, multi_label, seed)
+    # The strongest of equal ones; without folds, one in the middle.
+    strength = min(losses, key=losses.__getitem__) if losses else 1e-2
+    weight_KE, bias_K = _fit(x_NE, target_NK, weight_N, strength, multi_label)
+    weight_KE = weight_KE / spread_E
+    bias_K = bias_K - weight_KE @ mean_E
+    return LinearHead(
+        weight_KE.astype(np.float32),
+        bias_K.astype(np.float32),
+        strength,
+        {f"{value:g}": round(loss, 6) for value, loss in losses.items()},
+    )
+
+
+def balanced_weights(target_NK: npt.NDArray[np.bool_]) -> npt.NDArray[np.float32]:
+    """Return weights [N] by which each class, an image's only one, counts the same in all."""
+    count_K = np.maximum(target_NK.sum(axis=0), 1)
+    weight_K = len(target_NK) / ((target_NK.any(axis=0)).sum() * count_K)
+    weight_N: npt.NDArray[np.float32] = (target_NK * weight_K).sum(axis=1).astype(np.float32)
+    return weight_N
+
+
+def _losses(
+    x_NE: Doubles,
+    target_NK: npt.NDArray[np.bool_],
+    weight_N: npt.NDArray[np.float32],
+    group_N: npt.NDArray[np.int64],
+    multi_label: bool,
+    seed: int,
+) -> dict[float, float]:
+    """Return the log loss on held-out folds by strength; empty where there are too few groups."""
+    rng = np.random.default_rng(seed)
+    rows = np.sort(rng.permutation(len(x_NE))[:_MAX_FOLD_IMAGES])
+    num_folds = min(_NUM_FOLDS, len(np.unique(group_N[rows])))
+    if num_folds < 2:
+        return {}
+    folds: Any = GroupKFold(num_folds)
+    if not multi_label:
+        folds = StratifiedGroupKFold(num_folds, shuffle=True, random_state=seed)
+    label_N = target_NK[rows].argmax(axis=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of a class with fewer images than folds
+        parts = [
+            (rows[train], rows[test]) for train, test in folds.split(rows, label_N, group_N[rows])
+        ]
+    losses: dict[float, float] = {}
+    for strength in STRENGTHS:
+        losses[strength] = float(
+            np.mean(
+                [
+                    _log_loss(
+                        x_NE[test],
+                        _fit(x_NE[train], target_NK[train], weight_N[train], strength, multi_label),
+                        target_NK[test],
+                        weight_N[test],
+                        multi_label,
+                    )
+                    for train, test in parts
+                ]
+            )
+        )
+        # The weaker the penalty, the longer the solver takes: past the best one there is no need.
+        if losses[strength] > min(losses.values()):
+            break
+    return losses
+
+
+def _fit(
+    x_NE: Doubles,
+    target_NK: npt.NDArray[np.bool_],
+    weight_N: npt.NDArray[np.float32],
+    strength: float,
+    multi_label: bool,
+) -> tuple[Doubles, Doubles]:
+    if multi_label:
+        rows = [_fit_one(x_NE, of_N, weight_N, strength) for of_N in target_NK.T]
+        return np.stack([w for w, _ in rows]), np.array([b for _, b in rows])
+    label_N = target_NK.argmax(axis=1)
+    there = np.unique(label_N)
+    weight_KE = np.zeros((target_NK.shape[1], x_NE.shape[1]))
+    bias_K = np.zeros(target_NK.shape[1])
+    if len(there) > 1:
+        model = _solve(x_NE, label_N, weight_N, strength)
+        coef, intercept = model.coef_, model.intercept_
+        if len(there) == 2:  # one row for the odds of the two
+            coef = np.concatenate([-coef, coef]) / 2
+            intercept = np.concatenate([-intercept, intercept]) / 2
+        weight_KE[there], bias_K[there] = coef, intercept
+    absent = np.setdiff1d(np.arange(len(bias_K)), there)
+    bias_K[absent] = bias_K[there].min() - _ABSENT_LOGIT
+    return weight_KE, bias_K
+
+
+def _fit_one(
+    x_NE: Doubles,
+    is_there_N: npt.NDArray[np.bool_],
+    weight_N: npt.NDArray[np.float32],
+    strength: float,
+) -> tuple[Doubles, float]:
+    if is_there_N.all() or not is_there_N.any():
+        return np.zeros(x_NE.shape[1]), _ABSENT_LOGIT if is_there_N.all() else -_ABSENT_LOGIT
+    model = _solve(x_NE, is_there_N, weight_N, strength)
+    return model.coef_[0], float(model.intercept_[0])
+
+
+def _solve(
+    x_NE: Doubles, label_N: npt.NDArray[Any], weight_N: npt.NDArray[np.float32], strength: float
+) -> Any:  # noqa: ANN401 - scikit-learn is untyped
+    with warnings.catch_warnings():
+        # A weak penalty on classes that can be told apart never ends: the folds do not choose it.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        return LogisticRegression(C=strength, max_iter=_MAX_STEPS).fit(
+            x_NE, label_N, sample_weight=weight_N
+        )
+
+
+def _log_loss(
+    x_NE: Doubles,
+    layer: tuple[Doubles, Doubles],
+    target_NK: npt.NDArray[np.bool_],
+    weight_N: npt.NDArray[np.float32],
+    multi_label: bool,
+) -> float:
+    weight_KE, bias_K = layer
+    logits_NK = x_NE @ weight_KE.T + bias_K
+    if multi_label:
+        odds_NK = np.where(target_NK, logits_NK, -logits_NK)
+        loss_N = np.logaddexp(0, -odds_NK).mean(axis=1)
+    else:
+        top_N1 = logits_NK.max(axis=1, keepdims=True)
+        log_sum_N = np.log(np.exp(logits_NK - top_N1).sum(axis=1)) + top_N1[:, 0]
+        loss_N = log_sum_N - logits_NK[np.arange(len(logits_NK)), target_NK.argmax(axis=1)]
+    return float(np.average(np.minimum(loss_N, -np.log(_LEAST_PROB)), weights=weight_N))
