@@ -53,6 +53,7 @@ COMMANDS = {
     "calibrate": Command(models.CalibrateConfig, "imgcls.evaluation.calibrate:calibrate"),
     "import": Command(models.ImportConfig, "imgcls.model.importing.driver:import_model"),
     "export": Command(models.ExportConfig, "imgcls.model.onnx_export:export"),
+    "quantize": Command(scoring.QuantizeConfig, "imgcls.scoring.quantize:quantize"),
     "promote": Command(models.PromoteConfig, "imgcls.model.registry:promote_version"),
     "models": Command(models.ModelsConfig, "imgcls.model.catalog:list_models"),
     "verify": Command(scoring.VerifyConfig, "imgcls.scoring.publishing.verify:verify"),

@@ -35,8 +35,8 @@ from imgcls.errors import ConfigError, DecodeError
 from imgcls.image.decoders.pool import DecoderPool, decode_one
 from imgcls.image.fit.resample import resample
 from imgcls.image.spec import DecodeSpec, PreprocessSpec
+from imgcls.inference.backends import int8
 from imgcls.inference.backends.demand import demand_of_run
-from imgcls.inference.backends.int8 import NUM_CALIBRATION, quantize
 from imgcls.inference.backends.network import Network
 from imgcls.inference.device import pick_device, set_num_threads
 from imgcls.inference.predictor import Predictor, make_predictor
@@ -171,6 +171,12 @@ def _find_model(config: BenchConfig, images: list[bytes], folder: str) -> tuple[
     if config.model:
         return read_bundle(resolve(config.model)), config.model
     bundle = make_untrained(config.arch, config.image_px, images)
+    if config.precision == "int8":
+        network = Network(bundle.to_model(), bundle.preprocess_spec, "fp32").eval()
+        crops_BCHW = _crops(bundle, images)
+        sample_BCHW = crops_BCHW.repeat(-(-int8.MIN_CALIBRATION // len(crops_BCHW)), 1, 1, 1)
+        data = int8.quantize(network, sample_BCHW[: int8.NUM_CALIBRATION])
+        bundle = int8.with_network(bundle, data, {})
     version = register(join(folder, "registry"), "bench", bundle)
     return bundle, version.uri
 
@@ -227,7 +233,7 @@ def _make_sides(
         sides += _decode_sides(bundle, images, pool)
     if config.what == "decode":
         return sides, None
-    predictor = _make_predictor(config, bundle, images, num_cpus)
+    predictor = _make_predictor(config, bundle, num_cpus)
     sides += _predict_sides(bundle, images, predictor)
     if config.what == "score":
         rows = _write_images(images, join(folder, "images"))
@@ -271,22 +277,14 @@ def _make_sides(
     return sides, predictor
 
 
-def _make_predictor(
-    config: BenchConfig, bundle: Bundle, images: list[bytes], num_cpus: int
-) -> Predictor:
+def _make_predictor(config: BenchConfig, bundle: Bundle, num_cpus: int) -> Predictor:
     """Return the predictor that a worker of a run of `num_images` would have."""
-    int8_network = None
-    if config.precision == "int8":
-        network = Network(bundle.to_model(), bundle.preprocess_spec, "fp32").eval()
-        sample_BCHW = _crops(bundle, images)[: 2 * NUM_CALIBRATION]
-        int8_network = quantize(network, sample_BCHW, multi_label=bundle.multi_label)
     demand = demand_of_run(
         device=config.device,
         precision=config.precision,
         batch_size=config.batch_size,
         num_images=config.num_images,
         num_cores=num_cpus,
-        int8_network=int8_network,
     )
     return make_predictor(bundle, demand)
 

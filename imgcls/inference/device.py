@@ -5,6 +5,7 @@ cannot be used says so, instead of being slow without a word.
 """
 
 import logging
+import os
 from pathlib import Path
 from typing import Final
 
@@ -16,6 +17,11 @@ from imgcls.errors import ConfigError
 _NVIDIA_DEVICES: Final = ("/dev", "nvidia[0-9]*")
 
 _log = logging.getLogger(__name__)
+
+
+def num_cores_here() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0))
 
 
 def set_num_threads(num_threads: int) -> None:

@@ -1,6 +1,7 @@
-"""Run a bundle on batches: uint8 images in, classes and probabilities out.
+"""Run a bundle on batches: images in, classes and probabilities out.
 
-In: a bundle's facts, a backend, uint8 [n,C,H,W]. Out: Predictions, numpy arrays of n rows, in the
+In: a bundle's facts, a backend, pixels 0..255 [n,C,H,W], uint8 or (depth 16)
+float32. Out: Predictions, numpy arrays of n rows, in the
 order of the batch. Invariant: one image's prediction does not depend on what else is in its batch:
 every forward pass has the same shape, a short batch is padded and its padding thrown away. Where
 memory is short, that shape is a smaller one from then on: probabilities then differ in their last
@@ -30,6 +31,7 @@ import numpy.typing as npt
 import torch
 
 from imgcls.errors import DeviceFailedError
+from imgcls.image.decoded import Pixels
 from imgcls.inference.backends.backend import Backend, pad
 from imgcls.inference.backends.choose import choose_backend
 from imgcls.inference.backends.demand import Demand
@@ -152,8 +154,8 @@ class Predictor:
         """Its arithmetic."""
         return self.backend.precision
 
-    def predict(self, x_BCHW: npt.NDArray[np.uint8] | torch.Tensor) -> Predictions:
-        """Classify uint8 [n,C,H,W], 1 <= n <= batch_size.
+    def predict(self, x_BCHW: Pixels | torch.Tensor) -> Predictions:
+        """Classify pixels [n,C,H,W], 1 <= n <= batch_size.
 
         The forward pass always has batch_size rows, so that one shape is compiled and a row's
         numbers do not depend on how full its batch was; fewer where memory is short, see passes.py.
@@ -163,14 +165,14 @@ class Predictor:
         """
         return self.submit(x_BCHW).result()
 
-    def submit(self, x_BCHW: npt.NDArray[np.uint8] | torch.Tensor) -> Future[Predictions]:
+    def submit(self, x_BCHW: Pixels | torch.Tensor) -> Future[Predictions]:
         """Begin to `predict`; batches beyond `num_streams` wait for their turn, in order."""
         num_rows = len(x_BCHW)
         if not 1 <= num_rows <= self.batch_size:
             raise ValueError(f"a batch has 1 to {self.batch_size} images, not {num_rows}")
         return self._streams.submit(self._predict, torch.as_tensor(x_BCHW))
 
-    def predict_all(self, x_NCHW: npt.NDArray[np.uint8] | torch.Tensor) -> Predictions:
+    def predict_all(self, x_NCHW: Pixels | torch.Tensor) -> Predictions:
         """Classify any number of images that are in memory, one or more.
 
         Raises:
@@ -180,14 +182,14 @@ class Predictor:
         running = [self.submit(x_NCHW[start : start + self.batch_size]) for start in starts]
         return join([done.result() for done in running], self.top_k)
 
-    def new_batch(self, shape_CHW: tuple[int, ...]) -> npt.NDArray[np.uint8]:
-        """Return memory for batch_size images, from which a GPU copies without waiting."""
+    def new_batch(self, like_CHW: Pixels) -> Pixels:
+        """Return memory for batch_size images like one, from which a GPU copies without waiting."""
         x_BCHW = torch.empty(
-            (self.batch_size, *shape_CHW),
-            dtype=torch.uint8,
+            (self.batch_size, *like_CHW.shape),
+            dtype=torch.from_numpy(like_CHW[:0]).dtype,
             pin_memory=self.device.type == "cuda",
         )
-        memory: npt.NDArray[np.uint8] = x_BCHW.numpy()
+        memory: Pixels = x_BCHW.numpy()
         return memory
 
     def close(self) -> None:
@@ -256,6 +258,8 @@ class Predictor:
         self, packed_BX: npt.NDArray[np.float32]
     ) -> tuple[npt.NDArray[np.float32] | None, npt.NDArray[np.float32] | None]:
         """Return embedding and feature map of what `_wanted` packed; None for what was not."""
+        if self._features is None:
+            return None, None
         start = packed_BX.shape[1] - math.prod(self._map_shape) if self._map_shape else None
         embedding_BE = packed_BX[:, :start] if self.backend.demand.embedding else None
         if not self._map_shape:

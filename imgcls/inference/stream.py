@@ -23,6 +23,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import numpy.typing as npt
 
+from imgcls.image.decoded import Pixels
 from imgcls.image.decoders.pool import Crop, Decoded
 from imgcls.inference.predictor import Predictions, Predictor
 from imgcls.metrics.pooling import best_instance, pool
@@ -194,7 +195,7 @@ def _describe_failure(reason: str, crop: Crop) -> str:
 class _Batch:
     """Memory for a batch, pinned where the model is on a GPU, and what lies in its first rows."""
 
-    x_BCHW: npt.NDArray[np.uint8]
+    x_BCHW: Pixels
     crops: _Crops
 
 
@@ -209,16 +210,16 @@ class _Batches:
         self._predictor = predictor
         self._filling: _Batch | None = None
         self._running: deque[tuple[_Batch, Future[Predictions]]] = deque()
-        self._free: list[npt.NDArray[np.uint8]] = []
+        self._free: list[Pixels] = []
 
     def add(self, decoded: Decoded, crop: Crop) -> Iterator[_Done]:
         """Add one crop; a full batch goes to the model, and waits when it has enough to do."""
         if self._filling is None:
-            shape_CHW = crop.x_CHW.shape
-            x_BCHW = self._free.pop() if self._free else self._predictor.new_batch(shape_CHW)
+            x_BCHW = self._free.pop() if self._free else self._predictor.new_batch(crop.x_CHW)
             self._filling = _Batch(x_BCHW, [])
         x_CHW = self._filling.x_BCHW[len(self._filling.crops)]
         assert crop.x_CHW.shape == x_CHW.shape, f"a crop of {crop.x_CHW.shape}, not {x_CHW.shape}"
+        assert crop.x_CHW.dtype == x_CHW.dtype, f"a crop of {crop.x_CHW.dtype}, not {x_CHW.dtype}"
         x_CHW[:] = crop.x_CHW
         self._filling.crops.append((decoded, crop))
         if len(self._filling.crops) < self._predictor.batch_size:

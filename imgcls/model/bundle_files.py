@@ -7,7 +7,7 @@ sha256 was compared with SHA256SUMS.
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -161,6 +161,21 @@ def network_digest(sha256_by_name: Mapping[str, str], facts: Mapping[str, Any]) 
 def calibration_digest(facts: Mapping[str, Any]) -> str:
     """Return the digest of temperature and thresholds, "" where there are none."""
     return "" if facts["calibration"] is None else _digest_of(facts["calibration"])
+
+
+def why_no_int8(names: Container[str], facts: Mapping[str, Any]) -> str:
+    """Return why a bundle cannot be run in int8, "" if it can.
+
+    Args:
+        names: of its files.
+        facts: `calibration` and `training` of it.
+    """
+    if INT8 not in names:
+        return "has no int8 network"
+    judged_by = facts["training"].get("int8", {}).get("calibration_digest")
+    if judged_by != calibration_digest(facts):
+        return "has an int8 network that was judged by other thresholds"
+    return ""
 
 
 def _digest_of(value: Any) -> str:  # noqa: ANN401 - whatever fits into JSON

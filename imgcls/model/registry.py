@@ -238,6 +238,21 @@ def _promoted(folder: str, alias: str, change: aliases.Promotion) -> dict[str, A
     }
 
 
+def name_of(ref: str) -> tuple[str, str]:
+    """Return registry and name of a reference, for the next version of the same name.
+
+    Raises:
+        ConfigError: it is a bundle's URI, which names no registry.
+    """
+    reference = _parse(ref)
+    if reference is None:
+        raise ConfigError(
+            f"--model {ref}: the result is the next version of the model's name, so write "
+            "REGISTRY/NAME@v3 or REGISTRY/NAME@production"
+        )
+    return reference.folder.rpartition("/")[0], reference.name
+
+
 def _parse(ref: str) -> _Reference | None:
     """Take a reference apart; None for a bundle's URI, whose last segment has no "@"."""
     if not is_local(ref):

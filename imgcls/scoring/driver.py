@@ -29,7 +29,7 @@ from imgcls.scoring.planning.carry import Carry
 from imgcls.scoring.planning.checks import check_config, check_same_run
 from imgcls.scoring.planning.listing import list_source
 from imgcls.scoring.planning.plan import write_plan
-from imgcls.scoring.planning.planned_model import PlannedModel, name_model
+from imgcls.scoring.planning.planned_model import PlannedModel, check_has_int8, name_model
 from imgcls.scoring.planning.shard_sizes import shard_sizes
 from imgcls.scoring.planning.staging import Staging, stage
 from imgcls.scoring.publishing.publish import publish
@@ -39,7 +39,6 @@ from imgcls.scoring.reporting.failure_budget import Budget
 from imgcls.scoring.reporting.progress_file import RunProgress
 from imgcls.scoring.reporting.result import Scored, describe_run, log_published
 from imgcls.scoring.reporting.run_log import RunLog
-from imgcls.scoring.shard.int8_run import check_can_calibrate
 from imgcls.scoring.shard.worker import ShardSummary
 from imgcls.storage.probe import require_conditional_writes
 
@@ -104,7 +103,7 @@ def write_run_plan(
             "trained with --fit tiles has tiles"
         )
     if config.precision == "int8":
-        check_can_calibrate(config.output, model.digest, num_images)
+        check_has_int8(model)
     return write_plan(
         run,
         staging,

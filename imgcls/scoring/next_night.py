@@ -25,7 +25,7 @@ from imgcls.scoring.executors.where import count_workers, use_ray
 from imgcls.scoring.planning.checks import check_config
 from imgcls.scoring.planning.decoders import abilities_of, record_of_run
 from imgcls.scoring.planning.difference import exclude_published, stage_difference
-from imgcls.scoring.planning.planned_model import PlannedModel, name_model
+from imgcls.scoring.planning.planned_model import PlannedModel, check_has_int8, name_model
 from imgcls.scoring.planning.shard_sizes import derive_shard_size, shard_sizes
 from imgcls.scoring.planning.staging import stage_again
 from imgcls.scoring.publishing.retention import is_published
@@ -54,9 +54,7 @@ def show_plan(config: PlanConfig) -> dict[str, Any]:
         num_images = staging.count()
         num_workers = count_workers(config) if num_images else 1
         if config.precision == "int8" and num_images:
-            from imgcls.scoring.shard.int8_run import check_can_calibrate
-
-            check_can_calibrate(config.output, model.digest, num_images)
+            check_has_int8(model)
         sizes = list(shard_sizes(num_images, config.shard_size, num_workers))
         return {
             "source": config.source,

@@ -167,3 +167,16 @@ def test_what_is_collected_does_not_depend_on_the_order_in_which_it_was_done() -
     for index in range(7):
         mine, theirs = (of.probs_BK[of.index_B == index] for of in (one, other))
         np.testing.assert_array_equal(np.sort(mine, axis=0), np.sort(theirs, axis=0))
+
+
+def test_pixels_of_sixteen_bits_are_not_cut_to_eight_on_their_way() -> None:
+    """Float pixels between two of 256 levels: rounded, the network would see other ones."""
+    rng = np.random.default_rng(0)
+    x_NCHW = rng.uniform(0, 1, (5, 3, IMAGE_PX, IMAGE_PX)).astype(np.float32)
+    found = [Decoded(i, None, [Crop(x_CHW, 9, 9, None)], "png") for i, x_CHW in enumerate(x_NCHW)]
+    with open_predictor(make_bundle(), device="cpu", batch_size=2) as predictor:
+        streamed = collect(iter(found), predictor, ["x.png"] * 5).probs_BK
+        cut_BK = predictor.predict_all(x_NCHW.astype(np.uint8)).probs_BK
+        expected_BK = predictor.predict_all(x_NCHW).probs_BK
+    np.testing.assert_allclose(streamed, expected_BK, atol=1e-6)
+    assert np.abs(expected_BK - cut_BK).max() > 1e-6

@@ -121,7 +121,7 @@ def test_multi_label_bundle_says_so_and_gives_sigmoids(
     found = predictor.predict(bundle.golden_x_BCHW)
     np.testing.assert_allclose(found.probs_BK, golden_BK.numpy(), atol=1e-6)
     np.testing.assert_array_equal(found.label_B, golden_BK.argmax(dim=1))
-    assert (np.diff(found.topk_prob_BK, axis=1) <= 0).all()
+    assert (np.diff(found.topk_prob_BT, axis=1) <= 0).all()
     with pytest.raises(BundleError, match="does not reproduce its golden probabilities"):
         write_bundle(replace(single, multi_label=True), str(tmp_path / "other"))
 

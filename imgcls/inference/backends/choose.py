@@ -21,11 +21,12 @@ from dataclasses import replace
 from functools import cache
 from typing import Final, Literal
 
+import torch
 from torch import Tensor
 
 from imgcls.config.choices import Precision
 from imgcls.errors import BundleError, ConfigError, DeviceFailedError
-from imgcls.inference.backends import openvino
+from imgcls.inference.backends import int8, openvino
 from imgcls.inference.backends.arithmetic import (
     gpu_has_bf16,
     has_fast_bf16,
@@ -47,6 +48,7 @@ from imgcls.inference.backends.network import Network, compile_network, fold_bat
 from imgcls.inference.device import set_num_threads
 from imgcls.inference.passes import Failure, describe_error
 from imgcls.model.bundle import Bundle
+from imgcls.model.bundle_files import INT8
 from imgcls.model.networks import onnx_network
 
 # Multiply-adds per image, in 1e9, below which decoding an image takes longer than the network:
@@ -122,20 +124,18 @@ def _onnx_kinds(precision: str) -> tuple[Kind, ...]:
 
 
 def _int8_backend(plain: Backend, bundle: Bundle) -> Backend:
-    """Return the backend of a calibrated network, which was judged on more than golden images."""
+    """Return the backend of the bundle's int8 network, which was judged when it was made."""
     demand = plain.demand
     if demand.device.type != "cpu":
         raise ConfigError("--precision int8 runs on CPUs: add --device cpu, or take auto")
     if demand.wants_features:
         raise ConfigError("--precision int8 gives no embeddings: take --precision fp32")
-    if bundle.calibration and bundle.calibration["operating_points"]:
+    if why := int8.why_not(bundle):
         raise ConfigError(
-            "--precision int8 is proven by labels alone, and this model decides by a threshold: "
-            "take --precision auto"
+            f"--precision int8: this model {why}. Make a version that has one, once: imgcls "
+            "quantize --model REGISTRY/NAME@vN --data IMAGES; or take --precision auto"
         )
-    if demand.int8_network is None:
-        raise ConfigError("--precision int8 is calibrated on a run's own images: only score can")
-    forward = openvino.load(demand.int8_network, demand.num_streams, "int8")
+    forward = openvino.load(bundle.attachments[INT8], demand.num_streams, "int8")
     backend = replace(plain, forward=forward, precision="int8", kind="openvino")
     backend, miss = prove(backend, bundle, [])
     if miss:
@@ -159,7 +159,9 @@ def _chosen(backend: Backend, notes: list[str]) -> Backend:
 
 
 def _tapped(plain: Backend, bundle: Bundle) -> Backend:
-    """Return the same backend with its features."""
+    """Return the same backend with its features, or with the reason why there are none."""
+    if bundle.arch == onnx_network.ARCH:
+        return replace(plain, why_no_features="an ONNX network gives its outputs alone")
     points = find_tap_points(plain.module, bundle.golden_x_BCHW[:1].to(plain.device))
     why = points.why_no_map if plain.demand.feature_map else ""
     return replace(

@@ -43,8 +43,6 @@ class Demand:
     """Whether the input of the last layer is wanted."""
     feature_map: bool = False
     """Whether the last feature map is wanted."""
-    int8_network: bytes | None = None
-    """What `int8.quantize` made of the bundle, for that precision."""
 
     @property
     def wants_features(self) -> bool:
@@ -65,18 +63,16 @@ def demand_of_run(
     num_images: int,
     num_cores: int,
     embedding: bool = False,
-    int8_network: bytes | None = None,
 ) -> Demand:
     """Return what a worker asks for: as its machine and the run suggest where no flag does.
 
     Args:
         device: "auto", "cpu" or "cuda", or a device.
-        precision: as for `Demand`; so are `embedding` and `int8_network`.
+        precision: as for `Demand`.
         batch_size: images per forward pass; 0 for what suits the device.
         num_images: how many the run has.
         num_cores: how many cores this worker may use.
         embedding: give embeddings too.
-        int8_network: the run's, for that precision.
 
     Raises:
         ConfigError: `device` is "cuda" and there is none.
@@ -96,7 +92,6 @@ def demand_of_run(
         num_streams=1 if embedding else num_streams,
         num_cores=num_cores,
         embedding=embedding,
-        int8_network=int8_network,
     )
 
 

@@ -8,7 +8,7 @@ import hashlib
 import logging
 from dataclasses import dataclass
 
-from imgcls.errors import ImgclsError
+from imgcls.errors import ConfigError, ImgclsError
 from imgcls.image.spec import DecodeSpec, PreprocessSpec, spec_digest
 from imgcls.image.versions import describe_moved
 from imgcls.model.bundle_files import (
@@ -19,6 +19,7 @@ from imgcls.model.bundle_files import (
     parse_sums,
     read_file,
     read_sums,
+    why_no_int8,
 )
 from imgcls.model.registry import resolve
 from imgcls.runs.plan import ModelDigests
@@ -35,6 +36,8 @@ class PlannedModel:
     reference: str
     uri: str
     digests: ModelDigests
+    why_no_int8: str = ""
+    """Why it cannot be run in int8, "" if it can."""
 
     @property
     def digest(self) -> str:
@@ -55,11 +58,25 @@ def name_model(reference: str) -> PlannedModel:
         BundleError: there is no complete bundle, or bundle.json is not what was saved.
     """
     uri = resolve(reference)
-    digests, decode_spec = _read_digests(uri)
+    digests, decode_spec, why_not = _read_digests(uri)
     moved = decode_spec.moved_formats()
     if moved:
         log.warning("%s: %s", reference, describe_moved(moved))
-    return PlannedModel(reference, uri, digests)
+    return PlannedModel(reference, uri, digests, why_not)
+
+
+def check_has_int8(model: PlannedModel) -> None:
+    """Refuse --precision int8 for a model without such a network, before anything is planned.
+
+    Raises:
+        ConfigError: it has none; says how to make it.
+    """
+    if model.why_no_int8:
+        raise ConfigError(
+            f"--precision int8: {model.reference} {model.why_no_int8}. Make a version that has "
+            f"one, once: imgcls quantize --model {model.reference} --data IMAGES; or take "
+            "--precision auto"
+        )
 
 
 def digests_of_published(manifest: Manifest) -> ModelDigests:
@@ -71,14 +88,14 @@ def digests_of_published(manifest: Manifest) -> ModelDigests:
     if manifest.network_digest:
         return manifest.digests
     try:
-        digests, _ = _read_digests(manifest.model_uri)
+        digests, *_ = _read_digests(manifest.model_uri)
     except ImgclsError as error:
         log.info("run %s: its model cannot be compared (%s)", manifest.run_id, error)
         return manifest.digests
     return digests if digests.model == manifest.model_digest else manifest.digests
 
 
-def _read_digests(uri: str) -> tuple[ModelDigests, DecodeSpec]:
+def _read_digests(uri: str) -> tuple[ModelDigests, DecodeSpec, str]:
     sums = read_sums(uri)
     sha256_by_name = parse_sums(sums, uri)
     facts = parse_facts(read_file(uri, FACTS, sha256_by_name[FACTS]), join(uri, FACTS))
@@ -89,4 +106,4 @@ def _read_digests(uri: str) -> tuple[ModelDigests, DecodeSpec]:
         network=network_digest(sha256_by_name, facts),
         calibration=calibration_digest(facts),
     )
-    return digests, decode_spec
+    return digests, decode_spec, why_no_int8(sha256_by_name, facts)

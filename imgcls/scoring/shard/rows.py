@@ -105,8 +105,12 @@ class ShardRows:
         if "probs" in self._schema.names:
             columns["probs"] = predictions.probs_BK.tolist()
         if "embedding" in self._schema.names:
-            assert predictions.embedding_BE is not None, "the predictor was made without embedding"
-            columns["embedding"] = predictions.embedding_BE.tolist()
+            # Null where the model has none, which the log says: an ONNX network gives logits alone.
+            columns["embedding"] = (
+                [None] * len(predictions.label_B)
+                if predictions.embedding_BE is None
+                else predictions.embedding_BE.tolist()
+            )
         rows = []
         for position, sample in enumerate(predicted.samples):
             crop = sample.crop

@@ -36,7 +36,7 @@ from imgcls.scoring.planning.decoders import record_here
 from imgcls.scoring.shard.commit import commit_shard, count_failed_again
 from imgcls.scoring.shard.facts import ShardFacts
 from imgcls.scoring.shard.gpu_decode import share_with_gpu
-from imgcls.scoring.shard.int8_run import read_or_make_int8
+from imgcls.scoring.shard.int8_run import with_int8_of_run
 from imgcls.scoring.shard.remote_decode import MakeRemoteDecoder, RemoteDecoder
 from imgcls.scoring.shard.rows import Provenance
 from imgcls.scoring.shard.sample import spread_requests
@@ -157,9 +157,8 @@ class ShardWorker:
                 look="facts",
             )
         )
-        int8_network = None
         if self._rows.precision == "int8":
-            int8_network = read_or_make_int8(self._planned, bundle, self._pool)
+            bundle = with_int8_of_run(plan.run, bundle)
         demand = demand_of_run(
             device=options.device,
             precision=self._rows.precision,
@@ -167,7 +166,6 @@ class ShardWorker:
             num_images=plan.counts["planned"],
             num_cores=options.num_cpus,
             embedding=self._rows.write_embedding,
-            int8_network=int8_network,
         )
         check_pixels(bundle, self._pool)
         backend = choose_backend(bundle, demand)

@@ -1,4 +1,4 @@
-"""Embedding and feature map: what the last layer sees, and where, by every backend that has them."""
+"""Embedding and feature map: what the last layer sees, and where, by every backend."""
 
 from collections.abc import Callable
 
@@ -90,12 +90,12 @@ def test_every_family_has_its_map_at_the_end_of_its_places(
     with torch.inference_mode():
         logits_BK = model(torch.rand(2, 3, image_px, image_px))
         embedding_BE, map_BEhw = tap.read()
+        head = dict(model.named_modules())[points.head]
+        if isinstance(head, nn.Linear):
+            torch.testing.assert_close(head(embedding_BE), logits_BK)
     assert map_BEhw is not None
     assert tuple(map_BEhw.shape) == (2, width, *grid)
     assert points.grid == grid
-    head = dict(model.named_modules())[points.head]
-    if isinstance(head, nn.Linear):
-        torch.testing.assert_close(head(embedding_BE), logits_BK)
 
 
 def test_tokens_of_a_transformer_are_laid_out_as_their_patches() -> None:

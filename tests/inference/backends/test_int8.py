@@ -3,6 +3,7 @@
 import io
 import logging
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from torch import nn
 from imgcls.errors import BundleError, ConfigError
 from imgcls.inference.backends import int8, openvino
 from imgcls.inference.backends.network import Network
+from imgcls.metrics.calibration import Calibration
 from imgcls.model.bundle import Bundle
 from tests.predictors import open_predictor
 from tests.scoring.tiny import IMAGE_PX, make_bundle, make_sure_bundle
@@ -37,7 +39,7 @@ def sample(count: int = 2 * int8.MIN_CALIBRATION) -> torch.Tensor:
 @pytest.fixture(scope="module")
 def quantized() -> tuple[Bundle, bytes]:
     bundle = make_sure_bundle()
-    return bundle, int8.quantize(network_of(bundle), sample(), multi_label=False)
+    return bundle, int8.quantize(network_of(bundle), sample())
 
 
 def test_every_load_of_the_same_bytes_predicts_the_same(quantized: tuple[Bundle, bytes]) -> None:
@@ -55,12 +57,11 @@ def test_predictor_names_the_engine_and_several_threads_share_it(
 ) -> None:
     bundle, data = quantized
     predictor = open_predictor(
-        bundle,
+        int8.with_network(bundle, data, {}),
         device="cpu",
         precision="int8",
         batch_size=int8.BATCH_SIZE,
         num_streams=2,
-        int8_network=data,
     )
     assert predictor.name == "openvino int8 on cpu"
     assert predictor.predict(sample(5)).label_B.tolist() == [0] * 5
@@ -93,9 +94,16 @@ def test_labels_that_change_refuse_the_network_with_the_figure() -> None:
         int8.check_agreement(Contrary(network), network, x_BCHW, multi_label=False)
 
 
-def test_few_images_are_refused() -> None:
-    with pytest.raises(ConfigError, match=r"needs 64 images that decode, .* not 10"):
-        int8.quantize(network_of(make_bundle()), sample(10), multi_label=False)
+def test_thresholds_that_were_fitted_again_refuse_the_network_that_was_judged_by_others(
+    quantized: tuple[Bundle, bytes],
+) -> None:
+    bundle, data = quantized
+    made = int8.with_network(bundle, data, {})
+    assert int8.why_not(made) == ""
+    calibration = Calibration(1.5, "", 20, 0.5, 0.5, 0.1, 0.1, ())
+    moved = replace(made, calibration=calibration.to_dict())
+    with pytest.raises(ConfigError, match=r"judged by other thresholds.*imgcls quantize --model"):
+        open_predictor(moved, device="cpu", precision="int8", batch_size=int8.BATCH_SIZE)
 
 
 def test_neither_library_reports_its_use(quantized: tuple[Bundle, bytes]) -> None:
@@ -109,7 +117,7 @@ def test_log_handlers_of_others_keep_their_level() -> None:
     of_others = logging.StreamHandler(io.StringIO())
     logging.getLogger("nncf").addHandler(of_others)
     try:
-        int8.quantize(network_of(make_sure_bundle()), sample(), multi_label=False)
+        int8.quantize(network_of(make_sure_bundle()), sample())
     finally:
         logging.getLogger("nncf").removeHandler(of_others)
     assert of_others.level == logging.NOTSET

@@ -108,9 +108,9 @@ def test_memory_of_batches_is_used_again_once_they_were_predicted(
         time.sleep(0.02)
         return real(x_BCHW)
 
-    def new_batch(shape_CHW: tuple[int, ...]) -> Any:
-        made.append(shape_CHW)
-        return real_batch(shape_CHW)
+    def new_batch(like_CHW: Any) -> Any:
+        made.append(like_CHW.shape)
+        return real_batch(like_CHW)
 
     late._model = forward
     monkeypatch.setattr(late, "new_batch", new_batch)
