@@ -59,7 +59,7 @@ def fit_head(
     state.run_id = f"head-{plan.fingerprint}"
     state.best = copy_to_cpu(state.model.state_dict())
     loader = loaders["train"]
-    bundle = unmeasured_bundle(plan, state, loaders)
+    bundle = unmeasured_bundle(plan, state)
     demand = demand_of_run(
         device=place.device,
         precision="fp32",
@@ -203,7 +203,7 @@ def _prove(
         for image in decoded_images(loaders["train"], 4, index_N[rows])
     }
     x_BCHW = torch.from_numpy(np.stack([images[index] for index in index_N[rows].tolist()]))
-    bundle = unmeasured_bundle(plan, state, loaders)
+    bundle = unmeasured_bundle(plan, state)
     with make_predictor(
         bundle,
         demand_of_run(device="cpu", precision="fp32", batch_size=4, num_images=4, num_cores=1),

@@ -65,14 +65,7 @@ def check_head_flags(config: TrainConfig) -> None:
         return
     for name in _TRAINING_FLAGS:
         _refuse(config, name, "--head linear trains no backbone, and has no use for it")
-    if config.folds:
-        raise ConfigError("--folds: --head linear is measured on images that are held out")
-    if is_pooled(config):
-        raise ConfigError("--head linear takes one look at an image: leave out --fit tiles")
-    if config.balance == "sampling":
-        raise ConfigError("--balance sampling: --head linear has no epochs; take --balance weights")
-    if config.multi_label and config.balance != "none":
-        raise ConfigError("--balance: --head linear fits each class of several by itself; leave it")
+    _refuse_other_ways(config)
     if config.backbone:
         for name in _BACKBONE_FLAGS:
             _refuse(config, name, f"--backbone {config.backbone} brings its own")
@@ -81,6 +74,18 @@ def check_head_flags(config: TrainConfig) -> None:
             "--head linear keeps a trained backbone as it is, and none is named: give --backbone "
             "REGISTRY/NAME@v1, or --arch with --weights, such as --weights DEFAULT"
         )
+
+
+def _refuse_other_ways(config: TrainConfig) -> None:
+    """Refuse what a head is not measured, looked at or balanced by."""
+    if config.folds:
+        raise ConfigError("--folds: --head linear is measured on images that are held out")
+    if is_pooled(config):
+        raise ConfigError("--head linear takes one look at an image: leave out --fit tiles")
+    if config.balance == "sampling":
+        raise ConfigError("--balance sampling: --head linear has no epochs; take --balance weights")
+    if config.multi_label and config.balance != "none":
+        raise ConfigError("--balance: --head linear fits each class of several by itself; leave it")
 
 
 def read_backbone(config: TrainConfig) -> Backbone | None:
