@@ -5,6 +5,7 @@ container is lost: what cannot be listed is a member with a problem, and a file 
 container that its name says stays an object, for the decoders to judge.
 """
 
+import logging
 import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -25,6 +26,8 @@ from imgcls.sources import zip as zips
 from imgcls.sources.members import Member, Place, problem
 from imgcls.sources.ranged_file import read_span
 from imgcls.storage.info import ObjectInfo, Skipped
+
+log = logging.getLogger(__name__)
 
 _LISTED_AT_A_TIME: Final = 8
 _PAGE_SIZE: Final = 1000
@@ -94,6 +97,8 @@ def list_members(info: ObjectInfo, options: ContainerOptions) -> Iterator[Entry]
     try:
         for member in _list(info, options):
             num_members += 1
+            if isinstance(member, Member) and member.name is None:
+                log.warning("%s: %s", info.uri, member.place.problem)
             yield member
     except (ObjectChangedError, ObjectMissingError, ObjectUnreadableError) as error:
         # Members that were yielded are of the version before: their reads will say the same.

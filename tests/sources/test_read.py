@@ -185,12 +185,15 @@ def test_rows_without_bytes_and_without_paths_are_rows_all_the_same(tmp_path: Pa
     assert isinstance(found["00000001"], CorruptImageError)
 
 
-def test_a_compressed_tar_above_the_limit_is_named_with_its_size(tmp_path: Path) -> None:
+def test_a_compressed_tar_above_the_limit_is_named_with_its_size(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     put(str(tmp_path / "x.tgz"), tar_bytes(FILES, "w:gz"))
     [entry] = listed(str(tmp_path / "x.tgz"), ContainerOptions(max_compressed_bytes=100))
     assert isinstance(entry, Member)
     assert entry.name is None
     assert "--max-compressed-gib" in entry.place.problem
+    assert "x.tgz: too_large" in caplog.text
 
 
 def test_a_hard_link_has_the_bytes_of_its_target(tmp_path: Path) -> None:
