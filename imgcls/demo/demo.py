@@ -80,7 +80,8 @@ def demo(config: DemoConfig) -> dict[str, Any]:
             EvaluateConfig(predictions=join(root, "predictions"), labels=join(root, "labels.csv"))
         )
         not_ok = _rows_not_ok(scored["parts"])
-        parquet = _keep_parts(scored["parts"], folder) if config.s3 else scored["parts"]
+        parquet = _keep(scored["parts"], folder) if config.s3 else scored["parts"]
+        [page] = _keep([scored["page"]], folder) if config.s3 else [scored["page"]]
     result = {
         "accuracy": measured["accuracy"],
         "rows": scored["rows"],
@@ -88,6 +89,7 @@ def demo(config: DemoConfig) -> dict[str, Any]:
         "rows_not_ok": not_ok,
         "status_counts": scored["status_counts"],
         "output": str(Path(parquet[0]).parent),
+        "page": page,
         "run_output": scored["output"],
         "model": f"{reference}@production",
         "test_accuracy": trained["test_accuracy"],
@@ -163,10 +165,10 @@ def _write_images(root: str, images: np.ndarray, labels: np.ndarray) -> None:
         list(pool.map(put, files.keys(), files.values()))
 
 
-def _keep_parts(parts: list[str], folder: Path) -> list[str]:
-    """Copy the published Parquet out of the server that is about to end."""
+def _keep(uris: list[str], folder: Path) -> list[str]:
+    """Copy what was published out of the server that is about to end."""
     kept = []
-    for uri in parts:
+    for uri in uris:
         path = folder / "predictions" / uri.rpartition("/")[2]
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(read(uri))
@@ -197,10 +199,13 @@ def _explain(result: dict[str, Any], root: str) -> None:
     table.add_row("  of which ok", str(result["rows_ok"]))
     for name, status in result["rows_not_ok"].items():
         table.add_row(f"  {name}", status)
+    table.add_row("page for people", result["page"])
     table.add_row("Parquet", result["output"])
     table.add_row("model", result["model"])
     table.add_row("time", f"{result['elapsed_s']:.1f} s")
-    console = Console(file=sys.stderr, soft_wrap=True, width=len(result["output"]) + 40)
+    console = Console(
+        file=sys.stderr, soft_wrap=True, width=max(len(result["output"]), len(result["page"])) + 40
+    )
     console.print(table)
     show = f"import duckdb; print(duckdb.read_parquet('{result['output']}/*.parquet'))"
     where = (

@@ -17,6 +17,7 @@ def check(result: dict[str, object]) -> None:
         "scan-truncated.png": "corrupt",
     }
     parts = list(Path(str(result["output"])).glob("*.parquet"))
+    assert "600 images: 597 scored, " in Path(str(result["page"])).read_text()
     assert sum(pq.read_metadata(part).num_rows for part in parts) == 600
 
 
