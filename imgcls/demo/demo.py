@@ -203,9 +203,8 @@ def _explain(result: dict[str, Any], root: str) -> None:
     table.add_row("Parquet", result["output"])
     table.add_row("model", result["model"])
     table.add_row("time", f"{result['elapsed_s']:.1f} s")
-    console = Console(
-        file=sys.stderr, soft_wrap=True, width=max(len(result["output"]), len(result["page"])) + 40
-    )
+    longest = max(len(result["output"]), len(result["page"]))
+    console = Console(file=sys.stderr, soft_wrap=True, width=longest + 40)
     console.print(table)
     show = f"import duckdb; print(duckdb.read_parquet('{result['output']}/*.parquet'))"
     where = (
@@ -219,6 +218,7 @@ def _explain(result: dict[str, Any], root: str) -> None:
         "broken: each got its row, with its status.\n"
         "The accuracy compares the published rows with labels that were held back until then.\n"
         f"{where}\n"
+        f"Open the page of the run in a browser: {result['page']}\n"
         f'Look at the rows: python -c "{show}"',
         highlight=False,
         markup=False,
