@@ -69,6 +69,12 @@ def check_seen(config: TrainConfig, seen: Seen) -> None:
         ConfigError: less than --min-seen-fraction reaches the model.
     """
     log.info("%s", seen.describe())
+    if config.augment != "none" and seen.shrink > 1:
+        log.info(
+            "--augment %s zooms into the model's input, not into the picture: it shows no more "
+            "detail than the input has",
+            config.augment,
+        )
     if seen.median_fraction < config.min_seen_fraction:
         raise ConfigError(
             f"{seen.describe()}. Take --fit pad or --fit stretch, which cut nothing off, another "

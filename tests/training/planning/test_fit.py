@@ -87,3 +87,4 @@ def test_a_cut_that_leaves_less_than_asked_for_is_refused_and_can_be_asked_for(
     with caplog.at_level(logging.INFO):
         make_plan(config(data))
     assert "the model sees the whole picture: nothing is cut off; shrunk 5.0 times" in caplog.text
+    assert "--augment light zooms into the model's input, not into the picture" in caplog.text
