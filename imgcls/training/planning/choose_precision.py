@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import Final, Literal
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -84,10 +85,9 @@ def choose_precision(plan: TrainPlan, device: torch.device) -> Chosen:
     set_fp32_arithmetic("fp32")
     losses_32, seconds_32 = _first_steps(plan, device, "fp32")
     losses_16, seconds_16 = _first_steps(plan, device, "bf16")
-    moved = max(
-        abs(low - exact) / max(abs(exact), 1e-6)
-        for low, exact in zip(losses_16, losses_32, strict=True)
-    )
+    exact_N, low_N = np.array(losses_32), np.array(losses_16)
+    # By numpy: of Python's max, a NaN that is not the first is not the result.
+    moved = float(np.max(np.abs(low_N - exact_N) / np.maximum(np.abs(exact_N), 1e-6)))
     speedup = seconds_32 / seconds_16
     if not moved <= _MOST_MOVED:  # written so that a NaN is refused too
         return Chosen("fp32", f"the first losses in bf16 are others by {moved:.1%}")
