@@ -89,12 +89,12 @@ def test_a_patient_on_two_sides_stops_the_training_by_the_command_line(
     message = capsys.readouterr().out
     assert "2 by group" not in message
     assert "3 by group" in message
-    assert "group 'p0'" in message
+    assert "group 'number:1'" in message
     assert "--allow-leaks" in message
     [listed] = (Path(config.registry) / "_training").rglob("leaks.csv")
     assert str(listed) in message
     kinds = [line.split(",")[:2] for line in listed.read_text().splitlines()[1:]]
-    assert kinds == [["group", "p0"]] * 3
+    assert kinds == [["group", "number:1"]] * 3
     assert not (Path(config.registry) / "bars").exists()
 
 
