@@ -66,9 +66,9 @@ class TrainConfig(ListingOptions):
     """How often the Ray Train workers are started again after one of them died. Nodes that were
     taken away after a notice (preemption) are not counted.
     """
-    image_px: str = "224"
+    image_px: str = "auto"
     """Size of the model's input in pixels: 224 for a square, 400x1600 for height x width; of --fit
-    tiles that of a tile."""
+    tiles that of a tile. auto: what one of timm's architectures was made for, else 224."""
     fit: Literal["auto", "pad", "stretch", "crop", "tiles"] = "auto"
     """How a picture becomes the model's input. pad: all of it, its shape kept, the rest filled;
     stretch: all of it, squeezed into the shape of the input; crop: its centre, the edges cut off;
@@ -251,7 +251,7 @@ class TrainConfig(ListingOptions):
     @property
     def input_px(self) -> tuple[int, int]:
         """The parsed --image-px: height and width."""
-        return parse_image_px(self.image_px)
+        return parse_image_px("224" if self.image_px == "auto" else self.image_px)
 
     @property
     def workers(self) -> WorkerRange:

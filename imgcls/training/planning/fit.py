@@ -12,6 +12,8 @@ from imgcls.config.training import TrainConfig
 from imgcls.errors import ConfigError
 from imgcls.image.fit.seen import Seen
 from imgcls.image.spec import PreprocessSpec
+from imgcls.model.architectures import default_size
+from imgcls.model.networks.timm_archs import shown_size
 
 # All of the picture, and round things stay round, whatever shape the next picture has.
 DEFAULT_FIT: Final = "pad"
@@ -20,6 +22,17 @@ _MIN_CROPPED_PX: Final = 96
 _CROP_FRACTION: Final = 0.875
 
 log = logging.getLogger(__name__)
+
+
+def with_own_size(config: TrainConfig) -> TrainConfig:
+    """Return the flags with the size of the input said: `auto` is that of the architecture.
+
+    Raises:
+        ConfigError: unknown arch.
+    """
+    if config.image_px != "auto":
+        return config
+    return replace(config, image_px=shown_size(default_size(config.arch)))
 
 
 def build_preprocess_spec(

@@ -37,7 +37,12 @@ from imgcls.training.planning.backbone import Backbone, check_head_flags, read_b
 from imgcls.training.planning.begun_before import as_it_was, has_runs, was_begun
 from imgcls.training.planning.channel_stats import look_at_images
 from imgcls.training.planning.fingerprint import choose_fingerprint, read_versions
-from imgcls.training.planning.fit import build_preprocess_spec, check_seen, measuring_spec
+from imgcls.training.planning.fit import (
+    build_preprocess_spec,
+    check_seen,
+    measuring_spec,
+    with_own_size,
+)
 from imgcls.training.planning.folds import MIN_FOLDS
 from imgcls.training.planning.greys import Greys, look_at_greys, tell_greys
 from imgcls.training.planning.last_split import read_last_split
@@ -60,6 +65,7 @@ def make_plan(config: TrainConfig) -> TrainPlan:
     Raises:
         ConfigError: a flag or the data cannot work; nothing was written.
     """
+    config = with_own_size(config)
     check_flags(config)
     backbone = read_backbone(config)
     if backbone is not None:

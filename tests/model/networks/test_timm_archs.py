@@ -11,6 +11,7 @@ import timm
 import torch
 from timm.models import save_for_hf
 
+from imgcls.config.training import TrainConfig
 from imgcls.data.class_names import ClassNames
 from imgcls.errors import ConfigError
 from imgcls.image.spec import DecodeSpec, PreprocessSpec
@@ -25,6 +26,7 @@ from imgcls.model.bundle import Bundle, make_golden, read_bundle
 from imgcls.model.pretrained import load_weights, normalization_of
 from imgcls.model.registry import register
 from imgcls.training.optim.layer_groups import find_stages, freeze
+from imgcls.training.planning.fit import with_own_size
 
 _ARCHS = [
     "timm:resnet18",
@@ -191,3 +193,13 @@ def test_timm_is_not_imported_before_one_of_its_names_is_met() -> None:
         "build_model('timm:resnet18', 3); assert 'timm' in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_size_that_nobody_said_is_that_of_the_architecture() -> None:
+    def size(arch: str, **flags: str) -> str:
+        return with_own_size(TrainConfig("d", "r", "n", arch=arch, **flags)).image_px
+
+    assert size("timm:maxvit_rmlp_pico_rw_256") == "256"
+    assert size("timm:inception_v3") == "299"
+    assert size("timm:inception_v3", image_px="96x320") == "96x320"
+    assert size("resnet18") == "224"
