@@ -103,6 +103,7 @@ def test_an_image_that_is_not_read_is_named_with_the_way_out(kind: str) -> None:
         b"\x1f\x8b\x08",
         gzip.compress(gzip.compress(gzip.compress(b"x"))),
     ],
+    ids=["table", "zeros", "damaged", "cut", "three times"],
 )
 def test_a_gzip_file_of_something_else_is_not_an_image(data: bytes) -> None:
     assert family_of(data) == "gzip"
