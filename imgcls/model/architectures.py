@@ -59,7 +59,7 @@ def list_archs() -> list[str]:
 
 
 def check_arch(arch: str) -> None:
-    """Refuse a name that is no architecture.
+    """Refuse a name that is not an architecture.
 
     Raises:
         ConfigError: unknown; names the closest matches.

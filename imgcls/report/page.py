@@ -159,7 +159,7 @@ def sections_of(chosen: Chosen, pictures: dict[Key, bytes], name: Name) -> list[
         # Under "Positive" a card says of which class; that it is positive is the title's to say.
         said = "" if key in ("positive", "review") else "decision"
         cards = [_card(row, pictures.get(key_of(row)), name, said) for row in shown.rows()]
-        # A sample is no list that goes on behind what is shown.
+        # A sample is not a list that continues behind what is shown.
         num_all = len(cards) if key == "sample" else shown.num_all
         sections.append(Section(key, title, remark, num_all, cards))
     return sections

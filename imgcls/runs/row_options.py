@@ -2,7 +2,7 @@
 
 In: the flags of the command that planned a run. Out: RowOptions, kept in plan.json. Invariant: a
 flag that changes rows is a field here and nowhere else: workers take its value from the plan, so
-that every start of a run makes the same rows, and whoever goes on with a run compares it.
+that every start of a run makes the same rows, and whoever continues with a run compares it.
 """
 
 from collections.abc import Mapping

@@ -173,7 +173,7 @@ def _start_of(data: bytes) -> int:
 
 def _inflate(data: bytes, size_bytes: int) -> bytes:
     try:
-        # One byte more shows that it would go on: a bomb never gets larger than it said.
+        # One byte more shows that it would continue: a bomb never gets larger than it said.
         return zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, size_bytes + 1)
     except zlib.error as error:
         raise CorruptImageError(f"cannot be inflated: {error}") from error

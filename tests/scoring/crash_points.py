@@ -2,7 +2,7 @@
 
 A program of its own, because a fork wants a process without threads: it imports everything once,
 then forks per point. `python -m tests.scoring.crash_points SOURCE MODEL OUTPUT_ROOT [POINT ...]`
-prints one JSON line per point; without points it goes on until a night comes through untouched.
+prints one JSON line per point; without points it continues until a night comes through untouched.
 """
 
 import itertools

@@ -110,7 +110,7 @@ class Hosts:
             assert time.monotonic() < until_s, (asked.stderr.decode(), *logs)
 
     def cut(self, number: int) -> None:
-        """Pull the plug of a host: what is on it goes on, and nobody hears of it."""
+        """Pull the plug of a host: what is on it continues, and nobody hears of it."""
         ip("link", "set", self._link(number), "down")
 
     def close(self) -> None:

@@ -58,7 +58,7 @@ def test_a_night_on_ray_judges_and_remembers_as_a_local_one_does(
     told = {name: results["ray"][name] for name in ("status_counts", "not_an_image")}
     assert told == {name: results["local"][name] for name in told}
     assert told["status_counts"] == {"not_an_image": 18, "ok": 110, "unsupported": 1}
-    # The nodes are asked, not this process: what it alone reads is no reason to try again.
+    # The nodes are asked, not this process: what it alone reads is not a reason to try again.
     monkeypatch.setitem(DECODER_VERSIONS, "psd", 1)
     assert nightly(night)["rows"] == 0
     assert nightly(NightlyConfig(**{**vars(night), "executor": "local"}))["rows"] == 1

@@ -133,7 +133,7 @@ def test_killed_node_loses_nothing(
 def test_a_node_added_while_scoring_is_used(
     model_ref: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # So many that what is left when the node comes is worth going on anew.
+    # So many that what is left when the node comes is worth starting again.
     uris = write_images(str(tmp_path / "bucket"), 8000)
     nodes = RayCluster(1)
     monkeypatch.setenv("RAY_ADDRESS", nodes.address)

@@ -5,7 +5,7 @@ shard ids and summaries travel through Ray Data; a shard whose actor or node is 
 again, and what counts is its commit in the store.
 
 Each actor is bound to its node, so that every node keeps the CPU that the layout leaves it. When a
-node is lost or a new one comes, the data set ends and the rest goes on anew, on the nodes that are
+node is lost or a new one comes, the data set ends and the rest starts again, on the nodes that are
 there then: shards in flight are done again.
 
 A shard whose forward passes failed with their device waits until the others are done; then it has
@@ -67,7 +67,7 @@ LOGICAL_GPUS = "IMGCLS_GPUS_ARE_LOGICAL"
 LOOK_FOR_NODES_EVERY_S = 10.0
 # Ray asks a silent node five times, every 3 s, and waits 10 s for the last answer.
 NODE_IS_DEAD_WITHIN_S = 30.0
-# To go on anew costs each actor the shards it is at, and its start: so many must be left for each.
+# To start again costs each actor the shards it is at, and its start: so many must be left for each.
 MIN_SHARDS_LEFT_PER_ACTOR = 2 * SHARDS_IN_FLIGHT
 # Ray Data keeps an object per row of the data set.
 MAX_SHARDS_AT_ONCE = 5_000
@@ -76,7 +76,7 @@ MAX_SHARDS_AT_ONCE = 5_000
 def run_on_ray(
     request: ActorRequest, plan: Plan, options: WorkerOptions, todo: list[Shard]
 ) -> Generator[ShardSummary]:
-    """Score shards on the connected cluster, anew on other nodes whenever they change.
+    """Score shards on the connected cluster, again on other nodes whenever they change.
 
     Raises:
         ConfigError: the cluster cannot hold the actors asked for.
@@ -115,7 +115,7 @@ def run_on_ray(
                     f"Ray gave up on a worker: {reason}. Look at the cluster; --run-id "
                     f"{plan.run_id} does what is left."
                 ) from error
-            log.warning("Ray gave up, %d shards go on anew: %s", len(left), reason)
+            log.warning("Ray gave up, %d shards start again: %s", len(left), reason)
             _wait_for_other_nodes(placements)
 
 
@@ -170,7 +170,7 @@ def _placements(
 
 
 class _Growth:
-    """Tells, now and then, whether nodes have come that are worth going on anew for."""
+    """Tells, now and then, whether nodes have come that are worth starting again for."""
 
     def __init__(self, request: ActorRequest, num_actors: int) -> None:
         self._request, self._num_actors = request, num_actors
@@ -181,7 +181,7 @@ class _Growth:
         if now_s - self._looked_s < LOOK_FOR_NODES_EVERY_S:
             return False
         self._looked_s = now_s
-        # Nodes that are not there yet need no going on anew: their actors are waiting already.
+        # Nodes that are not there yet need no new start: their actors are waiting already.
         there = replace(ray_cluster.current_resources(), node_types=())
         try:
             num_actors = len(lay_out_actors(there, self._request, or_fewer=True))
@@ -189,7 +189,7 @@ class _Growth:
             return False
         if num_actors <= self._num_actors or len(left) < MIN_SHARDS_LEFT_PER_ACTOR * num_actors:
             return False
-        log.info("room for %d actors instead of %d: going on anew", num_actors, self._num_actors)
+        log.info("room for %d actors instead of %d: starting again", num_actors, self._num_actors)
         return True
 
 

@@ -1,4 +1,4 @@
-"""What is refused before anything is read or written, and on going on with a run.
+"""What is refused before anything is read or written, and on continuing with a run.
 
 In: flags, and the plan of a run that is there. Out: ConfigError, or nothing. Invariant: `score`,
 `nightly` and `plan` refuse the same flags.

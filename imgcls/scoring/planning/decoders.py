@@ -58,6 +58,6 @@ def abilities_of(*, on_cluster: bool) -> Abilities:
         nodes = [node.node_id for node in resources.nodes if node.num_cpus or node.num_gpus]
         try:
             return shared(ray_cluster.ask_nodes(nodes, abilities_here)) if nodes else {}
-        except Exception as error:  # noqa: BLE001 - whatever Ray says: the night goes on without it
+        except Exception as error:  # noqa: BLE001 - whatever Ray says: the night continues without it
             log.warning("what the nodes can read is not known, nothing is tried again: %s", error)
             return {}

@@ -76,7 +76,7 @@ def rollback(config: RollbackConfig) -> dict[str, Any]:
 
 
 def refuse_rolled_back(run: Run) -> None:
-    """Refuse to go on with a run that was taken back."""
+    """Refuse to continue with a run that was taken back."""
     if run.is_rolled_back():
         raise ConfigError(f"run {run.run_id} was rolled back; choose another --run-id")
 
@@ -87,7 +87,7 @@ def gc(config: GcConfig) -> dict[str, Any]:
     Ages are by the clock of the store, which dated what lies there, whatever this machine's says.
 
     Raises:
-        ConfigError: --older-than is no age.
+        ConfigError: --older-than is not an age.
     """
     age = parse_age(config.older_than)
     output = canonical(config.output)
@@ -98,7 +98,7 @@ def gc(config: GcConfig) -> dict[str, Any]:
     if uploads or any(True for _ in list_objects(runs)):
         before = now_of_store(output) - age
         uploads = [upload for upload in uploads if upload.initiated < before]
-        # Abandoned is what no run goes on with: under the lease no nightly run can begin to.
+        # Abandoned is what no run continues with: under the lease no nightly run can begin to.
         with Lease(output, "gc") if config.abandoned and not config.dry_run else nullcontext():
             for info in list_objects(runs):
                 by_run[info.uri.removeprefix(runs).partition("/")[0]].append(info)

@@ -32,7 +32,7 @@ def put_within(uri: str, data: bytes, within_s: float) -> None:
     def write() -> None:
         try:
             put(uri, data)
-        except Exception as error:  # noqa: BLE001 - whatever it is, the run goes on
+        except Exception as error:  # noqa: BLE001 - whatever it is, the run continues
             log.warning("%s cannot be written: %s", uri, error)
 
     # In a thread: the retries of a store that is down may take minutes.

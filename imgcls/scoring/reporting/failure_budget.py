@@ -9,7 +9,7 @@ images that failed in an earlier night already and are only tried again: of thes
 learn anything about today's images. From BUDGET_MIN_ROWS on the share decides, as the run goes;
 in a smaller run the end decides, and more than half must have failed, and FEWEST_FAILED at least.
 There an image that was overwritten on the way does not count: the next night scores what it is now,
-and a small night that was killed and goes on a day later may find nothing else.
+and a small night that was killed and continues a day later may find nothing else.
 """
 
 from collections import Counter

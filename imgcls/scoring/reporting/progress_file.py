@@ -101,9 +101,9 @@ class RunProgress:
     def _write(self) -> None:
         try:
             put(self._uri, json.dumps(self.snapshot(), indent=1).encode())
-        except Exception as error:  # noqa: BLE001 - for eyes only: whatever it is, the run goes on
+        except Exception as error:  # noqa: BLE001 - for eyes only: whatever it is, the run continues
             if not self._has_failed:
-                log.warning("%s cannot be written; the run goes on: %s", self._uri, error)
+                log.warning("%s cannot be written; the run continues: %s", self._uri, error)
             self._has_failed = True
 
     def __enter__(self) -> Self:

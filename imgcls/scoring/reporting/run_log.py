@@ -1,6 +1,6 @@
 """The log of a run beside the run: a cluster's own logs end with its head.
 
-In: what imgcls logs while a run goes on, in this process; workers send theirs along. Out:
+In: what imgcls logs while a run continues, in this process; workers send theirs along. Out:
 OUT/_runs/<run_id>/logs/<start>.log, when the run ends, however it ends (but for a kill). Invariant:
 as for progress.json: a store that refuses it neither ends a run nor holds it up.
 """

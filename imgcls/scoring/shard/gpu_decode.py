@@ -79,7 +79,7 @@ def make_gpu_decoder(bundle: Bundle, device: torch.device) -> DeviceJpegDecoder:
     """Return what decodes for a bundle on a GPU.
 
     Raises:
-        ConfigError: the device is no GPU, nvImageCodec is not installed, or the model takes tiles,
+        ConfigError: no GPU, nvImageCodec is not installed, or the model takes tiles,
             or resizes by a filter that is not computed there.
     """
     if bundle.preprocess_spec.fit == "tiles":

@@ -102,7 +102,7 @@ class _Requests:
             return list(islice(self._new, count))
 
     def give_back(self, requests: Iterable[GetRequest]) -> None:
-        """Let whoever iterates have these; the iteration goes on even if it had ended."""
+        """Let whoever iterates have these; the iteration continues even if it had ended."""
         with self._lock:
             self._given_back.extend(requests)
 

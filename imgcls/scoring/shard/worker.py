@@ -182,7 +182,7 @@ class ShardWorker:
                 self._backend += ", some JPEGs decoded there"
 
     def score(self, shard: Shard) -> ShardSummary:
-        """Score and commit one shard; an expected error goes into the summary, others go on."""
+        """Score and commit one shard; an expected error goes into the summary, others continue."""
         start_s = time.monotonic()
         try:
             with self._clock.shard():

@@ -180,6 +180,6 @@ def _names(plan: TrainPlan, labels: np.ndarray) -> str:
 def _drawn(name: str, picture: Callable[[], bytes]) -> bytes:
     try:
         return picture()
-    except Exception:  # a picture is no reason to lose the model
+    except Exception:  # a picture is not a reason to lose the model
         log.warning("%s could not be drawn", name, exc_info=True)
         return b""
