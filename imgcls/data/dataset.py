@@ -12,7 +12,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
-from imgcls.config.selection import Selection
 from imgcls.config.source_options import ListingOptions
 from imgcls.data.boxes import LabelledBox
 from imgcls.data.class_names import (
@@ -22,18 +21,16 @@ from imgcls.data.class_names import (
     refuse_lookalikes,
 )
 from imgcls.data.folder_names import SPLITS, split_of
-from imgcls.data.folder_tree import read_tree
 from imgcls.data.label_manifest import (
     MULTI_LABEL_SEPARATOR,
     LabelRow,
     Roles,
     is_manifest,
-    read_manifest,
     write_manifest,
 )
-from imgcls.data.left_out import LeftOut, leave_out, refuse_unknown, select_rows, split_label
+from imgcls.data.left_out import LeftOut, leave_out, refuse_unknown, split_label
+from imgcls.data.rows import Reading, read_rows_of
 from imgcls.data.splits.draw import Draw, Known, Unit
-from imgcls.data.tables.shape import TableShape
 from imgcls.errors import ConfigError, SourceError
 
 _MAX_CLASSES_SHOWN = 30
@@ -127,13 +124,8 @@ def read_dataset(
     """
     draw = Draw(val_fraction, test_fraction, seed, known, is_balanced)
     options = options or ListingOptions()
-    reading = _Reading(roles or Roles(), options, multi_label, may_lack_labels, group_by_folder)
-    rows, num_skipped = _read_rows(data, reading)
-    for place in options.also:
-        more, skipped = _read_rows(place, reading)
-        # Its own name: two places may have the same paths.
-        rows += [replace(row, key=row.uri) for row in more]
-        num_skipped = dict(Counter(num_skipped) + Counter(skipped))
+    reading = Reading(roles or Roles(), options, multi_label, may_lack_labels, group_by_folder)
+    rows, num_skipped = read_rows_of(data, reading)
     unique, left_out = unique_rows(rows), LeftOut()
     if (is_manifest(data) or (roles and roles.label)) and not multi_label:
         refuse_joined(sorted({row.label for row in unique}), class_names, data)
@@ -149,17 +141,7 @@ def read_dataset(
     names_splits = any(row.split for row in unique)
     unique, moved = _with_splits(unique, names_by_uri, draw, data)
     samples = tuple(
-        Sample(
-            uri=row.uri,
-            labels=tuple(sorted(map(class_names.label_of, names_by_uri[row.uri]))),
-            class_name=row.label,
-            split=row.split,
-            group=row.group,
-            key=row.key,
-            weight=row.weight,
-            slice_name=row.slice_name,
-            boxes=_boxes(row, class_names, multi_label),
-        )
+        _sample(row, names_by_uri[row.uri], class_names, multi_label)
         for row in sorted(unique, key=lambda row: row.key)
     )
     return Dataset(
@@ -174,6 +156,22 @@ def read_dataset(
     )
 
 
+def _sample(
+    row: LabelRow, names: Iterable[str], class_names: ClassNames, multi_label: bool
+) -> Sample:
+    return Sample(
+        uri=row.uri,
+        labels=tuple(sorted(map(class_names.label_of, names))),
+        class_name=row.label,
+        split=row.split,
+        group=row.group,
+        key=row.key,
+        weight=row.weight,
+        slice_name=row.slice_name,
+        boxes=_boxes(row, class_names, multi_label),
+    )
+
+
 def _boxes(row: LabelRow, class_names: ClassNames, multi_label: bool) -> tuple[LabelledBox, ...]:
     return tuple(
         LabelledBox(
@@ -183,53 +181,6 @@ def _boxes(row: LabelRow, class_names: ClassNames, multi_label: bool) -> tuple[L
         )
         for place, label in row.boxes
     )
-
-
-@dataclass(frozen=True)
-class _Reading:
-    """How DATA is read; see `read_dataset`."""
-
-    roles: Roles
-    options: ListingOptions
-    multi_label: bool
-    may_lack_labels: bool
-    group_by_folder: bool
-
-
-def _read_rows(data: str, reading: _Reading) -> tuple[list[LabelRow], dict[str, int]]:
-    """Return the rows of a manifest or a folder tree, and what was left out of it by reason."""
-    roles, selection = reading.roles, Selection.of(reading.options)
-    if reading.group_by_folder and roles.group is not None:
-        raise ConfigError("--group and --group-by folder: give one of them")
-    if is_manifest(data):
-        if reading.group_by_folder:
-            raise ConfigError(f"--group-by folder: {data} is a manifest; give it a column group")
-        rows = read_manifest(
-            data,
-            roles=roles,
-            shape=TableShape.of(reading.options),
-            multi_label=reading.multi_label,
-            may_lack_labels=reading.may_lack_labels,
-        )
-        return select_rows(rows, selection, data), {}
-    if reading.multi_label and roles.label is None:
-        raise ConfigError(
-            f"several labels per image need a manifest or --label, {data} is a folder"
-        )
-    tree = read_tree(
-        data,
-        group_by_folder=reading.group_by_folder,
-        has_classes=roles.label is None,
-        selection=selection,
-    )
-    rows = roles.applied(tree.rows)
-    unlabelled = [row.uri for row in rows if not row.label.strip()]
-    if unlabelled and not (reading.multi_label or reading.may_lack_labels):
-        raise SourceError(
-            f"{len(unlabelled)} images of {data} get no label from --label, such as "
-            f"{unlabelled[0]}; --allow-unlabelled leaves them out"
-        )
-    return rows, tree.num_skipped
 
 
 def count_images(samples: Iterable[Sample], class_names: ClassNames) -> dict[str, dict[str, int]]:

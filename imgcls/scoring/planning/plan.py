@@ -60,23 +60,7 @@ def write_plan(
         raise SourceError(
             f"{source} lists {staging.duplicate()} more than once: an image is scored once"
         )
-    planner = uuid.uuid4().hex[:8]
-    files: list[PlanFile] = []
-    shard_rows: list[int] = []
-    if carry.cells is not None:
-        staging.carry(carry.cells)
-    schema = carry.schema(staging.plan_schema)
-    writer = _PlanFileWriter(schema)
-    for table in staging.sorted_tables(shard_sizes):
-        writer.add(carry.added(table))
-        shard_rows.append(table.num_rows)
-        if writer.num_rows >= ROWS_PER_PLAN_FILE:
-            files.append(writer.finish(run, plan_path(len(files), planner)))
-            writer = _PlanFileWriter(schema)
-    if writer.num_shards:
-        files.append(writer.finish(run, plan_path(len(files), planner)))
-    if staging.num_skipped:
-        put(run.file(skipped_path(planner)), staging.skipped_lines())
+    files, shard_rows = _write_plan_files(run, staging, shard_sizes, carry)
     planned = sum(shard_rows)
     plan = Plan(
         run_id=run.run_id,
@@ -110,6 +94,30 @@ def write_plan(
         assert winner is not None, "plan.json exists, put_new said so"
         return winner
     return plan
+
+
+def _write_plan_files(
+    run: Run, staging: Staging, shard_sizes: Iterable[int], carry: Carry
+) -> tuple[list[PlanFile], list[int]]:
+    """Write the planned rows under names of this planner alone; return files and shard sizes."""
+    planner = uuid.uuid4().hex[:8]
+    files: list[PlanFile] = []
+    shard_rows: list[int] = []
+    if carry.cells is not None:
+        staging.carry(carry.cells)
+    schema = carry.schema(staging.plan_schema)
+    writer = _PlanFileWriter(schema)
+    for table in staging.sorted_tables(shard_sizes):
+        writer.add(carry.added(table))
+        shard_rows.append(table.num_rows)
+        if writer.num_rows >= ROWS_PER_PLAN_FILE:
+            files.append(writer.finish(run, plan_path(len(files), planner)))
+            writer = _PlanFileWriter(schema)
+    if writer.num_shards:
+        files.append(writer.finish(run, plan_path(len(files), planner)))
+    if staging.num_skipped:
+        put(run.file(skipped_path(planner)), staging.skipped_lines())
+    return files, shard_rows
 
 
 class _PlanFileWriter:
