@@ -26,8 +26,15 @@ class Status(StrEnum):
     MODEL_ERROR = "model_error"  # decoded, but the model gave no finite probabilities
 
 
-# Statuses that count for nothing in a failure budget.
+# What a status means beyond its row; those of none of these lists failed, and for good.
+# Count for nothing in a failure budget.
 NOT_FAILED = (Status.OK, Status.NOT_AN_IMAGE)
+# Say nothing of the version that was planned: the next night plans what is there then.
+NOTHING_LEARNT = (Status.MISSING, Status.CHANGED)
+# Planned again each night: somebody may have opened the door.
+ASKED_AGAIN = (Status.UNREADABLE,)
+# Planned again once the decoders of a night read more of the format.
+READ_LATER = (Status.UNSUPPORTED, Status.NOT_AN_IMAGE)
 
 TIMESTAMP = pa.timestamp("us", tz="UTC")
 
@@ -163,7 +170,6 @@ ROW_COLUMNS = frozenset(
         ).names,
         *PLAN_SCHEMA.names,
         *(field.name for field in (*_OF_CONTAINERS, FAILED_BEFORE_FIELD)),
-        "unfamiliar",
     }
 )
 

@@ -12,11 +12,9 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from imgcls.runs.facts import lot_of
-from imgcls.schema import Status
+from imgcls.schema import READ_LATER, Status
 
 LIMIT: Final = {"positive": 200, "review": 200, "unsure": 60, "failed": 100, "sample": 48}
-# New formats rather than damage: what a later version may read.
-_NEW_FORMATS: Final = (Status.UNSUPPORTED, Status.NOT_AN_IMAGE)
 
 Row = dict[str, Any]
 Key = tuple[str, str, int]
@@ -75,7 +73,7 @@ class Chosen:
     @property
     def num_new_formats(self) -> int:
         """Rows of files that are no image, or of a format that is not read."""
-        return sum(self.by_status[status] for status in _NEW_FORMATS)
+        return sum(self.by_status[status] for status in READ_LATER)
 
     @property
     def num_failed(self) -> int:

@@ -22,22 +22,10 @@ from imgcls.pages.charts import Bar, bars
 from imgcls.pages.kit import data_uri, link_of, render
 from imgcls.report.choose import Chosen, Key, Row, Shown, key_of, probability_of
 from imgcls.runs.published import Manifest
-from imgcls.schema import Status, prediction_schema
+from imgcls.schema import ROW_COLUMNS, Status
 
 _THUMBNAIL_PX: Final = 160
 _PLACE: Final = ("x_px", "y_px", "w_px", "h_px")
-# Columns that imgcls writes; what else a row has was carried from its source.
-_OWN: Final = {
-    *prediction_schema(
-        multi_label=True,
-        is_calibrated=True,
-        has_operating_point=True,
-        write_probs=True,
-        write_embedding=True,
-    ).names,
-    *_PLACE,
-    "member",
-}
 _MAX_TABLE_LINES: Final = 40
 _FIRST: Final = ("uri", "member", "frame", "decision", "class_name", "labels", "calibrated_prob",
                  "confidence", *_PLACE, "status", "error")  # fmt: skip
@@ -190,7 +178,7 @@ def _card(row: Row, picture: bytes | None, name: Name, said: str) -> Card:
         facts=" · ".join(filter(None, facts)),
         columns={
             key: name(str(value)) for key, value in row.items()
-            if key not in _OWN and value is not None
+            if key not in ROW_COLUMNS and value is not None
         },
         tone=(decision or "") if is_ok else "failed",
     )  # fmt: skip
@@ -293,7 +281,7 @@ class CsvLists:
     """
 
     def __init__(self, columns: Sequence[str], name: Name) -> None:
-        carried = [key for key in columns if key not in _OWN]
+        carried = [key for key in columns if key not in ROW_COLUMNS]
         self._columns = [*(key for key in _FIRST if key in columns), *carried]
         self._name = name
         self._files: dict[str, IO[bytes]] = {}
@@ -327,5 +315,5 @@ def _cell(column: str, value: object, name: Name) -> str:
     if isinstance(value, float):
         return f"{value:.6g}"
     text = "; ".join(map(str, value)) if isinstance(value, list) else str(value)
-    is_name = column in ("uri", "member") or column not in _OWN
+    is_name = column in ("uri", "member") or column not in ROW_COLUMNS
     return in_csv(name(text) if is_name else text)

@@ -54,7 +54,7 @@ def pictures_of(run: Run, keys: Iterable[Key]) -> dict[Key, bytes]:
         try:
             file = pq.ParquetFile(io.BytesIO(read(run.file(path))))
         except ObjectMissingError:
-            continue  # `gc --pictures-older-than` took them
+            continue  # somebody removed them: a page without pictures
         names = [n for n in ("uri", "member", "frame", _THUMBNAIL) if n in file.schema_arrow.names]
         for batch in file.iter_batches(_ROWS_AT_A_TIME, columns=names):
             for row in batch.to_pylist():

@@ -35,10 +35,9 @@ from imgcls.runs.published import (
     with_comparable_etags,
 )
 from imgcls.runs.row_keys import with_members
-from imgcls.schema import MEMBER_FIELD, Status
+from imgcls.schema import MEMBER_FIELD, READ_LATER, Status
 
 _COLUMNS: Final = ["uri", "etag", "status"]
-_MAY_BE_READ_LATER: Final = (Status.UNSUPPORTED, Status.NOT_AN_IMAGE)
 
 
 @dataclass
@@ -113,7 +112,7 @@ def _current(
     """Return for each row whether this imgcls would make the same of the same bytes."""
     record = manifest.decoders or {"reads": AT_27535E0, "versions": 1}
     moved = moved_between(from_json(record["versions"]), versions_here())
-    may_be_read = pc.is_in(table["status"], value_set=pa.array(_MAY_BE_READ_LATER, pa.string()))
+    may_be_read = pc.is_in(table["status"], value_set=pa.array(READ_LATER, pa.string()))
     has_failed = pc.any(may_be_read).as_py() or False
     family = table["format"]
     if manifest.decoders is None and (moved or has_failed):

@@ -23,7 +23,8 @@ _OF_A_RUN: Final = re.compile(
     r"|(?:pages|pictures)/[^/]+\.(?:html|csv|png|webp))$"
     r"|/date=[^/]+/run=[^/]+/(?:part-[0-9]+\.parquet|_manifest\.json)$"
     r"|/_tiles/date=[^/]+/run=[^/]+/[0-9]+\.parquet$"
-    r"|/_(?:lease|store_probe)\.json$"
+    r"|/_tiles/date=[^/]+/run=[^/]+/[^/]+\.parquet$"
+    r"|/_(?:lease|store_probe|clock)\.json$"
 )
 
 

@@ -9,6 +9,7 @@ import threading
 from typing import TYPE_CHECKING
 
 from imgcls.config.paths import READ_SCHEMES
+from imgcls.errors import ConfigError
 from imgcls.storage.bucket import Bucket
 
 if TYPE_CHECKING:
@@ -44,6 +45,8 @@ def _build(scheme: str, bucket: str) -> Bucket:
         from imgcls.storage.stores.read_only import ReadOnlyBucket
 
         return ReadOnlyBucket(scheme, bucket)
+    if scheme != "s3":
+        raise ConfigError(f"{scheme}:// has no client in storage/resolver.py")
     from imgcls.storage.stores.s3 import S3Bucket
     from imgcls.storage.stores.s3_account import S3Account
 

@@ -20,7 +20,14 @@ import pyarrow.compute as pc
 from imgcls.logs import Progress
 from imgcls.runs.published import with_comparable_etags
 from imgcls.runs.row_keys import with_members
-from imgcls.schema import FAILED_BEFORE_FIELD, MEMBER_FIELD, MEMBER_PLACE_FIELD, PLAN_SCHEMA
+from imgcls.schema import (
+    ASKED_AGAIN,
+    FAILED_BEFORE_FIELD,
+    MEMBER_FIELD,
+    MEMBER_PLACE_FIELD,
+    NOTHING_LEARNT,
+    PLAN_SCHEMA,
+)
 from imgcls.sources.containers import Entry
 from imgcls.sources.members import Member
 from imgcls.storage.objects import ObjectInfo, Skipped
@@ -152,11 +159,12 @@ class Staging:
             self._database.register("staged", with_members(table))
             # `missing` and `changed` say nothing of the version that was planned: had it been read,
             # it might well be ok. Only of an object that was never there is `missing` the outcome.
-            # What was `unreadable` is tried every night: its owner may have opened it.
+            # What was `unreadable` is asked for again: its owner may have opened it.
             self._database.execute(
                 "INSERT INTO rows SELECT uri, member, etag, status = 'ok',"
-                " is_current AND status <> 'unreadable', has_older_thresholds FROM staged"
-                " WHERE etag = '' OR status NOT IN ('missing', 'changed')"
+                " is_current AND NOT list_contains(?, status), has_older_thresholds FROM staged"
+                " WHERE etag = '' OR NOT list_contains(?, status)",
+                [list(map(str, ASKED_AGAIN)), list(map(str, NOTHING_LEARNT))],
             )
             self._database.unregister("staged")
         self._database.execute(

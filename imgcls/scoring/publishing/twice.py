@@ -28,20 +28,14 @@ from imgcls.runs.published import (
 )
 from imgcls.runs.row_keys import with_members
 from imgcls.runs.run import Run
-from imgcls.schema import MEMBER_FIELD, Status
+from imgcls.schema import ASKED_AGAIN, MEMBER_FIELD, NOTHING_LEARNT, READ_LATER
 from imgcls.scoring.planning.staging import SORT_MEMORY
 
 log = logging.getLogger(__name__)
 _COLUMNS = ["uri", "frame", "etag", "status"]
 # Rows that another night may hold too: nothing was learnt of the version that was planned, or there
 # is more to be learnt by now.
-_TRIED_AGAIN = (
-    Status.MISSING,
-    Status.CHANGED,
-    Status.UNREADABLE,
-    Status.UNSUPPORTED,
-    Status.NOT_AN_IMAGE,
-)
+_TRIED_AGAIN = (*NOTHING_LEARNT, *ASKED_AGAIN, *READ_LATER)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ and a small night that was killed and continues a day later may find nothing els
 from collections import Counter
 
 from imgcls.errors import BudgetExceededError
-from imgcls.schema import Status
+from imgcls.schema import NOT_FAILED, Status
 
 BUDGET_MIN_ROWS = 100
 SMALL_RUN_FRACTION = 0.5
@@ -51,9 +51,9 @@ class Budget:
         Args:
             at_end: every shard of the run is counted, so that a small run can be judged.
         """
-        num_files = self._counts[Status.NOT_AN_IMAGE]
-        total = self._counts.total() - num_files - self._num_failed_again
-        num_failed = total - self._counts[Status.OK]
+        num_failed = self._counts.total() - self._num_failed_again
+        num_failed -= sum(self._counts[status] for status in NOT_FAILED)
+        total = num_failed + self._counts[Status.OK]
         if total >= BUDGET_MIN_ROWS:
             allowed, least = self._max_failed_fraction, 1
         elif at_end:

@@ -65,7 +65,8 @@ def make_plan(config: TrainConfig) -> TrainPlan:
     Raises:
         ConfigError: a flag or the data cannot work; nothing was written.
     """
-    config = with_own_size(config)
+    if not config.backbone:  # which brings its own
+        config = with_own_size(config)
     check_flags(config)
     backbone = read_backbone(config)
     if backbone is not None:
