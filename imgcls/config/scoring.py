@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from imgcls.config.choices import CpuHelpers, Device, Executor, GpuDecode, PageNames, Precision
-from imgcls.config.paths import Config, OutputUri, Uri
+from imgcls.config.paths import Config, DataUri, OutputUri, Uri
 from imgcls.config.source_options import SourceOptions
 
 
@@ -163,7 +163,7 @@ class QuantizeConfig(Config):
     """The model, as REGISTRY/NAME@v3 or REGISTRY/NAME@production; the result is the next version of
     that name, with the same weights, classes, thresholds and metrics.
     """
-    data: Uri
+    data: DataUri
     """Images like those to come, without labels, 64 or more: a prefix, a glob or a manifest, as
     --source of score.
     """

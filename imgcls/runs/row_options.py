@@ -38,7 +38,9 @@ class RowOptions:
     def of_flags(cls, flags: Mapping[str, Any]) -> Self:
         """Return those among the flags of a command, whatever version of imgcls had them."""
         names = {field.name for field in fields(cls)}
-        return cls(**{name: value for name, value in flags.items() if name in names})
+        given = {name: value for name, value in flags.items() if name in names}
+        # JSON knows no tuples.
+        return cls(**{n: tuple(v) if isinstance(v, list) else v for n, v in given.items()})
 
     def difference(self, other: Self) -> str:
         """Return the first field in which another one differs, "" where none does."""

@@ -30,7 +30,8 @@ NO_PLACES = {
     "name", "arch", "num_workers", "checkpoint_every", "slice_by", "positive_class",
     "mlflow_experiment", "run_id", "date", "alias", "older_than", "image", "service_account",
     "namespace", "schedule", "time_zone", "deadline",
-    "group", "label", "columns", "root", "keep", "memory", "token_secret", "address",
+    "group", "label", "columns", "since", "image_column", "gray_window", "keep", "memory",
+    "token_secret", "address",
     "submission_id",
     "license", "image_px", "input_range", "mean", "std", "output_name",
 }  # fmt: skip
@@ -129,7 +130,7 @@ def test_servers_that_are_only_read_hold_sources_and_labels_and_nothing_else(
 ) -> None:
     if name == "mlflow_uri":
         return
-    if name in ("source", "data", "labels"):
+    if name in ("source", "data", "labels", "also"):
         assert getattr(build(config, **{name: text}), name) == text
         return
     with pytest.raises(ConfigError, match="holds images and manifests only"):

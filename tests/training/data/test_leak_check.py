@@ -58,7 +58,8 @@ make_config = partial(bars_config, epochs=1, lr=1e-3, num_decoders=1)
 
 def flags(config: TrainConfig) -> list[str]:
     pairs = [(f"--{name.replace('_', '-')}", v) for name, v in dataclasses.asdict(config).items()]
-    given = [(flag, value) for flag, value in pairs if not isinstance(value, bool)]
+    given = [(flag, value) for flag, value in pairs if not isinstance(value, bool | tuple)]
+    assert not any(value for _, value in pairs if isinstance(value, tuple)), "not written yet"
     return [str(word) for pair in given for word in pair] + [
         flag for flag, value in pairs if value is True
     ]
