@@ -13,11 +13,12 @@ from typing import Any, Final
 
 import pyarrow.parquet as pq
 
-from imgcls.errors import ObjectMissingError
+from imgcls.errors import ObjectMissingError, SourceError
 from imgcls.report.choose import Chosen, Key, Row
 from imgcls.runs.commits import read_commits
 from imgcls.runs.published import Manifest, list_published
 from imgcls.runs.run import Run
+from imgcls.storage.json_text import parse_object
 from imgcls.storage.objects import put, read
 from imgcls.storage.uri import join
 
@@ -89,16 +90,14 @@ def nights_before(output: str, until: Manifest, most: int) -> list[dict[str, Cou
 
 def _counts_of(run: Run) -> dict[str, Any]:
     try:
-        counts: dict[str, Any] = json.loads(read(run.counts))
-    except (ObjectMissingError, ValueError):
+        return parse_object(read(run.counts), run.counts, SourceError)
+    except (ObjectMissingError, SourceError):
         return {}
-    return counts
 
 
 def report_of(run: Run) -> dict[str, Any]:
     """Return what the run's last start told of its work; empty where that is not there."""
     try:
-        told: dict[str, Any] = json.loads(read(run.report))
-    except (ObjectMissingError, ValueError):
+        return parse_object(read(run.report), run.report, SourceError)
+    except (ObjectMissingError, SourceError):
         return {}
-    return told

@@ -11,6 +11,7 @@ import sys
 from imgcls import logs
 from imgcls.config.scoring import ScoreConfig
 from imgcls.scoring import driver
+from imgcls.scoring.planning import checks
 
 
 def start(config: ScoreConfig) -> int:
@@ -29,7 +30,7 @@ def start(config: ScoreConfig) -> int:
 
 def main(source: str, model: str, output: str, count: str) -> None:
     """Run the pairs one after the other, the two of each together."""
-    driver.MIN_SHARD_SIZE = 8
+    checks.MIN_SHARD_SIZE = 8
     for number in range(int(count)):
         config = ScoreConfig(
             source,

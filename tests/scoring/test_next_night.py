@@ -80,7 +80,7 @@ def test_flags_that_change_rows_plan_a_new_night_as_they_start_one(
         ({"top_k": 0}, "--top-k 0"),
         ({"date": "tomorrow"}, "--date tomorrow"),
         ({"shard_size": 3}, "--shard-size 3"),
-        ({"precision": "int8"}, "--precision int8 needs"),
+        ({"precision": "int8"}, "has no int8 network"),
         ({"num_actors": -1}, "--num-actors -1"),
     ],
 )

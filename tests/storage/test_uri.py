@@ -40,7 +40,7 @@ def test_relative_path_becomes_absolute(tmp_path: Path, monkeypatch: pytest.Monk
     ("uri", "hint"),
     [
         ("file:///x", "file:// is not a scheme"),
-        ("http://host/x", "http:// is not a scheme"),
+        ("ftp://host/x", "ftp:// is not a scheme"),
         ("S3://b/k", "S3:// is not a scheme"),
         ("s3://", "names no bucket"),
         ("s3:///k", "names no bucket"),

@@ -4,12 +4,12 @@ In: a path. Out: a kind. Invariant: nothing of what is looked at is ever run or 
 that can run code when it is loaded is refused here, each with the lines that convert it.
 """
 
-import json
 import zipfile
 from pathlib import Path
 from typing import Final, Literal
 
 from imgcls.errors import ConfigError
+from imgcls.storage.json_text import parse_object
 
 Kind = Literal["timm", "hugging_face", "onnx", "checkpoint"]
 
@@ -73,13 +73,10 @@ def _kind_of_folder(folder: Path) -> Kind:
             f"{folder} has no config.json: a folder of timm or Hugging Face holds one beside "
             "model.safetensors; of an ONNX network or a checkpoint name the file"
         )
-    try:
-        named = json.loads(config.read_bytes())
-    except ValueError as error:
-        raise ConfigError(f"{config} is not JSON: {error}") from error
-    if isinstance(named, dict) and isinstance(named.get("architecture"), str):
+    named = parse_object(config.read_bytes(), str(config), ConfigError)
+    if isinstance(named.get("architecture"), str):
         return "timm"
-    if isinstance(named, dict) and "model_type" in named:
+    if "model_type" in named:
         return "hugging_face"
     raise ConfigError(
         f"{config} names neither an architecture (timm) nor a model_type (Hugging Face)"

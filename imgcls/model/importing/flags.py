@@ -4,7 +4,6 @@ In: an ImportConfig. Out: names of classes, a PreprocessSpec. Invariant: nothing
 decides a pixel is said by a flag or a file, or the import ends with the list of what is missing.
 """
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,7 +12,7 @@ from imgcls.errors import BundleError, ConfigError, ObjectMissingError
 from imgcls.image.spec import PreprocessSpec
 from imgcls.model.importing.preprocessing import processor_spec, timm_spec
 from imgcls.storage import objects
-from imgcls.storage.json_text import parse_object
+from imgcls.storage.json_text import parse_json, parse_object
 
 
 def read_class_names(uri: str) -> tuple[str, ...]:
@@ -30,11 +29,7 @@ def read_class_names(uri: str) -> tuple[str, ...]:
     except UnicodeDecodeError as error:
         raise ConfigError(f"--classes {uri} is not UTF-8 text: {error}") from error
     if text.lstrip()[:1] in ("[", "{"):
-        try:
-            found = json.loads(text)
-        except ValueError as error:
-            raise ConfigError(f"--classes {uri} is not JSON: {error}") from error
-        return _names_of(found, uri)
+        return _names_of(parse_json(text, f"--classes {uri}", ConfigError), uri)
     lines = text.splitlines()
     while lines and not lines[-1].strip():
         lines.pop()

@@ -7,7 +7,6 @@ file; range, mean and the rest of the preprocessing it cannot say.
 """
 
 import ast
-import json
 import subprocess
 import sys
 import threading
@@ -15,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import IO, Any, Final, Literal
 
 import numpy as np
 import torch
@@ -25,6 +24,7 @@ from imgcls.image.spec import DecodeSpec, PreprocessSpec
 from imgcls.model.importing.foreign import Foreign, Run, with_version
 from imgcls.model.importing.onnx_child import read_frame, write_frame
 from imgcls.model.networks import onnx_network
+from imgcls.storage.json_text import parse_json, parse_object
 
 Layout = Literal["auto", "NCHW", "NHWC"]
 Outputs = Literal["auto", "logits", "probabilities", "sigmoids"]
@@ -90,13 +90,16 @@ class OnnxFacts:
                 return _parse_names(self.metadata[key])
         return ()
 
+    def _stored(self, name: str) -> dict[str, Any]:
+        return parse_object(self.metadata[name], name, BundleError)
+
     def own_specs(self) -> tuple[DecodeSpec, PreprocessSpec] | None:
         """Return the specs of a network that imgcls exported, which takes plain pixels."""
         if "imgcls.preprocess_spec" not in self.metadata:
             return None
         try:
-            decode = DecodeSpec.from_dict(json.loads(self.metadata["imgcls.decode_spec"]))
-            spec = PreprocessSpec.from_dict(json.loads(self.metadata["imgcls.preprocess_spec"]))
+            decode = DecodeSpec.from_dict(self._stored("imgcls.decode_spec"))
+            spec = PreprocessSpec.from_dict(self._stored("imgcls.preprocess_spec"))
         except (KeyError, ValueError, BundleError) as error:
             raise ConfigError(f"its metadata of imgcls is damaged: {error}") from error
         plain = replace(spec, input_range=(0.0, 255.0), mean=(0.0,), std=(1.0,))
@@ -127,14 +130,14 @@ def read_facts(path: Path, output_name: str) -> OnnxFacts:
     try:
         write_frame(child.stdin, path.read_bytes())
         write_frame(child.stdin, output_name.encode())
-        facts = json.loads(read_frame(child.stdout) or b"{}")
+        facts = _facts_from(child.stdout)
         for location in facts.get("outside", ()):
             files.append(_inside(path, location))
             write_frame(child.stdin, files[-1].read_bytes())
         if "outside" in facts:
-            facts = json.loads(read_frame(child.stdout) or b"{}")
+            facts = _facts_from(child.stdout)
         network = read_frame(child.stdout)
-    except (BrokenPipeError, ValueError):
+    except (BrokenPipeError, ValueError, BundleError):
         facts, network = {}, b""
     finally:
         timer.cancel()
@@ -275,11 +278,19 @@ def _inside(path: Path, location: str) -> Path:
     return found
 
 
+def _parse_names_as_json(text: str) -> Any:  # noqa: ANN401  (a JSON value)
+    return parse_json(text, "the names", BundleError)
+
+
+def _facts_from(stdout: IO[bytes]) -> dict[str, Any]:
+    return parse_object(read_frame(stdout) or b"{}", "what the child found", BundleError)
+
+
 def _parse_names(text: str) -> tuple[str, ...]:
-    for parse in (json.loads, ast.literal_eval):
+    for parse in (_parse_names_as_json, ast.literal_eval):
         try:
             named = parse(text)
-        except (ValueError, SyntaxError):
+        except (ValueError, SyntaxError, RecursionError, BundleError):
             continue
         if isinstance(named, dict):
             return tuple(str(named[key]) for key in sorted(named, key=lambda key: int(key)))

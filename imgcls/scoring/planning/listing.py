@@ -111,7 +111,9 @@ def _list_place(
 def lists_manifest(source: str, options: ListingOptions) -> bool:
     """Return whether a source is a list of images, and not a container of them."""
     containers = ContainerOptions(options.image_column, int(options.max_compressed_gib * (1 << 30)))
-    return is_manifest(source) and _as_container(source, containers) is None
+    if not is_manifest(source) or find_inventory(source) is not None:
+        return False
+    return _as_container(source, containers) is None
 
 
 def _once(found: Iterator[Entry]) -> Iterator[Entry]:

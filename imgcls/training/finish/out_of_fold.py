@@ -13,9 +13,10 @@ from typing import Any, Final
 
 import numpy as np
 
-from imgcls.errors import ObjectMissingError
+from imgcls.errors import ObjectMissingError, SourceError
 from imgcls.inference.collect import Collected, NoPrediction
 from imgcls.schema import Status
+from imgcls.storage.json_text import parse_object
 from imgcls.storage.objects import exists, put, read
 from imgcls.storage.uri import join
 from imgcls.training.planning.folds import fold_plans
@@ -63,7 +64,7 @@ def read_out_of_fold(plan: TrainPlan) -> tuple[Collected, list[dict[str, Any]]]:
             stored = np.load(io.BytesIO(read(uri)), allow_pickle=False)
         except ObjectMissingError as error:
             raise ObjectMissingError(f"{uri} is missing: give the same command again") from error
-        facts = json.loads(str(stored["facts"]))
+        facts = parse_object(str(stored["facts"]), uri, SourceError)
         index += [index_by_uri[each] for each in facts["uris"]]
         probs.append(stored["probs_BK"])
         failures += [

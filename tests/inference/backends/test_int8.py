@@ -90,7 +90,8 @@ def test_labels_that_change_refuse_the_network_with_the_figure() -> None:
     network = network_of(make_bundle())
     x_BCHW = sample(32)
     int8.check_agreement(network, network, x_BCHW, multi_label=False)
-    with pytest.raises(BundleError, match=r"only 20 of 32 images .* \(62\.5%\), 99% are needed"):
+    words = r"only 20 of 32 golden images .* \(62\.5%\), 99% are needed"
+    with pytest.raises(BundleError, match=words):
         int8.check_agreement(Contrary(network), network, x_BCHW, multi_label=False)
 
 

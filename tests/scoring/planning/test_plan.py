@@ -9,6 +9,7 @@ from imgcls.errors import ConfigError
 from imgcls.runs.plan import ModelDigests, Plan, PlannedRows, read_plan
 from imgcls.runs.run import Run
 from imgcls.schema import PLAN_SCHEMA
+from imgcls.scoring.planning.carry import Carry
 from imgcls.scoring.planning.plan import write_plan
 from imgcls.scoring.planning.planned_model import PlannedModel
 from imgcls.scoring.planning.shard_sizes import shard_sizes
@@ -27,6 +28,7 @@ def plan_of(output: str, entries: Iterator[ObjectInfo | Skipped], shard_size: in
         return write_plan(
             Run(output, "night"),
             staging,
+            carry=Carry(),
             date="2026-11-22",
             source="s3://bucket",
             model=PlannedModel("reg/m@v1", "reg/m/v1", ModelDigests("d" * 64, "s" * 64)),

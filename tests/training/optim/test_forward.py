@@ -11,14 +11,14 @@ import torch
 from PIL import Image
 
 from imgcls.errors import BundleError, ConfigError
-from imgcls.inference.predictor import Predictor
+from imgcls.inference.backends.demand import Demand, demand_of_run
+from imgcls.inference.predictor import Predictor, make_predictor
 from imgcls.model.bundle import read_bundle
 from imgcls.model.networks.own_archs import SimpleCnn
 from imgcls.model.registry import resolve
 from imgcls.training.driver import train
 from imgcls.training.finish import finish
 from imgcls.training.ranks.rank import Place, refuse_mig_slices
-from tests.predictors import open_predictor
 from tests.training.bars import bars_config
 from tests.training.conftest import SIDE_PX
 
@@ -129,13 +129,18 @@ def test_a_gpu_that_misses_the_golden_answers_costs_no_model(
 ) -> None:
     devices: list[str] = []
 
-    def make(bundle: Any, *, device: Any, **values: Any) -> Predictor:
+    def demand(*, device: Any, **values: Any) -> Demand:
+        # No driver here: what is asked of the GPU is asked of the CPU, and fails there by name.
         devices.append(str(device))
-        if device != "cpu":
-            raise BundleError("the model does not reproduce its golden probabilities on cuda:1")
-        return open_predictor(bundle, device="cpu", **values)
+        return demand_of_run(device="cpu", **values)
 
-    monkeypatch.setattr(finish, "Predictor", make)
+    def make(bundle: Any, asked: Demand) -> Predictor:
+        if devices[-1] != "cpu":
+            raise BundleError("the model does not reproduce its golden probabilities on cuda:1")
+        return make_predictor(bundle, asked)
+
+    monkeypatch.setattr(finish, "demand_of_run", demand)
+    monkeypatch.setattr(finish, "make_predictor", make)
     on_gpu = Place(torch.device("cuda", 1))
     real = finish.make_bundle
     monkeypatch.setattr(

@@ -112,7 +112,14 @@ def test_a_plain_training_has_the_fingerprint_of_the_versions_before(tmp_path: P
         for number in range(1, 10):
             (tmp_path / label / f"{number}.png").touch()
     config = TrainConfig(
-        data=str(tmp_path), registry="r", name="x", arch="simple_cnn", image_px=12, batch_size=8
+        data=str(tmp_path),
+        registry="r",
+        name="x",
+        arch="simple_cnn",
+        image_px="12",
+        batch_size=8,
+        # What `measured` comes to where the data has no deep greys, as it had none of them then.
+        gray_range="declared",
     )
     dataset = read_dataset(config.data, val_fraction=0.15, test_fraction=0.15, seed=0)
     spec = PreprocessSpec.for_image_px(12, mean=(0.1, 0.2, 0.3), std=(0.2, 0.2, 0.2))
