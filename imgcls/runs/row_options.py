@@ -39,8 +39,9 @@ class RowOptions:
         """Return those among the flags of a command, whatever version of imgcls had them."""
         names = {field.name for field in fields(cls)}
         given = {name: value for name, value in flags.items() if name in names}
-        # JSON knows no tuples.
-        return cls(**{n: tuple(v) if isinstance(v, list) else v for n, v in given.items()})
+        if "carry" in given:
+            given["carry"] = tuple(given["carry"])  # JSON knows no tuples
+        return cls(**given)
 
     def difference(self, other: Self) -> str:
         """Return the first field in which another one differs, "" where none does."""
