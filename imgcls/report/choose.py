@@ -93,7 +93,7 @@ def choose(
     chosen = Chosen(
         positive=Shown(LIMIT["positive"], lambda row: -_probability(row)),
         review=Shown(LIMIT["review"], lambda row: -_probability(row)),
-        unsure=Shown(LIMIT["unsure"], lambda row: row["confidence"] or 0.0),
+        unsure=Shown(LIMIT["unsure"], _probability),
         failed=Shown(LIMIT["failed"], lambda row: 0.0),
         sample=Shown(LIMIT["sample"], lambda row: lot_of(row["uri"], row.get("member"))),
     )

@@ -155,6 +155,20 @@ def test_a_night_resumed_shows_the_same_sample(tmp_path: Path) -> None:
     assert pages[0] == pages[1]
 
 
+def test_without_a_threshold_the_least_sure_come_first(tmp_path: Path) -> None:
+    output = str(tmp_path)
+    night = [row | {"decision": None} for row in rows(200)]
+    publish_night(output, night)
+    with opened(report(ReportConfig(output))["page"]) as shown:
+        values = shown.page.eval_on_selector_all(
+            "#unsure-list li", "all => all.map(e => Number(e.dataset.probability))"
+        )
+    assert len(values) == 60
+    assert values == sorted(values)
+    probabilities = sorted(row["calibrated_prob"] for row in night if row["status"] == "ok")
+    assert values[-1] == pytest.approx(probabilities[59], abs=1e-3)
+
+
 def test_trends_show_the_nights_before(tmp_path: Path) -> None:
     output = str(tmp_path)
     for day in (21, 22, 23, 24):
