@@ -18,7 +18,6 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, Field, dataclass, fields
-from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
 from typing import Any, Final, Literal, NoReturn, get_args, get_origin, get_type_hints
@@ -89,7 +88,9 @@ def main(argv: list[str] | None = None) -> int:
     parser = _Parser(
         prog="imgcls", description="Train an image classifier; score whole buckets with it."
     )
-    parser.add_argument("--version", action="version", version=f"imgcls {version('imgcls')}")
+    parser.add_argument(
+        "--version", action=_Version, nargs=0, default=argparse.SUPPRESS, help="show the version"
+    )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     docs = _read_docs()
     parsers = {}
@@ -131,6 +132,17 @@ class _Append(argparse.Action):
         option_string: str | None = None,
     ) -> None:
         setattr(namespace, self.dest, (*getattr(namespace, self.dest), values))
+
+
+class _Version(argparse.Action):
+    """Tells the version; what finds it out takes as long to import as all of the help."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
+        """Print it and end."""
+        from importlib.metadata import version
+
+        sys.stdout.write(f"imgcls {version('imgcls')}\n")
+        parser.exit()
 
 
 class _Parser(argparse.ArgumentParser):
