@@ -9,13 +9,13 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from imgcls.closing import Closing
 from imgcls.config.choices import Device, Precision
 from imgcls.config.models import EvaluateConfig, ImportConfig
 from imgcls.config.paths import canonical_uri
@@ -73,7 +73,7 @@ class Prediction:
     """Which frame; None for the only one."""
 
 
-class Model:
+class Model(Closing):
     """A bundle, ready to predict in this process.
 
     Use it as a context manager, or call `close`. Thread-safe.
@@ -119,17 +119,6 @@ class Model:
     def close(self) -> None:
         """Let go of its threads."""
         self._predictor.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _decode(self, index: int, image: Image) -> Decoded:
         if isinstance(image, np.ndarray):

@@ -23,13 +23,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
-from types import TracebackType
 from typing import Final, Self
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from imgcls.closing import Closing
 from imgcls.errors import DeviceFailedError
 from imgcls.image.decoded import Pixels
 from imgcls.inference.backends.backend import Backend, pad
@@ -97,7 +97,7 @@ class Predictions:
         return ok_B
 
 
-class Predictor:
+class Predictor(Closing):
     """A bundle's model as one backend runs it.
 
     `num_streams` batches run at a time, on threads of its own. Thread-safe. Use it as a context
@@ -320,17 +320,6 @@ class Predictor:
 
         for done in [self._streams.submit(run) for _ in range(num_times)]:
             done.result()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def make_predictor(bundle: Bundle, demand: Demand, *, top_k: int = 5) -> Predictor:

@@ -14,9 +14,9 @@ import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Final, Protocol, Self
+from typing import Final, Protocol
 
+from imgcls.closing import Closing
 from imgcls.errors import ConfigError, DecodeError
 from imgcls.image.crops import Crop, decode_one
 from imgcls.image.decoders.memory import memory_limits, pool_memory_bytes
@@ -62,7 +62,7 @@ class TaskTaker(Protocol):
         ...
 
 
-class DecoderPool:
+class DecoderPool(Closing):
     """A few persistent decoder processes.
 
     Use it as a context manager, or call `close`; children also end when this process ends in any
@@ -152,17 +152,6 @@ class DecoderPool:
     def close(self) -> None:
         """End the children; a `decode_many` still running raises."""
         self._finalize()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,10 +12,9 @@ from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from dataclasses import replace
-from types import TracebackType
-from typing import Self
 
 from imgcls import ray_cluster
+from imgcls.closing import Closing
 from imgcls.config.scoring import ScoreConfig
 from imgcls.errors import DeviceFailedError, StorageError
 from imgcls.image.formats.abilities import Abilities
@@ -33,7 +32,7 @@ from imgcls.scoring.shard.worker import (
 log = logging.getLogger(__name__)
 
 
-class Workers:
+class Workers(Closing):
     """The workers of a config, inside a `with` block; connected at the first use."""
 
     def __init__(self, config: ScoreConfig) -> None:
@@ -73,15 +72,8 @@ class Workers:
     def _uses_ray(self) -> bool:
         return use_ray(self._config.executor, self._config.device)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """End what was opened for the workers."""
         self._opened.close()
 
 

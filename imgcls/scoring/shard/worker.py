@@ -12,12 +12,12 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain
-from types import TracebackType
 from typing import Self, cast
 
 import pyarrow as pa
 
 from imgcls import errors
+from imgcls.closing import Closing
 from imgcls.config.choices import CpuHelpers, Precision
 from imgcls.errors import BundleError, ConfigError, ImgclsError
 from imgcls.image.decoders.pool import DecoderPool
@@ -99,7 +99,7 @@ class ShardSummary:
         return kind(self.error_message)
 
 
-class ShardWorker:
+class ShardWorker(Closing):
     """A model and a decoder pool, ready for shards of one run. Thread-safe: shards may overlap.
 
     With `make_remote`, what that makes decodes too, once the model was seen to starve.
@@ -247,17 +247,6 @@ class ShardWorker:
     def close(self) -> None:
         """End the decoders, and let go of the device."""
         self._opened.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def _from_all_over(planned: PlannedRows) -> list[GetRequest]:
