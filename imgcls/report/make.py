@@ -7,6 +7,7 @@ it.
 """
 
 import logging
+from collections.abc import Sequence
 from typing import Any, Final
 
 from imgcls.config.scoring import ReportConfig
@@ -56,7 +57,8 @@ def report(config: ReportConfig) -> dict[str, Any]:
         raise ConfigError(f"--last {config.last}: must be 1 or more")
     folder, manifest = max(wanted, key=lambda pair: pair[1].published_at)
     name = hashed_names() if config.names == "hashed" else plain_names
-    page = make_page(config.output, folder, manifest, name, config.last)
+    nights = [manifest for _, manifest in found]
+    page = make_page(config.output, folder, manifest, nights, name, config.last)
     return {"run_id": manifest.run_id, "page": page}
 
 
@@ -64,6 +66,7 @@ def make_page(
     output: str,
     folder: str,
     manifest: Manifest,
+    published: Sequence[Manifest],
     name: Name = plain_names,
     num_nights: int = NIGHTS_SHOWN,
 ) -> str:
@@ -73,6 +76,7 @@ def make_page(
         output: of the run.
         folder: where it is published.
         manifest: of the run.
+        published: those of all runs of the output.
         name: how names of objects, and carried values, are shown.
         num_nights: how many nights the small charts show, this one among them.
     """
@@ -83,7 +87,7 @@ def make_page(
     keys = {key_of(row) for rows in shown for row in rows.rows()}
     sections = sections_of(chosen, pictures_of(run, keys), name)
     write_counts(run, chosen)
-    nights = nights_before(output, manifest, num_nights)
+    nights = nights_before(output, published, manifest, num_nights)
     page = render_report(manifest, folder, chosen, sections, nights, report_of(run))
     for file, data in lists.files():
         put(run.page(file), data, is_private=True)
@@ -100,9 +104,10 @@ def make_missing_pages(output: str) -> str:
     latest = ""
     try:
         published = sorted(list_published(output), key=lambda pair: pair[1].published_at)
+        nights = [manifest for _, manifest in published]
         for folder, manifest in published[-_MENDED:]:
             page = Run(output, manifest.run_id).page(PAGE)
-            latest = page if exists(page) else make_page(output, folder, manifest)
+            latest = page if exists(page) else make_page(output, folder, manifest, nights)
     except Exception as error:  # noqa: BLE001 - for people: whatever it is, the night is there
         log.warning(
             "the page of the night was not made, the next start tries again: %s (by hand: "

@@ -8,15 +8,15 @@ import io
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from itertools import islice
 from typing import Any, Final
 
 import pyarrow.parquet as pq
 
 from imgcls.errors import ObjectMissingError, SourceError
-from imgcls.report.choose import Chosen, Key, Row
+from imgcls.report.choose import Chosen, Key, Row, key_of
 from imgcls.runs.commits import read_commits
-from imgcls.runs.published import Manifest, list_published
+from imgcls.runs.facts import read_facts
+from imgcls.runs.published import Manifest
 from imgcls.runs.run import Run
 from imgcls.storage.json_text import parse_object
 from imgcls.storage.objects import put, read
@@ -24,7 +24,6 @@ from imgcls.storage.uri import join
 
 _ROWS_AT_A_TIME: Final = 2048
 _WIDE: Final = ("probs", "embedding", "topk_label", "topk_prob")
-_THUMBNAIL: Final = "thumbnail"
 _KINDS: Final = ("status", "class", "decision")
 
 
@@ -47,22 +46,15 @@ def columns_of(folder: str, manifest: Manifest) -> list[str]:
 
 def pictures_of(run: Run, keys: Iterable[Key]) -> dict[Key, bytes]:
     """Return the thumbnails of these rows, JPEG, as far as the run has them."""
-    wanted, found = set(keys), {}
-    for commit in read_commits(run):
-        path = getattr(commit, "facts", "")
-        if not path or not wanted:
-            continue
+    wanted, found = set(keys), dict[Key, bytes]()
+    for commit in read_commits(run) if wanted else ():
         try:
-            file = pq.ParquetFile(io.BytesIO(read(run.file(path))))
+            facts = read_facts(run, commit)
         except ObjectMissingError:
             continue  # somebody removed them: a page without pictures
-        names = [n for n in ("uri", "member", "frame", _THUMBNAIL) if n in file.schema_arrow.names]
-        for batch in file.iter_batches(_ROWS_AT_A_TIME, columns=names):
-            for row in batch.to_pylist():
-                frame = row.get("frame")
-                key = (row["uri"], row.get("member") or "", -1 if frame is None else frame)
-                if row.get(_THUMBNAIL) and key in wanted:
-                    found[key] = row[_THUMBNAIL]
+        for row in facts.select(["uri", "member", "frame", "thumbnail"]).to_pylist():
+            if row["thumbnail"] and key_of(row) in wanted:
+                found[key_of(row)] = row["thumbnail"]
     return found
 
 
@@ -76,13 +68,15 @@ def write_counts(run: Run, chosen: Chosen) -> None:
     put(run.counts, json.dumps(counts, indent=1).encode())
 
 
-def nights_before(output: str, until: Manifest, most: int) -> list[dict[str, Counter[str]]]:
+def nights_before(
+    output: str, published: Iterable[Manifest], until: Manifest, most: int
+) -> list[dict[str, Counter[str]]]:
     """Return the counts of the published nights up to this one, this one last."""
-    manifests = (m for _, m in list_published(output) if m.published_at <= until.published_at)
+    manifests = (m for m in published if m.published_at <= until.published_at)
     ordered = sorted(manifests, key=lambda m: (m.published_at, m.run_id))
-    nights = [(m, _counts_of(Run(output, m.run_id))) for m in islice(reversed(ordered), most)]
     found = []
-    for manifest, counts in reversed(nights):
+    for manifest in ordered[-most:]:
+        counts = _counts_of(Run(output, manifest.run_id))
         counts = counts or {"status": manifest.status_counts}
         found.append({name: Counter(counts.get(name, {})) for name in _KINDS})
     return found

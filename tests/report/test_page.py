@@ -150,7 +150,7 @@ def test_a_night_resumed_shows_the_same_sample(tmp_path: Path) -> None:
     for name in ("a", "b"):
         output = str(tmp_path / name)
         folder, manifest = publish_night(output, rows(600))
-        text = Path(make_page(output, folder, manifest)).read_text()
+        text = Path(make_page(output, folder, manifest, [manifest])).read_text()
         pages.append(hashlib.sha256(text.replace(output, "").encode()).hexdigest())
     assert pages[0] == pages[1]
 
