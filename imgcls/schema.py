@@ -157,17 +157,20 @@ def prediction_schema(
     return pa.schema([*fields, *carried])
 
 
+# Rows with every column that they may have by themselves.
+WIDEST_SCHEMA = prediction_schema(
+    multi_label=True,
+    is_calibrated=True,
+    has_operating_point=True,
+    write_probs=True,
+    write_embedding=True,
+    has_places=True,
+    has_members=True,
+)
 # Every name that a column of rows or of plans may have by itself.
 ROW_COLUMNS = frozenset(
     {
-        *prediction_schema(
-            multi_label=True,
-            is_calibrated=True,
-            has_operating_point=True,
-            write_probs=True,
-            write_embedding=True,
-            has_places=True,
-        ).names,
+        *WIDEST_SCHEMA.names,
         *PLAN_SCHEMA.names,
         *(field.name for field in (*_OF_CONTAINERS, FAILED_BEFORE_FIELD)),
     }
