@@ -1,6 +1,6 @@
 """The flags of the commands on trained models."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from imgcls.config.choices import Device, MatchBy, Precision
@@ -9,7 +9,34 @@ from imgcls.config.source_options import ListingOptions
 
 
 @dataclass(frozen=True)
-class EvaluateConfig(ListingOptions):
+class MeasureOptions(ListingOptions):
+    """How a model is run on labelled images, and by what its numbers are told apart.
+
+    Keywords only, so that required flags may follow them.
+    """
+
+    slice_by: str = field(default="", kw_only=True)
+    """What to report the metrics by, by a key as for train, such as the column scanner."""
+    group: str = field(default="", kw_only=True)
+    """What belongs together, a patient or a lot, by a key as for train: intervals are drawn over
+    these. Default that of the training, or the column group of the labels.
+    """
+    label: str = field(default="", kw_only=True)
+    """Where the class of an image is, by a key as for train; default that of the training, or the
+    column label.
+    """
+    batch_size: int = field(default=0, kw_only=True)
+    """Images per forward pass; 0 takes what suits the device."""
+    device: Device = field(default="auto", kw_only=True)
+    """Where the model runs."""
+    precision: Precision = field(default="auto", kw_only=True)
+    """Arithmetic of the network, as for score; the result says which one it was."""
+    num_decoders: int = field(default=0, kw_only=True)
+    """Decoder processes; 0 takes the cores of this machine."""
+
+
+@dataclass(frozen=True)
+class EvaluateConfig(MeasureOptions):
     """Measure a model on labelled images, or published predictions against labels."""
 
     model: Uri = ""
@@ -30,28 +57,10 @@ class EvaluateConfig(ListingOptions):
     """
     run_id: str = ""
     """Only this run's predictions."""
-    slice_by: str = ""
-    """What to report the metrics by, by a key as for train, such as the column scanner."""
-    group: str = ""
-    """What belongs together, a patient or a lot, by a key as for train: intervals are drawn over
-    these. Default that of the training, or the column group of the labels.
-    """
-    label: str = ""
-    """Where the class of an image is, by a key as for train; default that of the training, or the
-    column label.
-    """
-    batch_size: int = 0
-    """Images per forward pass; 0 takes what suits the device."""
-    device: Device = "auto"
-    """Where the model runs."""
-    precision: Precision = "auto"
-    """Arithmetic of the network, as for score; the result says which one it was."""
-    num_decoders: int = 0
-    """Decoder processes; 0 takes the cores of this machine."""
 
 
 @dataclass(frozen=True)
-class CalibrateConfig(ListingOptions):
+class CalibrateConfig(MeasureOptions):
     """Fit the thresholds and the temperature of a model on labelled data of your own site."""
 
     model: Uri
@@ -70,24 +79,6 @@ class CalibrateConfig(ListingOptions):
     """Where the new version goes; default that of --model."""
     name: str = ""
     """Name of the model that gets the new version; default that of --model."""
-    slice_by: str = ""
-    """What to report the metrics by, by a key as for train, such as the column scanner."""
-    group: str = ""
-    """What belongs together, a patient or a lot, by a key as for train: intervals are drawn over
-    these. Default that of the training, or the column group of DATA.
-    """
-    label: str = ""
-    """Where the class of an image is, by a key as for train; default that of the training, or the
-    column label.
-    """
-    batch_size: int = 0
-    """Images per forward pass; 0 takes what suits the device."""
-    device: Device = "auto"
-    """Where the model runs."""
-    precision: Precision = "auto"
-    """Arithmetic of the network, as for score."""
-    num_decoders: int = 0
-    """Decoder processes; 0 takes the cores of this machine."""
 
 
 @dataclass(frozen=True)
