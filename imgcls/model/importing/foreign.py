@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from imgcls.image.spec import PreprocessSpec
 
@@ -21,6 +22,17 @@ from imgcls.image.spec import PreprocessSpec
 Prepare = Callable[[npt.NDArray[np.uint8]], Tensor]
 # float32 [B,C,H,W] -> logits float32 [B,K], in the foreign runtime
 Run = Callable[[Tensor], Tensor]
+
+
+def run_by_torch(model: nn.Module) -> Run:
+    """Return what runs a foreign module as its own library does."""
+
+    def run(x_BCHW: Tensor) -> Tensor:
+        with torch.inference_mode():
+            logits_BK: Tensor = model(x_BCHW)
+        return logits_BK.float()
+
+    return run
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,11 +12,10 @@ from typing import Any, Final
 
 import numpy as np
 import torch
-from torch import nn
 
 from imgcls.errors import ConfigError, ObjectMissingError
 from imgcls.image.spec import PreprocessSpec
-from imgcls.model.importing.foreign import Foreign, Prepare, with_version
+from imgcls.model.importing.foreign import Foreign, Prepare, run_by_torch, with_version
 from imgcls.model.importing.preprocessing import processor_spec
 from imgcls.model.networks import transformers_archs
 from imgcls.model.pretrained import read_folder_config, read_weights_file
@@ -58,7 +57,7 @@ def read_folder(folder: Path, *, class_names: Sequence[str], is_backbone: bool) 
         num_outputs=width,
         preprocess_spec=spec,
         state_dict=dict(model.state_dict()),
-        run=_runner(model),
+        run=run_by_torch(model),
         runtime=f"{config['architectures'][0]} of {with_version('transformers')}",
         prepare=_processor(processor, spec),
         preprocessing=f"{processor.get('image_processor_type')} of {with_version('transformers')}",
@@ -114,15 +113,6 @@ def _processor(config: Mapping[str, Any], spec: PreprocessSpec) -> Prepare:
         return x_CHW
 
     return prepare
-
-
-def _runner(model: nn.Module) -> Any:  # noqa: ANN401  (a function)
-    def run(x_BCHW: torch.Tensor) -> torch.Tensor:
-        with torch.inference_mode():
-            logits_BK: torch.Tensor = model(x_BCHW)
-        return logits_BK.float()
-
-    return run
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from imgcls.errors import ConfigError
-from imgcls.model.importing.foreign import Foreign, Prepare, with_version
+from imgcls.model.importing.foreign import Foreign, Prepare, run_by_torch, with_version
 from imgcls.model.importing.preprocessing import timm_spec
 from imgcls.model.networks import timm_archs
 from imgcls.model.pretrained import read_folder_config
@@ -141,7 +141,7 @@ def to_foreign(
         preprocess_spec=spec,
         state_dict={name: tensor.float() if tensor.is_floating_point() else tensor
                     for name, tensor in model.state_dict().items()},
-        run=_runner(model),
+        run=run_by_torch(model),
         runtime=with_version("timm"),
         prepare=_transform(data),
         preprocessing=f"create_transform of {with_version('timm')}",
@@ -183,15 +183,6 @@ def _load(
         # type: timm's models have it.
         model.reset_classifier(0)  # type: ignore[operator]
     return model
-
-
-def _runner(model: nn.Module) -> Any:  # noqa: ANN401  (a function)
-    def run(x_BCHW: torch.Tensor) -> torch.Tensor:
-        with torch.inference_mode():
-            logits_BK: torch.Tensor = model(x_BCHW)
-        return logits_BK.float()
-
-    return run
 
 
 def _transform(data: Mapping[str, Any]) -> Prepare:
