@@ -6,7 +6,7 @@ container. What cannot be read of it is known when it is listed, and said by its
 """
 
 from dataclasses import dataclass
-from typing import Final, Literal, get_args
+from typing import Final, Literal
 
 from imgcls.errors import (
     CorruptImageError,
@@ -25,7 +25,6 @@ Method = Literal["stored", "deflate", "inner", "stream", "row"]
 """How the bytes of a member lie: as they are; deflated; in a zip that is itself a deflated member;
 in a compressed tar, by their number; in a row of a Parquet file, by its number."""
 
-METHODS: Final = get_args(Method)
 # What one member may be: more is refused by name rather than held in memory.
 MAX_MEMBER_BYTES: Final = 256 << 20
 # What a zip inside a zip may be: it is inflated whole to read a member of it.
