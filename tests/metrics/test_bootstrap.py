@@ -9,27 +9,14 @@ from imgcls.data.class_names import ClassNames
 from imgcls.metrics.bootstrap import draw_weights, number_units
 from imgcls.metrics.measures import Labelled, one_hot
 from imgcls.metrics.operating_point import measure_point, operating_point
-from imgcls.metrics.quality import measure_quality, measure_slices
+from imgcls.metrics.quality import measure_slices
+from tests.metrics.labelled import measure_one
 
 _ABC = ClassNames(("a", "b", "c"))
 
 
-def _one(
-    label_B: np.ndarray,
-    pred_B: np.ndarray,
-    names: ClassNames,
-    probs_BK: np.ndarray | None = None,
-    units: list[str] | None = None,
-    **bootstrap: int,
-) -> dict[str, Any]:
-    """Measure images of one label each."""
-    sets = (one_hot(label_B, len(names)), one_hot(pred_B, len(names)))
-    data = Labelled(*sets, names, multi_label=False, probs_BK=probs_BK)
-    return measure_quality(data, units, **bootstrap)
-
-
 def _intervals(*given: Any, **bootstrap: Any) -> dict[str, Any]:
-    intervals: dict[str, Any] = _one(*given, **bootstrap)["intervals"]
+    intervals: dict[str, Any] = measure_one(*given, **bootstrap)["intervals"]
     return intervals
 
 
@@ -45,7 +32,7 @@ def _predictions(num_images: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray
 
 def test_interval_holds_the_metric_and_survives_json() -> None:
     label_B, pred_B, probs_BK = _predictions(300)
-    metrics = _one(label_B, pred_B, _ABC, probs_BK)
+    metrics = measure_one(label_B, pred_B, _ABC, probs_BK)
     intervals = _intervals(label_B, pred_B, _ABC, probs_BK, num_resamples=300)
     json.dumps(intervals, allow_nan=False)
     names = ["accuracy", "balanced_accuracy", "macro_f1", "weighted_f1", "top3_accuracy", "brier"]
@@ -80,7 +67,7 @@ def test_a_draw_equals_scikit_learn_on_the_repeated_images() -> None:
     label_B, pred_B, probs_BK = _predictions(60)
     [weight_B] = draw_weights(number_units(60, None), 1, seed=4)
     again = np.repeat(np.arange(60), weight_B.astype(int))
-    expected = _one(label_B[again], pred_B[again], _ABC, probs_BK[again])
+    expected = measure_one(label_B[again], pred_B[again], _ABC, probs_BK[again])
     drawn = _intervals(label_B, pred_B, _ABC, probs_BK, num_resamples=1, seed=4)
     for name in ("accuracy", "balanced_accuracy", "macro_f1", "weighted_f1", "ece", "brier"):
         assert drawn[name] == pytest.approx([expected[name]] * 2)

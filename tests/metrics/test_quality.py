@@ -24,22 +24,9 @@ from imgcls.metrics.quality import (
     measure_slices,
     reliability_bins,
 )
+from tests.metrics.labelled import measure_one
 
 _ABC = ClassNames(("a", "b", "c"))
-
-
-def _one(
-    label_B: np.ndarray,
-    pred_B: np.ndarray,
-    names: ClassNames,
-    probs_BK: np.ndarray | None = None,
-    units: list[str] | None = None,
-    **bootstrap: int,
-) -> dict[str, Any]:
-    """Measure images of one label each."""
-    sets = (one_hot(label_B, len(names)), one_hot(pred_B, len(names)))
-    data = Labelled(*sets, names, multi_label=False, probs_BK=probs_BK)
-    return measure_quality(data, units, **bootstrap)
 
 
 def _several(
@@ -59,7 +46,7 @@ def _several(
 
 def test_known_small_case() -> None:
     label_B, pred_B = np.array([0, 0, 1, 1]), np.array([0, 1, 1, 1])
-    metrics = _one(label_B, pred_B, ClassNames(("a", "b")))
+    metrics = measure_one(label_B, pred_B, ClassNames(("a", "b")))
     assert metrics["accuracy"] == 0.75
     assert metrics["confusion_matrix"] == [[1, 1], [0, 2]]
     assert metrics["per_class"]["a"] == {
@@ -76,7 +63,7 @@ def test_known_small_case() -> None:
 def test_agrees_with_scikit_learn_on_random_predictions() -> None:
     rng = np.random.default_rng(0)
     label_B, pred_B = rng.integers(0, 3, 200), rng.integers(0, 3, 200)
-    metrics = _one(label_B, pred_B, _ABC)
+    metrics = measure_one(label_B, pred_B, _ABC)
     assert metrics["balanced_accuracy"] == pytest.approx(balanced_accuracy_score(label_B, pred_B))
     assert metrics["macro_f1"] == pytest.approx(f1_score(label_B, pred_B, average="macro"))
     assert metrics["weighted_f1"] == pytest.approx(f1_score(label_B, pred_B, average="weighted"))
@@ -84,7 +71,7 @@ def test_agrees_with_scikit_learn_on_random_predictions() -> None:
 
 def test_undefined_numbers_are_null_with_a_reason_and_survive_json() -> None:
     probs_BK = np.array([[0.8, 0.1, 0.1], [0.3, 0.6, 0.1]], dtype=np.float32)
-    metrics = _one(np.array([0, 1]), np.array([0, 1]), _ABC, probs_BK)
+    metrics = measure_one(np.array([0, 1]), np.array([0, 1]), _ABC, probs_BK)
     json.dumps(metrics, allow_nan=False)
     assert metrics["per_class"]["c"] == {
         "precision": None,
@@ -101,17 +88,17 @@ def test_undefined_numbers_are_null_with_a_reason_and_survive_json() -> None:
 
 def test_only_one_class_in_the_data() -> None:
     probs_BK = np.array([[0.9, 0.1]])
-    metrics = _one(np.array([0]), np.array([0]), ClassNames(("a", "b")), probs_BK)
+    metrics = measure_one(np.array([0]), np.array([0]), ClassNames(("a", "b")), probs_BK)
     assert metrics["auroc_macro"] is None
     assert "every image shows it" in metrics["undefined"]["a"]
 
 
 def test_probability_metrics_of_perfect_and_of_wrong_predictions() -> None:
     label_B = np.array([0, 1, 2, 0])
-    perfect = _one(label_B, label_B, _ABC, np.eye(3)[label_B])
+    perfect = measure_one(label_B, label_B, _ABC, np.eye(3)[label_B])
     assert (perfect["ece"], perfect["brier"], perfect["auroc_macro"]) == (0.0, 0.0, 1.0)
     wrong_B = (label_B + 1) % 3
-    wrong = _one(label_B, wrong_B, _ABC, np.eye(3)[wrong_B])
+    wrong = measure_one(label_B, wrong_B, _ABC, np.eye(3)[wrong_B])
     assert (wrong["ece"], wrong["brier"]) == (1.0, 2.0)
     assert wrong["top3_accuracy"] == 1.0
 
@@ -119,7 +106,7 @@ def test_probability_metrics_of_perfect_and_of_wrong_predictions() -> None:
 def test_top5_counts_the_label_among_the_five_best() -> None:
     names = ClassNames(tuple("abcdefg"))
     probs_BK = np.array([[0.3, 0.2, 0.15, 0.13, 0.12, 0.06, 0.04]] * 2)
-    metrics = _one(np.array([4, 5]), np.array([0, 0]), names, probs_BK)
+    metrics = measure_one(np.array([4, 5]), np.array([0, 0]), names, probs_BK)
     assert metrics["top5_accuracy"] == 0.5
 
 
@@ -249,7 +236,7 @@ def test_one_label_is_the_case_of_sets_of_one() -> None:
     """The same images, measured as one label each and as sets: what both have is the same."""
     rng = np.random.default_rng(3)
     label_B, pred_B = rng.integers(0, 3, 120), rng.integers(0, 3, 120)
-    one = _one(label_B, pred_B, _ABC)
+    one = measure_one(label_B, pred_B, _ABC)
     several = _several(one_hot(label_B, 3), None, predicted_BK=one_hot(pred_B, 3))
     assert one["per_class"] == several["per_class"]
     assert one["intervals"]["per_class"] == several["intervals"]["per_class"]
@@ -264,7 +251,7 @@ def test_probability_metrics_are_those_of_scikit_learn() -> None:
     rng = np.random.default_rng(0)
     label_B = rng.integers(0, 3, 200)
     probs_BK = rng.dirichlet(np.ones(3), 200).astype(np.float32)
-    metrics = _one(label_B, probs_BK.argmax(axis=1), _ABC, probs_BK, num_resamples=2)
+    metrics = measure_one(label_B, probs_BK.argmax(axis=1), _ABC, probs_BK, num_resamples=2)
     target_BK = np.eye(3)[label_B]
     assert metrics["auroc_macro"] == pytest.approx(roc_auc_score(target_BK, probs_BK))
     assert metrics["average_precision_macro"] == pytest.approx(
