@@ -44,7 +44,7 @@ def make_files() -> dict[str, bytes]:
     files = {}
     for number, (height, width) in enumerate(_SIZES_PX):
         kind = _KINDS[number % len(_KINDS)]
-        data = _encode(_picture(number, height, width), kind)
+        data = _encode(draw_picture(number, height, width), kind)
         if data:
             files[f"{number:02d}.{kind}"] = data
     return files
@@ -102,7 +102,7 @@ def _encode_dicom(deep_HW: npt.NDArray[np.uint16]) -> bytes:
     return encoded.getvalue()
 
 
-def _picture(seed: int, height: int, width: int) -> npt.NDArray[np.uint8]:
+def draw_picture(seed: int, height: int, width: int) -> npt.NDArray[np.uint8]:
     """Return uint8 [H,W,3]: waves, discs, bars and a little noise."""
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[0:height, 0:width].astype(np.float32)
