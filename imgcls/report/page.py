@@ -27,8 +27,10 @@ from imgcls.schema import ROW_COLUMNS, Status
 _THUMBNAIL_PX: Final = 160
 _PLACE: Final = ("x_px", "y_px", "w_px", "h_px")
 _MAX_TABLE_LINES: Final = 40
-_FIRST: Final = ("uri", "member", "frame", "decision", "class_name", "labels", "calibrated_prob",
-                 "confidence", *_PLACE, "status", "error")  # fmt: skip
+_FIRST: Final = (
+    *("uri", "member", "frame", "decision", "threshold_id", "calibrated_prob", "class_name"),
+    *("labels", "confidence", *_PLACE, "status", "error"),
+)
 _CSV_IN_MEMORY: Final = 4 << 20
 
 Name = Callable[[str], str]
@@ -129,7 +131,8 @@ def sections_of(chosen: Chosen, pictures: dict[Key, bytes], name: Name) -> list[
     lists: list[tuple[str, str, str, Shown]] = []
     if chosen.by_decision:
         lists += [
-            ("positive", "Positive", "The model's operating point says so; the surest first.",
+            ("positive", "Positive",
+             "The probability reaches the threshold of the class; the surest first.",
              chosen.positive),
             ("review", "To review", "Too close to the threshold to decide; most probable first.",
              chosen.review),
@@ -144,16 +147,14 @@ def sections_of(chosen: Chosen, pictures: dict[Key, bytes], name: Name) -> list[
     ]  # fmt: skip
     sections = []
     for key, title, remark, shown in lists:
-        # Under "Positive" a card says of which class; that it is positive is the title's to say.
-        said = "" if key in ("positive", "review") else "decision"
-        cards = [_card(row, pictures.get(key_of(row)), name, said) for row in shown.rows()]
+        cards = [_card(row, pictures.get(key_of(row)), name) for row in shown.rows()]
         # A sample is not a list that continues behind what is shown.
         num_all = len(cards) if key == "sample" else shown.num_all
         sections.append(Section(key, title, remark, num_all, cards))
     return sections
 
 
-def _card(row: Row, picture: bytes | None, name: Name, said: str) -> Card:
+def _card(row: Row, picture: bytes | None, name: Name) -> Card:
     width, height = row["width_px"] or 0, row["height_px"] or 0
     shrink = _THUMBNAIL_PX / max(width, height, 1)
     folder, _, last = row["uri"].rpartition("/")
@@ -161,6 +162,8 @@ def _card(row: Row, picture: bytes | None, name: Name, said: str) -> Card:
     frame = row.get("frame")
     facts = [f"{width} x {height}" if width else "", row.get("format") or ""]
     facts.append("" if frame is None else f"frame {frame}")
+    # The most probable class, which a low threshold need not ask for.
+    facts.append(f"most probable: {_top(row)}" if row.get("decision") else "")
     place = tuple(row.get(key) for key in _PLACE)
     decision = row.get("decision")
     is_ok = row["status"] == Status.OK
@@ -172,7 +175,7 @@ def _card(row: Row, picture: bytes | None, name: Name, said: str) -> Card:
         picture_px=(max(1, round(width * shrink)), max(1, round(height * shrink))),
         size_px=(width, height),
         box=None if None in place else place,  # type: ignore[arg-type]
-        answer=_answer(row, said) if is_ok else row["status"].replace("_", " "),
+        answer=_answer(row) if is_ok else row["status"].replace("_", " "),
         probability=probability_of(row) if is_ok else None,
         reason=row["error"] or "",
         facts=" · ".join(filter(None, facts)),
@@ -184,18 +187,24 @@ def _card(row: Row, picture: bytes | None, name: Name, said: str) -> Card:
     )  # fmt: skip
 
 
-def _answer(row: Row, said: str) -> str:
+def _answer(row: Row) -> str:
+    """Say what the probability beside it is of: of a decision, the class that it is about."""
+    if row.get("decision"):
+        about = row["threshold_id"].rpartition(":")[0] or row["threshold_id"]
+        return f"{row['decision']}: {about}"
+    return _top(row)
+
+
+def _top(row: Row) -> str:
     labels = row.get("labels")
-    answer = row["class_name"] if labels is None else ", ".join(labels) or "no class"
-    decision = row.get(said)
-    return f"{decision}: {answer}" if decision else str(answer)
+    return str(row["class_name"]) if labels is None else ", ".join(labels) or "no class"
 
 
 def tables_of(chosen: Chosen, nights: list[dict[str, Counter[str]]]) -> list[Table]:
     """Return the counts of the night, each with those of the nights before."""
     kinds = [
         ("decision", "By decision", "decision", chosen.by_decision),
-        ("class", "By class", "class", chosen.by_class),
+        ("class", "By most probable class", "class", chosen.by_class),
         ("status", "By status", "status", chosen.by_status),
     ]
     tables = []

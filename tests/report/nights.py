@@ -42,7 +42,7 @@ def row_of(number: int, **changes: Any) -> dict[str, Any]:
         "label": 1, "class_name": KINDS[1 + number % 3] if is_bad else "ok",
         "confidence": probability, "calibrated_prob": probability,
         "decision": "positive" if is_bad else "review" if is_close else "negative",
-        "threshold_id": "scratch", "topk_label": [1], "topk_prob": [probability],
+        "threshold_id": "defect:recall>=0.9", "topk_label": [1], "topk_prob": [probability],
         "model": "s3://models/strips@production", "model_digest": "b1c2" * 16,
         "spec_digest": "d3e4" * 16, "run_id": "", "scored_at": START,
     }  # fmt: skip

@@ -155,6 +155,22 @@ def test_a_night_resumed_shows_the_same_sample(tmp_path: Path) -> None:
     assert pages[0] == pages[1]
 
 
+def test_a_decision_names_the_class_that_its_probability_is_of(tmp_path: Path) -> None:
+    output = str(tmp_path)
+    # A low threshold: positive, though another class is more probable.
+    rare = row_of(1, decision="positive", calibrated_prob=0.31, class_name="ok", confidence=0.69)
+    fine = row_of(2, decision="negative", calibrated_prob=0.04, class_name="ok", confidence=0.96)
+    publish_night(output, [rare, fine])
+    with opened(report(ReportConfig(output))["page"]) as shown:
+        card = shown.page.inner_text("#positive-list li")
+        sample = shown.page.inner_text("#sample-list")
+    assert "positive: defect" in card
+    assert "0.310" in card
+    assert "most probable: ok" in card
+    assert "negative: defect" in sample
+    assert "0.040" in sample
+
+
 def test_without_a_threshold_the_least_sure_come_first(tmp_path: Path) -> None:
     output = str(tmp_path)
     night = [row | {"decision": None} for row in rows(200)]
