@@ -31,7 +31,7 @@ from imgcls.report.read import (
 )
 from imgcls.runs.published import Manifest, list_published
 from imgcls.runs.run import Run
-from imgcls.storage.objects import exists, put
+from imgcls.storage.objects import delete, exists, list_objects, put
 
 PAGE: Final = "report.html"
 NIGHTS_SHOWN: Final = 14
@@ -93,7 +93,18 @@ def make_page(
         put(run.page(file), data, is_private=True)
     # Last: where it is, all is.
     put(run.page(PAGE), page.encode(), is_private=True)
+    # Rollback marks first and deletes then: whichever of us is second sees the other.
+    if run.is_rolled_back():
+        remove_pages(run)
+        raise ConfigError(f"run {run.run_id} was rolled back while its page was made")
+    log.info("the page of the run, for people: %s", run.page(PAGE))
     return run.page(PAGE)
+
+
+def remove_pages(run: Run) -> None:
+    """Take the pages of a run away, as what they show is taken back."""
+    for info in list_objects(run.pages):
+        delete(info.uri)
 
 
 def make_missing_pages(output: str) -> str:

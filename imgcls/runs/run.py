@@ -114,9 +114,14 @@ class Run:
         """The log of one start of the run."""
         return self.file(f"logs/{start}.log")
 
+    @property
+    def pages(self) -> str:
+        """The folder of pages for people, which hold pictures."""
+        return self.file("pages")
+
     def page(self, name: str) -> str:
         """A page for people."""
-        return self.file(f"pages/{name}")
+        return join(self.pages, name)
 
     def picture(self, name: str) -> str:
         """A picture for people."""

@@ -27,7 +27,7 @@ WITH_NAME |= {"picture": "000000.webp"}
 
 def files_of(run: Run) -> dict[str, str]:
     """Return a place for every kind of file that a run has, by the name of the kind."""
-    fields = ("output", "run_id", "uri", "commits", "facts")
+    fields = ("output", "run_id", "uri", "commits", "facts", "pages")
     found = {name: uri for name, uri in getmembers(run) if isinstance(uri, str)}
     found = {n: uri for n, uri in found.items() if n not in fields and not n.startswith("_")}
     found |= {name: getattr(run, name)(value) for name, value in WITH_NAME.items()}

@@ -15,6 +15,7 @@ from typing import Any
 from imgcls.config.choices import check_name
 from imgcls.config.scoring import GcConfig, RollbackConfig
 from imgcls.errors import ConfigError, ObjectExistsError, SourceError
+from imgcls.report.make import remove_pages
 from imgcls.runs.plan import Plan, read_plan
 from imgcls.runs.published import MANIFEST, read_manifest
 from imgcls.runs.run import Run, runs_folder
@@ -67,6 +68,7 @@ def rollback(config: RollbackConfig) -> dict[str, Any]:
     # Pictures of images that nobody is to see any more.
     for info in list_objects(run.facts):
         delete(info.uri)
+    remove_pages(run)
     return {
         "run_id": config.run_id,
         "output": folder,

@@ -14,6 +14,7 @@ from imgcls.config.scoring import (
 from imgcls.demo.embedded_s3 import EmbeddedS3
 from imgcls.errors import ConfigError
 from imgcls.nightly import nightly
+from imgcls.report import make
 from imgcls.runs.published import list_published
 from imgcls.scoring.driver import score
 from imgcls.scoring.publishing import publish as publishing
@@ -35,6 +36,31 @@ def test_rolled_back_night_is_gone_for_readers_and_for_the_ledger(night: Nightly
     assert (again["run_id"], again["rows"]) == ("nightly-2026-11-22-2", 70)
     with pytest.raises(ConfigError, match="rolled back"):
         score(ScoreConfig(night.source, night.model, night.output, run_id="nightly-2026-11-22"))
+
+
+def test_rollback_takes_the_pictures_of_a_night_with_it(night: NightlyConfig) -> None:
+    page = nightly(night)["page"]
+    assert Path(page).exists()
+    rollback(RollbackConfig(night.output, "nightly-2026-11-22"))
+    left = [info.uri for info in list_objects(night.output)]
+    assert not any("/pages/" in uri or "/facts/" in uri for uri in left)
+
+
+def test_a_page_that_is_made_while_its_night_is_rolled_back_does_not_stay(
+    night: NightlyConfig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    real = make.put
+
+    def roll_back_before_page(uri: str, data: bytes, **values: Any) -> str:
+        if uri.endswith("report.html"):
+            rollback(RollbackConfig(night.output, "nightly-2026-11-22"))
+        return real(uri, data, **values)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(make, "put", roll_back_before_page)
+        assert nightly(night)["page"] == ""
+    assert "rolled back while its page was made" in caplog.text
+    assert not any("/pages/" in info.uri for info in list_objects(night.output))
 
 
 def test_rollback_while_a_twin_publishes_leaves_nothing_visible(
