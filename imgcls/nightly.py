@@ -1,4 +1,4 @@
-"""A night: lease -> plan the difference -> score -> publish -> verify -> report.
+"""A night: lease -> plan the difference -> score -> publish -> verify -> what comes after.
 
 In: a NightlyConfig. Out: the night's result as plain values. Invariant: under the lease, an image
 of one (uri, etag) is published once per model and decode spec, however often the night is started
@@ -10,12 +10,12 @@ import time
 from typing import Any
 
 from imgcls.config.scoring import NightlyConfig, VerifyConfig
-from imgcls.report.make import make_missing_pages
 from imgcls.scoring.driver import finish_run, resolve_model, write_run_plan
 from imgcls.scoring.executors.executor import Workers
 from imgcls.scoring.next_night import DIFFERENCE, unfinished_or_next
 from imgcls.scoring.planning.checks import check_config
 from imgcls.scoring.planning.difference import stage_difference
+from imgcls.scoring.publishing.after_night import after_night
 from imgcls.scoring.publishing.lease import Lease
 from imgcls.scoring.publishing.verify import verify
 from imgcls.scoring.reporting.run_log import RunLog
@@ -37,32 +37,35 @@ def nightly(config: NightlyConfig) -> dict[str, Any]:
     # The lease is the first thing that rests on it.
     require_conditional_writes(config.output)
     with RunLog() as run_log, Lease(config.output, name) as lease, Workers(config) as workers:
-        model = resolve_model(config.model)
-        plan, run = unfinished_or_next(config, model, workers.abilities)
-        again: dict[str, Any] = {}
-        if plan is None:
-            with stage_difference(config, model, workers.abilities) as found:
-                staging, counts, again = found.staging, found.counts, found.again()
-                if staging.count() == 0:
-                    log.info("nothing new: %s", counts)
-                    again |= found.skipped() | {"page": make_missing_pages(config.output)}
-                    return _nothing_new(config, counts, time.monotonic() - start_s) | again
-                plan = write_run_plan(config, run, model, staging, counts, workers.count())
-        result = finish_run(config, plan, workers, run_log, before_manifest=lease.renew)
-        verify(VerifyConfig(config.output, plan.run_id))
-        result["page"] = make_missing_pages(config.output)
+        result = _publish_what_is_new(config, workers, run_log, lease)
+        result |= after_night(config)
+    return result | {"elapsed_s": round(time.monotonic() - start_s, 3)}
+
+
+def _publish_what_is_new(
+    config: NightlyConfig, workers: Workers, run_log: RunLog, lease: Lease
+) -> dict[str, Any]:
+    model = resolve_model(config.model)
+    plan, run = unfinished_or_next(config, model, workers.abilities)
+    again: dict[str, Any] = {}
+    if plan is None:
+        with stage_difference(config, model, workers.abilities) as found:
+            staging, counts, again = found.staging, found.counts, found.again()
+            if staging.count() == 0:
+                log.info("nothing new: %s", counts)
+                return _nothing_new(config, counts) | again | found.skipped()
+            plan = write_run_plan(config, run, model, staging, counts, workers.count())
+    result = finish_run(config, plan, workers, run_log, before_manifest=lease.renew)
+    verify(VerifyConfig(config.output, plan.run_id))
     difference = {name: plan.counts[name] for name in DIFFERENCE}
-    elapsed_s = round(time.monotonic() - start_s, 3)
-    result |= again
-    return result | {"difference": difference, "verified": True, "elapsed_s": elapsed_s}
+    return result | again | {"difference": difference, "verified": True}
 
 
-def _nothing_new(config: NightlyConfig, counts: dict[str, int], elapsed_s: float) -> dict[str, Any]:
+def _nothing_new(config: NightlyConfig, counts: dict[str, int]) -> dict[str, Any]:
     return {
         "run_id": None,
         "output": config.output,
         "rows": 0,
         "rows_ok": 0,
         "difference": counts,
-        "elapsed_s": round(elapsed_s, 3),
     }

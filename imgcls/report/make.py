@@ -107,23 +107,15 @@ def remove_pages(run: Run) -> None:
         delete(info.uri)
 
 
-def make_missing_pages(output: str) -> str:
+def make_missing_pages(output: str, published: Sequence[tuple[str, Manifest]]) -> str:
     """Make the pages of the latest nights that have none; return the latest page, "" for none.
 
-    Best effort: whatever fails is a line in the log, and the next start tries again.
+    Args:
+        output: of the runs.
+        published: folder and manifest of each, the latest last.
     """
-    latest = ""
-    try:
-        published = sorted(list_published(output), key=lambda pair: pair[1].published_at)
-        nights = [manifest for _, manifest in published]
-        for folder, manifest in published[-_MENDED:]:
-            page = Run(output, manifest.run_id).page(PAGE)
-            latest = page if exists(page) else make_page(output, folder, manifest, nights)
-    except Exception as error:  # noqa: BLE001 - for people: whatever it is, the night is there
-        log.warning(
-            "the page of the night was not made, the next start tries again: %s (by hand: "
-            "imgcls report --output %s)",
-            error,
-            output,
-        )
+    nights, latest = [manifest for _, manifest in published], ""
+    for folder, manifest in published[-_MENDED:]:
+        page = Run(output, manifest.run_id).page(PAGE)
+        latest = page if exists(page) else make_page(output, folder, manifest, nights)
     return latest

@@ -19,7 +19,6 @@ from imgcls.errors import ConfigError, DeviceFailedError, ShardFailedError, Stor
 from imgcls.logs import Progress
 from imgcls.model.bundle import read_bundle, read_facts
 from imgcls.model.bundle_files import refuse_backbone
-from imgcls.report.make import make_missing_pages
 from imgcls.runs.commits import read_commits
 from imgcls.runs.plan import Plan, Shard, read_plan
 from imgcls.runs.published import read_manifest
@@ -32,6 +31,7 @@ from imgcls.scoring.planning.plan import write_plan
 from imgcls.scoring.planning.planned_model import PlannedModel, check_has_int8, name_model
 from imgcls.scoring.planning.shard_sizes import shard_sizes
 from imgcls.scoring.planning.staging import Staging, stage
+from imgcls.scoring.publishing.after_night import after_night
 from imgcls.scoring.publishing.publish import publish
 from imgcls.scoring.publishing.retention import refuse_rolled_back
 from imgcls.scoring.reporting.best_effort import last_word_within_s
@@ -67,7 +67,7 @@ def score(config: ScoreConfig) -> dict[str, Any]:
         # Of a plan that is resumed, perhaps one of an earlier version, nobody has asked yet.
         require_conditional_writes(config.output)
         result = finish_run(config, plan, workers, run_log)
-        result["page"] = make_missing_pages(config.output)
+        result |= after_night(config)
     return result | {"elapsed_s": round(time.monotonic() - start_s, 3)}
 
 

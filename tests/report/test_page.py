@@ -11,7 +11,7 @@ import pytest
 
 from imgcls.config.scoring import ReportConfig
 from imgcls.inert import from_csv
-from imgcls.report.make import make_missing_pages, make_page, report
+from imgcls.report.make import make_page, report
 from imgcls.runs.run import Run
 from tests.report.browser import opened
 from tests.report.nights import publish_night, row_of
@@ -195,22 +195,6 @@ def test_trends_show_the_nights_before(tmp_path: Path) -> None:
         assert words.startswith("last nights: ")
         assert len(words.split(",")) == 4
         assert "last 4 runs" in shown.page.inner_text("#numbers")
-
-
-def test_a_page_that_cannot_be_made_harms_nothing_and_is_made_later(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    output = str(tmp_path)
-    publish_night(output, rows(50))
-    run = Run(output, "nightly-2026-11-24")
-    Path(run.uri).mkdir(parents=True, exist_ok=True)
-    in_the_way = Path(run.uri, "pages")
-    in_the_way.write_text("a file where a folder should be")
-    assert make_missing_pages(output) == ""
-    assert "the next start tries again" in caplog.text
-    in_the_way.unlink()
-    assert make_missing_pages(output) == run.page("report.html")
-    assert Path(run.page("report.html")).stat().st_mode & 0o077 == 0
 
 
 def test_a_large_night_makes_a_small_page(tmp_path: Path) -> None:

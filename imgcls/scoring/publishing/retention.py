@@ -15,10 +15,10 @@ from typing import Any
 from imgcls.config.choices import check_name
 from imgcls.config.scoring import GcConfig, RollbackConfig
 from imgcls.errors import ConfigError, ObjectExistsError, SourceError
-from imgcls.report.make import remove_pages
 from imgcls.runs.plan import Plan, read_plan
 from imgcls.runs.published import MANIFEST, read_manifest
 from imgcls.runs.run import Run, runs_folder
+from imgcls.scoring.publishing.after_night import undo_after_night
 from imgcls.scoring.publishing.lease import Lease
 from imgcls.storage.objects import (
     ObjectInfo,
@@ -41,8 +41,8 @@ _UNIT = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 def rollback(config: RollbackConfig) -> dict[str, Any]:
     """Take a published run back.
 
-    A marker first (so that the run id is never resumed), then the manifest (now unpublished), then
-    its parts.
+    A marker first (so that the run id is never resumed), then what was made of the night, then the
+    manifest (now unpublished), then its parts.
 
     Raises:
         SourceError: there is no such run.
@@ -60,6 +60,7 @@ def rollback(config: RollbackConfig) -> dict[str, Any]:
         put_new(run.rolled_back, json.dumps(record).encode())
     except ObjectExistsError:
         log.info("run %s was rolled back before; finishing that", config.run_id)
+    undo_after_night(plan)
     delete(join(folder, MANIFEST))
     written = (folder, run.tiles(plan.date))
     removed = [info.uri for place in written for info in list_objects(place)]
@@ -68,7 +69,6 @@ def rollback(config: RollbackConfig) -> dict[str, Any]:
     # Pictures of images that nobody is to see any more.
     for info in list_objects(run.facts):
         delete(info.uri)
-    remove_pages(run)
     return {
         "run_id": config.run_id,
         "output": folder,

@@ -1,0 +1,79 @@
+"""What is done once a night is published: pages for people, and whatever else is made of it.
+
+In: the flags of a `score` or `nightly` that ends, or the plan of a run that is rolled back. Out: a
+value per entry for the result. Invariant: the night is there before anything here begins, and no
+row depends on it. What fails is a line in the log; what a kill left out is done at the next start.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from imgcls.config.scoring import ScoreConfig
+from imgcls.report.make import make_missing_pages, remove_pages
+from imgcls.runs.plan import Plan
+from imgcls.runs.published import Manifest, list_published
+
+log = logging.getLogger(__name__)
+
+Night = tuple[str, Manifest]
+"""A published run: its folder and its manifest."""
+
+
+@dataclass(frozen=True, slots=True)
+class AfterNight:
+    """One thing that is made of published nights."""
+
+    name: str
+    """Of its value in the result of the command, and in the log."""
+    do: Callable[[ScoreConfig, Sequence[Night]], str]
+    """Do what published nights of the output (the latest last) still lack; return for the result
+    where that is, "" for nothing. It is called at the end of every start, also of one that found
+    nothing new, so it must be quick where nothing is lacking. What it makes of a night it takes
+    back itself where it finds, having made it, that the run was rolled back meanwhile."""
+    undo: Callable[[Plan], None]
+    """Take back what was done for a run, and do nothing where nothing was. The run is marked as
+    rolled back, its manifest and its parts are still there. What this raises ends the rollback,
+    which can be started again."""
+    by_hand: str
+    """How a person does it where `do` failed; {output} stands for the output."""
+
+
+ENTRIES: Final = (
+    AfterNight(
+        "page",
+        do=lambda config, nights: make_missing_pages(config.output, nights),
+        undo=lambda plan: remove_pages(plan.run),
+        by_hand="imgcls report --output {output}",
+    ),
+)
+
+
+def after_night(config: ScoreConfig) -> dict[str, str]:
+    """Do all that the published nights of an output still lack; return a value per entry."""
+    try:
+        nights = sorted(list_published(config.output), key=lambda pair: pair[1].published_at)
+    except Exception as error:  # noqa: BLE001 - as below
+        log.warning("published runs were not listed: %s; the next start tries again", error)
+        return {entry.name: "" for entry in ENTRIES}
+    return {entry.name: _do(entry, config, nights) for entry in ENTRIES}
+
+
+def _do(entry: AfterNight, config: ScoreConfig, nights: Sequence[Night]) -> str:
+    try:
+        return entry.do(config, nights)
+    except Exception as error:  # noqa: BLE001 - whatever it is, the night is there
+        log.warning(
+            "the %s of the night was not made, the next start tries again: %s (by hand: %s)",
+            entry.name,
+            error,
+            entry.by_hand.format(output=config.output),
+        )
+        return ""
+
+
+def undo_after_night(plan: Plan) -> None:
+    """Take back, of a run that is being rolled back, what was done after it."""
+    for entry in ENTRIES:
+        entry.undo(plan)
