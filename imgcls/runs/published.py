@@ -40,8 +40,8 @@ class Part:
 
 
 @dataclass(frozen=True, slots=True)
-class TilesFile:
-    """A Parquet file of all tiles of a shard, in OUT/_tiles/date=D/run=R."""
+class TableFile:
+    """A Parquet file of a table beside the rows, in OUT/_<table>/date=D/run=R."""
 
     path: str
     sha256: str
@@ -65,8 +65,15 @@ class Manifest(RunFacts):
     """Of the rows that say so: how many files of which kind."""
     greys: dict[str, int] = field(default_factory=dict)
     """How many images had which greys, see `Commit.greys`."""
-    tiles: tuple[TilesFile, ...] = ()
+    tiles: tuple[TableFile, ...] = ()
     """What the model says of each tile, where that was asked for."""
+    groups: tuple[TableFile, ...] = ()
+    """One row per unit (a study, a part), where that was asked for."""
+
+    def table(self, name: str) -> tuple[TableFile, ...]:
+        """Return the files of one of TABLES."""
+        files: tuple[TableFile, ...] = getattr(self, name)
+        return files
 
 
 def read_manifest(folder: str) -> Manifest | None:

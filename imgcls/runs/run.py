@@ -9,10 +9,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
+from imgcls.storage.info import ObjectInfo
 from imgcls.storage.objects import exists, list_objects
 from imgcls.storage.uri import join
 
 _RUNS: Final = "_runs"
+# Tables beside the rows, each named by a field of the manifest that is called as it.
+TABLES: Final = ("tiles", "groups")
 # All else stays, whoever wrote it: of a published run the plan and the commits are what `verify`
 # reads, and the records are all that tells how it went. Its parts hold the rows of its attempts.
 _GOES_WHEN_PUBLISHED: Final = "attempts/"
@@ -22,8 +25,7 @@ _OF_A_RUN: Final = re.compile(
     r"|(?:plan|attempts|commits|facts|logs)/[^/]+\.(?:parquet|json|jsonl|log)"
     r"|(?:pages|pictures)/[^/]+\.(?:html|csv|png|webp))$"
     r"|/date=[^/]+/run=[^/]+/(?:part-[0-9]+\.parquet|_manifest\.json)$"
-    r"|/_tiles/date=[^/]+/run=[^/]+/[0-9]+\.parquet$"
-    r"|/_tiles/date=[^/]+/run=[^/]+/[^/]+\.parquet$"
+    r"|/_(?:tiles|groups)/date=[^/]+/run=[^/]+/[^/]+\.parquet$"
     r"|/_(?:lease|store_probe|clock)\.json$"
 )
 
@@ -48,9 +50,16 @@ class Run:
         """The folder that it publishes to: OUT/date=D/run=R."""
         return join(self.output, f"date={date}", f"run={self.run_id}")
 
-    def tiles(self, date: str) -> str:
-        """The folder of its tables of tiles: OUT/_tiles/date=D/run=R."""
-        return join(self.output, "_tiles", f"date={date}", f"run={self.run_id}")
+    def table(self, name: str, date: str) -> str:
+        """The folder of one of TABLES: OUT/_<name>/date=D/run=R."""
+        assert name in TABLES, "a table that manifests have a field for"
+        return join(self.output, f"_{name}", f"date={date}", f"run={self.run_id}")
+
+    def everything_published(self, date: str) -> Iterator[ObjectInfo]:
+        """Yield what lies where it publishes to, its rows and its tables."""
+        yield from list_objects(self.published(date))
+        for name in TABLES:
+            yield from list_objects(self.table(name, date))
 
     @property
     def plan(self) -> str:

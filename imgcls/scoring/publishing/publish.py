@@ -30,7 +30,7 @@ from imgcls.runs.published import (
 from imgcls.runs.row_keys import describe_key, image_keys
 from imgcls.schema import PREDICTION_SCHEMA
 from imgcls.scoring.planning.decoders import moved_formats, record_of_run
-from imgcls.scoring.publishing.tiles import publish_tiles
+from imgcls.scoring.publishing.tables import publish_tiles
 from imgcls.scoring.shard.commit import count_kinds, count_statuses, to_parquet
 from imgcls.storage.objects import delete, put_new, read
 from imgcls.storage.records import record_text

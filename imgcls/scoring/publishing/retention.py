@@ -62,8 +62,7 @@ def rollback(config: RollbackConfig) -> dict[str, Any]:
         log.info("run %s was rolled back before; finishing that", config.run_id)
     undo_after_night(plan)
     delete(join(folder, MANIFEST))
-    written = (folder, run.tiles(plan.date))
-    removed = [info.uri for place in written for info in list_objects(place)]
+    removed = [info.uri for info in run.everything_published(plan.date)]
     for uri in removed:
         delete(uri)
     # Pictures of images that nobody is to see any more.
@@ -164,8 +163,7 @@ def _garbage(
     if plan is None:
         return ordered
     # Parts of a publication that was killed before its manifest.
-    orphans = [*list_objects(plan.published), *list_objects(run.tiles(plan.date))]
-    return [*orphans, *ordered]
+    return [*run.everything_published(plan.date), *ordered]
 
 
 def is_published(plan: Plan) -> bool:

@@ -23,7 +23,7 @@ from imgcls.runs.published import MANIFEST, Manifest, read_manifest
 from imgcls.runs.run import Run, list_run_ids
 from imgcls.schema import MEMBER_FIELD
 from imgcls.scoring.publishing.publish import compare_provenance, compare_with_plan
-from imgcls.scoring.publishing.tiles import check_committed_tiles, check_tiles
+from imgcls.scoring.publishing.tables import check_committed_tiles, check_tables
 from imgcls.scoring.publishing.twice import find_twice
 from imgcls.storage.objects import list_objects, read
 from imgcls.storage.uri import canonical, join
@@ -96,7 +96,7 @@ def check_run(plan: Plan) -> Iterator[str]:
         yield f"commit {shard_id} is of no planned shard"
     if manifest is not None:
         yield from _check_parts(planned, manifest)
-        yield from check_tiles(plan, manifest)
+        yield from check_tables(plan, manifest)
 
 
 def _check_plan_files(plan: Plan) -> Iterator[str]:

@@ -1,8 +1,7 @@
-"""Tables of all tiles: published beside the rows, named by the same manifest.
+"""Tables beside the rows, named by the same manifest: of tiles, of units.
 
-In: commits. Out: OUT/_tiles/date=D/run=R/<shard>.parquet. Invariant: they are written before the
-manifest that names them, and are the bytes that were committed; a run that is not published has
-none that a manifest names.
+In: commits, or tables. Out: OUT/_<table>/date=D/run=R/*.parquet. Invariant: they are written before
+the manifest that names them; a run that is not published has none that a manifest names.
 """
 
 import hashlib
@@ -11,18 +10,19 @@ from collections.abc import Iterable, Iterator
 from imgcls.errors import ImgclsError, ObjectExistsError, ObjectMissingError, RunStoppedError
 from imgcls.runs.commits import Commit, read_tiles
 from imgcls.runs.plan import Plan
-from imgcls.runs.published import Manifest, TilesFile
+from imgcls.runs.published import Manifest, TableFile
+from imgcls.runs.run import TABLES
 from imgcls.storage.objects import list_objects, put_new, read
 from imgcls.storage.uri import join
 
 
-def publish_tiles(plan: Plan, commits: Iterable[Commit]) -> tuple[TilesFile, ...]:
+def publish_tiles(plan: Plan, commits: Iterable[Commit]) -> tuple[TableFile, ...]:
     """Copy the tables that commits name, one in memory at a time; return what is there then.
 
     Raises:
         ImgclsError: one is damaged, or something else lies there.
     """
-    folder, files = plan.run.tiles(plan.date), list[TilesFile]()
+    folder, files = plan.run.table("tiles", plan.date), list[TableFile]()
     for commit in commits:
         if commit.tiles is None:
             continue
@@ -36,7 +36,7 @@ def publish_tiles(plan: Plan, commits: Iterable[Commit]) -> tuple[TilesFile, ...
                     f"{join(folder, path)}: holds other tiles than this run committed. Something "
                     "else wrote there; move it away and start the same command again."
                 ) from None
-        files.append(TilesFile(path, commit.tiles.sha256, commit.tiles.num_rows, len(data)))
+        files.append(TableFile(path, commit.tiles.sha256, commit.tiles.num_rows, len(data)))
     return tuple(files)
 
 
@@ -56,19 +56,20 @@ def check_committed_tiles(plan: Plan, commit: Commit, *, published: bool) -> Ite
         yield str(error)
 
 
-def check_tiles(plan: Plan, manifest: Manifest) -> Iterator[str]:
-    """Yield every way in which the tables of tiles differ from what the manifest says of them."""
-    folder = plan.run.tiles(plan.date)
-    for file in manifest.tiles:
-        uri = join(folder, file.path)
-        try:
-            data = read(uri)
-        except ObjectMissingError:
-            yield f"{uri} is named by the manifest and missing"
-            continue
-        if hashlib.sha256(data).hexdigest() != file.sha256:
-            yield f"{uri}: not the bytes that the manifest names"
-    named = {file.path for file in manifest.tiles}
-    for info in list_objects(folder):
-        if info.uri.removeprefix(f"{folder}/") not in named:
-            yield f"{info.uri} is published, and the manifest does not name it"
+def check_tables(plan: Plan, manifest: Manifest) -> Iterator[str]:
+    """Yield every way in which the tables differ from what the manifest says of them."""
+    for name in TABLES:
+        folder, files = plan.run.table(name, plan.date), manifest.table(name)
+        for file in files:
+            uri = join(folder, file.path)
+            try:
+                data = read(uri)
+            except ObjectMissingError:
+                yield f"{uri} is named by the manifest and missing"
+                continue
+            if hashlib.sha256(data).hexdigest() != file.sha256:
+                yield f"{uri}: not the bytes that the manifest names"
+        named = {file.path for file in files}
+        for info in list_objects(folder):
+            if info.uri.removeprefix(f"{folder}/") not in named:
+                yield f"{info.uri} is published, and the manifest does not name it"
