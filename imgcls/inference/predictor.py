@@ -12,7 +12,7 @@ slowest of them at every layer, and a decoder that takes a core for a moment mak
 A GPU runs two, so that one is copied while the other is computed.
 
 Shape legend: B batch, N images, C channels, H height, W width, K classes, T top-k, E embedding,
-h w height and width of the feature map.
+h w height and width of the feature map, S sketch.
 """
 
 import math
@@ -39,6 +39,7 @@ from imgcls.inference.backends.features import Features
 from imgcls.inference.backends.golden_check import describe_miss
 from imgcls.inference.device import set_num_threads
 from imgcls.inference.passes import Failure, Found, Passes
+from imgcls.inference.sketch import SKETCH_SIZE, projection_ES
 from imgcls.metrics.top_classes import top_labels
 from imgcls.model.bundle import Bundle, to_probs
 
@@ -51,9 +52,9 @@ class Predictions:
 
     label_B int64, confidence_B float32, topk_label_BT int32, topk_prob_BT float32 (falling),
     probs_BK float32; embedding_BE and feature_map_BEhw float32, None where not asked for, or where
-    the model has none (`Predictor.why_no_features`). label_B is the class with the highest
-    probability, of multi-label models too. A row in `error_by_row` has no prediction, but the
-    reason for that, and no meaning otherwise.
+    the model has none (`Predictor.why_no_features`); sketch_BS likewise, see sketch.py. label_B is
+    the class with the highest probability, of multi-label models too. A row in `error_by_row` has
+    no prediction, but the reason for that, and no meaning otherwise.
     """
 
     label_B: npt.NDArray[np.int64]
@@ -63,6 +64,7 @@ class Predictions:
     probs_BK: npt.NDArray[np.float32]
     embedding_BE: npt.NDArray[np.float32] | None = None
     feature_map_BEhw: npt.NDArray[np.float32] | None = None
+    sketch_BS: npt.NDArray[np.float32] | None = None
     error_by_row: Mapping[int, str] = field(default_factory=dict)
 
     @classmethod
@@ -73,6 +75,7 @@ class Predictions:
         *,
         embedding_BE: npt.NDArray[np.float32] | None = None,
         feature_map_BEhw: npt.NDArray[np.float32] | None = None,
+        sketch_BS: npt.NDArray[np.float32] | None = None,
         error_by_row: Mapping[int, str] | None = None,
     ) -> Self:
         """Rank the classes of each row, at most `top_k` of them."""
@@ -86,6 +89,7 @@ class Predictions:
             probs_BK=probs_BK,
             embedding_BE=embedding_BE,
             feature_map_BEhw=feature_map_BEhw,
+            sketch_BS=sketch_BS,
             error_by_row=error_by_row or {},
         )
 
@@ -130,6 +134,7 @@ class Predictor(Closing):
         self.num_classes = len(bundle.class_names)
         self.top_k = min(top_k, self.num_classes)
         self._model, self._features = backend.forward, backend.features
+        self._gives_sketch = demand.sketch and backend.features is not None
         self._map_shape: tuple[int, ...] = ()  # of one image's feature map, once it was seen
         # Without its weights, which the backend has.
         self.bundle = replace(bundle, state_dict={}, attachments={})
@@ -235,18 +240,26 @@ class Predictor(Closing):
         probs_BK, zero_B = packed_BX[:, : self.num_classes], packed_BX[:, self.num_classes]
         if zero_B.any():
             error_by_row |= dict.fromkeys(np.flatnonzero(zero_B).tolist(), _NOT_FINITE)
-        embedding_BE, feature_map_BEhw = self._unpack(packed_BX[:, self.num_classes + 1 :])
+        rest_BX, sketch_BS = packed_BX[:, self.num_classes + 1 :], None
+        if self._gives_sketch and rest_BX.shape[1]:  # else the model failed on every image
+            sketch_BS, rest_BX = rest_BX[:, :SKETCH_SIZE], rest_BX[:, SKETCH_SIZE:]
+        embedding_BE, feature_map_BEhw = self._unpack(rest_BX)
         return Predictions.of_probs(
             probs_BK,
             self.top_k,
             embedding_BE=embedding_BE,
             feature_map_BEhw=feature_map_BEhw,
+            sketch_BS=sketch_BS,
             error_by_row=error_by_row,
         )
 
     def _wanted(self, features: Features, num_rows: int) -> list[torch.Tensor]:
         """Return the features that were asked for, a row per image."""
         demand, wanted = self.backend.demand, []
+        if demand.sketch:
+            embedding_BE = features.embedding_BE[:num_rows]
+            signs_ES = torch.from_numpy(projection_ES(embedding_BE.shape[1]))
+            wanted.append(embedding_BE @ signs_ES.to(embedding_BE.device))
         if demand.embedding:
             wanted.append(features.embedding_BE[:num_rows])
         if demand.feature_map and features.map_BEhw is not None:
@@ -258,7 +271,7 @@ class Predictor(Closing):
         self, packed_BX: npt.NDArray[np.float32]
     ) -> tuple[npt.NDArray[np.float32] | None, npt.NDArray[np.float32] | None]:
         """Return embedding and feature map of what `_wanted` packed; None for what was not."""
-        if self._features is None:
+        if self._features is None or not self.backend.demand.wants_features:
             return None, None
         start = packed_BX.shape[1] - math.prod(self._map_shape) if self._map_shape else None
         embedding_BE = packed_BX[:, :start] if self.backend.demand.embedding else None
@@ -337,6 +350,7 @@ def join(parts: list[Predictions], top_k: int) -> Predictions:
         return parts[0]
     embeddings = [part.embedding_BE for part in parts if part.embedding_BE is not None]
     maps = [part.feature_map_BEhw for part in parts if part.feature_map_BEhw is not None]
+    sketches = [part.sketch_BS for part in parts if part.sketch_BS is not None]
     starts = np.cumsum([0, *(len(part.label_B) for part in parts)]).tolist()
     errors = {
         start + row: reason
@@ -348,5 +362,6 @@ def join(parts: list[Predictions], top_k: int) -> Predictions:
         top_k,
         embedding_BE=np.concatenate(embeddings) if embeddings else None,
         feature_map_BEhw=np.concatenate(maps) if maps else None,
+        sketch_BS=np.concatenate(sketches) if len(sketches) == len(parts) else None,
         error_by_row=errors,
     )

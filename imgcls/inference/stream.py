@@ -116,6 +116,7 @@ class _Open:
     crops: list[Crop] = field(default_factory=list)
     probs: list[npt.NDArray[np.float32]] = field(default_factory=list)
     embeddings: list[npt.NDArray[np.float32]] = field(default_factory=list)
+    sketches: list[npt.NDArray[np.float32]] = field(default_factory=list)
     error: str = ""
 
 
@@ -123,7 +124,8 @@ class _Pooled:
     """Makes a sample of all crops of an image with one number, once they are predicted.
 
     A sample of which one instance cannot be predicted has no prediction: a picture is not "good"
-    because its only scratch was not looked at. Its embedding is the mean of its instances'.
+    because its only scratch was not looked at. Its embedding is the mean of its instances', and so
+    is its sketch.
     """
 
     def __init__(self, predictor: Predictor) -> None:
@@ -146,6 +148,8 @@ class _Pooled:
             found.probs.append(predictions.probs_BK[row])
             if predictions.embedding_BE is not None:
                 found.embeddings.append(predictions.embedding_BE[row])
+            if predictions.sketch_BS is not None:
+                found.sketches.append(predictions.sketch_BS[row])
             if row in predictions.error_by_row and not found.error:
                 found.error = _describe_failure(predictions.error_by_row[row], crop)
             if len(found.crops) == found.num_crops:
@@ -164,6 +168,7 @@ class _Pooled:
         bundle = self._bundle
         assert bundle.pooling, "such samples are pooled"
         pooled, embeddings = [np.zeros((0, len(bundle.class_names)), np.float32)], []
+        sketches: list[npt.NDArray[np.float32]] = []
         for sample, found in whole:
             assert sample.instances is not None
             probs_K = pool(
@@ -175,10 +180,13 @@ class _Pooled:
             pooled.append(probs_K[None])
             if found.embeddings:
                 embeddings.append(np.mean(found.embeddings, axis=0, dtype=np.float32))
+            if found.sketches:
+                sketches.append(np.mean(found.sketches, axis=0, dtype=np.float32))
         return Predictions.of_probs(
             np.concatenate(pooled),
             self._top_k,
             embedding_BE=np.stack(embeddings) if embeddings else None,
+            sketch_BS=np.stack(sketches) if sketches and len(sketches) == len(whole) else None,
             error_by_row={row: of.error for row, (_, of) in enumerate(whole) if of.error},
         )
 

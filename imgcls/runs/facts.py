@@ -35,6 +35,8 @@ FACTS_SCHEMA: Final = pa.schema(
         pa.field("bits", pa.int32()),
         pa.field("modality", pa.string()),
         pa.field("gray_rule", pa.string()),
+        # Of the network's embedding, see inference/sketch.py; null where its backend gives none.
+        pa.field("sketch", pa.list_(pa.float16())),
         # A JPEG, where somebody may look at it, and why: flagged, uncertain, extreme or sample.
         pa.field("thumbnail", pa.binary()),
         pa.field("thumbnail_for", pa.string()),

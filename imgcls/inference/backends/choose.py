@@ -38,9 +38,11 @@ from imgcls.inference.backends.demand import Demand
 from imgcls.inference.backends.features import (
     Features,
     Tap,
-    TappedNetwork,
+    TapPoints,
     features_of,
+    find_embedding,
     find_tap_points,
+    tapped_network,
 )
 from imgcls.inference.backends.golden_check import check_as_trained, prove
 from imgcls.inference.backends.kinds import repaid_kinds
@@ -87,8 +89,7 @@ def _choose(bundle: Bundle, demand: Demand) -> Backend:
     network = Network(bundle.to_model().to(demand.device), bundle.preprocess_spec, "fp32").eval()
     plain = Backend(network, network, "fp32", "eager", demand, demand.batch_size)
     gmacs = check_as_trained(plain, bundle)
-    if demand.wants_features:
-        plain = _tapped(plain, bundle)
+    plain = _with_points(plain, bundle)
     if demand.precision == "int8":
         return _int8_backend(plain, bundle)
     notes: list[str] = []
@@ -136,7 +137,7 @@ def _int8_backend(plain: Backend, bundle: Bundle) -> Backend:
             "quantize --model REGISTRY/NAME@vN --data IMAGES; or take --precision auto"
         )
     forward = openvino.load(bundle.attachments[INT8], demand.num_streams, "int8")
-    backend = replace(plain, forward=forward, precision="int8", kind="openvino")
+    backend = replace(plain, forward=forward, precision="int8", kind="openvino", points=None)
     backend, miss = prove(backend, bundle, [])
     if miss:
         raise BundleError(miss)
@@ -152,21 +153,30 @@ def _check_can_have(demand: Demand) -> None:
 
 
 def _chosen(backend: Backend, notes: list[str]) -> Backend:
+    points = backend.points
+    if points is not None and backend.features is None and _can_be_tapped(backend, points):
+        backend = replace(backend, features=Tap(backend.module, points).read)
     _log.info("backend: %s (%s)", backend.name, "; ".join(notes) or "as asked")
+    if backend.demand.sketch and backend.features is None:
+        _log.info("%s gives no embeddings beside its answers", backend.name)
     if backend.why_no_features:
         _log.warning("features that were asked for are not there: %s", backend.why_no_features)
     return backend
 
 
-def _tapped(plain: Backend, bundle: Bundle) -> Backend:
-    """Return the same backend with its features, or with the reason why there are none."""
+def _with_points(plain: Backend, bundle: Bundle) -> Backend:
+    """Return the same backend with where to tap it, or with the reason why it cannot be."""
+    demand = plain.demand
+    if not demand.wants_features:
+        if not demand.sketch or bundle.arch == onnx_network.ARCH:
+            return plain
+        assert isinstance(plain.module, Network)
+        return replace(plain, points=find_embedding(plain.module.classifier, "classifier."))
     if bundle.arch == onnx_network.ARCH:
         return replace(plain, why_no_features="an ONNX network gives its outputs alone")
     points = find_tap_points(plain.module, bundle.golden_x_BCHW[:1].to(plain.device))
     why = points.why_no_map if plain.demand.feature_map else ""
-    return replace(
-        plain, features=Tap(plain.module, points).read, points=points, why_no_features=why
-    )
+    return replace(plain, points=points, why_no_features=why)
 
 
 def _precisions(demand: Demand, gmacs: float, notes: list[str]) -> tuple[Precision, ...]:
@@ -199,15 +209,26 @@ def _build_openvino(
     plain: Backend, bundle: Bundle, precision: str, notes: list[str]
 ) -> Backend | None:
     """Build a backend of OpenVINO, or note why it cannot be."""
-    key, network = bundle.network_digest, plain.module
+    found = _convert_to_openvino(plain, bundle, precision, notes)
+    if found is None and plain.points is not None and not plain.demand.wants_features:
+        untapped = replace(plain, points=None)
+        return _convert_to_openvino(untapped, bundle, precision, notes)
+    return found
+
+
+def _convert_to_openvino(
+    plain: Backend, bundle: Bundle, precision: str, notes: list[str]
+) -> Backend | None:
+    key = bundle.network_digest
     if plain.points is not None:
-        network = TappedNetwork(network, Tap(network, plain.points))
-        key = key and f"{key}-features"
+        what = "features" if plain.demand.wants_features else "embedding"
+        key = key and f"{key}-{what}"
 
     @cache
     def of_size(num_rows: int) -> openvino.Compiled:
         x_BCHW = pad(bundle.golden_x_BCHW[:num_rows], num_rows)
-        data = openvino.convert_once(network, x_BCHW, key)
+        with tapped_network(plain.module, plain.points) as network:
+            data = openvino.convert_once(network, x_BCHW, key)
         return openvino.load(data, plain.demand.num_streams, precision)
 
     try:
@@ -255,15 +276,25 @@ def _build(
     forward: Callable[[Tensor], Tensor] = network
     if kind == "compiled":
         forward = compile_network(network)
-    features = Tap(network, plain.points).read if plain.points is not None else None
     return replace(
         plain,
         forward=forward,
         module=network,
         precision=precision,
         kind=kind,
-        features=features,
     )
+
+
+def _can_be_tapped(backend: Backend, points: TapPoints) -> bool:
+    """Tell whether a backend of torch calls the layer that is tapped.
+
+    Compiled code calls none. What torch.fx has folded calls a plain layer, and of any other the
+    parts.
+    """
+    if backend.kind != "folded":
+        return backend.kind == "eager"
+    head = dict(backend.module.named_modules()).get(points.head)
+    return type(head) in (torch.nn.Linear, torch.nn.Conv2d) and not points.last_map
 
 
 def _note_skipped(what: str, error: Exception, notes: list[str]) -> None:

@@ -43,6 +43,10 @@ class Demand:
     """Whether the input of the last layer is wanted."""
     feature_map: bool = False
     """Whether the last feature map is wanted."""
+    sketch: bool = False
+    """Whether a sketch of the embedding is welcome: it is taken where it costs nothing, and decides
+    on no backend.
+    """
 
     @property
     def wants_features(self) -> bool:
@@ -63,6 +67,7 @@ def demand_of_run(
     num_images: int,
     num_cores: int,
     embedding: bool = False,
+    sketch: bool = False,
 ) -> Demand:
     """Return what a worker asks for: as its machine and the run suggest where no flag does.
 
@@ -73,6 +78,7 @@ def demand_of_run(
         num_images: how many the run has.
         num_cores: how many cores this worker may use.
         embedding: give embeddings too.
+        sketch: give sketches of them where that costs nothing.
 
     Raises:
         ConfigError: `device` is "cuda" and there is none.
@@ -92,6 +98,7 @@ def demand_of_run(
         num_streams=1 if embedding else num_streams,
         num_cores=num_cores,
         embedding=embedding,
+        sketch=sketch,
     )
 
 

@@ -11,6 +11,8 @@ Shape legend: B batch, E embedding, h w height and width of the feature map, N t
 """
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final, Literal, NamedTuple
 
@@ -80,6 +82,17 @@ def find_tap_points(classifier: nn.Module, x_BCHW: Tensor) -> TapPoints:
     return TapPoints(head, *_find_map(seen, width=shape[1] if len(shape) == 4 else shape[-1]))
 
 
+def find_embedding(classifier: nn.Module, prefix: str) -> TapPoints:
+    """Return where to tap for the embedding alone, without running anything.
+
+    Args:
+        classifier: a part of the network that will be tapped.
+        prefix: of its modules' names in that network.
+    """
+    head, _ = find_head(classifier)
+    return TapPoints(f"{prefix}{head}", last_map="", layout="")
+
+
 def _find_map(
     seen: list[tuple[str, torch.Size]], width: int
 ) -> tuple[str, Layout, tuple[int, int]]:
@@ -109,18 +122,26 @@ class Tap:
         self.points = points
         self._of_thread = threading.local()
         modules = dict(classifier.named_modules())
-        modules[points.head].register_forward_pre_hook(self._keep_embedding)
+        self._hooks = [modules[points.head].register_forward_pre_hook(self._keep_embedding)]
         if points.last_map:
-            modules[points.last_map].register_forward_hook(self._keep_map)
+            self._hooks.append(modules[points.last_map].register_forward_hook(self._keep_map))
+
+    def remove(self) -> None:
+        """Leave the classifier as it was."""
+        for hook in self._hooks:
+            hook.remove()
 
     def read(self) -> Features:
         """Return the features of this thread's latest pass.
 
-        A convolutional last layer (squeezenet) sees a map: the embedding is its mean.
+        A convolutional last layer (squeezenet) sees a map, another may see tokens: the embedding is
+        their mean.
         """
         embedding = self._of_thread.embedding
         if embedding.ndim == 4:
             embedding = embedding.mean(dim=(2, 3))
+        elif embedding.ndim == 3:
+            embedding = embedding.mean(dim=1)
         found = getattr(self._of_thread, "map", None)
         return Features(embedding.float(), None if found is None else self._laid_out(found))
 
@@ -140,6 +161,23 @@ class Tap:
 
     def _keep_map(self, _module: nn.Module, _inputs: object, output: Tensor) -> None:
         self._of_thread.map = output
+
+
+@contextmanager
+def tapped_network(network: nn.Module, points: TapPoints | None) -> Iterator[nn.Module]:
+    """Give a network that returns its features too, for the time of its conversion.
+
+    Without points it is the network itself. Afterwards it is as it was: a network with hooks is
+    neither copied nor compiled.
+    """
+    if points is None:
+        yield network
+        return
+    tap = Tap(network, points)
+    try:
+        yield TappedNetwork(network, tap)
+    finally:
+        tap.remove()
 
 
 def features_of(outputs: list[Tensor]) -> Features:

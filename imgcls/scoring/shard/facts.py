@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from itertools import count
 from typing import Any, Final
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from imgcls.image.crops import Crop, facts_of
@@ -25,6 +27,7 @@ from imgcls.image.facts.thumbnail import encode_thumbnail
 from imgcls.image.spec import PreprocessSpec
 from imgcls.inference.stream import Sample
 from imgcls.runs.facts import FACTS_SCHEMA, lot_of
+from imgcls.schema import Status
 
 # URI, and member of a container.
 Key = tuple[str, str | None]
@@ -36,6 +39,7 @@ _MAX_FLAGGED: Final = 64
 _FLAGGED_FRACTION: Final = 0.05
 _NUM_UNCERTAIN: Final = 8
 _FLAGS: Final = ("positive", "review")
+_MAX_FLOAT16: Final = 65_504.0
 _AXES: Final = ("brightness", "contrast", "sharpness", "levels")
 
 
@@ -46,6 +50,7 @@ class Seen:
     facts: ImageFacts
     thumbnail: bytes | None = None
     reason: str | None = None
+    sketch_S: npt.NDArray[np.float16] | None = None
 
 
 class ShardFacts:
@@ -74,7 +79,11 @@ class ShardFacts:
         self._greys: Counter[str] = Counter()
 
     def add(
-        self, samples: Sequence[Sample], keys: Sequence[Key], rows: Sequence[dict[str, Any]]
+        self,
+        samples: Sequence[Sample],
+        keys: Sequence[Key],
+        rows: Sequence[dict[str, Any]],
+        sketch_BS: npt.NDArray[np.float32] | None = None,
     ) -> list[Seen]:
         """Look at samples whose rows are made; returns what belongs to each row."""
         crops = [_of_frame(sample) for sample in samples]
@@ -82,6 +91,10 @@ class ShardFacts:
         for seen, crop, key, row in zip(found, crops, keys, rows, strict=True):
             self._count(seen.facts)
             self._choose(seen, crop, key, row)
+        if sketch_BS is not None:
+            short_BS = sketch_BS.clip(-_MAX_FLOAT16, _MAX_FLOAT16).astype(np.float16)
+            for seen, sketch_S, row in zip(found, short_BS, rows, strict=True):
+                seen.sketch_S = sketch_S if row["status"] == Status.OK else None
         return found
 
     @property
@@ -109,6 +122,7 @@ class ShardFacts:
                     "bits": source.bits,
                     "modality": source.modality or None,
                     "gray_rule": source.gray_rule or None,
+                    "sketch": of_row.sketch_S,
                     "thumbnail": of_row.thumbnail,
                     "thumbnail_for": of_row.reason,
                 }

@@ -131,7 +131,8 @@ class ShardRows:
                 row["class_name"] = self._provenance.class_names[row["label"]]
             rows.append(row)
         indices = [sample.index for sample in predicted.samples]
-        seen = self._facts.add(predicted.samples, [self._keys[index] for index in indices], rows)
+        keys = [self._keys[index] for index in indices]
+        seen = self._facts.add(predicted.samples, keys, rows, predictions.sketch_BS)
         self._rows += zip(indices, rows, seen, strict=True)
 
     def to_tables(self) -> tuple[pa.Table, pa.Table]:

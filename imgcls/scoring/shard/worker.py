@@ -166,6 +166,7 @@ class ShardWorker(Closing):
             num_images=plan.counts["planned"],
             num_cores=options.num_cpus,
             embedding=self._rows.write_embedding,
+            sketch=True,
         )
         check_pixels(bundle, self._pool)
         backend = choose_backend(bundle, demand)

@@ -8,7 +8,10 @@ import torch
 from torch import nn
 
 from imgcls.inference.backends import kinds, openvino
+from imgcls.inference.backends.choose import choose_backend
+from imgcls.inference.backends.demand import Demand
 from imgcls.inference.backends.features import Tap, find_tap_points
+from imgcls.inference.sketch import SKETCH_SIZE, projection_ES
 from imgcls.model.architectures import build_model
 from tests.inference.test_predictor import images, make_resnet
 from tests.predictors import open_predictor
@@ -133,3 +136,52 @@ def test_tapping_changes_no_number(copy: Callable[[nn.Module], nn.Module]) -> No
         before = model(x_BCHW)
         Tap(model, find_tap_points(model, x_BCHW))
         assert torch.equal(model(x_BCHW), before)
+
+
+@pytest.mark.parametrize(
+    ("kind", "precision"),
+    [("eager", "fp32"), ("folded", "bf16"), pytest.param("openvino", "bf16", marks=needs_openvino)],
+)
+def test_a_sketch_is_that_of_the_embedding_and_gives_up_no_fast_backend(
+    kind: str, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = make_resnet(1.0)
+    with open_predictor(bundle, device="cpu", batch_size=4, embedding=True) as predictor:
+        embedding_BE = predictor.predict_all(images(6)).embedding_BE
+    assert embedding_BE is not None
+    monkeypatch.setitem(kinds._COST_S, "openvino", 0.0 if kind == "openvino" else 1e9)
+    monkeypatch.setitem(kinds._COST_S, "compiled", 1e9)
+    asked = {"precision": precision, "num_images": 1000 if kind != "eager" else 6}
+    with open_predictor(bundle, device="cpu", batch_size=4, sketch=True, **asked) as predictor:
+        assert predictor.name == f"{kind} {precision} on cpu"
+        found = predictor.predict_all(images(6))
+    assert found.embedding_BE is found.feature_map_BEhw is None
+    assert found.sketch_BS is not None
+    expected_BS = embedding_BE @ projection_ES(512)
+    atol = 1e-5 if precision == "fp32" else 0.05 * float(np.abs(expected_BS).max())
+    np.testing.assert_allclose(found.sketch_BS, expected_BS, atol=atol)
+
+
+def test_compiled_code_stays_compiled_and_gives_no_sketch(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    bundle = make_resnet(1.0)
+    demand = Demand(torch.device("cpu"), batch_size=4, num_images=1000, sketch=True)
+    monkeypatch.setattr(openvino, "is_installed", lambda: False)
+    monkeypatch.setitem(kinds._COST_S, "compiled", 0.0)
+    monkeypatch.setattr("imgcls.inference.backends.choose.compile_network", lambda network: network)
+    backend = choose_backend(bundle, demand)
+    assert (backend.kind, backend.features) == ("compiled", None)
+    assert "gives no embeddings beside its answers" in caplog.text
+
+
+def test_sketches_stay_comparable_for_years() -> None:
+    """Its first and last signs, as they were when the first sketch was stored."""
+    signs_ES = np.sign(projection_ES(2048)).astype(int)
+    assert signs_ES.shape == (2048, SKETCH_SIZE)
+    assert signs_ES[0, :8].tolist() == [1, -1, 1, 1, -1, 1, 1, -1]
+    assert signs_ES[-1, -8:].tolist() == [-1, -1, 1, 1, -1, 1, -1, 1]
+    near, far = np.ones(2048), np.ones(2048)
+    far[:1024] = -1
+    spread = float(np.linalg.norm((near - far) @ projection_ES(2048)))
+    assert abs(spread / np.linalg.norm(near - far) - 1) < 0.5
