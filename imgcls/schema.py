@@ -1,11 +1,13 @@
 """The columns of plan and prediction files, and the statuses a row may have.
 
-In: nothing. Out: pyarrow schemas. Invariant: a column is named, typed and explained here and
-nowhere else.
+In: nothing. Out: pyarrow schemas. Invariant: which columns there are, of which type and for which
+reason, is told here alone; who makes or reads one knows its name.
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
 from enum import StrEnum
+from typing import Final
 
 import pyarrow as pa
 
@@ -77,6 +79,8 @@ FAILED_BEFORE_FIELD = pa.field("failed_before", pa.bool_())
 # A dictionary column stays small when a value repeats on every row, and reads as a plain string.
 _REPEATED = pa.dictionary(pa.int32(), pa.string())
 
+# The columns of every night. Runs that were planned before a column was added have nulls in it, so
+# a new one is nullable.
 PREDICTION_SCHEMA = pa.schema(
     [
         pa.field("uri", pa.string(), nullable=False),
@@ -102,9 +106,6 @@ PREDICTION_SCHEMA = pa.schema(
     ]
 )
 
-LABELS_FIELD = pa.field("labels", pa.list_(pa.string()))
-CALIBRATED_FIELD = pa.field("calibrated_prob", pa.float32())
-DECISION_FIELDS = (pa.field("decision", _REPEATED), pa.field("threshold_id", _REPEATED))
 PLACE_FIELDS = tuple(pa.field(name, pa.int32()) for name in ("x_px", "y_px", "w_px", "h_px"))
 # One row per tile, for --write-tiles.
 TILES_SCHEMA = pa.schema(
@@ -118,54 +119,62 @@ TILES_SCHEMA = pa.schema(
         pa.field("probs", pa.list_(pa.float32()), nullable=False),
     ]
 )
-PROBS_FIELD = pa.field("probs", pa.list_(pa.float32()))
-EMBEDDING_FIELD = pa.field("embedding", pa.list_(pa.float32()))
 
 
-def prediction_schema(
-    *,
-    multi_label: bool = False,
-    is_calibrated: bool = False,
-    has_operating_point: bool = False,
-    write_probs: bool = False,
-    write_embedding: bool = False,
-    has_places: bool = False,
-    has_members: bool = False,
-    carried: Iterable[pa.Field] = (),
-) -> pa.Schema:
+@dataclass(frozen=True)
+class OptionalColumn:
+    """A column that rows have for a reason; the rows of a run all have it, or none."""
+
+    field: pa.Field
+    when: str
+    """The reason: a row option that is true (runs/row_options.py), or a fact of the model
+    (`Provenance.reasons` of scoring/shard/rows.py), or "members": the source has containers."""
+    after: str
+    """The column of PREDICTION_SCHEMA that it follows; those of one place in the order below."""
+    is_wide: bool = False
+    """Many numbers per row: pages for people leave it out."""
+
+
+OPTIONAL_COLUMNS: Final = (
+    OptionalColumn(MEMBER_FIELD, "members", after="uri"),
+    *(OptionalColumn(field, "tiles", after="height_px") for field in PLACE_FIELDS),
+    OptionalColumn(pa.field("labels", pa.list_(pa.string())), "multi_label", after="confidence"),
+    OptionalColumn(pa.field("calibrated_prob", pa.float32()), "calibrated", after="confidence"),
+    OptionalColumn(pa.field("decision", _REPEATED), "operating_point", after="confidence"),
+    OptionalColumn(pa.field("threshold_id", _REPEATED), "operating_point", after="confidence"),
+    OptionalColumn(
+        pa.field("probs", pa.list_(pa.float32())), "write_probs", after="topk_prob", is_wide=True
+    ),
+    OptionalColumn(
+        pa.field("embedding", pa.list_(pa.float32())),
+        "write_embedding",
+        after="topk_prob",
+        is_wide=True,
+    ),
+)
+
+
+def prediction_schema(reasons: Collection[str] = (), carried: Iterable[pa.Field] = ()) -> pa.Schema:
     """Return the schema of prediction rows.
 
     Args:
-        multi_label: the bundle is: adds labels.
-        is_calibrated: the bundle is: adds calibrated_prob.
-        has_operating_point: the bundle has one: adds decision and threshold_id.
-        write_probs: asked for: adds probs.
-        write_embedding: asked for: adds embedding.
+        reasons: those of OPTIONAL_COLUMNS that hold.
         carried: columns of the source that are carried along, at the end.
-        has_places: the bundle looks at parts of a picture: adds that of the answer.
-        has_members: the source has containers: adds member.
     """
-    decided = [LABELS_FIELD] * multi_label + [CALIBRATED_FIELD] * is_calibrated
-    decided += [*DECISION_FIELDS] * has_operating_point
-    wide = [PROBS_FIELD] * write_probs + [EMBEDDING_FIELD] * write_embedding
-    places = [*PLACE_FIELDS] * has_places
-    after = {"height_px": places, "confidence": decided, "topk_prob": wide}
-    after["uri"] = [MEMBER_FIELD] * has_members
     fields: list[pa.Field] = []
     for field in PREDICTION_SCHEMA:
-        fields += [field, *after.get(field.name, [])]
+        here = [each for each in OPTIONAL_COLUMNS if each.after == field.name]
+        fields += [field, *(each.field for each in here if each.when in reasons)]
     return pa.schema([*fields, *carried])
 
 
 # Rows with every column that they may have by themselves.
-WIDEST_SCHEMA = prediction_schema(
-    multi_label=True,
-    is_calibrated=True,
-    has_operating_point=True,
-    write_probs=True,
-    write_embedding=True,
-    has_places=True,
-    has_members=True,
+WIDEST_SCHEMA = prediction_schema({each.when for each in OPTIONAL_COLUMNS})
+# What pages for people leave out.
+WIDE_COLUMNS: Final = (
+    "topk_label",
+    "topk_prob",
+    *(each.field.name for each in OPTIONAL_COLUMNS if each.is_wide),
 )
 # Every name that a column of rows or of plans may have by itself.
 ROW_COLUMNS = frozenset(

@@ -18,12 +18,12 @@ from imgcls.runs.commits import read_commits
 from imgcls.runs.facts import read_facts
 from imgcls.runs.published import Manifest
 from imgcls.runs.run import Run
+from imgcls.schema import WIDE_COLUMNS
 from imgcls.storage.json_text import parse_object
 from imgcls.storage.objects import put, read
 from imgcls.storage.uri import join
 
 _ROWS_AT_A_TIME: Final = 2048
-_WIDE: Final = ("probs", "embedding", "topk_label", "topk_prob")
 _KINDS: Final = ("status", "class", "decision")
 
 
@@ -31,7 +31,7 @@ def rows_of(folder: str, manifest: Manifest) -> Iterator[Row]:
     """Yield the published rows, without their wide columns, in order."""
     for part in manifest.parts:
         file = pq.ParquetFile(io.BytesIO(read(join(folder, part.path))))
-        columns = [name for name in file.schema_arrow.names if name not in _WIDE]
+        columns = [name for name in file.schema_arrow.names if name not in WIDE_COLUMNS]
         for batch in file.iter_batches(_ROWS_AT_A_TIME, columns=columns):
             yield from batch.to_pylist()
 
@@ -40,7 +40,7 @@ def columns_of(folder: str, manifest: Manifest) -> list[str]:
     """Return the columns of a night that a page may show, in their order."""
     for part in manifest.parts:
         names = pq.read_schema(io.BytesIO(read(join(folder, part.path)))).names
-        return [name for name in names if name not in _WIDE]
+        return [name for name in names if name not in WIDE_COLUMNS]
     return []
 
 

@@ -7,7 +7,7 @@ that every start of a run makes the same rows, and whoever continues with a run 
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any, Self
+from typing import Any, Final, Self
 
 from imgcls.config.choices import GpuDecode, Precision
 from imgcls.config.scoring import ScoreConfig
@@ -43,7 +43,14 @@ class RowOptions:
             given["carry"] = tuple(given["carry"])  # JSON knows no tuples
         return cls(**given)
 
+    def reasons(self) -> frozenset[str]:
+        """Return the names of those that are true: what asks for optional columns of rows."""
+        return frozenset(each.name for each in fields(self) if getattr(self, each.name) is True)
+
     def difference(self, other: Self) -> str:
         """Return the first field in which another one differs, "" where none does."""
         names = (field.name for field in fields(self))
         return next((name for name in names if getattr(self, name) != getattr(other, name)), "")
+
+
+ALL_DEFAULT: Final = RowOptions()

@@ -311,7 +311,7 @@ def publish(model: str, tmp_path: Path) -> Callable[..., str]:
         for number, row in enumerate(rows):
             scored = {"run_id": run_id, "scored_at": _NIGHT + timedelta(days=night)}
             buffer = io.BytesIO()
-            schema = prediction_schema(multi_label="labels" in row)
+            schema = prediction_schema({"multi_label"} if "labels" in row else ())
             pq.write_table(pa.Table.from_pylist([row | scored], schema=schema), buffer)
             data = buffer.getvalue()
             name = f"part-{number:05}.parquet"

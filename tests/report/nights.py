@@ -59,7 +59,7 @@ def publish_night(
     """Publish rows; return the folder and the manifest."""
     run, date = Run(output, run_id), f"2026-11-{day:02d}"
     folder = run.published(date)
-    schema = prediction_schema(is_calibrated=True, has_operating_point=True)
+    schema = prediction_schema({"calibrated", "operating_point"})
     for field in extra:
         schema = schema.append(field)
     rows = [row | {"run_id": run_id} for row in rows]

@@ -20,44 +20,26 @@ from imgcls.metrics.calibration import Calibration
 from imgcls.metrics.operating_point import OperatingPoint
 from imgcls.model.bundle import Bundle, read_facts
 from imgcls.model.registry import register
+from imgcls.runs.row_options import RowOptions
 from imgcls.schema import PLAN_SCHEMA, PREDICTION_SCHEMA, prediction_schema
 from imgcls.scoring.driver import score
 from imgcls.scoring.shard.rows import Provenance
 from imgcls.scoring.shard.score_shard import score_shard
 from imgcls.storage.objects import list_objects, put, read
 from tests.predictors import open_predictor
-from tests.scoring.tiny import IMAGE_PX, image_bytes, make_bundle, run_facts, tiff_frames
+from tests.scoring.tiny import (
+    IMAGE_PX,
+    POSITIVE,
+    TEMPERATURE,
+    THRESHOLD_ID,
+    image_bytes,
+    make_bundle,
+    make_calibration,
+    run_facts,
+    tiff_frames,
+)
 
-TEMPERATURE = 1.7
-POSITIVE = "class-3"
 SPEC = DecodeSpec(frames="all")
-THRESHOLD_ID = f"{POSITIVE}:recall>=0.9"
-
-
-def make_calibration(*bounds: float) -> Calibration:
-    """A calibration with one operating point of (review_low, threshold, review_high), or none."""
-    points = []
-    if bounds:
-        review_low, threshold, review_high = bounds
-        points = [
-            OperatingPoint(
-                threshold_id=THRESHOLD_ID,
-                positive_class=POSITIVE,
-                target="recall",
-                target_value=0.9,
-                threshold=threshold,
-                review_low=review_low,
-                review_high=review_high,
-                review_fraction=0.5,
-                recall=0.9,
-                recall_interval=None,
-                specificity=0.5,
-                specificity_interval=None,
-                num_positive=10,
-                num_negative=10,
-            )
-        ]
-    return Calibration(TEMPERATURE, "by hand", 20, 1.0, 1.0, 0.1, 0.1, tuple(points))
 
 
 def softened(probs: list[float]) -> list[float]:
@@ -120,7 +102,7 @@ def score_one_shard(bundle: Bundle, source: str, pool: DecoderPool) -> pa.Table:
         predictor=open_predictor(bundle, device="cpu", batch_size=16),
         pool=pool,
         provenance=provenance,
-        write_probs=True,
+        row_options=RowOptions(write_probs=True),
     ).rows
 
 
@@ -149,7 +131,7 @@ def test_a_bundle_without_calibration_gives_the_columns_as_ever(
     nights: tuple[Path, dict[str, pa.Table]],
 ) -> None:
     assert prediction_schema() == PREDICTION_SCHEMA
-    assert nights[1]["plain"].schema.equals(prediction_schema(write_probs=True))
+    assert nights[1]["plain"].schema.equals(prediction_schema({"write_probs"}))
 
 
 def test_decisions_are_those_computed_by_hand_from_the_probabilities(
@@ -157,9 +139,7 @@ def test_decisions_are_those_computed_by_hand_from_the_probabilities(
 ) -> None:
     root, tables = nights
     point, table = point_of(root), tables["decided"]
-    assert table.schema.equals(
-        prediction_schema(is_calibrated=True, has_operating_point=True, write_probs=True)
-    )
+    assert table.schema.equals(prediction_schema({"calibrated", "operating_point", "write_probs"}))
     names = table.schema.names
     after = names.index("confidence") + 1
     assert names[after : after + 3] == ["calibrated_prob", "decision", "threshold_id"]
@@ -185,7 +165,7 @@ def test_without_an_operating_point_the_class_on_top_is_calibrated(
     source: str, pool: DecoderPool
 ) -> None:
     table = score_one_shard(make_bundle(calibration=make_calibration()), source, pool)
-    assert table.schema.equals(prediction_schema(is_calibrated=True, write_probs=True))
+    assert table.schema.equals(prediction_schema({"calibrated", "write_probs"}))
     for row in table.to_pylist():
         if row["status"] == "ok":
             expected = softened(row["probs"])[row["label"]]
@@ -203,10 +183,8 @@ def test_a_multi_label_model_names_every_class_that_reaches_its_threshold(
     table = score_one_shard(bundle, source, pool)
     assert table.schema.equals(
         prediction_schema(
-            multi_label=True,
-            is_calibrated=has_point,
-            has_operating_point=has_point,
-            write_probs=True,
+            {"multi_label", "write_probs"}
+            | ({"calibrated", "operating_point"} if has_point else set())
         )
     )
     num_labels, sums = [], []

@@ -15,6 +15,7 @@ from imgcls.data.class_names import ClassNames
 from imgcls.image.png import encode_png
 from imgcls.image.spec import DecodeSpec, PreprocessSpec
 from imgcls.metrics.calibration import Calibration
+from imgcls.metrics.operating_point import OperatingPoint
 from imgcls.model.architectures import build_model, find_head
 from imgcls.model.bundle import Bundle, make_golden
 from imgcls.runs.plan import Plan, RunFacts
@@ -23,6 +24,9 @@ from imgcls.schema import PREDICTION_SCHEMA
 from imgcls.storage.objects import list_objects, put, read
 from imgcls.storage.uri import join
 
+TEMPERATURE = 1.7
+POSITIVE = "class-3"
+THRESHOLD_ID = f"{POSITIVE}:recall>=0.9"
 IMAGE_PX = 32
 
 
@@ -94,6 +98,32 @@ def write_images(root: str, count: int) -> list[str]:
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(put, uris, map(image_bytes, range(count))))
     return sorted(uris)
+
+
+def make_calibration(*bounds: float) -> Calibration:
+    """A calibration with one operating point of (review_low, threshold, review_high), or none."""
+    points = []
+    if bounds:
+        review_low, threshold, review_high = bounds
+        points = [
+            OperatingPoint(
+                threshold_id=THRESHOLD_ID,
+                positive_class=POSITIVE,
+                target="recall",
+                target_value=0.9,
+                threshold=threshold,
+                review_low=review_low,
+                review_high=review_high,
+                review_fraction=0.5,
+                recall=0.9,
+                recall_interval=None,
+                specificity=0.5,
+                specificity_interval=None,
+                num_positive=10,
+                num_negative=10,
+            )
+        ]
+    return Calibration(TEMPERATURE, "by hand", 20, 1.0, 1.0, 0.1, 0.1, tuple(points))
 
 
 def run_facts(run_id: str = "run") -> RunFacts:

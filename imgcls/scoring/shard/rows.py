@@ -23,6 +23,7 @@ from imgcls.inference.stream import Predicted
 from imgcls.metrics.calibration import Calibration
 from imgcls.metrics.operating_point import OperatingPoint, decide
 from imgcls.runs.plan import RunFacts
+from imgcls.runs.row_options import RowOptions
 from imgcls.schema import MEMBER_FIELD, PLACE_FIELDS, Status, carried_fields, prediction_schema
 from imgcls.scoring.shard.facts import Seen, ShardFacts
 from imgcls.sources.containers import is_container
@@ -47,6 +48,17 @@ class Provenance:
         """Those of the bundle; the first one decides."""
         return self.calibration.operating_points if self.calibration is not None else ()
 
+    @property
+    def reasons(self) -> frozenset[str]:
+        """What of the model gives rows optional columns, by the names of OPTIONAL_COLUMNS."""
+        facts = {
+            "multi_label": self.multi_label,
+            "calibrated": self.calibration is not None,
+            "operating_point": bool(self.operating_points),
+            "tiles": self.has_places,
+        }
+        return frozenset(name for name, holds in facts.items() if holds)
+
 
 class ShardRows:
     """Collects a shard's rows in order of completion and returns them in plan order."""
@@ -55,23 +67,16 @@ class ShardRows:
         self,
         plan_rows: pa.Table,
         provenance: Provenance,
-        write_probs: bool,
-        write_embedding: bool,
+        row_options: RowOptions,
         facts: ShardFacts,
     ) -> None:
         self._plan_rows, self._facts = plan_rows, facts
         self._provenance = provenance
         self._has_members = MEMBER_FIELD.name in plan_rows.column_names
-        self._schema = prediction_schema(
-            multi_label=provenance.multi_label,
-            is_calibrated=provenance.calibration is not None,
-            has_operating_point=bool(provenance.operating_points),
-            write_probs=write_probs,
-            write_embedding=write_embedding,
-            has_places=provenance.has_places,
-            has_members=self._has_members,
-            carried=carried_fields(plan_rows.schema),
-        )
+        reasons = provenance.reasons | row_options.reasons()
+        if self._has_members:
+            reasons |= {"members"}
+        self._schema = prediction_schema(reasons, carried_fields(plan_rows.schema))
         self._names = [name for name in ("uri", MEMBER_FIELD.name) if name in self._schema.names]
         planned = plan_rows.select(self._names).to_pylist()
         self._keys = [(row["uri"], row.get(MEMBER_FIELD.name)) for row in planned]

@@ -19,6 +19,7 @@ import pyarrow as pa
 from imgcls.image.decoders.pool import Decoded, DecoderPool
 from imgcls.inference.predictor import Predictor
 from imgcls.inference.stream import predict_stream
+from imgcls.runs.row_options import ALL_DEFAULT, RowOptions
 from imgcls.scoring.shard.commit import uris_failed_before
 from imgcls.scoring.shard.facts import ShardFacts
 from imgcls.scoring.shard.remote_decode import RemoteDecoder, decode_shared
@@ -49,8 +50,7 @@ def score_shard(
     predictor: Predictor,
     pool: DecoderPool,
     provenance: Provenance,
-    write_probs: bool = False,
-    write_embedding: bool = False,
+    row_options: RowOptions = ALL_DEFAULT,
     tile_rows: TileRows | None = None,
     clock: StageClock | None = None,
     remote: RemoteDecoder | None = None,
@@ -64,8 +64,7 @@ def score_shard(
         predictor: the model; its batch_size is the number of images per forward pass.
         pool: decoder processes with the bundle's decode and preprocess spec.
         provenance: constant columns, and the class names in order of label.
-        write_probs: add the column probs.
-        write_embedding: add the column embedding (the predictor must have been made with it).
+        row_options: of the run; what they ask of the model, the predictor must have been made for.
         tile_rows: takes what the model says of each tile, if that is wanted.
         clock: counts what the stages do, if that is wanted.
         remote: reads and decodes some of the images elsewhere, as many as it is fast enough for.
@@ -78,7 +77,7 @@ def score_shard(
     clock = clock or make_clock(predictor, pool)
     num_rows = plan_rows.num_rows
     facts = facts or ShardFacts(predictor.bundle.preprocess_spec, num_rows, num_rows)
-    rows = ShardRows(plan_rows, provenance, write_probs, write_embedding, facts)
+    rows = ShardRows(plan_rows, provenance, row_options, facts)
     num_decoded = num_here = 0
 
     access = access or Access(
