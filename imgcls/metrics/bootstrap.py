@@ -7,6 +7,10 @@ its images: images of one group are not independent evidence.
 Percentile bootstrap (Efron 1979): units are drawn with replacement as often as there are units; an
 interval holds the middle 95 % of what the number becomes. A draw is a weight per image.
 
+Where a number is the same in all draws (15 of 15 found, whichever are drawn) the bootstrap would
+say that it is certain. Then it is Wilson's interval of a share of so many units: close to the rule
+of three, which leaves 3/n open where none of n is wrong.
+
 Shape legend: B image, R draw; a measured number is [R], or [R,K] per class.
 """
 
@@ -17,7 +21,7 @@ from itertools import islice
 import numpy as np
 import numpy.typing as npt
 
-from imgcls.metrics.top_classes import Doubles
+from imgcls.metrics.top_classes import Bools, Doubles
 
 NUM_RESAMPLES = 1000
 # Of three units a draw takes the worst one three times with a chance of 1/27, more than the 2.5 %
@@ -28,6 +32,7 @@ MIN_UNITS = 4
 # for 20 in 91, for 10 in 85, for 4 in 74, for 3 in 58, for 1 in none. So below 30 the card warns.
 FEW_UNITS = 30
 CONFIDENCE = 0.95
+_ROUNDING = 1e-9  # less than this is no width
 _Z_95 = 1.96  # standard deviations that hold 95 % of a normal distribution
 
 # Draws are measured some at a time: enough to be fast, few enough to fit into the caches.
@@ -82,12 +87,47 @@ def draw_weights(
         yield drawn[unit_of_B].astype(np.float64)
 
 
-def interval(values: Sequence[float] | Doubles, num_units: int) -> list[float] | None:
-    """Return the middle 95 % of what is defined.
+def interval(
+    values: Sequence[float] | Doubles,
+    num_units: int,
+    num_counted: int | None = None,
+    limits: tuple[float, float] | None = (0.0, 1.0),
+) -> list[float] | None:
+    """Return the middle 95 % of what is defined; Wilson's interval where that has no width.
 
     Null where less than half of the draws are, or where fewer than MIN_UNITS units were drawn from.
+
+    Args:
+        values: The number in each draw.
+        num_units: That were drawn from.
+        num_counted: Of these, those that the number is a share of; by default all.
+        limits: Lowest and highest possible value; None where there is none: null without width.
     """
-    return None if num_units < MIN_UNITS else middle(values)
+    bounds = None if num_units < MIN_UNITS else middle(values)
+    if bounds is None or bounds[1] - bounds[0] > _ROUNDING:
+        return bounds
+    num = num_units if num_counted is None else num_counted
+    if limits is None or not num:
+        return None
+    low, high = limits
+    share = min(1.0, max(0.0, (bounds[0] - low) / (high - low)))
+    wide = [low + (high - low) * bound for bound in wilson(share, num)]
+    return [min(wide[0], bounds[0]), max(wide[1], bounds[1])]
+
+
+def count_units(
+    unit_of_B: npt.NDArray[np.int64], is_in_BK: Bools
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Return, per class [K], how many units have an image in it, and how many one beside it."""
+    num_classes = is_in_BK.shape[1]
+    image_P, class_P = np.nonzero(is_in_BK)  # not of ~is_in_BK, which may be a thousand times more
+    pairs, counts = np.unique(unit_of_B[image_P] * num_classes + class_P, return_counts=True)
+    num_B = np.bincount(unit_of_B)
+    is_whole = counts == num_B[pairs // num_classes]
+    some_K, whole_K = (
+        np.bincount(each % num_classes, minlength=num_classes) for each in (pairs, pairs[is_whole])
+    )
+    return some_K, len(num_B) - whole_K
 
 
 def no_interval(num_units: int) -> dict[str, str]:

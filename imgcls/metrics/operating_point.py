@@ -16,7 +16,14 @@ from typing import Any, Final, Literal
 import numpy as np
 
 from imgcls.errors import ConfigError
-from imgcls.metrics.bootstrap import NUM_RESAMPLES, draw_weights, interval, middle, number_units
+from imgcls.metrics.bootstrap import (
+    NUM_RESAMPLES,
+    count_units,
+    draw_weights,
+    interval,
+    middle,
+    number_units,
+)
 from imgcls.metrics.top_classes import Bools, Floats
 
 Target = Literal["recall", "specificity"]
@@ -122,7 +129,11 @@ def measure_point(
         drawn_R4 = np.array([w @ cells_B4 for w in draw_weights(units, NUM_RESAMPLES, 0)])
         with np.errstate(invalid="ignore"):
             num_units = int(units.max()) + 1
-            intervals = [interval(drawn_R4[:, i] / drawn_R4[:, i + 1], num_units) for i in (0, 2)]
+            num_of_kind = count_units(units, positive_B[:, None])
+            intervals = [
+                interval(drawn_R4[:, i] / drawn_R4[:, i + 1], num_units, int(num[0]))
+                for i, num in zip((0, 2), num_of_kind, strict=True)
+            ]
     return {
         "recall": recall if positive_B.any() else None,
         "recall_interval": intervals[0],
@@ -212,6 +223,12 @@ def operating_point(
     recall, specificity = _achieved(score_B, positive_B, threshold)
     low, high = middle(drawn["threshold"]) or [threshold, threshold]
     low, high = min(low, threshold), max(high, threshold)
+    bounds = [
+        interval(drawn[name], num_units, int(num[0])) if drawn[name] else None
+        for name, num in zip(
+            ("recall", "specificity"), count_units(units, positive_B[:, None]), strict=True
+        )
+    ]
     return OperatingPoint(
         threshold_id=f"{name}:{target}>={value:g}",
         positive_class=name,
@@ -222,11 +239,9 @@ def operating_point(
         review_high=high,
         review_fraction=float(((score_B >= low) & (score_B < high)).mean()),
         recall=recall,
-        recall_interval=interval(drawn["recall"], num_units) if drawn["recall"] else None,
+        recall_interval=bounds[0],
         specificity=specificity,
-        specificity_interval=interval(drawn["specificity"], num_units)
-        if drawn["specificity"]
-        else None,
+        specificity_interval=bounds[1],
         num_positive=int(positive_B.sum()),
         num_negative=int((~positive_B).sum()),
     )

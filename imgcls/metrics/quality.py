@@ -16,6 +16,7 @@ from imgcls.metrics.bootstrap import (
     CONFIDENCE,
     NUM_RESAMPLES,
     Measure,
+    count_units,
     draw,
     interval,
     no_interval,
@@ -41,6 +42,9 @@ _OF_A_SLICE: Final = (
     "macro_f1",
 )
 _WITH_INTERVAL: Final = ("recall", "precision")  # of each class
+# Shares of all images; other headlines hang on the class with the fewest.
+_OF_ALL_IMAGES: Final = ("accuracy", "subset_accuracy", "hamming_loss", "ece", "brier")
+_LIMITS: Final[dict[str, tuple[float, float] | None]] = {"brier": (0.0, 2.0), "log_loss": None}
 
 
 def measure_quality(
@@ -210,9 +214,25 @@ def _intervals(
         seed=seed,
     )
     num_units = int(unit_of_B.max()) + 1
-    headlines = {n: interval(values, num_units) for n, values in drawn.items() if values.ndim == 1}
+    shown_K, others_K = count_units(unit_of_B, data.target_BK)
+    counted = {"recall": shown_K, "precision": count_units(unit_of_B, data.predicted_BK)[0]}
+    both = np.minimum(shown_K, others_K)[(shown_K > 0) & (others_K > 0)]
+    fewest = int(both.min()) if len(both) else num_units
+    headlines = {
+        name: interval(
+            values,
+            num_units,
+            num_units if name in _OF_ALL_IMAGES or name.startswith("top") else fewest,
+            _LIMITS.get(name, (0.0, 1.0)),
+        )
+        for name, values in drawn.items()
+        if values.ndim == 1
+    }
     per_class = {
-        name: {metric: interval(drawn[metric][:, k], num_units) for metric in _WITH_INTERVAL}
+        name: {
+            metric: interval(drawn[metric][:, k], num_units, int(counted[metric][k]))
+            for metric in _WITH_INTERVAL
+        }
         for k, name in enumerate(data.class_names.names)
     }
     return {

@@ -138,6 +138,7 @@ def judge(
         "accuracy": float(right_B.mean()),
         "gain": float(right_B.mean() - guess_B.mean()),
         "gain_interval": gain_interval,
+        "num_different": int((right_B != guess_B).sum()),
         "auroc": metrics.get("auroc_macro"),
         "auroc_interval": metrics["intervals"].get("auroc_macro"),
         "log_loss": after.get("log_loss", metrics.get("log_loss")),
@@ -205,7 +206,8 @@ def _gain_interval(right_B: Bools, guess_B: Bools, units: Sequence[str]) -> list
     def measure(weight_RB: Doubles) -> dict[str, Doubles]:
         return {"gain": (weight_RB * difference_B).sum(axis=1) / weight_RB.sum(axis=1)}
 
-    return interval(draw([measure], unit_of_B)["gain"], int(unit_of_B.max()) + 1)
+    num_units = int(unit_of_B.max()) + 1
+    return interval(draw([measure], unit_of_B)["gain"], num_units, limits=(-1.0, 1.0))
 
 
 def _prior_log_loss(target_BK: Bools, shares_K: Doubles, *, multi_label: bool) -> float:
@@ -245,8 +247,7 @@ def _counted(point: OperatingPoint, measured: Mapping[str, Any]) -> dict[str, An
         ("specificity", num_kept, measured["num_negative"]),
     ):
         bounds = measured[f"{name}_interval"]
-        if of and (bounds is None or bounds[0] == bounds[1]):
-            # Whatever is drawn again the number is the same: the bootstrap cannot tell.
+        if of and bounds is None:
             bounds = list(wilson(num / of, of))
         counted |= {name: measured[name], f"{name}_interval": bounds}
     bounds = counted[f"{point.target}_interval"]
@@ -264,7 +265,7 @@ def _how_far(answer: Answer, split: str, num_images: int) -> str:
 def _compared(verdict: Verdict) -> Iterator[str]:
     guess, model, num = verdict.guess, verdict.model, verdict.num_images
     said = " and ".join(f"'{name}'" for name in guess["answer"]) or "none of the classes"
-    is_same = model["gain_interval"] == [0.0, 0.0]
+    is_same = model["num_different"] == 0
     gain = f"{100 * model['gain']:+.1f} points{_in_hundredths(model['gain_interval'])}"
     yield (
         f"Right for {model['num_right']} of {num} {verdict.split} images. Answering {said} every "

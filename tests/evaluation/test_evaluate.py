@@ -124,7 +124,7 @@ def test_model_is_measured_on_the_test_split_of_its_training(model: str, data: P
     assert not result["same_split_as_training"]
     assert result["accuracy"] == result["accuracy_all"] == 1.0
     assert result["auroc_macro"] == 1.0
-    assert result["intervals"]["accuracy"] == [1.0, 1.0]
+    assert result["intervals"]["accuracy"] == pytest.approx([0.806, 1.0], abs=1e-3)  # of 16
     assert result["intervals"]["num_units"] == result["num_ok"]
 
 

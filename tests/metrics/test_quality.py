@@ -16,7 +16,8 @@ from sklearn.metrics import (
 )
 
 from imgcls.data.class_names import ClassNames
-from imgcls.metrics.measures import Labelled, one_hot
+from imgcls.metrics.bootstrap import draw, number_units
+from imgcls.metrics.measures import Labelled, RankingMeasure, cheap_measures, one_hot
 from imgcls.metrics.quality import (
     expected_calibration_error,
     macro_auroc,
@@ -208,7 +209,9 @@ def test_intervals_are_those_of_the_drawn_images() -> None:
     target_BK, probs_BK = _sample(60)
     again = np.random.default_rng(4).integers(0, 60, 60)
     expected = _several(target_BK[again], probs_BK[again], num_resamples=1)
-    drawn = _several(target_BK, probs_BK, num_resamples=1, seed=4)["intervals"]
+    data = Labelled(target_BK.astype(bool), probs_BK >= 0.5, _ABC, True, probs_BK)
+    measures = [*cheap_measures(data), RankingMeasure(target_BK, probs_BK)]
+    drawn = draw(measures, number_units(60, None), num_resamples=1, seed=4)
     names = ("accuracy", "hamming_loss", "macro_f1", "micro_precision", "brier", "auroc_macro")
     for name in (*names, "average_precision_macro"):
         assert drawn[name][0] == pytest.approx(expected[name]), name
