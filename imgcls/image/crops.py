@@ -17,7 +17,7 @@ from imgcls.image.decode import iter_images
 from imgcls.image.decoded import DecodedImage, ignore_frame
 from imgcls.image.facts.image_facts import ImageFacts, Looks, measure
 from imgcls.image.facts.source import Look, SourceFacts, looking
-from imgcls.image.facts.thumbnail import needs_picture, pick_picture
+from imgcls.image.facts.thumbnail import count_picks, needs_picture, shrink
 from imgcls.image.fit.placement import resized_size
 from imgcls.image.fit.tiles import Place, cut_tiles, most_crops
 from imgcls.image.preprocess import preprocess
@@ -193,8 +193,11 @@ def _look_at(
     told = None if seen == SourceFacts() else seen
     if not needs_picture(decode_spec, preprocess_spec):
         return told, None, None
-    picture_HWC = pick_picture(image.image_HWC)
+    size = image.width_px, image.height_px
+    has_many_crops = preprocess_spec.fit == "tiles" or decode_spec.frames == "pool"
+    num_picks = count_picks(size[0] * size[1], has_many_crops=has_many_crops)
+    picture_HWC, pixels_HWC = shrink(image.image_HWC, num_picks)
     looks = None
-    if preprocess_spec.fit == "tiles" or decode_spec.frames == "pool":  # no crop to tell it later
-        [looks] = measure([picture_HWC.transpose(2, 0, 1)], [(image.width_px, image.height_px)])
+    if has_many_crops:  # no crop to tell it later; a mean has not the sharpness of the picture
+        [looks] = measure([pixels_HWC.transpose(2, 0, 1)], [size])
     return told, looks, picture_HWC if look == "facts" else None

@@ -223,3 +223,28 @@ def test_each_frame_has_its_facts_and_picture() -> None:
     assert [
         int(crop.picture_HWC.mean()) for crop in found.crops if crop.picture_HWC is not None
     ] == [10, 120, 240]
+
+
+@pytest.mark.parametrize(
+    ("size", "spec", "most_wrong"),
+    [
+        # One pixel in twelve of each side, of noise with a deviation of 70: means of 64.
+        ((1600, 400), dataclasses.replace(CUT, fit="tiles", resize_px=0, overlap_px=8), 12.0),
+        ((2000, 1500), CUT, 22.0),  # 16 of 256
+        ((500, 375), CUT, 55.0),  # 2 of 16, for its price; one alone is wrong by 70
+    ],
+)
+def test_a_small_picture_is_a_mean_and_no_single_pixels(
+    size: tuple[int, int], spec: PreprocessSpec, most_wrong: float
+) -> None:
+    noise_HW = np.random.default_rng(3).integers(0, 250, size[::-1], dtype=np.uint8)
+    data = encode(Image.fromarray(noise_HW))
+    crop = decode_one(data, GRAY, gray_spec(spec), "facts")[0]
+    assert crop.picture_HWC is not None
+    step = round(max(size) / 128)
+    rows, columns = (side // step for side in noise_HW.shape)
+    mean_HW = noise_HW[: rows * step, : columns * step].reshape(rows, step, columns, step)
+    wrong_HW = crop.picture_HWC[:rows, :columns, 0] - mean_HW.mean(axis=(1, 3))
+    assert np.sqrt((wrong_HW**2).mean()) < most_wrong
+    if crop.looks is not None:  # those of its pixels: a mean has another contrast
+        assert crop.looks.contrast == pytest.approx(72, rel=0.1)
