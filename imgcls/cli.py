@@ -1,15 +1,13 @@
 """The command line: one subcommand per job, its flags the fields of the job's config class.
 
-In: argv. Out: an exit code; one JSON object as the last line of stdout, also when the job failed
-(`kubernetes` prints its YAML instead). A field with the metadata "positional" is an argument
-without a flag; of type tuple, it takes all that follows.
+In: argv. Out: an exit code; one JSON object as the last line of stdout, also when the job failed;
+on a terminal words instead, but for --json (`kubernetes` prints its YAML instead). A field with the
+metadata "positional" is an argument without a flag; of type tuple, it takes all that follows.
 Invariant: nothing heavy is imported before a command is chosen, so `imgcls --help` answers at once.
 """
 
 import argparse
-import ast
 import atexit
-import difflib
 import importlib
 import logging
 import os
@@ -17,16 +15,16 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import MISSING, Field, dataclass, fields
-from pathlib import Path
+from dataclasses import dataclass
 from types import FrameType
-from typing import Any, Final, Literal, NoReturn, get_args, get_origin, get_type_hints
+from typing import Any, Final, NoReturn
 
 from imgcls import logs
-from imgcls.config import models, operations, scoring, source_options, training
-from imgcls.config.paths import flag_of, refuse_empty
+from imgcls.config import models, operations, scoring, training
+from imgcls.config.paths import refuse_empty
 from imgcls.errors import ImgclsError, RunStoppedError
-from imgcls.inert import in_log
+from imgcls.terminal.flags import Parser, add_flags
+from imgcls.terminal.result import Out
 
 _RESUMABLE = ("train", "score", "nightly")
 _AGAIN_AFTER_S = 0.05
@@ -41,12 +39,18 @@ class Command:
 
     config: type
     function: str
+    tells: tuple[str, ...] | None = None
+    """What of its result a terminal shows, beside its `lines`; None for all that is short, and ()
+    of a command that shows its findings itself."""
 
 
+_OF_NIGHT: Final = ("difference", "output", "page", "elapsed_s")
 COMMANDS = {
-    "train": Command(training.TrainConfig, "imgcls.training.driver:train"),
-    "score": Command(scoring.ScoreConfig, "imgcls.scoring.driver:score"),
-    "nightly": Command(scoring.NightlyConfig, "imgcls.nightly:nightly"),
+    "train": Command(
+        training.TrainConfig, "imgcls.training.driver:train", ("model", "uri", "total_s")
+    ),
+    "score": Command(scoring.ScoreConfig, "imgcls.scoring.driver:score", _OF_NIGHT),
+    "nightly": Command(scoring.NightlyConfig, "imgcls.nightly:nightly", _OF_NIGHT),
     "plan": Command(scoring.PlanConfig, "imgcls.scoring.next_night:show_plan"),
     "evaluate": Command(models.EvaluateConfig, "imgcls.evaluation.evaluate:evaluate"),
     "calibrate": Command(models.CalibrateConfig, "imgcls.evaluation.calibrate:calibrate"),
@@ -54,14 +58,14 @@ COMMANDS = {
     "export": Command(models.ExportConfig, "imgcls.model.onnx_export:export"),
     "quantize": Command(scoring.QuantizeConfig, "imgcls.scoring.quantize:quantize"),
     "promote": Command(models.PromoteConfig, "imgcls.model.registry:promote_version"),
-    "models": Command(models.ModelsConfig, "imgcls.model.catalog:list_models"),
+    "models": Command(models.ModelsConfig, "imgcls.model.catalog:list_models", ()),
     "verify": Command(scoring.VerifyConfig, "imgcls.scoring.publishing.verify:verify"),
     "report": Command(scoring.ReportConfig, "imgcls.report.make:report"),
     "rollback": Command(scoring.RollbackConfig, "imgcls.scoring.publishing.retention:rollback"),
     "gc": Command(scoring.GcConfig, "imgcls.scoring.publishing.retention:gc"),
     "bench": Command(operations.BenchConfig, "imgcls.bench.driver:bench"),
-    "doctor": Command(operations.DoctorConfig, "imgcls.operations.doctor:doctor"),
-    "demo": Command(operations.DemoConfig, "imgcls.demo.demo:demo"),
+    "doctor": Command(operations.DoctorConfig, "imgcls.operations.doctor:doctor", ()),
+    "demo": Command(operations.DemoConfig, "imgcls.demo.demo:demo", ()),
     "submit": Command(operations.SubmitConfig, "imgcls.operations.submit:submit"),
     "kubernetes": Command(operations.KubernetesConfig, "imgcls.operations.kubernetes:kubernetes"),
 }
@@ -76,7 +80,7 @@ def run() -> NoReturn:
 
 def run_job(name: str) -> NoReturn:
     """Be the process of `python -m jobs.NAME ...`."""
-    _be_process_of(lambda: _run(name, parse_job(name, None)))
+    _be_process_of(lambda: _run(name, _parse(name, None)))
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -85,21 +89,20 @@ def main(argv: list[str] | None = None) -> int:
     if words[0] in RENAMED:
         sys.stderr.write(f"imgcls {words[0]} is called imgcls {RENAMED[words[0]]} now\n")
         words[0] = RENAMED[words[0]]
-    parser = _Parser(
+    parser = Parser(
         prog="imgcls", description="Train an image classifier; score whole buckets with it."
     )
     parser.add_argument(
         "--version", action=_Version, nargs=0, default=argparse.SUPPRESS, help="show the version"
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    docs = _read_docs()
     parsers = {}
     for name, command in COMMANDS.items():
         summary = _first_line(command)
         parsers[name] = commands.add_parser(
             name, help=summary, description=summary, allow_abbrev=False
         )
-        _add_flags(parsers[name], command, docs)
+        add_flags(parsers[name], command.config, name)
     arguments, unknown = parser.parse_known_args(words)
     values = vars(arguments)
     name = values.pop("command")
@@ -113,25 +116,18 @@ def main(argv: list[str] | None = None) -> int:
 
 def parse_job(name: str, argv: Sequence[str] | None) -> dict[str, Any]:
     """Return the flags of one job as values, or exit 2 for what `python -m jobs.NAME` refuses."""
-    parser = _Parser(
+    values = _parse(name, argv)
+    del values["json"]
+    return values
+
+
+def _parse(name: str, argv: Sequence[str] | None) -> dict[str, Any]:
+    parser = Parser(
         prog=f"python -m jobs.{name}", description=_first_line(COMMANDS[name]), allow_abbrev=False
     )
-    _add_flags(parser, COMMANDS[name], _read_docs())
+    add_flags(parser, COMMANDS[name].config, name)
     arguments, unknown = parser.parse_known_args(argv)
     return parser.checked(vars(arguments), unknown)
-
-
-class _Append(argparse.Action):
-    """A flag that may be given several times; its value is the tuple of them."""
-
-    def __call__(
-        self,
-        parser: argparse.ArgumentParser,
-        namespace: argparse.Namespace,
-        values: Any,  # noqa: ANN401  (argparse's)
-        option_string: str | None = None,
-    ) -> None:
-        setattr(namespace, self.dest, (*getattr(namespace, self.dest), values))
 
 
 class _Version(argparse.Action):
@@ -145,93 +141,15 @@ class _Version(argparse.Action):
         parser.exit()
 
 
-class _Parser(argparse.ArgumentParser):
-    """Argparse, with errors in one line that names the value and the way out."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {in_log(message)}; see {self.prog} --help\n")
-
-    def checked(self, values: dict[str, Any], unknown: list[str]) -> dict[str, Any]:
-        """Return the values, or exit 2 for an unknown flag, then for a missing one."""
-        flags = [flag for action in self._actions for flag in action.option_strings]
-        for word in unknown:
-            near = difflib.get_close_matches(word.split("=")[0], flags, n=1)
-            self.error(f"unknown {word}" + (f", did you mean {near[0]}?" if near else ""))
-        missing = [name for name, value in values.items() if value is MISSING]
-        if missing:
-            self.error("missing " + ", ".join(map(flag_of, missing)))
-        return values
-
-
 def _first_line(command: Command) -> str:
     return str(command.config.__doc__).splitlines()[0]
 
 
-def _read_docs() -> dict[tuple[str, str], str]:
-    """Read the docstrings under the fields of configs, which Python itself does not keep."""
-    docs = {}
-    modules = (models, operations, scoring, source_options, training)
-    sources = (Path(str(module.__file__)) for module in modules)
-    trees = (ast.parse(source.read_text(encoding="utf-8")) for source in sources)
-    for cls in (node for tree in trees for node in tree.body if isinstance(node, ast.ClassDef)):
-        for target, text in zip(cls.body, cls.body[1:], strict=False):
-            match target, text:
-                case (
-                    ast.AnnAssign(target=ast.Name(id=name)),
-                    ast.Expr(value=ast.Constant(value=str(doc))),
-                ):
-                    docs[cls.name, name] = " ".join(doc.split())
-    return docs
-
-
-def _add_flags(
-    parser: argparse.ArgumentParser, command: Command, docs: dict[tuple[str, str], str]
-) -> None:
-    hints = get_type_hints(command.config)
-    for field in fields(command.config):
-        docs_of = (docs.get((cls.__name__, field.name)) for cls in command.config.__mro__)
-        text = next(filter(None, docs_of)).replace("%", "%%")
-        if field.default is MISSING:
-            text = f"{text} (required)"
-        elif field.default not in ("", False, ()):
-            text = f"{text} (default: {field.default})"
-        if field.metadata.get("positional"):
-            parser.add_argument(field.name, help=text, **_positional(field, hints[field.name]))
-            continue
-        parser.add_argument(
-            flag_of(field.name),
-            dest=field.name,
-            help=text,
-            default=field.default,
-            **_kind(hints[field.name]),
-        )
-
-
-def _kind(hint: Any) -> dict[str, Any]:  # noqa: ANN401 - a type annotation has no type
-    if hint is bool:
-        return {"action": argparse.BooleanOptionalAction}
-    if get_origin(hint) is Literal:
-        return {"choices": get_args(hint)}
-    if get_origin(hint) is tuple:
-        return {"action": _Append, "metavar": "TEXT"}
-    return {"type": hint, "metavar": {str: "TEXT", int: "N", float: "X"}[hint]}
-
-
-def _positional(field: Field[Any], hint: Any) -> dict[str, Any]:  # noqa: ANN401 - as above
-    """Return how argparse takes an argument without a flag: one, one or none, or all the rest."""
-    shown = {"metavar": field.name.upper().replace("_", " ")}
-    if get_origin(hint) is tuple:
-        return shown | {"nargs": argparse.REMAINDER}
-    if field.default is not MISSING:
-        choices = {"choices": get_args(hint)} if get_origin(hint) is Literal else shown
-        return choices | {"nargs": "?", "default": field.default}
-    return {"choices": get_args(hint)}
-
-
 def _run(name: str, arguments: dict[str, Any]) -> int:
-    """Run a job; every way it can end becomes an exit code and a JSON line."""
-    logs.configure()
+    """Run a job; every way it can end becomes an exit code and a result."""
     command = COMMANDS[name]
+    out = Out(command.tells, as_json=arguments.pop("json"))
+    logs.configure(result_is_shown=out.is_shown_below_the_log)
     stop = _Stop(name)
     module, function = command.function.split(":")
     try:
@@ -240,17 +158,17 @@ def _run(name: str, arguments: dict[str, Any]) -> int:
         refuse_empty(config)
         result = getattr(importlib.import_module(module), function)(config)
     except (RunStoppedError, KeyboardInterrupt) as error:
-        _leave_stopped(stop.as_error(error))
+        _leave_stopped(stop.as_error(error), out)
     except ImgclsError as error:
-        return _fail(error, error.exit_code)
+        return _fail(error, error.exit_code, out)
     except Exception as error:  # the top of a job: what nobody expected is told whole
         if stop.signal_name:  # a library made an error of its own of the signal, as DuckDB does
-            _leave_stopped(stop.as_error(error))
+            _leave_stopped(stop.as_error(error), out)
         log.exception("unexpected error")
-        return _fail(error, 1)
+        return _fail(error, 1, out)
     if result is None:  # the command has written its output itself
         return 0
-    logs.print_result(result)
+    out.show(result)
     return int(result.get("exit_code", 0))
 
 
@@ -265,7 +183,7 @@ def _be_process_of(job: Callable[[], int]) -> NoReturn:
         signal.signal(signal.SIGINT, lambda *_: _leave(ended_with))
     except KeyboardInterrupt:  # before a command was chosen, or after it was done
         logs.configure()
-        _leave_stopped(_Stop("").as_error(KeyboardInterrupt()))
+        _leave_stopped(_Stop("").as_error(KeyboardInterrupt()), Out())
     raise SystemExit(ended_with[0])
 
 
@@ -339,19 +257,19 @@ def _send_later(number: int) -> None:
     timer.start()
 
 
-def _leave_stopped(error: RunStoppedError) -> NoReturn:
+def _leave_stopped(error: RunStoppedError, out: Out) -> NoReturn:
     """End at once: what shards in flight have not committed, the next start does again."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    code = _fail(error, RunStoppedError.exit_code)
+    code = _fail(error, RunStoppedError.exit_code, out)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
 
 
-def _fail(error: BaseException, exit_code: int) -> int:
+def _fail(error: BaseException, exit_code: int, out: Out) -> int:
     message = str(error) or type(error).__name__
     log.error("%s", message)
-    logs.print_result({"error": type(error).__name__, "message": message, "exit_code": exit_code})
+    out.show_failure({"error": type(error).__name__, "message": message, "exit_code": exit_code})
     return exit_code
 
 

@@ -63,7 +63,7 @@ def test_commands_of_a_page_are_taken_as_typed(name: str) -> None:
 
 @pytest.mark.parametrize("name", PAGES)
 def test_flags_in_the_text_of_a_page_exist(name: str) -> None:
-    flags = {"--help"} | {
+    flags = {"--help", "--json"} | {
         flag_of(f"{no}{field.name}")
         for command in COMMANDS.values()
         for field in fields(command.config)

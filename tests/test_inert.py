@@ -23,6 +23,7 @@ from imgcls.model.model_card import model_card
 from imgcls.operations.follow import JobLog
 from imgcls.runs.run import Run
 from imgcls.scoring.reporting.run_log import RunLog
+from imgcls.terminal.result import Out
 from imgcls.training.finish.plots import confusion
 from tests.scoring.tiny import make_bundle
 
@@ -70,7 +71,7 @@ def test_every_log_handler_makes_names_inert(
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_results_and_refused_flags_are_inert(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    logs.print_result({"message": name})
+    Out().show({"message": name})
     line = capsys.readouterr().out
     assert active(line) == {"\n"}
     assert json.loads(line)["message"] == name

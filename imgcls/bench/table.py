@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from imgcls.logs import Progress
+from imgcls.progress import Progress
 
 
 @dataclass(frozen=True)

@@ -20,10 +20,10 @@ from imgcls.inference.collect import Collected, collect
 from imgcls.inference.decision_rule import DecisionRule
 from imgcls.inference.pixel_check import check_pixels
 from imgcls.inference.predictor import make_predictor
-from imgcls.logs import Progress
 from imgcls.metrics.calibration import Calibration
 from imgcls.metrics.outcomes import Outcomes
 from imgcls.model.bundle import Bundle
+from imgcls.progress import Progress
 from imgcls.storage.access import Access, spread
 from imgcls.storage.bulk_get import GetRequest
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from imgcls.runs.facts import lot_of
-from imgcls.schema import READ_LATER, Status
+from imgcls.schema import Status
 
 LIMIT: Final = {"positive": 200, "review": 200, "unsure": 60, "failed": 100, "sample": 48}
 
@@ -69,16 +69,6 @@ class Chosen:
     def num_ok(self) -> int:
         """Rows with an answer."""
         return self.by_status[Status.OK]
-
-    @property
-    def num_new_formats(self) -> int:
-        """Rows of files that are no image, or of a format that is not read."""
-        return sum(self.by_status[status] for status in READ_LATER)
-
-    @property
-    def num_failed(self) -> int:
-        """All other rows without an answer."""
-        return self.by_status.total() - self.num_ok - self.num_new_formats
 
 
 def choose(

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from imgcls.config.scoring import ReportConfig
 from imgcls.errors import ConfigError
+from imgcls.logs import tell
 from imgcls.report.choose import choose, key_of
 from imgcls.report.page import (
     CsvLists,
@@ -97,7 +98,7 @@ def make_page(
     if run.is_rolled_back():
         remove_pages(run)
         raise ConfigError(f"run {run.run_id} was rolled back while its page was made")
-    log.info("the page of the run, for people: %s", run.page(PAGE))
+    tell(f"the page of the run, for people: {run.page(PAGE)}")
     return run.page(PAGE)
 
 

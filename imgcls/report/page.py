@@ -21,6 +21,7 @@ from imgcls.inert import in_csv
 from imgcls.pages.charts import Bar, bars
 from imgcls.pages.kit import data_uri, link_of, render
 from imgcls.report.choose import Chosen, Key, Row, Shown, key_of, probability_of
+from imgcls.report.sentence import sentence_of
 from imgcls.runs.published import Manifest
 from imgcls.schema import ROW_COLUMNS, Status
 
@@ -106,24 +107,6 @@ def hashed_names() -> Name:
     """Return what replaces names by codes, of a key that nobody keeps: equal ones stay equal."""
     key = secrets.token_bytes(16)
     return lambda text: hmac.new(key, text.encode(), hashlib.sha256).hexdigest()[:12]
-
-
-def sentence_of(chosen: Chosen) -> str:
-    """Return the sentence of the night."""
-    whole = chosen.by_status.total()
-    parts = [f"{chosen.num_ok:,} scored"]
-    if chosen.num_failed:
-        parts.append(f"{chosen.num_failed:,} could not be read")
-    if chosen.num_new_formats:
-        parts.append(f"{chosen.num_new_formats:,} are of a format that is not read")
-    text = f"{_images(whole)}: {', '.join(parts)}"
-    if chosen.by_decision:
-        text += f"; {chosen.positive.num_all:,} positive, {chosen.review.num_all:,} to review"
-    return text
-
-
-def _images(count: int) -> str:
-    return f"{count:,} image" if count == 1 else f"{count:,} images"
 
 
 def sections_of(chosen: Chosen, pictures: dict[Key, bytes], name: Name) -> list[Section]:
@@ -251,7 +234,7 @@ def render_report(
             "date": manifest.date,
             "run_id": manifest.run_id,
             "model": manifest.model,
-            "sentence": sentence_of(chosen),
+            "sentence": sentence_of(chosen.by_status, chosen.by_decision),
             "remarks": remarks,
             "is_medical": chosen.is_medical,
             "output": output,

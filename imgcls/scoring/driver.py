@@ -16,9 +16,9 @@ from typing import Any
 
 from imgcls.config.scoring import ScoreConfig
 from imgcls.errors import ConfigError, DeviceFailedError, ShardFailedError, StorageError
-from imgcls.logs import Progress
 from imgcls.model.bundle import read_bundle, read_facts
 from imgcls.model.bundle_files import refuse_backbone
+from imgcls.progress import Progress
 from imgcls.runs.commits import read_commits
 from imgcls.runs.plan import Plan, Shard, read_plan
 from imgcls.runs.published import read_manifest

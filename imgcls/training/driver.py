@@ -21,8 +21,9 @@ import torch
 from imgcls.config.training import TrainConfig
 from imgcls.image.decoders.pool import DecoderPool
 from imgcls.inference.device import pick_device
-from imgcls.logs import Progress
+from imgcls.logs import tell
 from imgcls.model.registry import register
+from imgcls.progress import Progress
 from imgcls.storage.probe import require_conditional_writes
 from imgcls.training.data.leak_check import check_groups, check_images
 from imgcls.training.finish.finish import (
@@ -116,7 +117,7 @@ def _run(plan: TrainPlan) -> dict[str, Any]:
 def _concluded(result: dict[str, Any], start_s: float) -> dict[str, Any]:
     """Say the verdict, which stands first in the result, and return the result."""
     for line in (result.get("verdict") or {}).get("lines", ()):
-        log.info("%s", line)
+        tell(line)
     total_s = round(time.monotonic() - start_s, 3)
     return {**result, "num_preemptions": result.get("num_preemptions", 0), "total_s": total_s}
 
@@ -158,6 +159,8 @@ def train_rank(plan: TrainPlan, place: Place, show: Show, stop: StopRequest) -> 
             trackers = [] if was_finished else list_trackers(plan, state)
             recorder = Recorder(plan.run_uri, state, writer, every, show, trackers)
             stack.enter_context(recorder)
+            in_epoch = state.step * plan.recipe.global_batch_size
+            show(state.epoch * len(plan.splits["train"]) + in_epoch, "")
             hooks = {
                 "after_step": recorder.after_step,
                 "after_epoch": recorder.after_epoch,
@@ -195,7 +198,9 @@ def train_rank(plan: TrainPlan, place: Place, show: Show, stop: StopRequest) -> 
 
 def make_progress(plan: TrainPlan) -> Progress:
     """Return the progress line of a training, in images."""
-    return Progress("training", plan.recipe.epochs * len(plan.splits["train"]), "images")
+    return Progress(
+        "training", plan.recipe.epochs * len(plan.splits["train"]), "images", from_first=True
+    )
 
 
 def list_trackers(plan: TrainPlan, state: TrainState) -> list[Callable[[], Tracker]]:

@@ -17,7 +17,7 @@ import duckdb
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from imgcls.logs import Progress
+from imgcls.progress import Progress
 from imgcls.runs.published import with_comparable_etags
 from imgcls.runs.row_keys import with_members
 from imgcls.schema import (

@@ -1,17 +1,25 @@
 """What a run tells at its end: as a result, in the log and beside the run.
 
-In: summaries of shards, and the manifest. Out: plain values, lines, report.json. Invariant: counts
+In: summaries of shards, the manifest, and a few columns of the published rows. Out: plain values,
+lines, report.json. Whoever finds out more adds a sentence by `add_line`. Invariant: counts
 of the published run are the manifest's, whoever scored it; what this start did is told apart.
 """
 
 import json
 import logging
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from imgcls.image.versions import describe_moved
+from imgcls.logs import tell
+from imgcls.report.sentence import sentence_of
 from imgcls.runs.plan import Plan
-from imgcls.runs.published import Manifest
+from imgcls.runs.published import Manifest, read_columns
 from imgcls.runs.run import Run
 from imgcls.schema import Status
 from imgcls.scoring.reporting.best_effort import put_within
@@ -22,6 +30,9 @@ from imgcls.storage.uri import join
 
 log = logging.getLogger(__name__)
 _NEW_BITS: Final = "new_bits_"
+_NUM_EXAMPLES: Final = 2
+_MAX_CLASSES_TOLD: Final = 8
+_MAX_CLASSES: Final = 50
 
 
 @dataclass
@@ -98,11 +109,82 @@ def describe_greys(greys: dict[str, int]) -> list[str]:
     return lines
 
 
+_TOLD_COLUMNS: Final = ("uri", "member", "status", "error", "class_name", "decision")
+
+
+@dataclass
+class Found:
+    """What the published rows say: decisions, classes, and examples of images without an answer."""
+
+    decisions: Counter[str] = field(default_factory=Counter)
+    classes: Counter[str] = field(default_factory=Counter)
+    examples: dict[str, list[dict[str, str]]] = field(default_factory=dict)
+
+    def add(self, rows: pa.Table) -> None:
+        """Count the rows of a part; an example is one of the first of its status."""
+        for name, counts in (("decision", self.decisions), ("class_name", self.classes)):
+            if name in rows.column_names:
+                for entry in rows[name].drop_null().value_counts().to_pylist():
+                    counts[entry["values"]] += entry["counts"]
+        statuses = pc.cast(rows["status"], pa.string())
+        for status in set(statuses.unique().to_pylist()) - {Status.OK}:
+            kept = self.examples.setdefault(status, [])
+            left = _NUM_EXAMPLES - len(kept)
+            some = rows.filter(pc.equal(statuses, status)).slice(0, left)
+            kept += [
+                {"name": _name(row), "error": row.get("error") or ""} for row in some.to_pylist()
+            ]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as the run's result tells it: of many classes the commonest."""
+        return {
+            "decision_counts": dict(self.decisions.most_common()),
+            "class_counts": dict(self.classes.most_common(_MAX_CLASSES)),
+            "num_classes_seen": len(self.classes),
+            "examples": self.examples,
+        }
+
+    def lines(self, status_counts: dict[str, int]) -> Iterator[str]:
+        """Yield it as sentences."""
+        yield f"{sentence_of(status_counts, self.decisions)}."
+        if self.classes:
+            shown = self.classes.most_common(_MAX_CLASSES_TOLD)
+            told = ", ".join(f"{count:,} {name}" for name, count in shown)
+            left = len(self.classes) - len(shown)
+            more = f", and {left:,} more class{'es' if left > 1 else ''}" if left else ""
+            yield f"Most probable class: {told}{more}."
+        worst = sorted(self.examples, key=lambda status: -status_counts.get(status, 0))
+        for status in worst:
+            yield f"{status_counts.get(status, 0):,} {status.replace('_', ' ')}, such as:"
+            for example in self.examples[status]:
+                because = f": {example['error']}" if example["error"] else ""
+                yield f"  {example['name']}{because}"
+
+
+def _name(row: dict[str, Any]) -> str:
+    member = row.get("member")
+    return f"{row['uri']}, {member}" if member else str(row["uri"])
+
+
+def add_line(result: dict[str, Any], line: str) -> None:
+    """Add a sentence to what a run tells in the end: on the terminal, in the log and as JSON.
+
+    Args:
+        result: of the run; the sentence goes to its `lines`.
+        line: for people; names in it are made inert where it is printed.
+    """
+    result.setdefault("lines", []).append(line)
+    tell(line)
+
+
 def describe_run(plan: Plan, manifest: Manifest) -> dict[str, Any]:
-    """Return the published run as its result tells it."""
+    """Return the published run as its result tells it, and say it."""
     num_rows = manifest.counts["rows"]
     num_ok = manifest.status_counts.get(Status.OK, 0)
-    return {
+    found = Found()
+    for part in manifest.parts:
+        found.add(read_columns(plan.published, part, _TOLD_COLUMNS))
+    result = {
         "run_id": plan.run_id,
         "output": plan.published,
         "parts": [join(plan.published, part.path) for part in manifest.parts],
@@ -119,3 +201,7 @@ def describe_run(plan: Plan, manifest: Manifest) -> dict[str, Any]:
         "moved_formats": list(manifest.moved_formats),
         "greys": manifest.greys,
     }
+    result |= found.to_dict()
+    for line in found.lines(manifest.status_counts):
+        add_line(result, line)
+    return result

@@ -26,9 +26,9 @@ from imgcls.image.decoders.pool import Decoded
 from imgcls.inference.backends.demand import demand_of_run
 from imgcls.inference.collect import collect
 from imgcls.inference.predictor import Predictor, make_predictor
-from imgcls.logs import Progress
 from imgcls.model.architectures import find_head
 from imgcls.model.bundle import Bundle, to_probs
+from imgcls.progress import Progress
 from imgcls.storage.uri import join
 from imgcls.training.data.loader import SplitLoader
 from imgcls.training.finish.finish import unmeasured_bundle

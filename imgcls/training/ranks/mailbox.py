@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self
 
-from imgcls.logs import Progress
+from imgcls.progress import Progress
 
 SEND_EVERY_S = 0.5
 

@@ -43,7 +43,7 @@ from imgcls import ray_cluster
 from imgcls.config.choices import Device, WorkerRange
 from imgcls.errors import BudgetExceededError, ConfigError, ImgclsError, RunStoppedError
 from imgcls.inference.device import set_num_threads
-from imgcls.logs import Progress
+from imgcls.progress import Progress
 from imgcls.training.ranks.mailbox import Mailbox, Sender
 from imgcls.training.ranks.placement import Placement, place_workers
 from imgcls.training.ranks.rank import Place, refuse_mig_slices

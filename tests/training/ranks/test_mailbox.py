@@ -3,7 +3,7 @@ import time
 
 import pytest
 
-from imgcls.logs import Progress
+from imgcls.progress import Progress
 from imgcls.training.ranks.mailbox import Mailbox, Sender
 
 

@@ -16,8 +16,8 @@ from imgcls import ray_cluster as cluster
 from imgcls.config.choices import WorkerRange
 from imgcls.config.training import TrainConfig
 from imgcls.errors import ConfigError
-from imgcls.logs import Progress
 from imgcls.model.bundle import read_bundle
+from imgcls.progress import Progress
 from imgcls.training.driver import train
 from imgcls.training.ranks import ray_train
 from imgcls.training.ranks.placement import cpus_per_worker, place_workers, use_gpus
