@@ -12,6 +12,16 @@ from typing import Final
 import pyarrow as pa
 
 
+class UnitStatus(StrEnum):
+    """What became of a unit. Only OK and INCOMPLETE have an answer."""
+
+    OK = "ok"
+    INCOMPLETE = "incomplete"  # some of its images failed: what is negative is to be reviewed
+    FAILED = "failed"  # none of its images gave an answer
+    NOT_AN_IMAGE = "not_an_image"  # all that is of it is something else
+    EMPTY = "empty"  # its images are of other units by now
+
+
 class Status(StrEnum):
     """What became of a planned image. Everything but OK leaves label and probabilities null."""
 
@@ -117,6 +127,40 @@ TILES_SCHEMA = pa.schema(
         pa.field("label", pa.int32(), nullable=False),
         pa.field("confidence", pa.float32(), nullable=False),
         pa.field("probs", pa.list_(pa.float32()), nullable=False),
+    ]
+)
+# Of runs with --unit: which unit an image is of, null where it is of none.
+UNIT_FIELD = pa.field("unit", pa.string())
+# One row per unit, for --unit. `uri` to `h_px` are of the image, or its part, that decided.
+GROUPS_SCHEMA = pa.schema(
+    [
+        UNIT_FIELD,  # null: an image that is of none, and so answers for itself
+        pa.field("status", pa.string(), nullable=False),
+        pa.field("num_images", pa.int32(), nullable=False),
+        pa.field("num_ok", pa.int32(), nullable=False),
+        pa.field("num_failed", pa.int32(), nullable=False),
+        pa.field("statuses", pa.string(), nullable=False),  # of rows: corrupt 1, ok 3
+        pa.field("label", pa.int32()),
+        pa.field("class_name", pa.string()),
+        pa.field("confidence", pa.float32()),
+        pa.field("labels", pa.list_(pa.string())),
+        pa.field("calibrated_prob", pa.float32()),
+        pa.field("decision", pa.string()),
+        pa.field("threshold_id", pa.string()),
+        pa.field("uri", pa.string()),
+        MEMBER_FIELD,
+        pa.field("frame", pa.int32()),
+        *PLACE_FIELDS,
+        pa.field("probs", pa.list_(pa.float32())),
+        pa.field("rule", pa.string(), nullable=False),
+        pa.field("model", pa.string(), nullable=False),
+        pa.field("model_digest", pa.string(), nullable=False),
+        pa.field("spec_digest", pa.string(), nullable=False),
+        pa.field("run_id", pa.string(), nullable=False),
+        pa.field("scored_at", TIMESTAMP),
+        pa.field("version", pa.int32(), nullable=False),  # the highest of a unit counts
+        pa.field("replaces_run_id", pa.string()),  # the run of the version before
+        pa.field("runs", pa.list_(pa.string()), nullable=False),  # whose rows it is made of
     ]
 )
 

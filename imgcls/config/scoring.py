@@ -2,7 +2,15 @@
 
 from dataclasses import dataclass
 
-from imgcls.config.choices import CpuHelpers, Device, Executor, GpuDecode, PageNames, Precision
+from imgcls.config.choices import (
+    CpuHelpers,
+    Device,
+    Executor,
+    GpuDecode,
+    PageNames,
+    Precision,
+    UnitPooling,
+)
 from imgcls.config.paths import Config, DataUri, OutputUri, Uri
 from imgcls.config.source_options import SourceOptions
 
@@ -78,6 +86,16 @@ class ScoreConfig(SourceOptions):
     write_tiles: bool = False
     """Of a model of tiles (train --fit tiles), also write a table of all tiles, each with its place
     and its probabilities, under OUTPUT/_tiles/date=D/run=R/; the manifest of the run names it.
+    """
+    unit: str = ""
+    """Also give one answer per unit, such as a study or a part: a key as for train's --group that
+    tells which images are of one, such as dicom:StudyInstanceUID, folder:1, part=name:PART([0-9]+)
+    or a column. Ids of DICOM are written as hashes. Rows get the columns unit and probs; the table
+    of units lies under OUTPUT/_groups/date=D/run=R/, and the manifest of the run names it.
+    """
+    unit_rule: UnitPooling = "auto"
+    """How the answers of its images become that of a unit; auto is the rule that the model's
+    thresholds per unit were fitted for, else max, the image that shows most.
     """
     max_failed_fraction: float = 0.05
     """Share of images that may fail to give a prediction before the run ends with exit code 3,

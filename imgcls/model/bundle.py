@@ -21,12 +21,13 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from imgcls.data.class_names import ClassNames, enumerate_names
+from imgcls.data.class_names import ClassNames
 from imgcls.errors import BundleError, ConfigError
 from imgcls.image.preprocess import normalize
 from imgcls.image.spec import DecodeSpec, PreprocessSpec
 from imgcls.metrics.calibration import Calibration
 from imgcls.metrics.pooling import POOLINGS, Pooling
+from imgcls.metrics.units import UnitCalibration
 from imgcls.model.architectures import build_model
 from imgcls.model.bundle_files import (
     ATTACHMENT,
@@ -37,6 +38,7 @@ from imgcls.model.bundle_files import (
     REQUIRED_FILES,
     SUMS,
     WEIGHTS,
+    check_tensors,
     network_digest,
     parse_facts,
     parse_sums,
@@ -77,6 +79,7 @@ class Bundle:
     background_class: str = ""  # what pooling takes a sample for where no instance says otherwise
     origin: dict[str, Any] = field(default_factory=dict)  # of a model made elsewhere; licence
     arch_options: dict[str, Any] = field(default_factory=dict)  # what else `build_model` was given
+    unit_calibration: dict[str, Any] | None = None  # UnitCalibration.to_dict()
     is_backbone: bool = False  # gives no classes but an embedding: only a head makes it predict
 
     @property
@@ -195,6 +198,7 @@ class BundleFacts:
     training: dict[str, Any]
     decode_spec: DecodeSpec
     pooling: str
+    unit_calibration: UnitCalibration | None
 
 
 def read_facts(uri: str) -> BundleFacts:
@@ -215,6 +219,7 @@ def read_facts(uri: str) -> BundleFacts:
         training=facts["training"],
         decode_spec=DecodeSpec.from_dict(facts["decode_spec"]),
         pooling=facts["pooling"],
+        unit_calibration=UnitCalibration.of(facts["unit_calibration"]),
     )
 
 
@@ -254,6 +259,7 @@ def read_bundle(uri: str) -> Bundle:
             verdict=facts["verdict"],
             origin=facts["origin"],
             arch_options=facts["arch_options"],
+            unit_calibration=facts["unit_calibration"],
             is_backbone=facts["is_backbone"],
         )
     except ConfigError as error:
@@ -281,6 +287,7 @@ def _serialize(bundle: Bundle) -> dict[str, bytes]:
         "verdict": bundle.verdict,
         "origin": bundle.origin,
         "arch_options": bundle.arch_options,
+        "unit_calibration": bundle.unit_calibration,
         "is_backbone": bundle.is_backbone,
     }
     try:
@@ -325,8 +332,9 @@ def _check(bundle: Bundle, where: str) -> None:
     for name in bundle.attachments:
         if not ATTACHMENT.fullmatch(name):
             raise BundleError(f"{where}: attachment {name!r} is not allowed in a bundle")
-    if bundle.calibration is not None:
-        for point in Calibration.from_dict(bundle.calibration).operating_points:
+    units = UnitCalibration.of(bundle.unit_calibration)
+    for fitted in (bundle.fitted(), units.calibration if units is not None else None):
+        for point in fitted.operating_points if fitted is not None else ():
             if point.positive_class not in bundle.class_names.names:
                 raise BundleError(
                     f"{where}: operating point {point.threshold_id!r} is of no class of the model"
@@ -344,7 +352,7 @@ def _check(bundle: Bundle, where: str) -> None:
         raise
     except ConfigError as error:
         raise BundleError(f"{where}: {error}") from error
-    _check_tensors(bundle.state_dict, expected, f"{where} ({WEIGHTS})", bundle.arch)
+    check_tensors(bundle.state_dict, expected, f"{where} ({WEIGHTS})", bundle.arch)
     num_golden = len(bundle.golden_x_BCHW)
     golden_shapes = {
         "x": torch.empty(num_golden, *bundle.preprocess_spec.shape_CHW, dtype=torch.uint8),
@@ -353,7 +361,7 @@ def _check(bundle: Bundle, where: str) -> None:
     golden = {"x": bundle.golden_x_BCHW, "probs": bundle.golden_probs_BK}
     if not num_golden:
         raise BundleError(f"{where}: {GOLDEN} holds no images")
-    _check_tensors(golden, golden_shapes, f"{where} ({GOLDEN})", bundle.arch)
+    check_tensors(golden, golden_shapes, f"{where} ({GOLDEN})", bundle.arch)
 
 
 def _check_pooling(bundle: Bundle, where: str) -> None:
@@ -365,22 +373,6 @@ def _check_pooling(bundle: Bundle, where: str) -> None:
         raise BundleError(
             f"{where}: background_class {bundle.background_class!r} is not a class of the model"
         )
-
-
-def _check_tensors(
-    found: dict[str, Tensor], expected: dict[str, Tensor], where: str, arch: str
-) -> None:
-    if missing := sorted(set(expected) - set(found)):
-        raise BundleError(f"{where}: tensors missing for {arch}: {enumerate_names(missing)}")
-    if extra := sorted(set(found) - set(expected)):
-        raise BundleError(f"{where}: tensors that {arch} has not: {enumerate_names(extra)}")
-    for name, tensor in expected.items():
-        has, needs = found[name], tensor
-        if (has.shape, has.dtype) != (needs.shape, needs.dtype):
-            raise BundleError(
-                f"{where}: tensor {name} is {has.dtype} {list(has.shape)}, "
-                f"{arch} needs {needs.dtype} {list(needs.shape)}"
-            )
 
 
 def _probs_of(bundle: Bundle) -> Tensor:

@@ -9,13 +9,16 @@ import json
 import re
 from collections.abc import Container, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from imgcls.data.class_names import enumerate_names
 from imgcls.errors import BundleError, ConfigError, ObjectMissingError
 from imgcls.storage import objects
 from imgcls.storage.json_text import parse_object
 from imgcls.storage.uri import is_local, join, split_uri
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 FORMAT_VERSION = 1
 SUMS = "SHA256SUMS"
@@ -64,6 +67,7 @@ _FACT_TYPES: dict[str, type | tuple[type, ...]] = {
     "arch_options": dict,
     "is_backbone": bool,
     "verdict": (dict, type(None)),
+    "unit_calibration": (dict, type(None)),
 }
 # What bundles lack that were written before there was such a thing.
 _ABSENT: dict[str, Any] = {
@@ -74,6 +78,7 @@ _ABSENT: dict[str, Any] = {
     "arch_options": {},
     "is_backbone": False,
     "verdict": None,
+    "unit_calibration": None,
 }
 
 
@@ -160,7 +165,10 @@ def network_digest(sha256_by_name: Mapping[str, str], facts: Mapping[str, Any]) 
 
 def calibration_digest(facts: Mapping[str, Any]) -> str:
     """Return the digest of temperature and thresholds, "" where there are none."""
-    return "" if facts["calibration"] is None else _digest_of(facts["calibration"])
+    of_images, of_units = facts["calibration"], facts["unit_calibration"]
+    if of_units is not None:
+        return _digest_of([of_images, of_units])
+    return "" if of_images is None else _digest_of(of_images)
 
 
 def why_no_int8(names: Container[str], facts: Mapping[str, Any]) -> str:
@@ -238,3 +246,24 @@ def parse_facts(data: bytes, uri: str) -> dict[str, Any]:
         if not isinstance(facts[key], kind):
             raise BundleError(f"{uri}: {key} is a {type(facts[key]).__name__}, expected {kind}")
     return facts
+
+
+def check_tensors(
+    found: dict[str, "Tensor"], expected: dict[str, "Tensor"], where: str, arch: str
+) -> None:
+    """Refuse tensors that an architecture does not have, or not of this shape.
+
+    Raises:
+        BundleError: names the first that does not fit.
+    """
+    if missing := sorted(set(expected) - set(found)):
+        raise BundleError(f"{where}: tensors missing for {arch}: {enumerate_names(missing)}")
+    if extra := sorted(set(found) - set(expected)):
+        raise BundleError(f"{where}: tensors that {arch} has not: {enumerate_names(extra)}")
+    for name, tensor in expected.items():
+        has, needs = found[name], tensor
+        if (has.shape, has.dtype) != (needs.shape, needs.dtype):
+            raise BundleError(
+                f"{where}: tensor {name} is {has.dtype} {list(has.shape)}, "
+                f"{arch} needs {needs.dtype} {list(needs.shape)}"
+            )

@@ -19,9 +19,22 @@ from imgcls.storage.objects import read
 from imgcls.storage.uri import join
 
 
+def latest_of(relation: str) -> str:
+    """Return the SQL of the rows of a relation that count: the rule as a database has it.
+
+    Args:
+        relation: Name of a relation with uri, member (never null), run_id and scored_at; all rows
+            of an image that are of one run have the same scored_at.
+    """
+    return (
+        f"SELECT * FROM {relation} QUALIFY rank() OVER"  # noqa: S608 - a name of ours
+        " (PARTITION BY uri, member ORDER BY scored_at DESC, run_id DESC) = 1"
+    )
+
+
 def is_later(row: Mapping[str, Any], kept: Mapping[str, Any]) -> bool:
     """Tell whether a row of another run takes the place of what was kept of the same image."""
-    later: bool = row["scored_at"] > kept["scored_at"]
+    later: bool = (row["scored_at"], row["run_id"]) > (kept["scored_at"], kept["run_id"])
     return later
 
 

@@ -74,7 +74,7 @@ def published_keys(
         theirs = manifest.digests
         if theirs.spec == model.spec and theirs.model != model.model:
             theirs = digests_of(manifest)
-        if not _is_same_network(theirs, model):
+        if not is_same_network(theirs, model):
             continue
         has_older = theirs.model != model.model and theirs.calibration != model.calibration
         for part in manifest.parts:
@@ -88,7 +88,7 @@ def published_keys(
             )
 
 
-def _is_same_network(one: ModelDigests, other: ModelDigests) -> bool:
+def is_same_network(one: ModelDigests, other: ModelDigests) -> bool:
     """Tell whether two models give the same probabilities, as far as their digests can tell."""
     if one.spec != other.spec:
         return False

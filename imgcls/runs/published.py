@@ -70,6 +70,14 @@ class Manifest(RunFacts):
     groups: tuple[TableFile, ...] = ()
     """One row per unit (a study, a part), where that was asked for."""
 
+    unit: str = ""
+    """The key expression that told units apart, "" where no answer per unit was asked for."""
+    unit_rule: str = ""
+    """By which rule its units were pooled."""
+    unit_counts: dict[str, int] = field(default_factory=dict)
+    """How many units have which status, how many rows took the place of an earlier one (replaced),
+    and how many images are of no unit (images_without_unit)."""
+
     def table(self, name: str) -> tuple[TableFile, ...]:
         """Return the files of one of TABLES."""
         files: tuple[TableFile, ...] = getattr(self, name)
@@ -91,7 +99,7 @@ def read_manifest(folder: str) -> Manifest | None:
     return parse_record(data, what, SourceError, Manifest, format_version=FORMAT_VERSION)
 
 
-def read_columns(folder: str, part: Part, wanted: Iterable[str]) -> pa.Table:
+def read_columns(folder: str, part: Part | TableFile, wanted: Iterable[str]) -> pa.Table:
     """Read some columns of a part, those that it has, and no more bytes than they take.
 
     Wide columns make nearly all of a part: a night must not read them to know what is published.

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Final, Self
 
-from imgcls.config.choices import GpuDecode, Precision
+from imgcls.config.choices import GpuDecode, Precision, UnitPooling
 from imgcls.config.scoring import ScoreConfig
 
 
@@ -28,6 +28,8 @@ class RowOptions:
     gpu_decode: GpuDecode = "off"
     carry: tuple[str, ...] = ()
     write_tiles: bool = False
+    unit: str = ""
+    unit_rule: UnitPooling = "auto"
 
     @classmethod
     def of(cls, config: ScoreConfig) -> Self:
@@ -45,7 +47,9 @@ class RowOptions:
 
     def reasons(self) -> frozenset[str]:
         """Return the names of those that are true: what asks for optional columns of rows."""
-        return frozenset(each.name for each in fields(self) if getattr(self, each.name) is True)
+        found = {each.name for each in fields(self) if getattr(self, each.name) is True}
+        # Units are made of the probabilities of their images.
+        return frozenset(found | ({"write_probs"} if self.unit else set()))
 
     def difference(self, other: Self) -> str:
         """Return the first field in which another one differs, "" where none does."""

@@ -16,7 +16,8 @@ from typing import Any
 
 from imgcls.config.scoring import ScoreConfig
 from imgcls.errors import ConfigError, DeviceFailedError, ShardFailedError, StorageError
-from imgcls.model.bundle import read_bundle, read_facts
+from imgcls.metrics.units import unit_rule
+from imgcls.model.bundle import BundleFacts, read_bundle, read_facts
 from imgcls.model.bundle_files import refuse_backbone
 from imgcls.progress import Progress
 from imgcls.runs.commits import read_commits
@@ -32,7 +33,7 @@ from imgcls.scoring.planning.planned_model import PlannedModel, check_has_int8, 
 from imgcls.scoring.planning.shard_sizes import shard_sizes
 from imgcls.scoring.planning.staging import Staging, stage
 from imgcls.scoring.publishing.after_night import after_night
-from imgcls.scoring.publishing.publish import publish
+from imgcls.scoring.publishing.publish import publish, remove_unnamed
 from imgcls.scoring.publishing.retention import refuse_rolled_back
 from imgcls.scoring.reporting.best_effort import last_word_within_s
 from imgcls.scoring.reporting.failure_budget import Budget
@@ -102,6 +103,8 @@ def write_run_plan(
             f"--write-tiles: {config.model} looks at a picture as a whole; only a model that was "
             "trained with --fit tiles has tiles"
         )
+    if config.unit:
+        _check_unit_rule(config, read_facts(model.uri))
     if config.precision == "int8":
         check_has_int8(model)
     return write_plan(
@@ -115,6 +118,24 @@ def write_run_plan(
         difference=difference,
         carry=Carry.of(config),
     )
+
+
+def _check_unit_rule(config: ScoreConfig, facts: BundleFacts) -> None:
+    """Refuse a rule that the model's thresholds per unit are not for; say where it has none."""
+    rule = unit_rule(
+        config.unit_rule,
+        facts.unit_calibration,
+        facts.class_names.names,
+        facts.calibration,
+        multi_label=facts.multi_label,
+    )
+    if rule.first_point is None:
+        log.warning(
+            "%s has no threshold for units: their column decision stays empty. Fit one: imgcls "
+            "calibrate --model %s --data LABELLED --unit %s --positive-class NAME --target-recall "
+            "0.95",
+            config.model, config.model, config.unit,
+        )  # fmt: skip
 
 
 def new_run_id() -> str:
@@ -143,6 +164,8 @@ def finish_run(
             commits = {commit.shard_id: commit for commit in read_commits(plan.run)}
             manifest = publish(plan, commits, before_manifest)
             log_published(manifest)
+    else:
+        remove_unnamed(plan, manifest)
     return describe_run(plan, manifest) | scored.to_dict()
 
 

@@ -8,22 +8,30 @@ Whatever is carried stands in the plan files: workers copy it, and a run that is
 """
 
 import logging
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from imgcls.config.scoring import ScoreConfig
-from imgcls.data.keys import Key, Keyed, Value, as_name, read_headers
+from imgcls.data.keys import Key, Keyed, Value, as_name, elements_of, read_headers
 from imgcls.data.label_manifest import read_cells
 from imgcls.data.tables.shape import OURS, TableShape
 from imgcls.errors import ConfigError, SourceError
 from imgcls.identity import IDENTITIES, ISSUER, PLAIN, hashed, require_key
-from imgcls.schema import MEMBER_FIELD, ROW_COLUMNS
+from imgcls.schema import MEMBER_FIELD, ROW_COLUMNS, UNIT_FIELD
 from imgcls.scoring.planning.listing import lists_manifest, root_of
+from imgcls.sources.members import MemberRequest
+from imgcls.sources.read import get_images
+from imgcls.sources.requests import requests_of
+from imgcls.storage.access import Access
 
 NONE: Final = "none"
+UNIT: Final = "--unit"
 _ISSUER_TAG: Final = 0x00100021
 
 log = logging.getLogger(__name__)
@@ -41,7 +49,7 @@ class Carry:
     """What is carried.
 
     Args:
-        keys: The key expressions of --carry.
+        keys: The key expressions of --carry, and last that of --unit.
         roots: The folders that paths begin at, the longest first.
         cells: What the manifests say, by column: uri and all that is carried of them.
     """
@@ -49,6 +57,8 @@ class Carry:
     keys: tuple[Key, ...] = ()
     roots: tuple[str, ...] = ()
     cells: pa.Table | None = None
+    hidden: frozenset[str] = frozenset()
+    """Columns of manifests that the keys read, and rows do not get."""
 
     @staticmethod
     def of(config: ScoreConfig) -> "Carry":
@@ -60,7 +70,7 @@ class Carry:
             SourceError: a manifest that cannot be read.
         """
         given = [text for text in config.carry if text != NONE]
-        keys = tuple(map(_parse, given))
+        keys = tuple(_parse(text, "--carry") for text in given)
         names = [key.column for key in keys]
         for key in keys:
             _refuse_taken(key.column, f"--carry {key.text}")
@@ -70,8 +80,18 @@ class Carry:
                     f"name, as in other={key.text}"
                 )
         roots = sorted((_folder(root_of(source)) for source in config.sources), key=len)
-        cells = _read_cells(config, keys)
-        return Carry(keys, tuple(reversed(roots)), cells)
+        if config.unit:
+            if UNIT_FIELD.name in names:
+                raise ConfigError(
+                    "--carry unit: --unit makes a column of that name; choose another"
+                )
+            keys = (*keys, parse_unit(config.unit))
+        cells, by_themselves = _read_cells(config, keys)
+        read = {str(key.detail) for key in keys if key.kind == "column"}
+        renamed = {str(k.detail) for k in keys if k.column != k.detail and not _is_unit(k)}
+        told = set(cells.column_names[1:]) if cells is not None else set[str]()
+        hidden = (renamed | (read - by_themselves - set(names))) & told
+        return Carry(keys, tuple(reversed(roots)), cells, frozenset(hidden))
 
     def added(self, objects: pa.Table) -> pa.Table:
         """Return planned objects with the values of --carry, beside what the manifests say."""
@@ -92,15 +112,14 @@ class Carry:
             )
             for n, uri in enumerate(uris)
         ]
-        if is_of_containers(objects) and any(key.kind == "dicom" for key in self.keys):
-            log.warning("headers of DICOM files in containers are not read: their columns are null")
-        for key, values in zip(self.keys, _values(self.keys, images), strict=True):
+        found = list(zip(self.keys, _values(self.keys, images, objects), strict=True))
+        objects = objects.drop_columns([n for n in objects.column_names if n in self.hidden])
+        for key, values in found:
             field_ = self._field(key)
-            if key.kind == "column" and str(key.detail) in of_cells and key.column == key.detail:
+            if field_.name in objects.column_names:
                 continue
             objects = objects.append_column(field_, pa.array(values, field_.type))
-        hidden = {str(key.detail) for key in self.keys if key.column != key.detail} & set(of_cells)
-        return objects.drop_columns([n for n in objects.column_names if n in hidden])
+        return objects
 
     def schema(self, planned: pa.Schema) -> pa.Schema:
         """Return the schema of what `added` makes of objects of this one."""
@@ -108,6 +127,8 @@ class Carry:
         return self.added(empty).schema
 
     def _field(self, key: Key) -> pa.Field:
+        if _is_unit(key):
+            return UNIT_FIELD
         if key.kind == "column" and self.cells is not None:
             named = [each for each in self.cells.schema if each.name == key.detail]
             return pa.field(key.column, named[0].type if named else pa.string())
@@ -118,20 +139,38 @@ class Carry:
         return uri.removeprefix(root)
 
 
-def _parse(text: str) -> Key:
-    key = Key.parse(text, "--carry", is_required=False)
+def parse_unit(text: str) -> Key:
+    """Read the key expression of --unit.
+
+    Raises:
+        ConfigError: it is none, or an element of DICOM that may tell a patient and is not hashed.
+    """
+    key = _parse(f"{UNIT_FIELD.name}={text.partition('=')[2] if _is_named(text) else text}", UNIT)
+    return replace(key, text=text)
+
+
+def _is_named(text: str) -> bool:
+    return re.match(r"[A-Za-z_][A-Za-z0-9_]*=", text) is not None
+
+
+def _is_unit(key: Key) -> bool:
+    return key.flag == UNIT
+
+
+def _parse(text: str, flag: str) -> Key:
+    key = Key.parse(text, flag, is_required=False)
     if key.kind == "name" and not key.column:
-        raise ConfigError(f"--carry {text}: give it a name, as in lot={text}")
+        raise ConfigError(f"{flag} {text}: give it a name, as in lot={text}")
     if key.kind != "dicom":
         return key
     keyword = _keyword(key)
     if keyword in IDENTITIES:
-        require_key(f"--carry dicom:{keyword}")
+        require_key(f"{flag} dicom:{keyword}")
         is_named = key.text.partition("=")[2].startswith("dicom:")
         return key if is_named else replace(key, column=IDENTITIES[keyword])
     if keyword not in PLAIN:
         raise ConfigError(
-            f"--carry dicom:{keyword}: it may tell who a patient is; what is carried is "
+            f"{flag} dicom:{keyword}: it may tell who a patient is; what is carried is "
             f"{', '.join(PLAIN)}, and as hashes {', '.join(IDENTITIES)}"
         )
     return key
@@ -143,9 +182,9 @@ def _keyword(key: Key) -> str:
     return str(keyword_for_tag(int(key.detail)))
 
 
-def _read_cells(config: ScoreConfig, keys: Sequence[Key]) -> pa.Table | None:
-    """Return what the manifests say of their images, by uri; None where there is none."""
-    tables, shape = list[pa.Table](), TableShape.of(config)
+def _read_cells(config: ScoreConfig, keys: Sequence[Key]) -> tuple[pa.Table | None, set[str]]:
+    """Return what the manifests say of their images, by uri; and what is carried by itself."""
+    tables, shape, by_themselves = list[pa.Table](), TableShape.of(config), set[str]()
     wanted = {str(key.detail) for key in keys if key.kind == "column"}
     for source in config.sources:
         if not lists_manifest(source, config):
@@ -154,9 +193,13 @@ def _read_cells(config: ScoreConfig, keys: Sequence[Key]) -> pa.Table | None:
         # Those that training reads are not carried by themselves: label, group, weight ...
         ours = {shape.names.get(name, name) for name in OURS} | {"split_key"}
         others = [n for n in table.column_names[1:] if n not in ours and NONE not in config.carry]
+        if UNIT_FIELD.name in others and any(map(_is_unit, keys)):
+            others.remove(UNIT_FIELD.name)  # the name of the column that --unit makes
+            log.warning("%s: its column %r is not carried: --unit makes one", source, "unit")
+        by_themselves |= set(others)
         for name in others:
             renamed = [key for key in keys if key.detail == name and key.column != name]
-            if not renamed:
+            if not any(not _is_unit(key) for key in renamed):
                 _refuse_taken(name, f"{source}, column {name!r}")
         kept = [n for n in table.column_names[1:] if n in others or n in wanted]
         if kept:
@@ -166,13 +209,14 @@ def _read_cells(config: ScoreConfig, keys: Sequence[Key]) -> pa.Table | None:
                 source, ", ".join(map(repr, kept)),
             )  # fmt: skip
     if not tables:
-        return None
+        return None, by_themselves
     try:
-        return pa.concat_tables(tables, promote_options="permissive").combine_chunks()
+        joined = pa.concat_tables(tables, promote_options="permissive").combine_chunks()
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
         raise SourceError(
             f"the manifests have columns of one name and two types: {error}"
         ) from error
+    return joined, by_themselves
 
 
 def _refuse_taken(name: str, what: str) -> None:
@@ -184,20 +228,37 @@ def _refuse_taken(name: str, what: str) -> None:
         )
 
 
-def _values(keys: Sequence[Key], images: Sequence[_Image]) -> list[list[Value]]:
-    """Return the values of the keys; ids as hashes."""
+def _values(keys: Sequence[Key], images: Sequence[_Image], objects: pa.Table) -> list[list[Value]]:
+    """Return the values of the keys; ids as hashes, names of units as text."""
     tags = {key.column: int(key.detail) for key in keys if key.kind == "dicom"}
     headers: list[dict[str, Value]] = []
     if tags and images:
-        headers = read_headers([image.uri for image in images], tags | {ISSUER: _ISSUER_TAG})
+        headers = _read_headers(objects, tags | {ISSUER: _ISSUER_TAG})
     found = list[list[Value]]()
     for key in keys:
         if key.kind != "dicom":
-            found.append([_cell_or_path(key, image) for image in images])
+            values = [_cell_or_path(key, image) for image in images]
+            found.append([as_name(v) or None for v in values] if _is_unit(key) else values)
             continue
         written = _written(key)
         found.append([written(header) for header in headers])
     return found
+
+
+def _read_headers(objects: pa.Table, tags: Mapping[str, int]) -> list[dict[str, Value]]:
+    """Return elements of the headers of planned objects; members of containers are read whole."""
+    if not is_of_containers(objects):
+        return read_headers(objects["uri"].to_pylist(), tags)
+    is_loose = pc.is_null(objects[MEMBER_FIELD.name])
+    loose = read_headers(objects["uri"].filter(is_loose).to_pylist(), tags)
+    headers: list[dict[str, Value]] = [{} for _ in range(objects.num_rows)]
+    for index, header in zip(np.flatnonzero(is_loose.to_numpy()).tolist(), loose, strict=True):
+        headers[index] = header
+    members = [one for one in requests_of(objects) if isinstance(one, MemberRequest)]
+    for index, data in Access(lambda: iter(members), get_images).read(members):
+        if isinstance(data, bytes):
+            headers[index] = elements_of(data, tags, is_whole=True)
+    return headers
 
 
 def _cell_or_path(key: Key, image: Keyed) -> Value:

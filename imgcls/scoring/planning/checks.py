@@ -16,6 +16,7 @@ from imgcls.data.tables.shape import TableShape
 from imgcls.errors import ConfigError
 from imgcls.runs.plan import Plan
 from imgcls.runs.row_options import RowOptions
+from imgcls.scoring.planning.carry import parse_unit
 from imgcls.scoring.planning.listing import covers
 from imgcls.scoring.planning.shard_sizes import MAX_SHARD_SIZE, MIN_SHARD_SIZE
 from imgcls.storage.uri import is_inside, join
@@ -48,9 +49,17 @@ def check_config(config: ScoreConfig) -> None:
         raise ConfigError(f"--batch-size {config.batch_size}: must be 1 or more, or 0 to derive it")
     if not 0 <= config.max_failed_fraction <= 1:
         raise ConfigError(f"--max-failed-fraction {config.max_failed_fraction}: must be 0 to 1")
+    _check_unit(config)
     _refuse_own_output(config)
     Selection.of(config)
     TableShape.of(config)
+
+
+def _check_unit(config: ScoreConfig) -> None:
+    if config.unit:
+        parse_unit(config.unit)
+    elif config.unit_rule != "auto":
+        raise ConfigError(f"--unit-rule {config.unit_rule}: needs --unit KEY, what is pooled by it")
 
 
 def _refuse_own_output(config: ScoreConfig) -> None:

@@ -10,6 +10,7 @@ import hashlib
 import io
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
 from datetime import UTC, datetime
 
 import pyarrow as pa
@@ -30,7 +31,8 @@ from imgcls.runs.published import (
 from imgcls.runs.row_keys import describe_key, image_keys
 from imgcls.schema import PREDICTION_SCHEMA
 from imgcls.scoring.planning.decoders import moved_formats, record_of_run
-from imgcls.scoring.publishing.tables import publish_tiles
+from imgcls.scoring.publishing.tables import publish_tiles, unnamed_files
+from imgcls.scoring.publishing.units import Units
 from imgcls.scoring.shard.commit import count_kinds, count_statuses, to_parquet
 from imgcls.storage.objects import delete, put_new, read
 from imgcls.storage.records import record_text
@@ -65,10 +67,14 @@ def publish(
     kinds: Counter[str] = Counter()
     planned = PlannedRows(plan)
     tables = (_checked_attempt(planned, shard, commits[shard.shard_id]) for shard in plan.shards())
-    for num_shards, table in _regroup(tables):
-        status_counts.update(count_statuses(table))
-        kinds.update(count_kinds(table))
-        parts.append(_write_part(folder, f"part-{len(parts):05d}.parquet", table, num_shards))
+    with Units(plan) if plan.row_options.unit else nullcontext() as units:
+        for num_shards, table in _regroup(tables):
+            status_counts.update(count_statuses(table))
+            kinds.update(count_kinds(table))
+            parts.append(_write_part(folder, f"part-{len(parts):05d}.parquet", table, num_shards))
+            if units is not None:
+                units.add(table)
+        of_units = units.publish() if units is not None else {}
     records = [commits[shard.shard_id].decoders for shard in plan.shards()]
     counts = plan.counts | {"rows": sum(part.num_rows for part in parts)}
     manifest = Manifest(
@@ -81,6 +87,7 @@ def publish(
         not_an_image=dict(kinds.most_common()),
         greys=sum_greys(commits[shard.shard_id] for shard in plan.shards()),
         tiles=publish_tiles(plan, (commits[shard.shard_id] for shard in plan.shards())),
+        **of_units,
     )
     before_manifest()
     try:
@@ -90,12 +97,21 @@ def publish(
         winner = read_manifest(folder)
         if winner is None:
             raise ConfigError(f"run {plan.run_id} was rolled back while it published") from None
+        remove_unnamed(plan, winner)
         return winner
     # Rollback marks first and deletes then: whichever of us is second sees the other.
     if plan.run.is_rolled_back():
         delete(join(folder, MANIFEST))
         raise ConfigError(f"run {plan.run_id} was rolled back while it published")
+    remove_unnamed(plan, manifest)
     return manifest
+
+
+def remove_unnamed(plan: Plan, manifest: Manifest) -> None:
+    """Remove tables of starts that were killed, or came second, once it is known which count."""
+    if manifest.unit:
+        for info in unnamed_files(plan, manifest):
+            delete(info.uri)
 
 
 def _checked_attempt(planned: PlannedRows, shard: Shard, commit: Commit) -> pa.Table:

@@ -20,6 +20,7 @@ from imgcls.runs.published import MANIFEST, read_manifest
 from imgcls.runs.run import Run, runs_folder
 from imgcls.scoring.publishing.after_night import undo_after_night
 from imgcls.scoring.publishing.lease import Lease
+from imgcls.scoring.publishing.tables import unnamed_files
 from imgcls.storage.objects import (
     ObjectInfo,
     delete,
@@ -156,7 +157,9 @@ def _garbage(
         return []
     plan = read_plan(run)
     if plan is not None and is_published(plan):
-        return [info for info in infos if not run.stays_when_published(info.uri)]
+        manifest = read_manifest(plan.published)
+        left = list(unnamed_files(plan, manifest)) if manifest is not None else []
+        return [*left, *(info for info in infos if not run.stays_when_published(info.uri))]
     if not abandoned or run.is_rolled_back():
         return []
     ordered = sorted(infos, key=lambda info: run.order_of_removal(info.uri))

@@ -12,6 +12,7 @@ from imgcls.runs.commits import Commit, read_tiles
 from imgcls.runs.plan import Plan
 from imgcls.runs.published import Manifest, TableFile
 from imgcls.runs.run import TABLES
+from imgcls.storage.info import ObjectInfo
 from imgcls.storage.objects import list_objects, put_new, read
 from imgcls.storage.uri import join
 
@@ -28,16 +29,33 @@ def publish_tiles(plan: Plan, commits: Iterable[Commit]) -> tuple[TableFile, ...
             continue
         path = f"{commit.shard_id}.parquet"
         data = read_tiles(plan.run, commit.tiles)
-        try:
-            put_new(join(folder, path), data)
-        except ObjectExistsError:
-            if read(join(folder, path)) != data:
-                raise ImgclsError(
-                    f"{join(folder, path)}: holds other tiles than this run committed. Something "
-                    "else wrote there; move it away and start the same command again."
-                ) from None
+        put_table(folder, path, data)
         files.append(TableFile(path, commit.tiles.sha256, commit.tiles.num_rows, len(data)))
     return tuple(files)
+
+
+def put_table(folder: str, path: str, data: bytes) -> None:
+    """Write a file of a table; a twin's of the same bytes is as good.
+
+    Raises:
+        ImgclsError: something else lies there.
+    """
+    try:
+        put_new(join(folder, path), data)
+    except ObjectExistsError:
+        if read(join(folder, path)) != data:
+            raise ImgclsError(
+                f"{join(folder, path)}: holds another table than this run made. Something else "
+                "wrote there; move it away and start the same command again."
+            ) from None
+
+
+def unnamed_files(plan: Plan, manifest: Manifest) -> Iterator[ObjectInfo]:
+    """Yield the files of tables that the manifest does not name: of a start that was killed."""
+    for name in TABLES:
+        folder = plan.run.table(name, plan.date)
+        named = {join(folder, file.path) for file in manifest.table(name)}
+        yield from (info for info in list_objects(folder) if info.uri not in named)
 
 
 def check_committed_tiles(plan: Plan, commit: Commit, *, published: bool) -> Iterator[str]:
@@ -69,7 +87,5 @@ def check_tables(plan: Plan, manifest: Manifest) -> Iterator[str]:
                 continue
             if hashlib.sha256(data).hexdigest() != file.sha256:
                 yield f"{uri}: not the bytes that the manifest names"
-        named = {file.path for file in files}
-        for info in list_objects(folder):
-            if info.uri.removeprefix(f"{folder}/") not in named:
-                yield f"{info.uri} is published, and the manifest does not name it"
+    for info in unnamed_files(plan, manifest):
+        yield f"{info.uri} is published, and the manifest does not name it: imgcls gc removes it"

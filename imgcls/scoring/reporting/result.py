@@ -21,7 +21,7 @@ from imgcls.report.sentence import sentence_of
 from imgcls.runs.plan import Plan
 from imgcls.runs.published import Manifest, read_columns
 from imgcls.runs.run import Run
-from imgcls.schema import Status
+from imgcls.schema import Status, UnitStatus
 from imgcls.scoring.reporting.best_effort import put_within
 from imgcls.scoring.reporting.node_report import NodeReport
 from imgcls.scoring.shard.stage_clock import StageDicts, add_stages, describe_bottleneck
@@ -86,6 +86,28 @@ def log_published(manifest: Manifest) -> None:
         log.warning("%s", line)
     if manifest.moved_formats:
         log.warning("%s", describe_moved(manifest.moved_formats))
+
+
+def describe_units(manifest: Manifest) -> Iterator[str]:
+    """Yield what is to say of units, first of those that nobody may take for a whole answer."""
+    counts = manifest.unit_counts
+    if not manifest.unit:
+        return
+    whole = counts.get(UnitStatus.OK, 0)
+    yield f"Units (--unit {manifest.unit}), of which every image gave an answer: {whole:,}."
+    if count := counts.get(UnitStatus.INCOMPLETE, 0):
+        yield (
+            f"Units that are incomplete: {count:,}. Some of their images failed, so none of these "
+            "is called negative before somebody has looked."
+        )
+    if count := counts.get(UnitStatus.FAILED, 0):
+        yield f"Units without an answer: {count:,}. All of their images failed."
+    if count := counts.get("images_without_unit", 0):
+        yield (
+            f"Images of no unit: {count:,}. Each answers for itself, in a row whose unit is empty."
+        )
+    if count := counts.get("replaced", 0):
+        yield f"Units of which earlier nights had images, too: {count:,}; the new row counts."
 
 
 def describe_greys(greys: dict[str, int]) -> list[str]:
@@ -202,6 +224,7 @@ def describe_run(plan: Plan, manifest: Manifest) -> dict[str, Any]:
         "greys": manifest.greys,
     }
     result |= found.to_dict()
-    for line in found.lines(manifest.status_counts):
+    result |= {"units": manifest.unit_counts} if manifest.unit else {}
+    for line in (*found.lines(manifest.status_counts), *describe_units(manifest)):
         add_line(result, line)
     return result
