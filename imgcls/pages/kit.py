@@ -1,13 +1,16 @@
 """Make a page: a template, its values, and the policy that keeps the page from doing anything else.
 
-In: a template of templates/ and plain values. Out: one HTML file. Invariants: the browser fetches
-nothing and runs nothing but the one style and the one script of the kit, whose hashes the page's
-policy names; every value is escaped, so that names of files, classes and patients are text.
+In: a Page: parts of templates/parts/ and plain values. Out: one HTML file. Invariants: the browser
+fetches nothing and runs nothing but the one style and the one script of the kit, whose hashes the
+page's policy names; every value is escaped, so that names of files, classes and patients are text.
 """
 
 import base64
 import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from functools import cache
+from importlib.metadata import version
 from importlib.resources import files
 from typing import Any, Final
 
@@ -21,30 +24,51 @@ _TEMPLATES: Final = files("imgcls.pages") / "templates"
 _DIGITS_OF_A_PERCENTAGE: Final = 1
 
 
-def render(template: str, **values: Any) -> str:  # noqa: ANN401  (a template takes what it likes)
-    """Return a page.
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One section of a page: a template of templates/parts/, and what it shows."""
 
-    Args:
-        template: a file of templates/ that extends base.html.
-        values: what the template shows; a text is shown as it is, whatever is in it.
-    """
+    name: str
+    """Of the place in the page: letters and dashes."""
+    title: str
+    template: str
+    values: Any
+    """For the template, as `part.values`; a text is shown as it is, whatever is in it."""
+    count: int | None = None
+    """Behind the title, where the page begins."""
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """A page from top to bottom."""
+
+    title: str
+    above: str
+    """The line above the headline."""
+    headline: str
+    parts: Sequence[Part]
+    remarks: Sequence[str] = ()
+    below: str = ""
+    """The last line."""
+    is_medical: bool = False
+    """Whether it shows patients' pictures, and says so on top."""
+    version: str = field(default_factory=lambda: version("imgcls"))
+
+
+def render(page: Page) -> str:
+    """Return a page as HTML."""
     style, script = _read("style.css"), _read("page.js")
     policy = (
         f"default-src 'none'; style-src '{_hash(style)}'; script-src '{_hash(script)}'; "
         "img-src data:; base-uri 'none'; form-action 'none'"
     )
-    page: str = (
+    # Style and script are not escaped, and part of the kit: the browser compares their hashes.
+    html: str = (
         _environment()
-        .get_template(template)
-        .render(
-            # Not escaped, and part of the kit: the browser compares them with their hashes.
-            style=Markup(style),  # noqa: S704
-            script=Markup(script),  # noqa: S704
-            policy=policy,
-            **values,
-        )
+        .get_template("page.html")
+        .render(style=Markup(style), script=Markup(script), policy=policy, page=page)  # noqa: S704
     )
-    return page
+    return html
 
 
 def data_uri(data: bytes, kind: str) -> str:

@@ -12,9 +12,14 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from imgcls.runs.facts import lot_of
-from imgcls.schema import Status
+from imgcls.schema import ROW_COLUMNS, Status
 
 LIMIT: Final = {"positive": 200, "review": 200, "unsure": 60, "failed": 100, "sample": 48}
+
+SLICE: Final = "slice:"
+PLACE: Final = ("x_px", "y_px", "w_px", "h_px")
+# A carried column with more values tells images apart, not kinds of them.
+_MAX_SLICES: Final = 40
 
 Row = dict[str, Any]
 Key = tuple[str, str, int]
@@ -52,6 +57,25 @@ class Shown:
 
 
 @dataclass
+class Slices:
+    """How many images have which value of a carried column, and how many of them are positive."""
+
+    images: Counter[str] = field(default_factory=Counter)
+    flagged: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def are_few(self) -> bool:
+        """Whether there are so few values that they are kinds of images."""
+        return len(self.images) <= _MAX_SLICES
+
+    def add(self, row: Row, value: str) -> None:
+        """Count a row; of too many values nobody counts further."""
+        if self.are_few:
+            self.images[value] += 1
+            self.flagged[value] += row.get("decision") == "positive"
+
+
+@dataclass
 class Chosen:
     """What one pass over a night's rows gives."""
 
@@ -63,7 +87,22 @@ class Chosen:
     by_status: Counter[str] = field(default_factory=Counter)
     by_class: Counter[str] = field(default_factory=Counter)
     by_decision: Counter[str] = field(default_factory=Counter)
+    by_column: dict[str, Slices] = field(default_factory=dict)
+    """Of carried columns."""
     is_medical: bool = False
+
+    @property
+    def lists(self) -> tuple[Shown, ...]:
+        """All lists of rows that are shown."""
+        return self.positive, self.review, self.unsure, self.failed, self.sample
+
+    def counts(self) -> dict[str, Counter[str]]:
+        """Return the counts that later nights show, by what they are counted by."""
+        counts = {
+            "status": self.by_status, "class": self.by_class, "decision": self.by_decision,
+        }  # fmt: skip
+        few = {name: slices.images for name, slices in self.by_column.items() if slices.are_few}
+        return counts | {f"{SLICE}{name}": images for name, images in few.items()}
 
     @property
     def num_ok(self) -> int:
@@ -90,6 +129,9 @@ def choose(
     for row in rows:
         chosen.by_status[row["status"]] += 1
         chosen.is_medical |= row.get("format") == "dicom"
+        for name in carried_by(row):
+            if row[name] is not None:
+                chosen.by_column.setdefault(name, Slices()).add(row, str(row[name]))
         if row["status"] != Status.OK:
             chosen.failed.add(row)
             each("failed", row)
@@ -105,6 +147,11 @@ def choose(
             (chosen.positive if decision == "positive" else chosen.review).add(row)
             each(decision, row)
     return chosen
+
+
+def carried_by(row: Row) -> list[str]:
+    """Return the names of the columns that a row has from its source."""
+    return [name for name in row if name not in ROW_COLUMNS]
 
 
 def probability_of(row: Row) -> float | None:

@@ -14,14 +14,9 @@ from imgcls.config.scoring import ReportConfig
 from imgcls.errors import ConfigError
 from imgcls.logs import tell
 from imgcls.report.choose import choose, key_of
-from imgcls.report.page import (
-    CsvLists,
-    Name,
-    hashed_names,
-    plain_names,
-    render_report,
-    sections_of,
-)
+from imgcls.report.csv_lists import CsvLists
+from imgcls.report.names import Name, hashed_names, plain_names
+from imgcls.report.page import render_night
 from imgcls.report.read import (
     columns_of,
     nights_before,
@@ -84,12 +79,11 @@ def make_page(
     run = Run(output, manifest.run_id)
     lists = CsvLists(columns_of(folder, manifest), name)
     chosen = choose(rows_of(folder, manifest), lists.add)
-    shown = (chosen.positive, chosen.review, chosen.unsure, chosen.failed, chosen.sample)
-    keys = {key_of(row) for rows in shown for row in rows.rows()}
-    sections = sections_of(chosen, pictures_of(run, keys), name)
+    keys = {key_of(row) for shown in chosen.lists for row in shown.rows()}
+    pictures = pictures_of(run, keys)
     write_counts(run, chosen)
     nights = nights_before(output, published, manifest, num_nights)
-    page = render_report(manifest, folder, chosen, sections, nights, report_of(run))
+    page = render_night(folder, manifest, chosen, pictures, nights, report_of(run), name)
     for file, data in lists.files():
         put(run.page(file), data, is_private=True)
     # Last: where it is, all is.

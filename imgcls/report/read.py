@@ -24,7 +24,6 @@ from imgcls.storage.objects import put, read
 from imgcls.storage.uri import join
 
 _ROWS_AT_A_TIME: Final = 2048
-_KINDS: Final = ("status", "class", "decision")
 
 
 def rows_of(folder: str, manifest: Manifest) -> Iterator[Row]:
@@ -44,9 +43,9 @@ def columns_of(folder: str, manifest: Manifest) -> list[str]:
     return []
 
 
-def pictures_of(run: Run, keys: Iterable[Key]) -> dict[Key, bytes]:
-    """Return the thumbnails of these rows, JPEG, as far as the run has them."""
-    wanted, found = set(keys), dict[Key, bytes]()
+def pictures_of(run: Run, keys: Iterable[Key]) -> dict[tuple[str, Key], bytes]:
+    """Return the thumbnails of these rows, JPEG, as far as the run has them, by run and row."""
+    wanted, found = set(keys), dict[tuple[str, Key], bytes]()
     for commit in read_commits(run) if wanted else ():
         try:
             facts = read_facts(run, commit)
@@ -54,18 +53,14 @@ def pictures_of(run: Run, keys: Iterable[Key]) -> dict[Key, bytes]:
             continue  # somebody removed them: a page without pictures
         for row in facts.select(["uri", "member", "frame", "thumbnail"]).to_pylist():
             if row["thumbnail"] and key_of(row) in wanted:
-                found[key_of(row)] = row["thumbnail"]
+                found[run.run_id, key_of(row)] = row["thumbnail"]
     return found
 
 
 def write_counts(run: Run, chosen: Chosen) -> None:
     """Leave a night's counts beside it, for the trends on the pages of nights to come."""
-    counts = {
-        "status": dict(chosen.by_status),
-        "class": dict(chosen.by_class),
-        "decision": dict(chosen.by_decision),
-    }
-    put(run.counts, json.dumps(counts, indent=1).encode())
+    counts = {name: dict(counted) for name, counted in chosen.counts().items()}
+    put(run.counts, json.dumps(counts, indent=1).encode(), is_private=True)
 
 
 def nights_before(
@@ -78,7 +73,7 @@ def nights_before(
     for manifest in ordered[-most:]:
         counts = _counts_of(Run(output, manifest.run_id))
         counts = counts or {"status": manifest.status_counts}
-        found.append({name: Counter(counts.get(name, {})) for name in _KINDS})
+        found.append({name: Counter(counted) for name, counted in counts.items()})
     return found
 
 

@@ -55,6 +55,7 @@ def row_of(number: int, **changes: Any) -> dict[str, Any]:
 def publish_night(
     output: str, rows: list[dict[str, Any]], *, run_id: str = "nightly-2026-11-24", day: int = 24,
     extra: tuple[pa.Field, ...] = (), with_pictures: bool = True,
+    model_uri: str = "/nowhere/strips/v4",
 ) -> tuple[str, Manifest]:  # fmt: skip
     """Publish rows; return the folder and the manifest."""
     run, date = Run(output, run_id), f"2026-11-{day:02d}"
@@ -81,7 +82,7 @@ def publish_night(
     part = Part("part-00000.parquet", hashlib.sha256(data).hexdigest(), len(rows), len(data), 1)
     manifest = Manifest(
         run_id=run_id, date=date, source="s3://line-3", model="s3://models/strips@production",
-        model_uri="s3://models/strips/v4", model_digest="b1c2" * 16, spec_digest="d3e4" * 16,
+        model_uri=model_uri, model_digest="b1c2" * 16, spec_digest="d3e4" * 16,
         counts={"listed": len(rows), "planned": len(rows), "skipped": 0, "rows": len(rows)},
         parts=(part,) if rows else (), status_counts=counts,
         published_at=(START + timedelta(days=day)).isoformat(),

@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import io
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,12 @@ import pytest
 
 from imgcls.config.scoring import ReportConfig
 from imgcls.inert import from_csv
+from imgcls.model.registry import register
 from imgcls.report.make import make_page, report
 from imgcls.runs.run import Run
 from tests.report.browser import opened
 from tests.report.nights import publish_night, row_of
+from tests.scoring.tiny import make_bundle
 
 HOSTILE = '"><script>document.title="owned"</script><img src=x onerror=alert(1)>'
 
@@ -195,6 +198,35 @@ def test_trends_show_the_nights_before(tmp_path: Path) -> None:
         assert words.startswith("last nights: ")
         assert len(words.split(",")) == 4
         assert "last 4 runs" in shown.page.inner_text("#numbers")
+
+
+def test_carried_columns_are_counted_as_slices_unless_they_tell_images_apart(
+    tmp_path: Path,
+) -> None:
+    night = [row_of(number, line=f"line {number % 3}", serial=str(number)) for number in range(300)]
+    extra = (pa.field("line", pa.string()), pa.field("serial", pa.string()))
+    publish_night(str(tmp_path), night, extra=extra)
+    with opened(report(ReportConfig(str(tmp_path)))["page"]) as shown:
+        titles = shown.page.locator("#numbers caption").all_inner_texts()
+        table = shown.page.locator("#numbers table", has_text="By line").inner_text()
+    assert "By line" in titles
+    assert "By serial" not in titles
+    num_positive = sum(row["decision"] == "positive" and row["line"] == "line 1" for row in night)
+    assert [line.split() for line in table.splitlines() if line.startswith("line 1")] == [
+        ["line", "1", "100", "33.3", "%", str(num_positive)]
+    ]
+
+
+def test_the_page_says_what_the_card_of_its_model_says(tmp_path: Path) -> None:
+    verdict = {"answer": "better", "lines": ["Verdict: better than guessing.", "Found: 9 of 10."]}
+    bundle = replace(make_bundle(), verdict=verdict)
+    model = register(str(tmp_path / "registry"), "m", bundle)
+    publish_night(str(tmp_path / "out"), rows(20), model_uri=model.uri)
+    with opened(report(ReportConfig(str(tmp_path / "out")))["page"]) as shown:
+        assert shown.page.locator("#model p").all_inner_texts() == verdict["lines"]
+    publish_night(str(tmp_path / "gone"), rows(20))
+    with opened(report(ReportConfig(str(tmp_path / "gone")))["page"]) as shown:
+        assert "/nowhere/strips/v4" in shown.page.inner_text("#model")
 
 
 def test_a_large_night_makes_a_small_page(tmp_path: Path) -> None:

@@ -1,0 +1,143 @@
+"""The lists of rows of a page, with their pictures.
+
+In: what `choose` found, and pictures. Out: parts of a page. Invariant: what a card shows is in the
+published row; its picture is what the run left of it.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from imgcls.pages.kit import Part, data_uri, link_of
+from imgcls.report.choose import (
+    PLACE,
+    Chosen,
+    Key,
+    Row,
+    Shown,
+    carried_by,
+    key_of,
+    probability_of,
+)
+from imgcls.report.names import Name, plain_names
+from imgcls.schema import Status
+
+WITH_CSV: Final = ("positive", "review", "failed")
+_THUMBNAIL_PX: Final = 160
+
+Pictures = Mapping[tuple[str, Key], bytes]
+"""JPEG by run and row."""
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """One row as the page shows it."""
+
+    name: str
+    folder: str
+    link: str
+    picture: str
+    picture_px: tuple[int, int]
+    size_px: tuple[int, int]
+    box: tuple[int, int, int, int] | None
+    answer: str
+    probability: float | None
+    reason: str
+    facts: str
+    columns: dict[str, str]
+    tone: str
+
+
+@dataclass(frozen=True, slots=True)
+class CardList:
+    """A list of rows, for the template cards.html."""
+
+    remark: str
+    num_all: int
+    cards: Sequence[Card]
+    csv: str = ""
+    """The file beside the page that has all of the list, where there is one."""
+
+    @property
+    def has_probability(self) -> bool:
+        """Whether its rows can be sorted by one."""
+        return any(card.probability is not None for card in self.cards)
+
+
+def picture_key(row: Row) -> tuple[str, Key]:
+    """Return what names the picture of a row, of whichever run."""
+    return row["run_id"], key_of(row)
+
+
+def lists_of(chosen: Chosen, pictures: Pictures, name: Name) -> list[Part]:
+    """Return the lists of the page, what matters most first."""
+    lists: list[tuple[str, str, str, Shown]] = []
+    if chosen.by_decision:
+        lists += [
+            ("positive", "Positive",
+             "The probability reaches the threshold of the class; the surest first.",
+             chosen.positive),
+            ("review", "To review", "Too close to the threshold to decide; most probable first.",
+             chosen.review),
+        ]  # fmt: skip
+    elif chosen.num_ok:
+        lists.append(("unsure", "Least sure", "Where the best class has the lowest probability.",
+                      chosen.unsure))  # fmt: skip
+    lists += [
+        ("failed", "Without an answer", "Each with its reason.", chosen.failed),
+        ("sample", "A random sample", "Drawn from all scored images, whatever they were called.",
+         chosen.sample),
+    ]  # fmt: skip
+    parts = []
+    for key, title, remark, shown in lists:
+        cards = [_card(row, pictures.get(picture_key(row)), name) for row in shown.rows()]
+        # A sample is not a list that continues behind what is shown.
+        num_all = len(cards) if key == "sample" else shown.num_all
+        csv = f"{key}.csv" if key in WITH_CSV and cards else ""
+        parts.append(Part(key, title, "cards.html", CardList(remark, num_all, cards, csv), num_all))
+    return parts
+
+
+def _card(row: Row, picture: bytes | None, name: Name) -> Card:
+    width, height = row["width_px"] or 0, row["height_px"] or 0
+    shrink = _THUMBNAIL_PX / max(width, height, 1)
+    folder, _, last = row["uri"].rpartition("/")
+    member = row.get("member") or ""
+    frame = row.get("frame")
+    facts = [f"{width} x {height}" if width else "", row.get("format") or ""]
+    facts.append("" if frame is None else f"frame {frame}")
+    # The most probable class, which a low threshold need not ask for.
+    facts.append(f"most probable: {_top(row)}" if row.get("decision") else "")
+    place = tuple(row.get(key) for key in PLACE)
+    decision = row.get("decision")
+    is_ok = row["status"] == Status.OK
+    return Card(
+        name=name(member or last),
+        folder=name(row["uri"] if member else folder),
+        link=link_of(row["uri"]) if name is plain_names else "",
+        picture=data_uri(picture, "image/jpeg") if picture else "",
+        picture_px=(max(1, round(width * shrink)), max(1, round(height * shrink))),
+        size_px=(width, height),
+        box=None if None in place else place,  # type: ignore[arg-type]
+        answer=_answer(row) if is_ok else row["status"].replace("_", " "),
+        probability=probability_of(row) if is_ok else None,
+        reason=row["error"] or "",
+        facts=" · ".join(filter(None, facts)),
+        columns={
+            key: name(str(row[key])) for key in carried_by(row) if row[key] is not None
+        },
+        tone=(decision or "") if is_ok else "failed",
+    )  # fmt: skip
+
+
+def _answer(row: Row) -> str:
+    """Say what the probability beside it is of: of a decision, the class that it is about."""
+    if row.get("decision"):
+        about = row["threshold_id"].rpartition(":")[0] or row["threshold_id"]
+        return f"{row['decision']}: {about}"
+    return _top(row)
+
+
+def _top(row: Row) -> str:
+    labels = row.get("labels")
+    return str(row["class_name"]) if labels is None else ", ".join(labels) or "no class"
