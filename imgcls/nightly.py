@@ -11,7 +11,7 @@ from typing import Any
 
 from imgcls.config.scoring import NightlyConfig, VerifyConfig
 from imgcls.scoring.driver import finish_run, resolve_model, write_run_plan
-from imgcls.scoring.executors.executor import Workers
+from imgcls.scoring.executors.executor import Executor, open_executor
 from imgcls.scoring.next_night import DIFFERENCE, unfinished_or_next
 from imgcls.scoring.planning.checks import check_config
 from imgcls.scoring.planning.difference import stage_difference
@@ -36,26 +36,30 @@ def nightly(config: NightlyConfig) -> dict[str, Any]:
     name = config.run_id or "nightly"
     # The lease is the first thing that rests on it.
     require_conditional_writes(config.output)
-    with RunLog() as run_log, Lease(config.output, name) as lease, Workers(config) as workers:
-        result = _publish_what_is_new(config, workers, run_log, lease)
+    with (
+        RunLog() as run_log,
+        Lease(config.output, name) as lease,
+        open_executor(config) as executor,
+    ):
+        result = _publish_what_is_new(config, executor, run_log, lease)
         result |= after_night(config)
     return result | {"elapsed_s": round(time.monotonic() - start_s, 3)}
 
 
 def _publish_what_is_new(
-    config: NightlyConfig, workers: Workers, run_log: RunLog, lease: Lease
+    config: NightlyConfig, executor: Executor, run_log: RunLog, lease: Lease
 ) -> dict[str, Any]:
     model = resolve_model(config.model)
-    plan, run = unfinished_or_next(config, model, workers.abilities)
+    plan, run = unfinished_or_next(config, model, executor.abilities)
     again: dict[str, Any] = {}
     if plan is None:
-        with stage_difference(config, model, workers.abilities) as found:
+        with stage_difference(config, model, executor.abilities) as found:
             staging, counts, again = found.staging, found.counts, found.again()
             if staging.count() == 0:
                 log.info("nothing new: %s", counts)
                 return _nothing_new(config, counts) | again | found.skipped()
-            plan = write_run_plan(config, run, model, staging, counts, workers.count())
-    result = finish_run(config, plan, workers, run_log, before_manifest=lease.renew)
+            plan = write_run_plan(config, run, model, staging, counts, executor.count())
+    result = finish_run(config, plan, executor, run_log, before_manifest=lease.renew)
     verify(VerifyConfig(config.output, plan.run_id))
     difference = {name: plan.counts[name] for name in DIFFERENCE}
     return result | again | {"difference": difference, "verified": True}

@@ -24,7 +24,7 @@ from imgcls.runs.commits import read_commits
 from imgcls.runs.plan import Plan, Shard, read_plan
 from imgcls.runs.published import read_manifest
 from imgcls.runs.run import Run
-from imgcls.scoring.executors.executor import Workers
+from imgcls.scoring.executors.executor import Executor, open_executor
 from imgcls.scoring.planning.carry import Carry
 from imgcls.scoring.planning.checks import check_config, check_same_run
 from imgcls.scoring.planning.listing import list_source
@@ -62,12 +62,12 @@ def score(config: ScoreConfig) -> dict[str, Any]:
     check_config(config)
     run = Run(config.output, config.run_id or new_run_id())
     refuse_rolled_back(run)
-    with RunLog() as run_log, Workers(config) as workers:
-        plan = read_plan(run) or make_plan(config, run, workers.count())
+    with RunLog() as run_log, open_executor(config) as executor:
+        plan = read_plan(run) or make_plan(config, run, executor.count())
         check_same_run(config, plan)
         # Of a plan that is resumed, perhaps one of an earlier version, nobody has asked yet.
         require_conditional_writes(config.output)
-        result = finish_run(config, plan, workers, run_log)
+        result = finish_run(config, plan, executor, run_log)
         result |= after_night(config)
     return result | {"elapsed_s": round(time.monotonic() - start_s, 3)}
 
@@ -146,7 +146,7 @@ def new_run_id() -> str:
 def finish_run(
     config: ScoreConfig,
     plan: Plan,
-    workers: Workers,
+    executor: Executor,
     run_log: RunLog,
     before_manifest: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
@@ -159,7 +159,7 @@ def finish_run(
     if manifest is None:
         run_log.belongs_to(plan.run)
         with RunProgress(plan) as progress:
-            scored = score_plan(config, plan, workers, progress)
+            scored = score_plan(config, plan, executor, progress)
             progress.publishing()
             commits = {commit.shard_id: commit for commit in read_commits(plan.run)}
             manifest = publish(plan, commits, before_manifest)
@@ -169,7 +169,9 @@ def finish_run(
     return describe_run(plan, manifest) | scored.to_dict()
 
 
-def score_plan(config: ScoreConfig, plan: Plan, workers: Workers, progress: RunProgress) -> Scored:
+def score_plan(
+    config: ScoreConfig, plan: Plan, executor: Executor, progress: RunProgress
+) -> Scored:
     """Score and commit every shard that has no commit yet."""
     budget, scored = Budget(config.max_failed_fraction), Scored()
     committed = set()
@@ -184,7 +186,7 @@ def score_plan(config: ScoreConfig, plan: Plan, workers: Workers, progress: RunP
     if not todo:
         return scored
     try:
-        _score_shards(plan, todo, workers, progress, budget, scored)
+        _score_shards(plan, todo, executor, progress, budget, scored)
     finally:
         scored.tell(plan.run, last_word_within_s(sys.exception()))
     return scored
@@ -193,7 +195,7 @@ def score_plan(config: ScoreConfig, plan: Plan, workers: Workers, progress: RunP
 def _score_shards(
     plan: Plan,
     todo: list[Shard],
-    workers: Workers,
+    executor: Executor,
     progress: RunProgress,
     budget: Budget,
     scored: Scored,
@@ -202,7 +204,7 @@ def _score_shards(
     failed_in_a_row = num_done = 0
     num_images = sum(shard.num_images for shard in todo)
     with (
-        closing(workers.run(plan, todo)) as summaries,
+        closing(executor.run(plan, todo)) as summaries,
         Progress("scoring", num_images, "images") as shown,
     ):
         for summary in summaries:

@@ -9,7 +9,6 @@ import itertools
 import logging
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
-from functools import partial
 from typing import Any
 
 from imgcls.config.scoring import NightlyConfig, PlanConfig
@@ -21,9 +20,9 @@ from imgcls.runs.ledger import Outdated
 from imgcls.runs.plan import Plan, PlannedRows, Shard, read_plan
 from imgcls.runs.row_options import RowOptions
 from imgcls.runs.run import Run
-from imgcls.scoring.executors.where import count_workers, use_ray
+from imgcls.scoring.executors.executor import Executor, open_executor
 from imgcls.scoring.planning.checks import check_config
-from imgcls.scoring.planning.decoders import abilities_of, record_of_run
+from imgcls.scoring.planning.decoders import record_of_run
 from imgcls.scoring.planning.difference import exclude_published, stage_difference
 from imgcls.scoring.planning.planned_model import PlannedModel, check_has_int8, name_model
 from imgcls.scoring.planning.shard_sizes import derive_shard_size, shard_sizes
@@ -44,15 +43,19 @@ def show_plan(config: PlanConfig) -> dict[str, Any]:
     """
     check_config(config)
     model = name_model(config.model)
-    on_ray = use_ray(config.executor, config.device)
-    abilities = partial(abilities_of, on_cluster=on_ray)
-    unfinished, _ = unfinished_or_next(config, model, abilities)
-    if unfinished is not None:
-        return {"source": config.source, "output": config.output} | _what_is_left(unfinished)
-    with stage_difference(config, model, abilities) as found:
+    with open_executor(config) as executor:
+        unfinished, _ = unfinished_or_next(config, model, executor.abilities)
+        if unfinished is not None:
+            return {"source": config.source, "output": config.output} | _what_is_left(unfinished)
+        return _what_is_next(config, model, executor)
+
+
+def _what_is_next(config: PlanConfig, model: PlannedModel, executor: Executor) -> dict[str, Any]:
+    """Return what a new night would do."""
+    with stage_difference(config, model, executor.abilities) as found:
         staging, counts = found.staging, found.counts
         num_images = staging.count()
-        num_workers = count_workers(config) if num_images else 1
+        num_workers = executor.count() if num_images else 1
         if config.precision == "int8" and num_images:
             check_has_int8(model)
         sizes = list(shard_sizes(num_images, config.shard_size, num_workers))

@@ -14,7 +14,7 @@ from imgcls.errors import ConfigError
 from imgcls.runs.plan import Plan, read_plan
 from imgcls.runs.row_options import RowOptions
 from imgcls.runs.run import Run
-from imgcls.scoring.executors.executor import Workers
+from imgcls.scoring.executors.executor import open_executor
 from imgcls.scoring.planning.checks import check_same_run
 from tests.scoring.nights import leave_unfinished, make_night
 
@@ -72,8 +72,8 @@ def test_resuming_with_another_option_is_refused_by_name(
 
 def test_workers_obey_the_plan_and_not_the_flags_of_today(planned: NightlyConfig) -> None:
     plan = replace(plan_of(planned), row_options=RowOptions(top_k=2, write_probs=True))
-    with Workers(replace(planned, top_k=4, device="cpu")) as workers:
-        [summary] = list(workers.run(plan, list(plan.shards())))
+    with open_executor(replace(planned, top_k=4, device="cpu")) as executor:
+        [summary] = list(executor.run(plan, list(plan.shards())))
     assert summary.error_message == ""
     [attempt] = Path(Run(planned.output, plan.run_id).file("attempts")).iterdir()
     [row, *_] = pq.read_table(attempt).to_pylist()

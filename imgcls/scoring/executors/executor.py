@@ -1,80 +1,155 @@
 """Who scores the shards of a run: this process, or actors on a Ray cluster.
 
-In: a ScoreConfig. Out: how many workers there are, and a summary per shard from any of them.
-Invariant: Ray is neither imported nor connected to before it is needed, and what was connected is
-let go when the `with` block ends.
+In: a ScoreConfig. Out: an Executor: how many workers it has, what they can read, and a summary per
+shard. Invariant: neither torch nor Ray is imported where the flags and this machine do not ask for
+them: `imgcls plan` asks the same executor as the night, and starts fast.
 """
 
 import logging
-import os
-import socket
-from collections.abc import Generator, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from abc import abstractmethod
+from collections.abc import Generator
 from contextlib import ExitStack
-from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
 
 from imgcls import ray_cluster
 from imgcls.closing import Closing
 from imgcls.config.scoring import ScoreConfig
-from imgcls.errors import DeviceFailedError, StorageError
-from imgcls.image.formats.abilities import Abilities
+from imgcls.errors import ConfigError
+from imgcls.image.formats.abilities import Abilities, abilities_here
 from imgcls.runs.plan import Plan, Shard
-from imgcls.scoring.executors.placement import lay_out_actors
-from imgcls.scoring.executors.where import actor_request, num_gpus_here, use_ray
-from imgcls.scoring.planning.decoders import abilities_of
-from imgcls.scoring.shard.worker import (
-    SHARDS_IN_FLIGHT,
-    ShardSummary,
-    ShardWorker,
-    WorkerOptions,
-)
+from imgcls.scoring.executors.placement import ActorRequest, lay_out_actors
+from imgcls.scoring.planning.decoders import abilities_of_cluster
+
+if TYPE_CHECKING:
+    from imgcls.scoring.shard.worker import ShardSummary
 
 log = logging.getLogger(__name__)
 
+# Without one of these (NVIDIA, NVIDIA under WSL, AMD) torch finds no GPU.
+_GPU_DRIVERS: Final = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")
 
-class Workers(Closing):
-    """The workers of a config, inside a `with` block; connected at the first use."""
+
+class Executor(Closing):
+    """The workers of a run, inside a `with` block; what they need is opened at the first use."""
 
     def __init__(self, config: ScoreConfig) -> None:
         self._config = config
         self._request = actor_request(config)
-        self._num_workers = 0
         self._opened = ExitStack()
 
+    @abstractmethod
     def count(self) -> int:
         """Return how many workers will share the shards, as far as can be told now.
+
+        Raises:
+            ConfigError: there is no room for what the flags ask for.
+        """
+
+    @abstractmethod
+    def abilities(self) -> Abilities:
+        """Return what the decoders of all workers can read."""
+
+    @abstractmethod
+    def run(self, plan: Plan, todo: list[Shard]) -> Generator["ShardSummary"]:
+        """Score and commit shards, each by a ShardWorker; yield a summary of each, in any order.
+
+        A shard may be tried twice or by two workers: its first commit counts. Close the generator
+        before the block ends.
+        """
+
+    def close(self) -> None:
+        """End what was opened for the workers."""
+        self._opened.close()
+
+
+class LocalExecutor(Executor):
+    """This process is the one worker."""
+
+    def count(self) -> int:
+        """Return 1."""
+        return 1
+
+    def abilities(self) -> Abilities:
+        """Return what this process can read."""
+        return abilities_here()
+
+    def run(self, plan: Plan, todo: list[Shard]) -> Generator["ShardSummary"]:
+        """Score shards here."""
+        from imgcls.scoring.executors.local import run_locally
+        from imgcls.scoring.shard.worker import WorkerOptions
+
+        warn_of_idle_gpus(self._config.device)
+        return run_locally(plan, WorkerOptions.of(self._config), todo)
+
+
+class RayExecutor(Executor):
+    """Actors of a Ray cluster, which is connected to at the first use."""
+
+    _num_workers = 0
+
+    def count(self) -> int:
+        """Return how many actors have room.
 
         Raises:
             ConfigError: the cluster cannot hold the actors asked for.
         """
         if not self._num_workers:
-            self._num_workers = 1
-            if self._uses_ray():
-                resources = self._opened.enter_context(ray_cluster.connected())
-                self._num_workers = len(lay_out_actors(resources, self._request))
+            resources = self._opened.enter_context(ray_cluster.connected())
+            self._num_workers = len(lay_out_actors(resources, self._request))
         return self._num_workers
 
     def abilities(self) -> Abilities:
-        """Return what the decoders of all workers can read."""
+        """Return what every node can read."""
         self.count()
-        return abilities_of(on_cluster=self._uses_ray())
+        return abilities_of_cluster()
 
-    def run(self, plan: Plan, todo: list[Shard]) -> Generator[ShardSummary]:
-        """Score shards; yield a summary of each, in any order. Close it before the block ends."""
+    def run(self, plan: Plan, todo: list[Shard]) -> Generator["ShardSummary"]:
+        """Score shards on the actors."""
         self.count()
-        options = worker_options(self._config)
-        if not self._uses_ray():
-            return run_locally(plan, options, todo)
         from imgcls.scoring.executors.ray_data import run_on_ray
+        from imgcls.scoring.shard.worker import WorkerOptions
 
-        return run_on_ray(self._request, plan, options, todo)
+        return run_on_ray(self._request, plan, WorkerOptions.of(self._config), todo)
 
-    def _uses_ray(self) -> bool:
-        return use_ray(self._config.executor, self._config.device)
 
-    def close(self) -> None:
-        """End what was opened for the workers."""
-        self._opened.close()
+# By the names of --executor.
+EXECUTORS: Final[dict[str, type[Executor]]] = {"local": LocalExecutor, "ray": RayExecutor}
+
+
+def open_executor(config: ScoreConfig) -> Executor:
+    """Return the executor that the flags name, for a `with` block.
+
+    Raises:
+        ConfigError: there is none of that name, or no cluster could give what the flags ask for.
+    """
+    return EXECUTORS[name_executor(config.executor, config.device)](config)
+
+
+def name_executor(asked: str, device: str) -> str:
+    """Return a name of EXECUTORS for the value of --executor.
+
+    auto takes Ray inside a Ray job, when RAY_ADDRESS is set, and on a machine with several GPUs,
+    because one process works with one of them.
+
+    Raises:
+        ConfigError: there is none of that name.
+    """
+    if asked == "auto":
+        is_on_ray = ray_cluster.in_cluster() or (device != "cpu" and num_gpus_here() > 1)
+        return "ray" if is_on_ray else "local"
+    if asked not in EXECUTORS:
+        raise ConfigError(f"--executor {asked}: is not one of auto, {', '.join(EXECUTORS)}")
+    return asked
+
+
+def num_gpus_here() -> int:
+    """Return how many GPUs torch can use on this machine."""
+    if not any(Path(driver).exists() for driver in _GPU_DRIVERS):
+        return 0
+    import torch
+
+    return torch.cuda.device_count()
 
 
 def warn_of_idle_gpus(device: str) -> None:
@@ -88,49 +163,14 @@ def warn_of_idle_gpus(device: str) -> None:
         )
 
 
-def worker_options(config: ScoreConfig) -> WorkerOptions:
-    """Pick the values of a config that a worker needs, with the CPUs of this process."""
-    return WorkerOptions(
-        num_cpus=len(os.sched_getaffinity(0)),
-        device=config.device,
-        batch_size=config.batch_size,
-        num_decoders=config.num_decoders,
-        cpu_helpers=config.cpu_helpers,
-    )
+def actor_request(config: ScoreConfig) -> ActorRequest:
+    """Return what the flags ask for.
 
-
-def run_locally(plan: Plan, options: WorkerOptions, todo: list[Shard]) -> Generator[ShardSummary]:
-    """Score shards in this process, SHARDS_IN_FLIGHT at a time.
-
-    It ends early where the device fails: nothing more comes of it in this process.
+    Raises:
+        ConfigError: no cluster could give that.
     """
-    warn_of_idle_gpus(options.device)
-    here = {"node": socket.gethostname(), "actor": str(os.getpid())}
-    try:
-        made = ShardWorker(plan, options)
-    except (StorageError, DeviceFailedError) as error:
-        # As an actor tells it: by its shards, which wait for the next start.
-        yield from (ShardSummary.of_error(shard, error) for shard in todo)
-        return
-    with made as worker:
-        threads = ThreadPoolExecutor(SHARDS_IN_FLIGHT, thread_name_prefix="shard")
-        try:
-            for summary in _as_completed(threads, worker, todo):
-                yield replace(summary, node=here["node"], actor=here["actor"])
-                if summary.error_kind == DeviceFailedError.__name__:
-                    return
-        finally:
-            threads.shutdown(wait=False, cancel_futures=True)
-
-
-def _as_completed(
-    threads: ThreadPoolExecutor, worker: ShardWorker, todo: Iterable[Shard]
-) -> Iterator[ShardSummary]:
-    running: set[Future[ShardSummary]] = set()
-    for shard in todo:
-        running.add(threads.submit(worker.score, shard))
-        if len(running) > SHARDS_IN_FLIGHT:
-            done, running = wait(running, return_when=FIRST_COMPLETED)
-            yield from (future.result() for future in done)
-    for future in running:
-        yield future.result()
+    request = ActorRequest(
+        config.num_actors, config.cpus_per_actor, config.gpus_per_actor, config.device
+    )
+    request.check()
+    return request

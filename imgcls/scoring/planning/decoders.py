@@ -47,13 +47,11 @@ def moved_formats(records: Iterable[dict[str, Any] | None]) -> tuple[str, ...]:
     return tuple(sorted({family for r in records if r for family in r["moved_formats"]}))
 
 
-def abilities_of(*, on_cluster: bool) -> Abilities:
-    """Return what those who would score can read: this process, or every node of the cluster.
+def abilities_of_cluster() -> Abilities:
+    """Return what every node of the cluster that Ray finds here can read.
 
     Nothing where a node does not answer: then nothing counts as readable that was not before.
     """
-    if not on_cluster:
-        return abilities_here()
     with ray_cluster.connected() as resources:
         nodes = [node.node_id for node in resources.nodes if node.num_cpus or node.num_gpus]
         try:

@@ -6,6 +6,7 @@ of neither.
 """
 
 import logging
+import os
 import threading
 import time
 from contextlib import ExitStack
@@ -19,6 +20,7 @@ import pyarrow as pa
 from imgcls import errors
 from imgcls.closing import Closing
 from imgcls.config.choices import CpuHelpers, Precision
+from imgcls.config.scoring import ScoreConfig
 from imgcls.errors import BundleError, ConfigError, ImgclsError
 from imgcls.image.decoders.pool import DecoderPool
 from imgcls.image.fit.seen import FEW_SEEN, measure_seen
@@ -65,6 +67,17 @@ class WorkerOptions:
     batch_size: int = 0
     num_decoders: int = 0
     cpu_helpers: CpuHelpers = "auto"
+
+    @classmethod
+    def of(cls, config: ScoreConfig) -> Self:
+        """Pick them out of the flags of a command, with the CPUs of this process."""
+        return cls(
+            num_cpus=len(os.sched_getaffinity(0)),
+            device=config.device,
+            batch_size=config.batch_size,
+            num_decoders=config.num_decoders,
+            cpu_helpers=config.cpu_helpers,
+        )
 
 
 @dataclass(frozen=True)

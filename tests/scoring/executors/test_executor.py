@@ -5,15 +5,16 @@ import logging
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
 
-from imgcls.errors import DeviceFailedError, RunStoppedError
-from imgcls.scoring.executors import where
-from imgcls.scoring.executors.executor import warn_of_idle_gpus
+from imgcls.config.choices import Executor
+from imgcls.errors import ConfigError, DeviceFailedError, RunStoppedError
+from imgcls.scoring.executors import executor as executors
+from imgcls.scoring.executors.executor import EXECUTORS, name_executor, warn_of_idle_gpus
 from imgcls.scoring.executors.ray_data import refuse_without_cuda
-from imgcls.scoring.executors.where import use_ray
 from tests.ray_nodes import RayCluster
 from tests.scoring.tiny import write_images
 
@@ -21,29 +22,35 @@ from tests.scoring.tiny import write_images
 @pytest.mark.parametrize(
     ("executor", "device", "num_gpus", "expected"),
     [
-        ("auto", "auto", 0, False),
-        ("auto", "auto", 1, False),
-        ("auto", "auto", 8, True),
-        ("auto", "cuda", 2, True),
-        ("auto", "cpu", 8, False),
-        ("local", "auto", 8, False),
-        ("ray", "cpu", 0, True),
+        ("auto", "auto", 0, "local"),
+        ("auto", "auto", 1, "local"),
+        ("auto", "auto", 8, "ray"),
+        ("auto", "cuda", 2, "ray"),
+        ("auto", "cpu", 8, "local"),
+        ("local", "auto", 8, "local"),
+        ("ray", "cpu", 0, "ray"),
     ],
 )
 def test_auto_takes_ray_where_one_process_would_leave_gpus_idle(
-    executor: str, device: str, num_gpus: int, expected: bool, monkeypatch: pytest.MonkeyPatch
+    executor: str, device: str, num_gpus: int, expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.delenv("RAY_JOB_ID", raising=False)
-    monkeypatch.setattr(where, "_GPU_DRIVERS", ("/dev/null",))
+    monkeypatch.setattr(executors, "_GPU_DRIVERS", ("/dev/null",))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: num_gpus)
-    assert use_ray(executor, device) == expected
+    assert name_executor(executor, device) == expected
+
+
+def test_every_name_of_the_flag_has_its_executor_and_no_other_is_taken_for_one() -> None:
+    assert {"auto", *EXECUTORS} == set(get_args(Executor))
+    with pytest.raises(ConfigError, match="--executor slurm: is not one of auto, local, ray"):
+        name_executor("slurm", "cpu")
 
 
 def test_one_process_asked_for_says_how_many_gpus_it_leaves_idle(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(where, "_GPU_DRIVERS", ("/dev/null",))
+    monkeypatch.setattr(executors, "_GPU_DRIVERS", ("/dev/null",))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
     with caplog.at_level(logging.WARNING, "imgcls"):
         warn_of_idle_gpus("cpu")
