@@ -54,8 +54,7 @@ def path_of(entry: Entry) -> str:
 
 def is_container(name: str) -> bool:
     """Tell whether a name is that of a container; its content may say otherwise."""
-    suffixes = (*tar.SUFFIXES, *tar.COMPRESSED_SUFFIXES, *zips.SUFFIXES, *parquet.SUFFIXES)
-    return name.lower().endswith(suffixes)
+    return any(name.lower().endswith(suffixes) for suffixes, _ in _CONTAINERS)
 
 
 def open_containers(
@@ -110,26 +109,47 @@ def list_members(info: ObjectInfo, options: ContainerOptions) -> Iterator[Entry]
 
 def _list(info: ObjectInfo, options: ContainerOptions) -> Iterator[Entry]:
     name = info.uri.lower()
-    if name.endswith(parquet.SUFFIXES):
-        schema = parquet.read_schema(info)
-        column = parquet.image_column(schema, options.image_column, info.uri) if schema else ""
-        return parquet.list_rows(info, column) if column else iter([info])
-    if name.endswith(zips.SUFFIXES):
-        is_zip = _begins(info, 4)[:2] == b"PK"
-        return zips.list_zip(info) if is_zip else iter([info])
-    if not tar.is_compressed(name):
-        is_tar = _begins(info, 512)[_TAR_MAGIC] == b"ustar" or info.size_bytes % 512 == 0
-        return tar.list_tar(info) if is_tar else iter([info])
-    if info.size_bytes > options.max_compressed_bytes:
-        limit_gb, size_gb = options.max_compressed_bytes / _GIB, info.size_bytes / _GIB
-        words = (
-            f"a compressed tar of {size_gb:.1f} GiB, more than {limit_gb:g}: it can only be read "
-            "from its start on. Repack it without compression, images do not get smaller by it, or "
-            "raise --max-compressed-gib"
-        )
-        refused = Place("stored", problem=problem(ImageTooLargeError(words)))
-        return iter([Member(info, None, info.size_bytes, refused)])
-    return tar.list_compressed_tar(info)
+    [lists] = [lists for suffixes, lists in _CONTAINERS if name.endswith(suffixes)]
+    return lists(info, options)
+
+
+def _list_parquet(info: ObjectInfo, options: ContainerOptions) -> Iterator[Entry]:
+    schema = parquet.read_schema(info)
+    column = parquet.image_column(schema, options.image_column, info.uri) if schema else ""
+    return parquet.list_rows(info, column) if column else iter([info])
+
+
+def _list_zip(info: ObjectInfo, _: ContainerOptions) -> Iterator[Entry]:
+    return zips.list_zip(info) if _begins(info, 4)[:2] == b"PK" else iter([info])
+
+
+def _list_tar(info: ObjectInfo, _: ContainerOptions) -> Iterator[Entry]:
+    is_tar = _begins(info, 512)[_TAR_MAGIC] == b"ustar" or info.size_bytes % 512 == 0
+    return tar.list_tar(info) if is_tar else iter([info])
+
+
+def _list_compressed_tar(info: ObjectInfo, options: ContainerOptions) -> Iterator[Entry]:
+    if info.size_bytes <= options.max_compressed_bytes:
+        return tar.list_compressed_tar(info)
+    limit_gb, size_gb = options.max_compressed_bytes / _GIB, info.size_bytes / _GIB
+    words = (
+        f"a compressed tar of {size_gb:.1f} GiB, more than {limit_gb:g}: it can only be read "
+        "from its start on. Repack it without compression, images do not get smaller by it, or "
+        "raise --max-compressed-gib"
+    )
+    refused = Place("stored", problem=problem(ImageTooLargeError(words)))
+    return iter([Member(info, None, info.size_bytes, refused)])
+
+
+# The suffixes of each kind of container, and what lists one.
+_CONTAINERS: Final[
+    tuple[tuple[tuple[str, ...], Callable[[ObjectInfo, ContainerOptions], Iterator[Entry]]], ...]
+] = (
+    (parquet.SUFFIXES, _list_parquet),
+    (zips.SUFFIXES, _list_zip),
+    (tar.SUFFIXES, _list_tar),
+    (tar.COMPRESSED_SUFFIXES, _list_compressed_tar),
+)
 
 
 def _begins(info: ObjectInfo, num_bytes: int) -> bytes:

@@ -25,6 +25,9 @@ Method = Literal["stored", "deflate", "inner", "stream", "row"]
 """How the bytes of a member lie: as they are; deflated; in a zip that is itself a deflated member;
 in a compressed tar, by their number; in a row of a Parquet file, by its number."""
 
+# Where any member costs the reading of all before it: such a container stays in one shard.
+READ_FROM_START: Final[tuple[Method, ...]] = ("stream",)
+
 # What one member may be: more is refused by name rather than held in memory.
 MAX_MEMBER_BYTES: Final = 256 << 20
 # What a zip inside a zip may be: it is inflated whole to read a member of it.

@@ -6,7 +6,7 @@ a loose file would have; they are read under the etag of their container, and me
 part of it, whatever its size.
 """
 
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import groupby
@@ -18,10 +18,11 @@ from imgcls.errors import (
     ObjectChangedError,
     ObjectMissingError,
     ObjectUnreadableError,
+    SourceError,
     StorageError,
 )
 from imgcls.sources import zip as zips
-from imgcls.sources.members import MemberRequest, error_of
+from imgcls.sources.members import MemberRequest, Method, error_of
 from imgcls.sources.parquet import read_rows
 from imgcls.sources.tar import stream_tar
 from imgcls.storage.access import ImageResult
@@ -32,6 +33,9 @@ from imgcls.storage.bulk_get import GetRequest, get_many
 MAX_REQUEST_BYTES: Final = 4 << 20
 _MAX_GAP_BYTES: Final = 128 << 10
 _MAX_REQUESTS_IN_FLIGHT: Final = 8
+
+# (number, bytes) of the members of a container, or why its bytes cannot be had.
+Numbered = Iterator[tuple[int, bytes | DecodeError]]
 
 
 def get_images(
@@ -65,7 +69,7 @@ def get_images(
         elif kind == "span":
             yield from _read_spans(members, gives_unreadable=gives_unreadable)
         else:
-            yield from _read_streamed(members, gives_unreadable=gives_unreadable)
+            yield from _read_in_order(members, gives_unreadable=gives_unreadable)
 
 
 def _kind_of(request: GetRequest) -> tuple[str, str]:
@@ -75,7 +79,14 @@ def _kind_of(request: GetRequest) -> tuple[str, str]:
     if request.place.problem:
         return "problem", ""
     method = request.place.method
-    return (method, request.uri) if method in ("stream", "row") else ("span", "")
+    if method in _IN_ORDER:
+        return method, request.uri
+    if method not in _BY_SPAN:
+        raise SourceError(
+            f"{request.uri}: the plan says that its members are read by {method!r}, which this "
+            "version of imgcls cannot: continue with the version that planned the run"
+        )
+    return "span", ""
 
 
 def _read_spans(
@@ -175,21 +186,15 @@ class _Opened:
         return self.inner
 
 
-def _read_streamed(
+def _read_in_order(
     members: Iterator[MemberRequest], *, gives_unreadable: bool
 ) -> Iterator[ImageResult]:
-    """Read members of one container from its start on, or rows of a Parquet file."""
+    """Read members of one container that are known by their numbers, in ascending order."""
     wanted = {request.place.start: request for request in members}
     first = next(iter(wanted.values()))
-    info = first.container()
     error: StorageError | DecodeError = CorruptImageError("its container ends before it")
     try:
-        if first.place.method == "row":
-            found: Iterator[tuple[int, bytes | DecodeError]]
-            found = read_rows(info, first.place.column, sorted(wanted))
-        else:
-            found = ((number, data) for number, _, _, data in stream_tar(info))
-        for number, data in found:
+        for number, data in _IN_ORDER[first.place.method](first, sorted(wanted)):
             if number in wanted:
                 yield wanted.pop(number).index, data
             if not wanted:
@@ -201,3 +206,19 @@ def _read_streamed(
             raise
         error = refused
     yield from ((request.index, error) for request in wanted.values())
+
+
+def _rows(first: MemberRequest, numbers: Sequence[int]) -> Numbered:
+    return read_rows(first.container(), first.place.column, numbers)
+
+
+def _of_compressed_tar(first: MemberRequest, _: Sequence[int]) -> Numbered:
+    return ((number, data) for number, _, _, data in stream_tar(first.container()))
+
+
+# What reads the members that are known by their numbers; others lie at places of their own.
+_IN_ORDER: Final[dict[Method, Callable[[MemberRequest, Sequence[int]], Numbered]]] = {
+    "row": _rows,
+    "stream": _of_compressed_tar,
+}
+_BY_SPAN: Final[tuple[Method, ...]] = ("stored", "deflate", "inner")

@@ -5,15 +5,16 @@ import tarfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_args
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from imgcls.errors import ConfigError, CorruptImageError, ObjectChangedError
+from imgcls.errors import ConfigError, CorruptImageError, ObjectChangedError, SourceError
 from imgcls.sources import read as reading
 from imgcls.sources.containers import ContainerOptions, open_containers
-from imgcls.sources.members import Member, MemberRequest
+from imgcls.sources.members import Member, MemberRequest, Method, Place
 from imgcls.sources.read import get_images
 from imgcls.storage.bulk_get import GetRequest
 from imgcls.storage.info import ObjectInfo, Skipped
@@ -204,3 +205,10 @@ def test_a_hard_link_has_the_bytes_of_its_target(tmp_path: Path) -> None:
         tar.addfile(link)
     put(str(tmp_path / "x.tar"), buffer.getvalue())
     assert read_all(str(tmp_path / "x.tar")) == {"a.png": b"abc", "b.png": b"abc"}
+
+
+def test_a_way_of_reading_that_is_not_known_is_never_taken_for_another() -> None:
+    assert set(get_args(Method)) == {*reading._IN_ORDER, *reading._BY_SPAN}
+    place = Place("solid", start=3)  # type: ignore[arg-type]
+    with pytest.raises(SourceError, match="'solid', which this version of imgcls cannot"):
+        list(get_images([MemberRequest(0, "s3://b/x.7z", "etag", None, member="a", place=place)]))

@@ -29,7 +29,7 @@ from imgcls.schema import (
     PLAN_SCHEMA,
 )
 from imgcls.sources.containers import Entry
-from imgcls.sources.members import Member
+from imgcls.sources.members import READ_FROM_START, Member
 from imgcls.storage.objects import ObjectInfo, Skipped
 
 log = logging.getLogger(__name__)
@@ -294,7 +294,7 @@ def _end_of_container(table: pa.Table, num_rows: int) -> int | None:
         return min(num_rows, int(table.num_rows))
     last = table.slice(num_rows - 1, 1).select(["uri", MEMBER_PLACE_FIELD.name]).to_pylist()[0]
     place = last[MEMBER_PLACE_FIELD.name]
-    if not place or place["method"] != "stream":
+    if not place or place["method"] not in READ_FROM_START:
         return num_rows
     is_other = pc.not_equal(table["uri"].slice(num_rows), last["uri"])
     first_other = int(pc.index(is_other, True).as_py())
