@@ -24,14 +24,27 @@ from pathlib import Path
 from shutil import which
 from urllib.parse import SplitResult, urlsplit
 
+import pytest
+
 from imgcls.demo.embedded_s3 import PORTS
 
 ROOT = Path(__file__).parent.parent
-# Where .ci/run puts it; see there for its version.
+# Where .ci/install-tools puts it; see there for its version.
 AZURITE = ROOT / ".tools" / "node_modules" / "azurite" / "dist" / "src" / "blob" / "main.js"
 READY_WITHIN_S = 60.0
 # Every variable that leads a client somewhere.
 PREFIXES = ("AWS_", "GOOGLE_", "AZURE_", "AZURITE_", "GCE_", "NO_GCE_CHECK")
+# Every server has a fixture <name>_store in tests/conftest.py; SeaweedFS, which is "s3", s3_bucket.
+# A server that is named here is put through the contract of tests/storage and nights on stores.
+SERVERS = ("s3", "moto", "az", "gs")
+
+
+def new_bucket(request: pytest.FixtureRequest, server: str) -> str:
+    """Return the URI of a fresh, empty bucket of a server."""
+    if server == "s3":
+        return str(request.getfixturevalue("s3_bucket"))
+    store: Store = request.getfixturevalue(f"{server}_store")
+    return store.new_bucket()
 
 
 @dataclass(frozen=True)

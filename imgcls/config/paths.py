@@ -18,6 +18,8 @@ from imgcls.errors import ConfigError
 SCHEMES = ("s3", "gs", "az")
 # Where images, manifests and labelled data may lie, but nothing is written.
 READ_SCHEMES = ("https", "http", "sftp")
+# As messages name the places that are written to.
+PLACES = f"{', '.join(f'{scheme}://' for scheme in SCHEMES)} or a path of this machine"
 LOCAL_DIR = "local-dir:"  # how timm writes a folder of weights
 PUBLISHED = ("timm:", "hf-hub:")  # names of models on a hub
 WEIGHTS_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
@@ -350,12 +352,10 @@ def _refuse_other_scheme(text: str, match: re.Match[str] | None) -> None:
     if match is not None and match[1] in READ_SCHEMES:
         raise ConfigError(
             f"{match[1]}:// holds images and manifests only; what imgcls writes, and models, take "
-            "s3://, gs://, az:// or a path"
+            f"{PLACES}"
         )
     if match is not None:
-        raise ConfigError(
-            f"{match[1]}:// is not a scheme that imgcls reads; use s3://, gs:// or az://, or a path"
-        )
+        raise ConfigError(f"{match[1]}:// is not a scheme that imgcls reads; use {PLACES}")
     if _ODD_SCHEME.match(text):
         scheme, _, rest = text.partition(":")
         hint = f"write {scheme}://{rest.lstrip('/')}" if scheme in SCHEMES else "write a Linux path"

@@ -9,7 +9,7 @@ once, to absolute ones.
 import os
 import re
 
-from imgcls.config.paths import READ_SCHEMES, SCHEMES, absolute_path, refuse_secrets
+from imgcls.config.paths import PLACES, READ_SCHEMES, SCHEMES, absolute_path, refuse_secrets
 from imgcls.errors import ConfigError
 from imgcls.storage.requests.advice import ADVICE
 
@@ -28,9 +28,8 @@ def split_uri(uri: str) -> tuple[str, str, str]:
     """Split a URI into scheme, bucket and key.
 
     Returns:
-        ("s3" | "gs" | "az", bucket, key) with the key as it is, (scheme, host, path) of a web or
-        SFTP server, or ("", "", absolute path) for a
-        local path.
+        (one of SCHEMES, bucket, key) with the key as it is, (one of READ_SCHEMES, host, path), or
+        ("", "", absolute path) for a local path.
 
     Raises:
         ConfigError: unknown scheme, no bucket, credentials in the URI, or a path that no file can
@@ -47,9 +46,7 @@ def split_uri(uri: str) -> tuple[str, str, str]:
             raise ConfigError(f"{uri[:_MAX_SHOWN]!r} names no host: write {scheme}://HOST/PATH")
         return scheme, host, key
     if scheme not in SCHEMES:
-        raise ConfigError(
-            f"{scheme}:// is not a scheme that imgcls reads; use s3://, gs:// or az://, or a path"
-        )
+        raise ConfigError(f"{scheme}:// is not a scheme that imgcls reads; use {PLACES}")
     bucket, _, key = uri[match.end() :].partition("/")
     if "@" in bucket or ":" in bucket:
         # The URI itself stays out of the message: it may hold a secret.

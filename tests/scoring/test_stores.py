@@ -23,7 +23,7 @@ from imgcls.scoring.publishing.verify import verify
 from imgcls.storage.objects import delete, list_objects, put
 from tests.scoring.test_crash_points import NUM_WRITES
 from tests.scoring.tiny import comparable, image_bytes, published_rows, write_images
-from tests.stores import Store
+from tests.stores import SERVERS, new_bucket
 
 # With the odd key of the killed nights as many as there.
 NUM_IMAGES = 95
@@ -34,13 +34,10 @@ NUM_REMOTE_WRITES = NUM_PROBE_WRITES + NUM_WRITES + 1  # the list of what was sk
 SAMPLE = (NUM_PROBE_WRITES + 3, NUM_REMOTE_WRITES - 3)
 
 
-@pytest.fixture(params=["s3", "moto", "az", "gs"])
+@pytest.fixture(params=SERVERS)
 def bucket(request: pytest.FixtureRequest) -> str:
     """A fresh, empty bucket of each server."""
-    if request.param == "s3":
-        return str(request.getfixturevalue("s3_bucket"))
-    store: Store = request.getfixturevalue(f"{request.param}_store")
-    return store.new_bucket()
+    return new_bucket(request, request.param)
 
 
 @pytest.fixture

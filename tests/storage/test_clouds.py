@@ -41,25 +41,21 @@ from imgcls.storage.requests.failures import from_obstore
 from imgcls.storage.requests.retry import TransientError
 from imgcls.storage.stores import azure, gcs
 from imgcls.storage.uri import join
-from tests.stores import Store
+from tests.stores import SERVERS, Store, new_bucket
 
 SOON_S = 5.0
 
 
-@pytest.fixture(params=["s3", "moto", "az", "gs"])
+@pytest.fixture(params=SERVERS)
 def bucket(request: pytest.FixtureRequest) -> str:
     """A fresh, empty bucket of each server."""
-    if request.param == "s3":
-        return str(request.getfixturevalue("s3_bucket"))
-    store: Store = request.getfixturevalue(f"{request.param}_store")
-    return store.new_bucket()
+    return new_bucket(request, request.param)
 
 
-@pytest.fixture(params=["moto", "az", "gs"])
+@pytest.fixture(params=SERVERS[1:])
 def plain(request: pytest.FixtureRequest) -> str:
     """The same where a key is a plain text: SeaweedFS keeps files, and joins what "//" parts."""
-    store: Store = request.getfixturevalue(f"{request.param}_store")
-    return store.new_bucket()
+    return new_bucket(request, request.param)
 
 
 def reasons(uri: str) -> dict[str, str]:

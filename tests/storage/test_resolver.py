@@ -13,12 +13,14 @@ from pathlib import Path
 
 import pytest
 
+from imgcls.config.paths import PLACES, READ_SCHEMES, SCHEMES
 from imgcls.demo.embedded_s3 import EmbeddedS3
 from imgcls.errors import AccessDeniedError, ConfigError, StorageError
 from imgcls.storage import resolver
 from imgcls.storage.bulk_get import GetRequest, get_many
 from imgcls.storage.objects import head, list_objects, put, put_new, read
 from imgcls.storage.requests import retry
+from imgcls.storage.requests.advice import ADVICE
 from imgcls.storage.requests.retry import RetryPolicy
 from imgcls.storage.stores.obstore_get import CONNECT_TIMEOUT_S
 from imgcls.storage.uri import join
@@ -230,3 +232,16 @@ def set_static(monkeypatch: pytest.MonkeyPatch, endpoint_url: str) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint_url)
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "id")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+
+
+def test_every_scheme_has_a_client_of_its_own_and_words_for_its_errors(
+    s3_environment: EmbeddedS3, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_NAME", "account")
+    clients = {scheme: type(resolver.bucket_of(scheme, "place")) for scheme in SCHEMES}
+    assert len(set(clients.values())) == len(SCHEMES)
+    assert set(ADVICE) == {*SCHEMES, *READ_SCHEMES}
+    with pytest.raises(ConfigError, match="ftp:// has no client"):
+        resolver.bucket_of("ftp", "place")
+    with pytest.raises(ConfigError, match=f"use {PLACES}"):
+        read("ftp://place/x")

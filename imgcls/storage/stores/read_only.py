@@ -19,6 +19,7 @@ from typing import Any, NoReturn, TypeVar
 
 import fsspec  # type: ignore[import-untyped]  # fsspec ships no types
 
+from imgcls.config.paths import PLACES
 from imgcls.errors import ConfigError, ObjectChangedError
 from imgcls.storage.bucket import Fetched, Folder, Span, WriteCondition, unquoted
 from imgcls.storage.info import UNVERSIONED, ObjectInfo, Skipped
@@ -110,9 +111,7 @@ class ReadOnlyBucket:
         self._refuse(f"delete {self._uri(key)!r}")
 
     def _refuse(self, what: str) -> NoReturn:
-        raise ConfigError(
-            f"{what}: imgcls only reads {self._scheme}://; write to s3://, gs://, az:// or a path"
-        )
+        raise ConfigError(f"{what}: imgcls only reads {self._scheme}://; write to {PLACES}")
 
     def listing(self, prefix: str, start_after: str | None) -> "ReadOnlyListing":
         """Begin to list the keys with this prefix, after the key `start_after`."""
