@@ -39,6 +39,7 @@ OTHER_PREPROCESS: list[dict[str, Any]] = [
     {"filter": "bicubic"},
     {"antialias": False},
     {"arithmetic": "torch"},
+    {"arithmetic": "pillow_exact"},
     {"crop_fraction": 0.9, "resize_px": 0},
     {"crop_place": "center_floor"},
     {"pad_color": (1, 2, 3)},

@@ -50,7 +50,9 @@ class Kernel:
             return "pillow"
         if not self.antialias:
             return "weights"
-        is_fast = self.filter == "bilinear" or self.arithmetic == "torch"
+        if self.arithmetic == "torch":
+            return "fast_image_resize"
+        is_fast = self.filter == "bilinear" and self.arithmetic == "pillow"
         return "fast_image_resize" if is_fast else "pillow"
 
     @property

@@ -41,6 +41,7 @@ _PIXEL_TYPES: Final = {
 _PILLOW: Final = {
     "nearest": Image.Resampling.NEAREST,
     "box": Image.Resampling.BOX,
+    "bilinear": Image.Resampling.BILINEAR,
     "hamming": Image.Resampling.HAMMING,
     "bicubic": Image.Resampling.BICUBIC,
     "lanczos": Image.Resampling.LANCZOS,

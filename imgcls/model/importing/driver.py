@@ -26,7 +26,7 @@ from imgcls.model.architectures import default_size
 from imgcls.model.bundle import Bundle, to_probs
 from imgcls.model.importing import checkpoint, hugging_face, onnx_file, timm_model
 from imgcls.model.importing.detect import kind_of
-from imgcls.model.importing.flags import read_class_names, spec_of_flags
+from imgcls.model.importing.flags import in_words, read_class_names, spec_of_flags
 from imgcls.model.importing.foreign import Foreign, digests, with_version
 from imgcls.model.importing.pictures import make_pictures
 from imgcls.model.importing.prove import Proof, prove
@@ -180,7 +180,7 @@ def _named(foreign: Foreign, config: ImportConfig) -> ClassNames:
     """Return the names of the outputs; of a backbone names that nobody will see."""
     if foreign.is_backbone:
         return ClassNames(tuple(map(_EMBEDDING.format, range(max(2, foreign.num_outputs)))))
-    names = foreign.class_names
+    names = in_words(foreign.class_names, {})
     if not names:
         raise ConfigError(
             f"{config.from_} does not name its {foreign.num_outputs} classes: give --classes FILE, "
@@ -194,7 +194,8 @@ def _named(foreign: Foreign, config: ImportConfig) -> ClassNames:
     if empty := [str(number) for number, name in enumerate(names) if not name.strip()]:
         raise ConfigError(
             f"{config.from_}: output {', '.join(empty[:9])} has no class name (the first output is "
-            "0): name every output in --classes FILE"
+            "0): name every output in --classes FILE; one "
+            "that means nothing, such as 'not trained 0'"
         )
     return ClassNames(names)
 

@@ -4,6 +4,8 @@ In: an ImportConfig. Out: names of classes, a PreprocessSpec. Invariant: nothing
 decides a pixel is said by a flag or a file, or the import ends with the list of what is missing.
 """
 
+import re
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -51,6 +53,32 @@ def _names_of(found: Any, uri: str) -> tuple[str, ...]:  # noqa: ANN401  (a JSON
     if isinstance(found, list):
         return tuple(map(str, found))
     raise ConfigError(f"--classes {uri} holds a {type(found).__name__}, expected a list of names")
+
+
+def in_words(names: tuple[str, ...], described: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return names that a person can read.
+
+    A WordNet id (n01440764) becomes what the model's files or timm say of it; what several ids are
+    called alike keeps its id. Numbered labels (LABEL_0), which a library wrote for want of names,
+    are none.
+    """
+    if all(re.fullmatch(r"LABEL_\d+", name) for name in names):
+        return ()
+    words = {name: str(described[name]) for name in names if name in described}
+    ids = [name for name in names if re.fullmatch(r"n\d{8}", name)]
+    if unknown := [name for name in ids if name not in words]:
+        from timm.data import ImageNetInfo
+
+        every = ImageNetInfo("imagenet-22k")
+        known = set(every.label_names())
+        words |= {n: every.label_name_to_description(n) for n in unknown if n in known}
+    times = Counter(words.values())
+    return tuple(
+        name if name not in words
+        else words[name] if times[words[name]] == 1
+        else f"{words[name]} ({name})"
+        for name in names
+    )  # fmt: skip
 
 
 def spec_of_flags(

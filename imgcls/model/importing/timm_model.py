@@ -7,16 +7,20 @@ prepared; its transform is the reference.
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import nn
 
 from imgcls.errors import ConfigError
+from imgcls.image.spec import PreprocessSpec
+from imgcls.model.importing.flags import in_words
 from imgcls.model.importing.foreign import Foreign, Prepare, run_by_torch, with_version
 from imgcls.model.importing.preprocessing import timm_spec
 from imgcls.model.networks import timm_archs
 from imgcls.model.pretrained import read_folder_config
+
+_BATCH_NORM: Final = nn.modules.batchnorm._BatchNorm
 
 
 def read_folder(folder: Path, *, class_names: Sequence[str], is_backbone: bool) -> Foreign:
@@ -91,7 +95,7 @@ def read_published(source: str, *, class_names: Sequence[str], is_backbone: bool
         timm_archs.PREFIX + str(given["architecture"]),
         {},
         given,
-        class_names=class_names or tuple(given.get("label_names") or ()),
+        class_names=class_names or _names_in({}, given),
         num_outputs=int(model.num_classes),
         is_backbone=is_backbone,
         kind="weights of timm",
@@ -132,10 +136,11 @@ def to_foreign(
     data = timm.data.resolve_data_config({}, pretrained_cfg=dict(given), model=model)
     spec = timm_spec(data)
     model.eval()
+    options = dict(options) | _epsilon_of_pretrained(model, arch, spec, options)
     return Foreign(
         kind=kind,
         arch=arch,
-        arch_options=dict(options),
+        arch_options=options,
         class_names=() if is_backbone else tuple(map(str, class_names)),
         num_outputs=int(getattr(model, "num_features", 0)) if is_backbone else num_outputs,
         preprocess_spec=spec,
@@ -149,6 +154,26 @@ def to_foreign(
         license=license_text,
         files=files,
     )  # fmt: skip
+
+
+def _epsilon_of_pretrained(
+    model: nn.Module, arch: str, spec: PreprocessSpec, options: Mapping[str, Any]
+) -> dict[str, float]:
+    """Return what timm changes where it builds for weights, and no file of weights says.
+
+    Some architectures (fbnetc_100) get another epsilon of their batch norms then.
+    """
+    with torch.device("meta"):
+        try:
+            ours = timm_archs.build(
+                arch, 0, in_channels=spec.channels, size_px=spec.shape_CHW[1:], options=options
+            )
+        except NotImplementedError:  # it computes with tensors while it is built
+            return {}
+    theirs, own = (
+        {m.eps for m in one.modules() if isinstance(m, _BATCH_NORM)} for one in (model, ours)
+    )
+    return {"bn_eps": theirs.pop()} if theirs != own and len(theirs) == 1 else {}
 
 
 def _load(
@@ -202,12 +227,7 @@ def _transform(data: Mapping[str, Any]) -> Prepare:
 def _names_in(config: Mapping[str, Any], given: Mapping[str, Any]) -> tuple[str, ...]:
     names = config.get("label_names") or given.get("label_names") or ()
     described = config.get("label_descriptions") or given.get("label_descriptions")
-    if isinstance(described, dict) and names and all(name in described for name in names):
-        # Such names are WordNet ids: n01440764 says nothing to a person.
-        names = [f"{described[name]}" for name in names]
-        if len(set(names)) < len(names):
-            names = config.get("label_names") or given.get("label_names") or ()
-    return tuple(map(str, names))
+    return in_words(tuple(map(str, names)), described if isinstance(described, dict) else {})
 
 
 def _card_license(folder: Path) -> str:

@@ -6,14 +6,11 @@ input's range. A step of 1 is allowed: a half rounded the other way.
 
 import dataclasses
 from collections.abc import Callable, Iterator
-from functools import cache
-from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 import pytest
-import skimage.data
 import torch
 from PIL import Image
 from skimage.transform import resize as skimage_resize
@@ -30,6 +27,7 @@ from transformers import (
 
 from imgcls.image.preprocess import normalize, preprocess
 from imgcls.image.spec import IMAGENET_MEAN, IMAGENET_STD, PreprocessSpec
+from tests.image.fit.photographs import photographs
 
 NUM_PHOTOS = 100
 ALLOWED = 1.0 + 1e-3  # of 255; the rest is float32
@@ -52,24 +50,6 @@ XRAY = PreprocessSpec(
     std=(1.0,),
     channels=1,
 )
-
-
-@cache
-def photos() -> list[np.ndarray]:
-    """Parts of photographs, of many shapes and sizes; all with edges, textures and highlights."""
-    folder = Path(skimage.data.__file__).parent
-    names = ("astronaut.png", "coffee.png", "chelsea.png", "rocket.jpg", "motorcycle_left.png")
-    whole = [np.asarray(Image.open(folder / name).convert("RGB")) for name in names]
-    rng = np.random.default_rng(7)
-    parts = []
-    for number in range(NUM_PHOTOS):
-        image_HWC = whole[number % len(whole)]
-        size = [int(rng.integers(90, min(side, 480) + 1)) for side in image_HWC.shape[:2]]
-        top, left = (
-            int(rng.integers(0, a - b + 1)) for a, b in zip(image_HWC.shape, size, strict=False)
-        )
-        parts.append(np.ascontiguousarray(image_HWC[top : top + size[0], left : left + size[1]]))
-    return parts
 
 
 def by_pillow(transform: Any) -> Reference:
@@ -194,7 +174,7 @@ def differences(spec: PreprocessSpec, reference: Reference) -> Iterator[float]:
     """Yield the largest difference of each photograph, in steps of 1/255 of the input's range."""
     low, high = spec.input_range
     step_C11 = torch.tensor([(high - low) / 255 / std for std in spec.std])[:, None, None]
-    for image_HWC in photos():
+    for image_HWC in photographs(NUM_PHOTOS):
         image_HWC = image_HWC if spec.channels == 3 else image_HWC[:, :, :1]
         x_BCHW = torch.from_numpy(preprocess(image_HWC, spec))[None]
         found_CHW = normalize(x_BCHW, spec)[0]
@@ -207,6 +187,14 @@ def test_input_equals_the_librarys(name: str, record_property: Callable[[str, An
     largest = max(differences(spec, reference))
     record_property("largest difference of 255", round(largest, 3))
     assert largest <= ALLOWED
+
+
+@pytest.mark.parametrize("name", ["torchvision resnet18, a file", "timm center, bilinear"])
+def test_exact_pillow_is_pillow_to_the_bit(name: str) -> None:
+    spec, reference = CASES[name]
+    exact = dataclasses.replace(spec, arithmetic="pillow_exact")
+    assert max(differences(exact, reference)) < 1e-3  # of float32, after mean and std
+    assert max(differences(spec, reference)) > 0.9
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from imgcls.image.preprocess import normalize
 from imgcls.model.bundle import Bundle, read_bundle
 from imgcls.model.importing.driver import import_model
 from imgcls.model.importing.prove import input_difference
+from tests.image.fit.photographs import photographs
 from tests.model.importing.makers import CLASS_NAMES, timm_folder
 
 _SAMPLE = ["resnet18", "vit_tiny_patch16_224", "mobilenetv4_conv_small"]
@@ -40,21 +41,8 @@ def _import(folder: Path, registry: Path, **flags: Any) -> tuple[Bundle, dict[st
     return read_bundle(result["uri"]), result
 
 
-def _photographs(number: int) -> list[Image.Image]:
-    """Return pictures that the import has not seen, of many sizes."""
-    rng = np.random.default_rng(5)
-    pictures = []
-    for index in range(number):
-        height, width = (int(side) for side in rng.integers(150, 700, 2))
-        small = rng.uniform(0, 255, (7 + index % 5, 9, 3)).astype(np.uint8)
-        smooth = Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC)
-        noise = rng.normal(0, 8, (height, width, 3))
-        pictures.append(Image.fromarray((np.asarray(smooth) + noise).clip(0, 255).astype(np.uint8)))
-    return pictures
-
-
 def _check_against_timm(name: str, tmp_path: Path, number: int) -> None:
-    pictures = _photographs(number)
+    pictures = [Image.fromarray(one) for one in photographs(number)]
     folder = timm_folder(tmp_path / "folder", name, pictures)
     bundle, result = _import(folder, tmp_path / "registry")
     assert result["input_difference_of_255"] <= 1.01
@@ -89,6 +77,14 @@ def _decoded(picture: Image.Image, bundle: Bundle, tmp_path: Path) -> np.ndarray
 @pytest.mark.parametrize("name", _SAMPLE)
 def test_folder_gives_what_timm_gives(name: str, tmp_path: Path) -> None:
     _check_against_timm(name, tmp_path, number=10)
+
+
+def test_what_timm_builds_otherwise_for_weights_is_taken_over(tmp_path: Path) -> None:
+    small = {"input_size": (3, 64, 64)}
+    folder = timm_folder(tmp_path / "folder", "fbnetc_100", **small)
+    bundle, result = _import(folder, tmp_path / "registry")
+    assert bundle.arch_options["bn_eps"] == 0.001
+    assert result["input_difference_of_255"] < 0.01, "bilinear, by Pillow itself"
 
 
 @pytest.mark.slow
@@ -177,6 +173,25 @@ def test_missing_or_too_few_class_names_are_refused(tmp_path: Path) -> None:
     names.write_text("\n".join(reversed(CLASS_NAMES)))
     bundle, _ = _import(folder, tmp_path / "registry", classes=str(names))
     assert bundle.class_names.names == tuple(reversed(CLASS_NAMES))
+
+
+def test_names_that_say_nothing_to_a_person_are_put_in_words_or_refused(tmp_path: Path) -> None:
+    folder = timm_folder(tmp_path / "folder", "resnet10t", input_size=(3, 64, 64))
+    ids = ["n01440764", "n02012849", "n03126707", "n00000000", *CLASS_NAMES[4:]]
+    _edit(folder, lambda config: config.update(label_names=ids))
+    bundle, _ = _import(folder, tmp_path / "registry")
+    assert bundle.class_names.names == (
+        "tench, Tinca tinca", "crane (n02012849)", "crane (n03126707)", "n00000000",
+        *CLASS_NAMES[4:],
+    )  # fmt: skip
+    own = {"n01440764": "Schleie", "n00000000": "unheard of"}
+    _edit(folder, lambda config: config.update(label_descriptions=own))
+    bundle, _ = _import(folder, tmp_path / "registry")
+    assert bundle.class_names.names[0] == "Schleie"
+    assert bundle.class_names.names[3] == "unheard of"
+    _edit(folder, lambda config: config.update(label_names=[f"LABEL_{n}" for n in range(8)]))
+    with pytest.raises(ConfigError, match="does not name its 8 classes"):
+        _import(folder, tmp_path / "registry")
 
 
 def test_wrong_number_of_classes_is_refused(tmp_path: Path) -> None:
