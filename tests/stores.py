@@ -151,7 +151,7 @@ def gcs(folder: Path) -> Iterator[Store]:
 def missing_azurite() -> str:
     """Return why Azurite cannot run here, or "" where it can."""
     if not AZURITE.exists():
-        return f"no Azurite in {AZURITE.parents[4]}: .ci/run shows how to install it"
+        return f"no Azurite in {AZURITE.parents[4]}: .ci/install-tools installs it"
     return "" if which("node") else "no node in PATH"
 
 

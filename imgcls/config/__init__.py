@@ -1,7 +1,7 @@
 """One frozen dataclass per command: its fields are the flags, their docstrings the help.
 
-In: nothing. Out: the config classes. Invariant: a flag, its default, its unit and its help exist
-here only; `cli.py` builds the parsers from these files, so `imgcls X` and `python -m jobs.X` cannot
+In: nothing. Out: the config classes. Invariant: a flag, its default, its unit and its help are
+read from here: parsers are built from these files, so `imgcls X` and `python -m jobs.X` cannot
 differ. A field without a default is a required flag. No torch, no ray, no storage: `imgcls --help`
 reads these files and little else.
 """

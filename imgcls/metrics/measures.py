@@ -6,8 +6,8 @@ here warns; a number that is not defined is NaN.
 
 One label per image is the case of sets of one. A label set is kept as its (image, class) pairs, so
 that a thousand classes cost no more than the labels that there are. A metric is a line in one of
-the measures: a name for [R] is a headline; [R,K] goes by class (`IN_TABLE` says which into the
-table).
+the measures: [R] is a number of all classes, [R,K] goes by class (`IN_TABLE` says which into the
+table). HEADLINES says which ones people see, where, and which value is the best.
 
 Shape legend: B image, K class, P (image, class) pair, R draw.
 """
@@ -27,6 +27,60 @@ THRESHOLD: Final = 0.5  # from which on a class is predicted, of several labels 
 NUM_ECE_BINS: Final = 15
 TOP_K: Final = 5
 IN_TABLE: Final = ("precision", "recall", "f1", "support", "num_predicted")
+
+
+@dataclass(frozen=True, slots=True)
+class Headline:
+    """How people see a metric; one that is not in HEADLINES is in bundle.json alone."""
+
+    name: str
+    best: int = 1
+    limits: tuple[float, float] | None = (0.0, 1.0)
+    """What its interval is cut at; None where it has no upper limit."""
+    words: str = ""
+    """What the name stands for, where it is not a word."""
+    in_card: bool = True
+    in_list: bool = False
+    """Also in `imgcls models`."""
+    of_slices: bool = False
+    """Also of each slice."""
+    of_all_images: bool = False
+    """A share of all images; others hang on the class with the fewest."""
+
+
+HEADLINES: Final = (
+    Headline("accuracy", in_list=True, of_all_images=True),
+    Headline("subset_accuracy", in_card=False, of_all_images=True),
+    Headline("top5_accuracy", of_all_images=True),
+    Headline("balanced_accuracy", in_list=True, of_slices=True),
+    Headline("hamming_loss", best=0, in_card=False, of_slices=True, of_all_images=True),
+    Headline("macro_recall", in_card=False, of_slices=True),
+    Headline("macro_f1", of_slices=True),
+    Headline("weighted_f1"),
+    Headline("micro_f1"),
+    Headline("auroc_macro", in_list=True),
+    Headline("average_precision_macro"),
+    Headline("log_loss", best=0, limits=None),
+    Headline("ece", best=0, words="expected calibration error", of_all_images=True),
+    Headline("brier", best=0, limits=(0.0, 2.0), of_all_images=True),
+)
+
+
+def about_best() -> str:
+    """Return a sentence that says which values of the metrics of a card are good."""
+    names = [
+        f"{each.name} ({each.words})" if each.words else each.name
+        for each in HEADLINES
+        if each.in_card and each.best == 0
+    ]
+    return f"1 is best, but for {', '.join(names[:-1])} and {names[-1]}, of which 0 is best."
+
+
+def headline_of(name: str) -> Headline:
+    """Return the line of a metric; of one that is not in the table what most are."""
+    of_first = name.startswith("top") and name.endswith("_accuracy")
+    usual = Headline(name, of_all_images=of_first)
+    return next((each for each in HEADLINES if each.name == name), usual)
 
 
 @dataclass(frozen=True, eq=False)

@@ -23,28 +23,21 @@ from imgcls.metrics.bootstrap import (
     number_units,
 )
 from imgcls.metrics.measures import (
+    HEADLINES,
     IN_TABLE,
     NUM_ECE_BINS,
     Labelled,
     MicroRankingMeasure,
     RankingMeasure,
     cheap_measures,
+    headline_of,
 )
 from imgcls.metrics.top_classes import Bools, Doubles, Floats, top_label
 
 # Resamples x classes x images beyond which AUROC and average precision, which have to go through
 # the images in order for every class, get no interval: some 10 s on one core.
 _MAX_RANKING_WORK: Final = 2 * 10**9
-_OF_A_SLICE: Final = (
-    "balanced_accuracy",
-    "hamming_loss",
-    "macro_recall",
-    "macro_f1",
-)
 _WITH_INTERVAL: Final = ("recall", "precision")  # of each class
-# Shares of all images; other headlines hang on the class with the fewest.
-_OF_ALL_IMAGES: Final = ("accuracy", "subset_accuracy", "hamming_loss", "ece", "brier")
-_LIMITS: Final[dict[str, tuple[float, float] | None]] = {"brier": (0.0, 2.0), "log_loss": None}
 
 
 def measure_quality(
@@ -118,7 +111,7 @@ def measure_slices(
             "num_units": metrics["intervals"]["num_units"],
             "accuracy": metrics["accuracy"],
             "accuracy_interval": metrics["intervals"]["accuracy"],
-            **{metric: metrics[metric] for metric in _OF_A_SLICE if metric in metrics},
+            **{h.name: metrics[h.name] for h in HEADLINES if h.of_slices and h.name in metrics},
         }
     return table
 
@@ -222,8 +215,8 @@ def _intervals(
         name: interval(
             values,
             num_units,
-            num_units if name in _OF_ALL_IMAGES or name.startswith("top") else fewest,
-            _LIMITS.get(name, (0.0, 1.0)),
+            num_units if headline_of(name).of_all_images else fewest,
+            headline_of(name).limits,
         )
         for name, values in drawn.items()
         if values.ndim == 1

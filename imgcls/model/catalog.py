@@ -12,6 +12,7 @@ from typing import Any
 from imgcls.config.models import ModelsConfig
 from imgcls.errors import BundleError, ConfigError
 from imgcls.inert import in_log
+from imgcls.metrics.measures import HEADLINES
 from imgcls.model import aliases
 from imgcls.model.bundle_files import FACTS, parse_facts, parse_sums, read_file, read_sums
 from imgcls.model.registry import list_names, list_versions
@@ -19,7 +20,6 @@ from imgcls.storage.uri import canonical, join
 
 # Of several splits the one that decided nothing comes first.
 _SPLITS = ("test", "val")
-_HEADLINE = ("accuracy", "balanced_accuracy", "auroc_macro")
 
 
 def list_models(config: ModelsConfig) -> dict[str, Any]:
@@ -81,7 +81,7 @@ def headline(metrics: dict[str, Any]) -> dict[str, Any]:
     intervals = values.get("intervals", {})
     numbers = {
         name: {"value": values[name], "interval": intervals.get(name)}
-        for name in _HEADLINE
+        for name in (each.name for each in HEADLINES if each.in_list)
         if values.get(name) is not None
     }
     return {"split": split, **numbers} if numbers else {}

@@ -9,14 +9,12 @@ from typing import Any
 
 from imgcls.inert import in_markdown
 from imgcls.metrics.bootstrap import FEW_UNITS
+from imgcls.metrics.measures import HEADLINES, about_best
 from imgcls.model.golden_files import about_golden
 from imgcls.model.origin import describe_origin
 
 _MAX_LISTED = 5
-_HEADLINE_METRICS = (
-    *("accuracy", "top5_accuracy", "balanced_accuracy", "macro_f1", "weighted_f1", "micro_f1"),
-    *("auroc_macro", "average_precision_macro", "log_loss", "ece", "brier", "num_images"),
-)
+_IN_TABLE = (*(each.name for each in HEADLINES if each.in_card), "num_images")
 # Shown in sections of their own, or too long for a table.
 _SKIPPED_IN_TRAINING = (
     "counts",
@@ -36,9 +34,6 @@ _ABOUT_NO_SPREAD = (
     f'"{_NO_SPREAD}": whichever images are drawn again the number is the same, mostly because none '
     "was wrong. That is not certain: where n of n independent images are right, the true share "
     "may still be as low as 1 - 3/n (95 %)."
-)
-_ABOUT_METRICS = (
-    "1 is best, but for log_loss, ece (expected calibration error) and brier, of which 0 is best."
 )
 _ABOUT_OTHERS = (
     "The numbers hold for images like these; for those of another site, device or time measure "
@@ -229,7 +224,7 @@ def _metrics(metrics: Mapping[str, Any], *, multi_label: bool) -> str:
             _interval(values.get("intervals", {}).get(name, "")),
         )
         for split, values in _by_split(metrics).items()
-        for name in _HEADLINE_METRICS
+        for name in _IN_TABLE
         if name in values
     ]
     units = ", ".join(
@@ -237,7 +232,7 @@ def _metrics(metrics: Mapping[str, Any], *, multi_label: bool) -> str:
         for split, values in _by_split(metrics).items()
         if "num_units" in values.get("intervals", {})
     )
-    notes = [_ABOUT_METRICS]
+    notes = [about_best()]
     if multi_label:
         notes.append("accuracy is the share of images with every class right.")
     notes.append("All metrics are in bundle.json.")

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from imgcls.errors import ConfigError, ObjectMissingError, SourceError
 from imgcls.runs.row_options import RowOptions
 from imgcls.runs.run import Run
+from imgcls.schema import PREDICTION_SCHEMA
 from imgcls.storage.json_text import parse_object
 from imgcls.storage.objects import read
 from imgcls.storage.records import record_of, record_text, refuse_other_version
@@ -90,6 +91,12 @@ class RunFacts:
     def facts(self) -> dict[str, Any]:
         """Return these by name, to build another record of the same run."""
         return {each.name: getattr(self, each.name) for each in fields(RunFacts)}
+
+
+# Columns that are the same in all rows of a run: the facts of the run that rows have.
+OF_THE_RUN: Final = tuple(
+    each.name for each in fields(RunFacts) if each.name in PREDICTION_SCHEMA.names
+)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,8 +1,8 @@
 """What decides a row, beside the model and the image.
 
 In: the flags of the command that planned a run. Out: RowOptions, kept in plan.json. Invariant: a
-flag that changes rows is a field here and nowhere else: workers take its value from the plan, so
-that every start of a run makes the same rows, and whoever continues with a run compares it.
+flag that changes rows is a field here too: workers take its value from the plan, so that every
+start of a run makes the same rows, and the next start compares it.
 """
 
 from collections.abc import Mapping

@@ -1,7 +1,8 @@
 """One run of an output: where everything of it lies, and what of that stays.
 
-In: an output prefix and a run id. Out: URIs. Invariant: the name of a file of a run stands here and
-nowhere else, so that whoever writes it, reads it, lists around it or cleans up means the same file.
+In: an output prefix and a run id. Out: URIs. Invariant: where a file below `_runs` lies is asked
+here, so that its writer, its readers and what cleans up mean the same file. `_OF_A_RUN` repeats the
+names, and those of what is published, as patterns: a file that is new here is new there.
 """
 
 import re
@@ -131,10 +132,6 @@ class Run:
     def page(self, name: str) -> str:
         """A page for people."""
         return join(self.pages, name)
-
-    def picture(self, name: str) -> str:
-        """A picture for people."""
-        return self.file(f"pictures/{name}")
 
     def is_rolled_back(self) -> bool:
         """Return whether the run was taken back."""

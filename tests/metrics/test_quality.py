@@ -17,7 +17,13 @@ from sklearn.metrics import (
 
 from imgcls.data.class_names import ClassNames
 from imgcls.metrics.bootstrap import draw, number_units
-from imgcls.metrics.measures import Labelled, RankingMeasure, cheap_measures, one_hot
+from imgcls.metrics.measures import (
+    Labelled,
+    RankingMeasure,
+    about_best,
+    cheap_measures,
+    one_hot,
+)
 from imgcls.metrics.quality import (
     expected_calibration_error,
     macro_auroc,
@@ -266,3 +272,10 @@ def test_probability_metrics_are_those_of_scikit_learn() -> None:
         of_class = metrics["per_class"][name]
         found = [of_class[each] for each in ("precision", "recall", "f1", "support")]
         assert found == pytest.approx([column[k] for column in table])
+
+
+def test_the_words_below_a_table_follow_from_the_table_of_headlines() -> None:
+    assert about_best() == (
+        "1 is best, but for log_loss, ece (expected calibration error) and brier, of which 0 is "
+        "best."
+    )

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from imgcls.errors import ConfigError, ImgclsError, ObjectExistsError
 from imgcls.runs.commits import Commit, read_attempt
 from imgcls.runs.facts import sum_greys
-from imgcls.runs.plan import Plan, PlannedRows, Shard
+from imgcls.runs.plan import OF_THE_RUN, Plan, PlannedRows, RunFacts, Shard
 from imgcls.runs.published import (
     FORMAT_VERSION,
     MANIFEST,
@@ -136,10 +136,15 @@ def with_all_columns(rows: pa.Table) -> pa.Table:
     return rows
 
 
-def compare_provenance(plan: Plan, rows: pa.Table) -> str:
+def compare_provenance(plan: RunFacts, rows: pa.Table) -> str:
     """Return how rows come from another run, model or spec than planned, or "" if they do not."""
-    for name in ("run_id", "model_digest", "spec_digest"):
-        others = set(pc.unique(rows[name].cast(pa.string())).to_pylist()) - {getattr(plan, name)}
+    for name in OF_THE_RUN:
+        # An older version, or a part, may lack a column that came later: that is null.
+        is_newer = PREDICTION_SCHEMA.field(name).nullable
+        if name not in rows.column_names and is_newer:
+            continue
+        found = set(pc.unique(rows[name].cast(pa.string())).to_pylist())
+        others = found - {getattr(plan, name)} - ({None} if is_newer else set())
         if others:
             return f"rows have {name} {others.pop()}, the plan {getattr(plan, name)}"
     return ""

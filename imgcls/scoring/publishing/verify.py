@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from imgcls.config.scoring import VerifyConfig
 from imgcls.errors import ImgclsError, ObjectMissingError, RunStoppedError, SourceError
 from imgcls.runs.commits import Commit, read_attempt, read_commits
-from imgcls.runs.plan import Plan, PlannedRows, read_plan
+from imgcls.runs.plan import OF_THE_RUN, Plan, PlannedRows, read_plan
 from imgcls.runs.published import MANIFEST, Manifest, read_manifest
 from imgcls.runs.run import Run, list_run_ids
 from imgcls.schema import MEMBER_FIELD
@@ -29,7 +29,7 @@ from imgcls.storage.objects import list_objects, read
 from imgcls.storage.uri import canonical, join
 
 log = logging.getLogger(__name__)
-_COLUMNS = ["uri", "etag", "frame", "run_id", "model_digest", "spec_digest"]
+_COLUMNS = ["uri", "etag", "frame", *OF_THE_RUN]
 _OPTIONAL_COLUMNS = [MEMBER_FIELD.name]
 
 

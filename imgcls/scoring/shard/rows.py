@@ -22,14 +22,13 @@ from imgcls.inference.predictor import Predictions
 from imgcls.inference.stream import Predicted
 from imgcls.metrics.calibration import Calibration
 from imgcls.metrics.operating_point import OperatingPoint, decide
-from imgcls.runs.plan import RunFacts
+from imgcls.runs.plan import OF_THE_RUN, RunFacts
 from imgcls.runs.row_options import RowOptions
 from imgcls.schema import MEMBER_FIELD, PLACE_FIELDS, Status, carried_fields, prediction_schema
 from imgcls.scoring.shard.facts import Seen, ShardFacts
 from imgcls.sources.containers import is_container
 
 _PLACE = tuple(field.name for field in PLACE_FIELDS)
-_OF_THE_RUN = ("model", "model_digest", "spec_digest", "run_id")
 
 
 @dataclass(frozen=True)
@@ -156,7 +155,7 @@ class ShardRows:
             )
         planned = self._plan_rows.take(indices)
         constants = {
-            **{name: getattr(self._provenance.run, name) for name in _OF_THE_RUN},
+            **{name: getattr(self._provenance.run, name) for name in OF_THE_RUN},
             "scored_at": self._scored_at,
         }
         arrays = []

@@ -9,16 +9,26 @@ import pytest
 from imgcls.config.scoring import ScoreConfig, VerifyConfig
 from imgcls.errors import ImgclsError
 from imgcls.runs.commits import read_commits
-from imgcls.runs.plan import read_plan
+from imgcls.runs.plan import OF_THE_RUN, read_plan
 from imgcls.runs.published import Manifest, read_manifest
 from imgcls.runs.run import Run
 from imgcls.scoring.driver import score
 from imgcls.scoring.publishing import publish as publishing
-from imgcls.scoring.publishing.publish import compare_with_plan, publish
+from imgcls.scoring.publishing.publish import (
+    compare_provenance,
+    compare_with_plan,
+    publish,
+)
 from imgcls.scoring.publishing.verify import verify
 from imgcls.storage.objects import delete, put
 from imgcls.storage.uri import join
-from tests.scoring.tiny import comparable, prediction_rows, published_rows, write_images
+from tests.scoring.tiny import (
+    comparable,
+    prediction_rows,
+    published_rows,
+    run_facts,
+    write_images,
+)
 
 
 def planned(*uris: str) -> pa.Table:
@@ -47,6 +57,18 @@ def test_another_etag_than_planned_is_told() -> None:
     rows = prediction_rows(["a"], ["ok"])
     other = rows.set_column(1, rows.schema.field("etag"), pa.array(["other"]))
     assert "etag" in compare_with_plan(planned("a"), other)
+
+
+@pytest.mark.parametrize("column", OF_THE_RUN)
+def test_rows_of_another_run_or_model_are_told(column: str) -> None:
+    facts = run_facts()
+    rows = pa.table({name: [getattr(facts, name)] * 2 for name in OF_THE_RUN})
+    assert compare_provenance(facts, rows) == ""
+    at = OF_THE_RUN.index(column)
+    other = rows.set_column(at, column, pa.array([getattr(facts, column), "other"]))
+    assert f"rows have {column} other" in compare_provenance(facts, other)
+    nothing = rows.set_column(at, column, pa.array([None, None], pa.string()))
+    assert f"rows have {column} None" in compare_provenance(facts, nothing)
 
 
 @pytest.fixture
