@@ -171,7 +171,7 @@ class OptionalColumn:
 
     field: pa.Field
     when: str
-    """The reason: a row option that is true (runs/row_options.py), or a fact of the model
+    """The reason: a row option that is on (runs/row_options.py), or a fact of the model
     (`Provenance.reasons` of scoring/shard/rows.py), or "members": the source has containers."""
     after: str
     """The column of PREDICTION_SCHEMA that it follows; those of one place in the order below."""
@@ -182,6 +182,11 @@ class OptionalColumn:
 OPTIONAL_COLUMNS: Final = (
     OptionalColumn(MEMBER_FIELD, "members", after="uri"),
     *(OptionalColumn(field, "tiles", after="height_px") for field in PLACE_FIELDS),
+    # Where in the source as displayed the answer rests on most; null where no heatmap was made.
+    *(
+        OptionalColumn(pa.field(name, pa.int32()), "heatmaps", after="height_px")
+        for name in ("peak_x_px", "peak_y_px")
+    ),
     OptionalColumn(pa.field("labels", pa.list_(pa.string())), "multi_label", after="confidence"),
     OptionalColumn(pa.field("calibrated_prob", pa.float32()), "calibrated", after="confidence"),
     OptionalColumn(pa.field("decision", _REPEATED), "operating_point", after="confidence"),

@@ -7,6 +7,7 @@ from imgcls.config.choices import (
     Device,
     Executor,
     GpuDecode,
+    Heatmaps,
     PageNames,
     Precision,
     UnitPooling,
@@ -96,6 +97,12 @@ class ScoreConfig(SourceOptions):
     unit_rule: UnitPooling = "auto"
     """How the answers of its images become that of a unit; auto is the rule that the model's
     thresholds per unit were fitted for, else max, the image that shows most.
+    """
+    heatmaps: Heatmaps = "none"
+    """Show on the page which places of a picture its answer rests on, and add the columns peak_x_px
+    and peak_y_px: flagged makes them of the flagged images, the least sure ones and a sample; all
+    of every image; each costs a further pass of the model in fp32, or of models that do not end in
+    a mean and one linear layer (log: "by occlusion") about 50 passes.
     """
     max_failed_fraction: float = 0.05
     """Share of images that may fail to give a prediction before the run ends with exit code 3,

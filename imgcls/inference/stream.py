@@ -15,6 +15,7 @@ of images; while some are being predicted the next one fills.
 Shape legend: B sample or crop, I instance, K classes, E embedding.
 """
 
+import heapq
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future
@@ -51,6 +52,8 @@ class Instances:
     probs_IK: npt.NDArray[np.float32]
     best: int
     """The one that speaks loudest."""
+    loudest: Sequence[Crop] = ()
+    """Those that speak loudest, with their pixels, where they are wanted."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -64,19 +67,20 @@ class Predicted:
 
 
 def predict_stream(
-    found: Iterable[Decoded], predictor: Predictor
+    found: Iterable[Decoded], predictor: Predictor, *, num_kept: int = 0
 ) -> Generator[Decoded | Predicted]:
     """Predict what was decoded; yield failures at once, and samples as they are done.
 
     Args:
         found: what was decoded.
         predictor: of a bundle that decoded so.
+        num_kept: of how many instances of a sample the pixels are kept, those that speak loudest.
 
     Raises:
         DeviceFailedError: the model does not run here any more, whatever the image.
     """
     batches = _Batches(predictor)
-    samples = _Pooled(predictor) if predictor.bundle.pooling else _Single()
+    samples = _Pooled(predictor, num_kept) if predictor.bundle.pooling else _Single()
     try:
         for decoded in found:
             if decoded.error is not None:
@@ -117,6 +121,8 @@ class _Open:
     probs: list[npt.NDArray[np.float32]] = field(default_factory=list)
     embeddings: list[npt.NDArray[np.float32]] = field(default_factory=list)
     sketches: list[npt.NDArray[np.float32]] = field(default_factory=list)
+    kept: list[tuple[float, int, Crop]] = field(default_factory=list)
+    """A heap of the loudest instances."""
     error: str = ""
 
 
@@ -128,8 +134,9 @@ class _Pooled:
     is its sketch.
     """
 
-    def __init__(self, predictor: Predictor) -> None:
+    def __init__(self, predictor: Predictor, num_kept: int) -> None:
         self._bundle, self._top_k = predictor.bundle, predictor.top_k
+        self._num_kept = num_kept
         self._open: dict[tuple[int, int], _Open] = {}
 
     def expect(self, decoded: Decoded) -> None:
@@ -146,6 +153,8 @@ class _Pooled:
             # Without its pixels: a picture may have a thousand tiles.
             found.crops.append(replace(crop, x_CHW=crop.x_CHW[:0]))
             found.probs.append(predictions.probs_BK[row])
+            if self._num_kept:
+                self._keep(found, crop)
             if predictions.embedding_BE is not None:
                 found.embeddings.append(predictions.embedding_BE[row])
             if predictions.sketch_BS is not None:
@@ -157,11 +166,20 @@ class _Pooled:
                 whole.append((self._close(decoded, found), found))
         return Predicted([sample for sample, _ in whole], self._pool(whole), len(crops))
 
+    def _keep(self, found: _Open, crop: Crop) -> None:
+        """Keep the pixels of the latest instance while it is among the loudest."""
+        background, probs_K = self._bundle.background, found.probs[-1]
+        is_each = self._bundle.multi_label or background is None
+        loudness = float(probs_K.max() if is_each else -probs_K[background])
+        push = heapq.heappush if len(found.kept) < self._num_kept else heapq.heappushpop
+        push(found.kept, (loudness, -len(found.probs), crop))
+
     def _close(self, decoded: Decoded, found: _Open) -> Sample:
         probs_IK = np.stack(found.probs)
         bundle = self._bundle
         best = best_instance(probs_IK, multi_label=bundle.multi_label, background=bundle.background)
-        instances = Instances(found.crops, probs_IK, best)
+        loudest = tuple(crop for *_, crop in sorted(found.kept, reverse=True))
+        instances = Instances(found.crops, probs_IK, best, loudest)
         return Sample(decoded.index, decoded.format, found.crops[best], instances)
 
     def _pool(self, whole: list[tuple[Sample, _Open]]) -> Predictions:

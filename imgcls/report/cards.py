@@ -25,8 +25,29 @@ from imgcls.schema import Status
 WITH_CSV: Final = ("positive", "review", "failed")
 _THUMBNAIL_PX: Final = 160
 
-Pictures = Mapping[tuple[str, Key], bytes]
-"""JPEG by run and row."""
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """What a run left of an image, to look at."""
+
+    thumbnail: bytes
+    """JPEG."""
+    heatmap: bytes | None = None
+    """PNG to lay over it, where there is one."""
+    heatmap_class: str = ""
+    """The class for which what it marks speaks."""
+
+
+Pictures = Mapping[tuple[str, Key], Picture]
+"""By run and row."""
+
+
+@dataclass(frozen=True, slots=True)
+class Heatmap:
+    """A heatmap as the page shows it, over the picture once more."""
+
+    overlay: str
+    caption: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +67,7 @@ class Card:
     facts: str
     columns: dict[str, str]
     tone: str
+    heatmaps: Sequence[Heatmap] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +112,7 @@ def lists_of(chosen: Chosen, pictures: Pictures, name: Name) -> list[Part]:
     ]  # fmt: skip
     parts = []
     for key, title, remark, shown in lists:
-        cards = [_card(row, pictures.get(picture_key(row)), name) for row in shown.rows()]
+        cards = [card_of(row, pictures.get(picture_key(row)), name) for row in shown.rows()]
         # A sample is not a list that continues behind what is shown.
         num_all = len(cards) if key == "sample" else shown.num_all
         csv = f"{key}.csv" if key in WITH_CSV and cards else ""
@@ -98,7 +120,16 @@ def lists_of(chosen: Chosen, pictures: Pictures, name: Name) -> list[Part]:
     return parts
 
 
-def _card(row: Row, picture: bytes | None, name: Name) -> Card:
+def heatmaps_of(picture: Picture | None, whose: str = "") -> list[Heatmap]:
+    """Return what a card shows of the heatmap of an image, nothing where there is none."""
+    if picture is None or picture.heatmap is None:
+        return []
+    caption = f"{whose}speaks for {picture.heatmap_class}"
+    return [Heatmap(data_uri(picture.heatmap, "image/png"), caption)]
+
+
+def card_of(row: Row, picture: Picture | None, name: Name) -> Card:
+    """Return a row as the page shows it."""
     width, height = row["width_px"] or 0, row["height_px"] or 0
     shrink = _THUMBNAIL_PX / max(width, height, 1)
     folder, _, last = row["uri"].rpartition("/")
@@ -115,7 +146,7 @@ def _card(row: Row, picture: bytes | None, name: Name) -> Card:
         name=name(member or last),
         folder=name(row["uri"] if member else folder),
         link=link_of(row["uri"]) if name is plain_names else "",
-        picture=data_uri(picture, "image/jpeg") if picture else "",
+        picture=data_uri(picture.thumbnail, "image/jpeg") if picture else "",
         picture_px=(max(1, round(width * shrink)), max(1, round(height * shrink))),
         size_px=(width, height),
         box=None if None in place else place,  # type: ignore[arg-type]
@@ -127,6 +158,7 @@ def _card(row: Row, picture: bytes | None, name: Name) -> Card:
             key: name(str(row[key])) for key in carried_by(row) if row[key] is not None
         },
         tone=(decision or "") if is_ok else "failed",
+        heatmaps=heatmaps_of(picture),
     )  # fmt: skip
 
 

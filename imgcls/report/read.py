@@ -13,6 +13,7 @@ from typing import Any, Final
 import pyarrow.parquet as pq
 
 from imgcls.errors import ObjectMissingError, SourceError
+from imgcls.report.cards import Picture
 from imgcls.report.choose import Chosen, Key, Row, key_of
 from imgcls.runs.commits import read_commits
 from imgcls.runs.facts import read_facts
@@ -24,6 +25,7 @@ from imgcls.storage.objects import put, read
 from imgcls.storage.uri import join
 
 _ROWS_AT_A_TIME: Final = 2048
+_OF_A_PICTURE: Final = ("uri", "member", "frame", "thumbnail", "heatmap", "heatmap_class")
 
 
 def rows_of(folder: str, manifest: Manifest) -> Iterator[Row]:
@@ -43,17 +45,19 @@ def columns_of(folder: str, manifest: Manifest) -> list[str]:
     return []
 
 
-def pictures_of(run: Run, keys: Iterable[Key]) -> dict[tuple[str, Key], bytes]:
-    """Return the thumbnails of these rows, JPEG, as far as the run has them, by run and row."""
-    wanted, found = set(keys), dict[tuple[str, Key], bytes]()
+def pictures_of(run: Run, keys: Iterable[Key]) -> dict[tuple[str, Key], Picture]:
+    """Return the pictures of these rows, as far as the run has them, by run and row."""
+    wanted, found = set(keys), dict[tuple[str, Key], Picture]()
     for commit in read_commits(run) if wanted else ():
         try:
             facts = read_facts(run, commit)
         except ObjectMissingError:
             continue  # somebody removed them: a page without pictures
-        for row in facts.select(["uri", "member", "frame", "thumbnail"]).to_pylist():
+        names = [name for name in _OF_A_PICTURE if name in facts.column_names]
+        for row in facts.select(names).to_pylist():
             if row["thumbnail"] and key_of(row) in wanted:
-                found[run.run_id, key_of(row)] = row["thumbnail"]
+                heatmap, of_class = row.get("heatmap"), row.get("heatmap_class") or ""
+                found[run.run_id, key_of(row)] = Picture(row["thumbnail"], heatmap, of_class)
     return found
 
 

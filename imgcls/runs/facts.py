@@ -37,9 +37,13 @@ FACTS_SCHEMA: Final = pa.schema(
         pa.field("gray_rule", pa.string()),
         # Of the network's embedding, see inference/sketch.py; null where its backend gives none.
         pa.field("sketch", pa.list_(pa.float16())),
-        # A JPEG, where somebody may look at it, and why: flagged, uncertain, extreme or sample.
+        # A JPEG, where somebody may look at it, and why: flagged, uncertain, extreme, sample, or
+        # heatmap, for one to be laid over it.
         pa.field("thumbnail", pa.binary()),
         pa.field("thumbnail_for", pa.string()),
+        # That is a PNG: which places speak for an answer, and for which class.
+        pa.field("heatmap", pa.binary()),
+        pa.field("heatmap_class", pa.string()),
     ]
 )
 

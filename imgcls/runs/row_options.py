@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Final, Self
 
-from imgcls.config.choices import GpuDecode, Precision, UnitPooling
+from imgcls.config.choices import GpuDecode, Heatmaps, Precision, UnitPooling
 from imgcls.config.scoring import ScoreConfig
 
 
@@ -30,6 +30,7 @@ class RowOptions:
     write_tiles: bool = False
     unit: str = ""
     unit_rule: UnitPooling = "auto"
+    heatmaps: Heatmaps = "none"
 
     @classmethod
     def of(cls, config: ScoreConfig) -> Self:
@@ -46,10 +47,11 @@ class RowOptions:
         return cls(**given)
 
     def reasons(self) -> frozenset[str]:
-        """Return the names of those that are true: what asks for optional columns of rows."""
+        """Return the names of those that are on: what asks for optional columns of rows."""
         found = {each.name for each in fields(self) if getattr(self, each.name) is True}
         # Units are made of the probabilities of their images.
-        return frozenset(found | ({"write_probs"} if self.unit else set()))
+        found |= {"write_probs"} if self.unit else set()
+        return frozenset(found | ({"heatmaps"} if self.heatmaps != "none" else set()))
 
     def difference(self, other: Self) -> str:
         """Return the first field in which another one differs, "" where none does."""

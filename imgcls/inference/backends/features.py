@@ -97,10 +97,13 @@ def _find_map(
     seen: list[tuple[str, torch.Size]], width: int
 ) -> tuple[str, Layout, tuple[int, int]]:
     """Return the last output that has places, and how they lie in it."""
-    grid = next(((h, w) for _, (*_, h, w) in _maps(seen) if h * w > 1), (0, 0))
+    grids = [(h, w) for _, (*_, h, w) in _maps(seen)]
     for name, shape in reversed(seen):
-        if len(shape) == 3 and shape[2] == width and 1 < grid[0] * grid[1] <= shape[1]:
-            return name, "tokens", grid
+        if len(shape) == 3 and shape[2] == width:
+            # Queries and keys of attention have four dimensions, too, but no places.
+            grid = next(((h, w) for h, w in grids if 1 < h * w <= shape[1]), None)
+            if grid is not None:
+                return name, "tokens", grid
         # Of a map as high as it has channels nothing tells: channels come first then.
         is_last = len(shape) == 4 and shape[3] == width != shape[1]
         if is_last and shape[1] * shape[2] > 1:

@@ -38,7 +38,8 @@ NUM_SAMPLED: Final = 600
 _MAX_FLAGGED: Final = 64
 _FLAGGED_FRACTION: Final = 0.05
 _NUM_UNCERTAIN: Final = 8
-_FLAGS: Final = ("positive", "review")
+FLAGS: Final = ("positive", "review")
+"""Decisions that a person looks at."""
 _MAX_FLOAT16: Final = 65_504.0
 _AXES: Final = ("brightness", "contrast", "sharpness", "levels")
 
@@ -50,6 +51,8 @@ class Seen:
     facts: ImageFacts
     thumbnail: bytes | None = None
     reason: str | None = None
+    heatmap: bytes | None = None
+    heatmap_class: str | None = None
     sketch_S: npt.NDArray[np.float16] | None = None
 
 
@@ -125,9 +128,16 @@ class ShardFacts:
                     "sketch": of_row.sketch_S,
                     "thumbnail": of_row.thumbnail,
                     "thumbnail_for": of_row.reason,
+                    "heatmap": of_row.heatmap,
+                    "heatmap_class": of_row.heatmap_class,
                 }
             entries.append(entry)
         return pa.Table.from_pylist(entries, schema=FACTS_SCHEMA)
+
+    def add_heatmap(self, seen: Seen, sample: Sample, png: bytes, class_name: str) -> None:
+        """Add what is laid over the picture of a sample, for which there is a picture then."""
+        seen.heatmap, seen.heatmap_class = png, class_name
+        self._encode(seen, _of_frame(sample), "heatmap")
 
     def _count(self, facts: ImageFacts) -> None:
         source = facts.source
@@ -141,7 +151,7 @@ class ShardFacts:
             self._greys["few_levels"] += 1
 
     def _choose(self, seen: Seen, crop: Crop, key: Key, row: dict[str, Any]) -> None:
-        if row.get("decision") in _FLAGS and self._flagged_left > 0:
+        if row.get("decision") in FLAGS and self._flagged_left > 0:
             self._flagged_left -= 1
             self._encode(seen, crop, "flagged")
         elif self._share >= 1 or lot_of(*key) < self._share:

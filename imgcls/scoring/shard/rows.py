@@ -8,6 +8,7 @@ on the bundle and the flags alone, so that all workers of a run agree.
 Shape legend: B sample, K classes, T top-k, E embedding.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -16,16 +17,20 @@ import numpy as np
 import pyarrow as pa
 
 from imgcls.image.decoders.pool import Decoded
+from imgcls.image.facts.overlay import Overlay
 from imgcls.image.outcome import outcome_of
 from imgcls.inference.decision_rule import DecisionRule
+from imgcls.inference.heatmaps.picked import Asked, ShardHeatmaps
 from imgcls.inference.predictor import Predictions
-from imgcls.inference.stream import Predicted
+from imgcls.inference.stream import Predicted, Sample
 from imgcls.metrics.calibration import Calibration
 from imgcls.metrics.operating_point import OperatingPoint, decide
+from imgcls.report.choose import probability_of
+from imgcls.runs.facts import lot_of
 from imgcls.runs.plan import OF_THE_RUN, RunFacts
 from imgcls.runs.row_options import RowOptions
 from imgcls.schema import MEMBER_FIELD, PLACE_FIELDS, Status, carried_fields, prediction_schema
-from imgcls.scoring.shard.facts import Seen, ShardFacts
+from imgcls.scoring.shard.facts import FLAGS, Key, Seen, ShardFacts
 from imgcls.sources.containers import is_container
 
 _PLACE = tuple(field.name for field in PLACE_FIELDS)
@@ -41,6 +46,8 @@ class Provenance:
     calibration: Calibration | None = None
     has_places: bool = False
     """The model looks at parts of a picture, and a row says at which its answer points."""
+    background: int | None = None
+    """Label of what a picture is where it shows nothing."""
 
     @property
     def operating_points(self) -> tuple[OperatingPoint, ...]:
@@ -58,6 +65,18 @@ class Provenance:
         }
         return frozenset(name for name, holds in facts.items() if holds)
 
+    def label_to_explain(self, row: Mapping[str, Any]) -> int | None:
+        """Return the label that the answer of a row is about; None where no place can speak for it.
+
+        Of a flagged row it is the class that the decision is about.
+        """
+        if row["status"] != Status.OK:
+            return None
+        label: int = row["label"]
+        if row.get("decision") in FLAGS:
+            label = self.class_names.index(self.operating_points[0].positive_class)
+        return None if label == self.background else label
+
 
 class ShardRows:
     """Collects a shard's rows in order of completion and returns them in plan order."""
@@ -68,8 +87,9 @@ class ShardRows:
         provenance: Provenance,
         row_options: RowOptions,
         facts: ShardFacts,
+        heatmaps: ShardHeatmaps | None = None,
     ) -> None:
-        self._plan_rows, self._facts = plan_rows, facts
+        self._plan_rows, self._facts, self._heatmaps = plan_rows, facts, heatmaps
         self._provenance = provenance
         self._has_members = MEMBER_FIELD.name in plan_rows.column_names
         reasons = provenance.reasons | row_options.reasons()
@@ -138,9 +158,33 @@ class ShardRows:
         keys = [self._keys[index] for index in indices]
         seen = self._facts.add(predicted.samples, keys, rows, predictions.sketch_BS)
         self._rows += zip(indices, rows, seen, strict=True)
+        if self._heatmaps is not None:
+            for sample, key, row, of_row in zip(predicted.samples, keys, rows, seen, strict=True):
+                self._ask_for_heatmap(self._heatmaps, sample, key, row, of_row)
+
+    def _ask_for_heatmap(
+        self, heatmaps: ShardHeatmaps, sample: Sample, key: Key, row: dict[str, Any], seen: Seen
+    ) -> None:
+        label = self._provenance.label_to_explain(row)
+        if label is None:
+            return
+
+        def keep(overlay: Overlay) -> None:
+            row["peak_x_px"], row["peak_y_px"] = overlay.peak_px
+            class_name = self._provenance.class_names[label]
+            self._facts.add_heatmap(seen, sample, overlay.png, class_name)
+
+        heatmaps.add(
+            Asked(sample, label, keep),
+            "flagged" if row.get("decision") in FLAGS else "other",
+            probability_of(row) or 0.0,
+            lot_of(*key),
+        )
 
     def to_tables(self) -> tuple[pa.Table, pa.Table]:
         """Return all rows, and their facts in the same order; fails if a planned row has none."""
+        if self._heatmaps is not None:
+            self._heatmaps.finish()
         self._rows.sort(key=lambda item: (item[0], item[1].get("frame") or 0))
         keys = [self._keys[index] for index, _, _ in self._rows]
         facts = self._facts.table(keys, [(row, seen) for _, row, seen in self._rows])

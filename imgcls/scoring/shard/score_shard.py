@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from imgcls.image.decoders.pool import Decoded, DecoderPool
+from imgcls.inference.heatmaps.picked import NUM_TILES, ShardHeatmaps
 from imgcls.inference.predictor import Predictor
 from imgcls.inference.stream import predict_stream
 from imgcls.runs.row_options import ALL_DEFAULT, RowOptions
@@ -56,6 +57,7 @@ def score_shard(
     remote: RemoteDecoder | None = None,
     access: Access | None = None,
     facts: ShardFacts | None = None,
+    heatmaps: ShardHeatmaps | None = None,
 ) -> ScoredShard:
     """Score the planned rows.
 
@@ -70,6 +72,7 @@ def score_shard(
         remote: reads and decodes some of the images elsewhere, as many as it is fast enough for.
         access: what the worker knows of the run's images; by default only these rows.
         facts: where what is seen of the images is collected; by default as of a run of these rows.
+        heatmaps: picks and makes them, if they are wanted.
 
     Raises:
         StorageError: the store failed after all retries. No row is made of that.
@@ -77,7 +80,7 @@ def score_shard(
     clock = clock or make_clock(predictor, pool)
     num_rows = plan_rows.num_rows
     facts = facts or ShardFacts(predictor.bundle.preprocess_spec, num_rows, num_rows)
-    rows = ShardRows(plan_rows, provenance, row_options, facts)
+    rows = ShardRows(plan_rows, provenance, row_options, facts, heatmaps)
     num_decoded = num_here = 0
 
     access = access or Access(
@@ -99,7 +102,12 @@ def score_shard(
                 yield decoded
 
     try:
-        with closing(decode()) as found, closing(predict_stream(found, predictor)) as stream:
+        with (
+            closing(decode()) as found,
+            closing(
+                predict_stream(found, predictor, num_kept=NUM_TILES if heatmaps is not None else 0)
+            ) as stream,
+        ):
             for done in stream:
                 if isinstance(done, Decoded):
                     rows.add_failure(done)

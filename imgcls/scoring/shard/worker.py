@@ -28,6 +28,8 @@ from imgcls.image.spec import PreprocessSpec
 from imgcls.inference.backends.choose import choose_backend
 from imgcls.inference.backends.demand import demand_of_run
 from imgcls.inference.device import set_num_threads
+from imgcls.inference.heatmaps.explainer import make_explainer
+from imgcls.inference.heatmaps.picked import ShardHeatmaps
 from imgcls.inference.pixel_check import check_pixels
 from imgcls.inference.predictor import Predictor
 from imgcls.model.bundle import Bundle, read_bundle
@@ -157,6 +159,7 @@ class ShardWorker(Closing):
             multi_label=bundle.multi_label,
             calibration=bundle.fitted(),
             has_places=bundle.preprocess_spec.fit == "tiles",
+            background=bundle.background,
         )
 
     def _open(self, bundle: Bundle, options: WorkerOptions, opened: ExitStack) -> None:
@@ -188,6 +191,8 @@ class ShardWorker(Closing):
             backend = choose_backend(bundle, replace(demand, precision=agreed))
         self._predictor = Predictor(bundle, backend, top_k=self._rows.top_k)
         opened.callback(self._predictor.close)
+        is_explained = self._rows.heatmaps != "none"
+        self._explainer = make_explainer(bundle, self._predictor) if is_explained else None
         self._backend = self._predictor.name
         if self._rows.gpu_decode == "on":
             gpu = share_with_gpu(self._planned, bundle, self._pool, self._predictor)
@@ -231,6 +236,7 @@ class ShardWorker(Closing):
             remote=self._remote,
             access=self._access,
             facts=ShardFacts(spec, num_planned, planned.num_rows, self._known_bits),
+            heatmaps=self._new_heatmaps(planned.num_rows),
         )
         if shard == next(iter(self._plan.shards())):  # whoever has it: a run says it once
             _tell_seen(scored.rows, self._preprocess_spec)
@@ -245,6 +251,13 @@ class ShardWorker(Closing):
                 greys=scored.greys,
                 tiles=None if tile_rows is None else tile_rows.to_table(),
             )
+
+    def _new_heatmaps(self, num_rows: int) -> ShardHeatmaps | None:
+        which, explainer = self._rows.heatmaps, self._explainer
+        if which == "none" or explainer is None:
+            return None
+        num_planned = self._plan.counts["planned"]
+        return ShardHeatmaps(explainer, self._preprocess_spec, which, num_planned, num_rows)
 
     def _get_help_if_starving(self, stages: StageDicts) -> None:
         """Let others decode too from the next shard on, if the stages so far show the need."""

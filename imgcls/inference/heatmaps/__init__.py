@@ -1,0 +1,1 @@
+"""Which places of a picture an answer rests on."""

@@ -1,0 +1,167 @@
+"""The peak of a heatmap lies in the planted object; hiding what it marks costs the answer."""
+
+import numpy as np
+import pytest
+import torch
+
+from imgcls.image.facts.overlay import Patch
+from imgcls.inference.backends.features import find_tap_points
+from imgcls.inference.backends.network import Network
+from imgcls.inference.heatmaps.class_activation import ClassActivation, find_readout
+from imgcls.inference.heatmaps.explainer import Explainer, make_explainer
+from imgcls.inference.predictor import Predictor
+from imgcls.model.architectures import build_model
+from imgcls.model.bundle import Bundle
+from tests.inference.heatmaps.planted import NONE, Planted, plant, train_planted
+from tests.predictors import open_predictor
+
+# Found by chance: of a place drawn at random 9 % lie in the object.
+NUM_IMAGES = 60
+
+
+def objects(image_px: int) -> Planted:
+    return plant(NUM_IMAGES, image_px, seed=2, labels=(0, 2))
+
+
+def share_inside(maps: list[np.ndarray], boxes: list[tuple[int, int, int, int]], px: int) -> float:
+    """Of how many maps the peak lies in the object."""
+    inside = []
+    for heat_hw, (left, top, right, bottom) in zip(maps, boxes, strict=True):
+        patch = Patch(heat_hw, (px, px), (0, 0, px, px), (0.0, 0.0, float(px), float(px)))
+        highest, (x, y) = patch.peak()
+        inside.append(highest > 0 and left <= x <= right and top <= y <= bottom)
+    return float(np.mean(inside))
+
+
+def prob_after_hiding(
+    predictor: Predictor, images: Planted, order: list[np.ndarray], fraction: float
+) -> float:
+    """Mean probability of the label once the first cells of each order are grey."""
+    x_BCHW, px = images.x_BCHW.copy(), images.x_BCHW.shape[2]
+    for x_CHW, heat_hw in zip(x_BCHW, order, strict=True):
+        rows = (np.arange(px) * heat_hw.shape[0] // px)[:, None]
+        columns = np.arange(px) * heat_hw.shape[1] // px
+        rank_HW = (-heat_hw).ravel().argsort().argsort().reshape(heat_hw.shape)[rows, columns]
+        x_CHW[:, rank_HW < fraction * heat_hw.size] = 120
+    probs_BK = predictor.predict_all(x_BCHW).probs_BK
+    return float(probs_BK[np.arange(len(x_BCHW)), images.label_B].mean())
+
+
+def check(bundle: Bundle, image_px: int, method: str) -> None:
+    images = objects(image_px)
+    with open_predictor(bundle, device="cpu", batch_size=16) as predictor:
+        explainer: Explainer = make_explainer(bundle, predictor)
+        assert explainer.name == method
+        found = predictor.predict_all(images.x_BCHW)
+        assert (found.label_B == images.label_B).mean() > 0.95, "it has learnt them"
+        maps = explainer.maps(images.x_BCHW, images.label_B)
+        assert share_inside(maps, images.boxes, image_px) >= 0.95
+        rng = np.random.default_rng(3)
+        by_chance = [rng.random(heat_hw.shape) for heat_hw in maps]
+        assert share_inside(by_chance, images.boxes, image_px) < 0.3
+        marked, drawn = (
+            prob_after_hiding(predictor, images, order, 0.25) for order in (maps, by_chance)
+        )
+        assert marked < drawn - 0.2, (marked, drawn)
+
+
+@pytest.mark.parametrize(
+    ("arch", "method"), [("spot_cnn", "class activation"), ("simple_cnn", "occlusion")]
+)
+def test_the_peak_lies_in_the_object(arch: str, method: str) -> None:
+    check(train_planted(arch, 64, epochs=3), 64, method)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("arch", "image_px", "epochs", "method"),
+    [
+        ("resnet18", 128, 4, "class activation"),
+        ("timm:test_efficientnet", 160, 8, "class activation"),
+        ("timm:test_convnext", 160, 8, "class activation"),
+        ("mobilenet_v3_small", 128, 8, "occlusion"),
+        ("timm:test_vit", 160, 10, "occlusion"),
+    ],
+)
+def test_the_peak_lies_in_the_object_for_every_family(
+    arch: str, image_px: int, epochs: int, method: str
+) -> None:
+    check(train_planted(arch, image_px, epochs=epochs, lr=0.003), image_px, method)
+
+
+@pytest.mark.parametrize(
+    ("arch", "kind"),
+    [
+        ("resnet18", "mean"),
+        ("efficientnet_b0", "mean"),
+        ("mobilenet_v2", "mean"),
+        ("densenet121", "mean"),
+        ("spot_cnn", "max"),
+        ("convnext_tiny", "norm_mean"),
+        ("swin_t", "mean"),
+        ("mobilenet_v3_small", None),
+        ("squeezenet1_1", None),
+        ("simple_cnn", None),
+        ("vit_b_16", None),
+    ],
+)
+def test_a_network_is_allowed_by_what_it_computes(arch: str, kind: str | None) -> None:
+    torch.manual_seed(0)
+    image_px = 224 if arch == "vit_b_16" else 64
+    model = build_model(arch, 3, image_px=image_px).eval()
+    x_BCHW = torch.rand(2, 3, image_px, image_px)
+    points = find_tap_points(model, x_BCHW[:1])
+    readout = find_readout(model, points, x_BCHW)
+    assert (readout and readout.kind) == kind
+
+
+def test_the_shares_of_all_places_sum_to_the_logit() -> None:
+    """Whatever is left is the constant of the last layer, the same for each input."""
+    torch.manual_seed(0)
+    for arch in ("resnet18", "spot_cnn", "densenet121"):
+        model = build_model(arch, 3, image_px=64).eval()
+        x_BCHW = torch.rand(6, 3, 64, 64)
+        points = find_tap_points(model, x_BCHW[:1])
+        readout = find_readout(model, points, x_BCHW)
+        assert readout is not None
+        with torch.inference_mode():
+            logits_BK = model(x_BCHW)
+        label_B = logits_BK.argmax(dim=1).numpy()
+        maps = ClassActivation(model, points, readout, multi_label=True).maps(
+            x_BCHW.numpy(), label_B
+        )
+        rest_B = logits_BK.numpy()[np.arange(6), label_B] - [heat_hw.sum() for heat_hw in maps]
+        bias_K = model.get_submodule(points.head).bias.detach().numpy()  # type: ignore[union-attr]
+        np.testing.assert_allclose(rest_B, bias_K[label_B], atol=1e-3)
+
+
+def test_it_is_the_map_of_pytorch_grad_cam() -> None:
+    grad_cam = pytest.importorskip("pytorch_grad_cam")
+    bundle = train_planted("timm:test_resnet", 64, epochs=1)
+    network = Network(bundle.to_model(), bundle.preprocess_spec, "fp32").eval()
+    images = plant(6, 64, seed=4)
+    x_BCHW = torch.from_numpy(images.x_BCHW)
+    points = find_tap_points(network, x_BCHW[:1])
+    readout = find_readout(network, points, x_BCHW)
+    assert readout is not None
+    maps = ClassActivation(network, points, readout, multi_label=False).maps(
+        images.x_BCHW, images.label_B
+    )
+    # Theirs, of the same score: a logit less the mean of all.
+    targets = [lambda out, label=label: out[label] - out.mean() for label in images.label_B]
+    layer = network.get_submodule(points.last_map)
+    with grad_cam.GradCAM(model=network, target_layers=[layer]) as theirs:
+        weighted = theirs(input_tensor=x_BCHW.float().requires_grad_(), targets=targets)
+    for ours_hw, expected_HW in zip(maps, weighted, strict=True):
+        positive = torch.from_numpy(ours_hw.clip(0))[None, None]
+        ours_HW = np.asarray(grad_cam.utils.image.scale_cam_image(positive[0].numpy(), (64, 64))[0])
+        np.testing.assert_allclose(ours_HW, expected_HW, atol=1e-3)
+
+
+def test_nothing_marks_what_is_not_there() -> None:
+    """Of pictures without an object the maps say nothing steady: their peaks lie anywhere."""
+    bundle = train_planted("spot_cnn", 64, epochs=3)
+    empty = plant(NUM_IMAGES, 64, seed=5, labels=(NONE,))
+    with open_predictor(bundle, device="cpu", batch_size=16) as predictor:
+        maps = make_explainer(bundle, predictor).maps(empty.x_BCHW, empty.label_B)
+    assert share_inside(maps, empty.boxes, 64) < 0.3
