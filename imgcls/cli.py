@@ -61,6 +61,7 @@ COMMANDS = {
     "models": Command(models.ModelsConfig, "imgcls.model.catalog:list_models", ()),
     "verify": Command(scoring.VerifyConfig, "imgcls.scoring.publishing.verify:verify"),
     "report": Command(scoring.ReportConfig, "imgcls.report.make:report"),
+    "results": Command(scoring.ResultsConfig, "imgcls.results.driver:results"),
     "rollback": Command(scoring.RollbackConfig, "imgcls.scoring.publishing.retention:rollback"),
     "gc": Command(scoring.GcConfig, "imgcls.scoring.publishing.retention:gc"),
     "bench": Command(operations.BenchConfig, "imgcls.bench.driver:bench"),

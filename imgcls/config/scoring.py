@@ -4,15 +4,17 @@ from dataclasses import dataclass
 
 from imgcls.config.choices import (
     CpuHelpers,
+    CsvSeparator,
     Device,
     Executor,
     GpuDecode,
     Heatmaps,
     PageNames,
     Precision,
+    ResultForm,
     UnitPooling,
 )
-from imgcls.config.paths import Config, DataUri, OutputUri, Uri
+from imgcls.config.paths import Config, DataUri, OutputFile, OutputUri, Uri
 from imgcls.config.source_options import SourceOptions
 
 
@@ -104,6 +106,10 @@ class ScoreConfig(SourceOptions):
     of every image; each costs a further pass of the model in fp32, or of models that do not end in
     a mean and one linear layer (log: "by occlusion") about 50 passes.
     """
+    delta: bool = False
+    """Also register what is published as a Delta Lake table at OUTPUT, by metadata alone (needs
+    "imgcls[delta]"); once it is there, later runs keep it up without the flag.
+    """
     max_failed_fraction: float = 0.05
     """Share of images that may fail to give a prediction before the run ends with exit code 3,
     judged after 100; of fewer images more than half, and three, must have failed. Files that are
@@ -174,6 +180,30 @@ class ReportConfig(Config):
     names: PageNames = "plain"
     """hashed shows codes instead of names of objects and carried values, on the page and in its
     lists; equal names have equal codes on one page.
+    """
+
+
+@dataclass(frozen=True)
+class ResultsConfig(Config):
+    """Give published results as CSV for Excel, or as a Delta Lake table."""
+
+    output: OutputUri
+    """Output prefix of `score`."""
+    to: ResultForm
+    """csv: a file for Excel. delta: the published Parquet as a Delta Lake table at OUTPUT,
+    registered by metadata alone (needs "imgcls[delta]").
+    """
+    latest: bool = False
+    """Of each image, or unit, only the latest row."""
+    unit: bool = False
+    """The rows of units (score --unit) instead of those of images."""
+    run_id: str = ""
+    """Only this run."""
+    into: OutputFile = ""
+    """File of csv; default OUTPUT/results.csv, or OUTPUT/results-units.csv."""
+    separator: CsvSeparator = "comma"
+    """Between the cells of csv; semicolon, with commas in numbers, is what Excel opens by itself in
+    German, French and other languages.
     """
 
 

@@ -8,12 +8,14 @@ import io
 from collections.abc import Mapping
 from typing import Any
 
+import duckdb
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from imgcls.errors import SourceError
 from imgcls.runs.published import list_published
+from imgcls.runs.row_keys import with_members
+from imgcls.runs.run import Run
 from imgcls.schema import MEMBER_FIELD
 from imgcls.storage.objects import read
 from imgcls.storage.uri import join
@@ -23,12 +25,25 @@ def latest_of(relation: str) -> str:
     """Return the SQL of the rows of a relation that count: the rule as a database has it.
 
     Args:
-        relation: Name of a relation with uri, member (never null), run_id and scored_at; all rows
+        relation: Name of a relation with uri, member, run_id and scored_at; all rows
             of an image that are of one run have the same scored_at.
     """
     return (
         f"SELECT * FROM {relation} QUALIFY rank() OVER"  # noqa: S608 - a name of ours
         " (PARTITION BY uri, member ORDER BY scored_at DESC, run_id DESC) = 1"
+    )
+
+
+def latest_units_of(relation: str) -> str:
+    """Return the SQL of the rows of units that count: the highest version of each.
+
+    Args:
+        relation: Name of a relation with unit, uri, member, version and run_id.
+    """
+    return (
+        f"SELECT * FROM {relation} QUALIFY row_number() OVER (PARTITION BY unit,"  # noqa: S608
+        " CASE WHEN unit IS NULL THEN uri END, CASE WHEN unit IS NULL THEN member END"
+        " ORDER BY version DESC, run_id DESC) = 1"
     )
 
 
@@ -58,31 +73,35 @@ def read_latest(output: str) -> pa.Table:
     if not tables:
         raise SourceError(f"nothing is published under {output}: score writes there first")
     table = pa.concat_tables(tables, promote_options="default")
-    member = MEMBER_FIELD.name
-    key = ["uri", member] if member in table.column_names else ["uri"]
-    newest = table.group_by([*key, "run_id"]).aggregate([("scored_at", "max")])
-    newest = newest.sort_by(
-        [*((name, "ascending") for name in key), ("scored_at_max", "descending")]
-    )
-    chosen = newest.group_by(key, use_threads=False).aggregate([("run_id", "first")])
-    names = pa.array(range(len(chosen)))
-    chosen = chosen.rename_columns({"run_id_first": "run_id"}).append_column("_chosen", names)
-    # A join leaves out rows whose key is null: a member is null where the file itself is the image.
-    if member in key:
-        table = table.set_column(
-            table.schema.get_field_index(member), member, pc.fill_null(table[member], "")
-        )
-        chosen = chosen.set_column(
-            chosen.schema.get_field_index(member), member, pc.fill_null(chosen[member], "")
-        )
-    numbered = table.select([*key, "run_id"]).append_column("_row", pa.array(range(len(table))))
-    kept = numbered.join(chosen, [*key, "run_id"], join_type="inner")
-    rows = table.take(kept["_row"])
-    if member in key:
-        cleared = pc.if_else(pc.equal(rows[member], ""), pa.scalar(None, pa.string()), rows[member])
-        rows = rows.set_column(rows.schema.get_field_index(member), member, cleared)
-    order = [(name, "ascending") for name in (*key, "frame")]
-    return rows.sort_by(order)
+    keys = with_members(table).select(["uri", MEMBER_FIELD.name, "run_id", "scored_at"])
+    with duckdb.connect() as database:
+        database.register("keys", keys.append_column("row", pa.array(range(table.num_rows))))
+        found = database.sql(latest_of("keys")).to_arrow_table()
+    rows = table.take(found["row"])
+    order = [name for name in ("uri", MEMBER_FIELD.name, "frame") if name in rows.column_names]
+    return rows.sort_by([(name, "ascending") for name in order])
+
+
+def read_latest_units(output: str) -> pa.Table:
+    """Return the latest row of every unit of an output (GROUPS_SCHEMA), sorted by unit.
+
+    Raises:
+        SourceError: no run with --unit is published there.
+    """
+    tables = [
+        pq.read_table(io.BytesIO(read(join(Run(output, m.run_id).table("groups", m.date), f.path))))
+        for _, m in list_published(output)
+        for f in m.groups
+    ]
+    if not tables:
+        raise SourceError(f"no units are published under {output}: score with --unit writes them")
+    table = with_members(pa.concat_tables(tables))
+    with duckdb.connect() as database:
+        keys = table.select(["unit", "uri", MEMBER_FIELD.name, "version", "run_id"])
+        database.register("keys", keys.append_column("row", pa.array(range(table.num_rows))))
+        found = database.sql(latest_units_of("keys")).to_arrow_table()
+    rows = table.take(found["row"])
+    return rows.sort_by([("unit", "ascending"), ("uri", "ascending")])
 
 
 def _plain(table: pa.Table) -> pa.Table:

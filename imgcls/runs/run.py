@@ -27,7 +27,8 @@ _OF_A_RUN: Final = re.compile(
     r"|(?:pages|pictures)/[^/]+\.(?:html|csv|png|webp))$"
     r"|/date=[^/]+/run=[^/]+/(?:part-[0-9]+\.parquet|_manifest\.json)$"
     r"|/_(?:tiles|groups)/date=[^/]+/run=[^/]+/[^/]+\.parquet$"
-    r"|/_(?:lease|store_probe|clock)\.json$"
+    r"|/_(?:lease|store_probe|clock)\.json$|/_delta_log/[^/]+\.(?:json|parquet)$"
+    r"|/(?:results(?:-units)?\.csv|latest\.sql)$|/_reports/[^/]+\.dcm$"
 )
 
 

@@ -16,8 +16,8 @@ from tests.scoring.tiny import comparable, published_rows, write_images
 NUM_IMAGES = 96
 # Lease, plan file, plan.json, 8 attempts, 8 files of facts, 8 commits, lease renewed, part,
 # manifest, lease let go; precision.json; progress.json at the start and at the end,
-# report.json, counts.json, the page, the log.
-NUM_WRITES = 38
+# report.json, counts.json, the page, latest.sql, the log.
+NUM_WRITES = 39
 
 
 @pytest.mark.timeout(900)

@@ -14,6 +14,7 @@ from imgcls.config.selection import Selection
 from imgcls.config.source_options import listing_flags
 from imgcls.data.tables.shape import TableShape
 from imgcls.errors import ConfigError
+from imgcls.results.delta import require_delta
 from imgcls.runs.plan import Plan
 from imgcls.runs.row_options import RowOptions
 from imgcls.scoring.planning.carry import parse_unit
@@ -50,6 +51,8 @@ def check_config(config: ScoreConfig) -> None:
     if not 0 <= config.max_failed_fraction <= 1:
         raise ConfigError(f"--max-failed-fraction {config.max_failed_fraction}: must be 0 to 1")
     _check_unit(config)
+    if config.delta:
+        require_delta("--delta")
     _refuse_own_output(config)
     Selection.of(config)
     TableShape.of(config)

@@ -12,6 +12,8 @@ from typing import Final
 
 from imgcls.config.scoring import ScoreConfig
 from imgcls.report.make import make_missing_pages, remove_pages
+from imgcls.results.delta import forget_run, keep_delta
+from imgcls.results.views import write_views
 from imgcls.runs.plan import Plan
 from imgcls.runs.published import Manifest, list_published
 
@@ -46,6 +48,18 @@ ENTRIES: Final = (
         do=lambda config, nights: make_missing_pages(config.output, nights),
         undo=lambda plan: remove_pages(plan.run),
         by_hand="imgcls report --output {output}",
+    ),
+    AfterNight(
+        "latest",
+        do=lambda config, nights: write_views(config.output, nights),
+        undo=lambda plan: None,
+        by_hand="start the same command again",
+    ),
+    AfterNight(
+        "delta",
+        do=lambda config, nights: keep_delta(config.output, nights, create=config.delta),
+        undo=forget_run,
+        by_hand="imgcls results --output {output} --to delta",
     ),
 )
 

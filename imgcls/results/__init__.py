@@ -1,0 +1,1 @@
+"""Published results in the forms that people and platforms take."""
