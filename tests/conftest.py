@@ -15,9 +15,9 @@ import pytest
 
 from imgcls.demo.embedded_s3 import EmbeddedS3, embedded_s3
 from imgcls.storage import resolver
-from tests import stores
-from tests.fault_proxy import FaultProxy, running_fault_proxy
-from tests.stores import Store
+from tests.kit import stores
+from tests.kit.fault_proxy import FaultProxy, running_fault_proxy
+from tests.kit.stores import Store
 
 if TYPE_CHECKING:
     from imgcls.model.bundle import Bundle
@@ -140,6 +140,6 @@ def fault_proxy(
 @pytest.fixture
 def make_bundle() -> Callable[..., "Bundle"]:
     """Build a small real bundle; see `small_bundle`, which is imported here because of torch."""
-    from tests.small_bundle import make_small_bundle
+    from tests.kit.small_bundle import make_small_bundle
 
     return make_small_bundle

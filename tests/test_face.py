@@ -14,7 +14,7 @@ from imgcls.errors import ConfigError, SourceError
 from imgcls.image.png import encode_png
 from imgcls.model.bundle import Bundle
 from imgcls.model.registry import promote, register
-from tests.small_bundle import make_small_bundle
+from tests.kit.small_bundle import make_small_bundle
 
 MakeBundle = Callable[..., Bundle]
 

@@ -11,7 +11,7 @@ import pytest
 from imgcls.image.png import encode_png
 from imgcls.storage.objects import put
 from imgcls.storage.uri import join
-from tests.ray_head import Head
+from tests.kit.ray_head import Head
 from tests.scoring.tiny import published_rows
 
 pytestmark = [pytest.mark.ray, pytest.mark.s3, pytest.mark.timeout(290)]

@@ -4,7 +4,7 @@ import pytest
 import ray
 
 from imgcls import ray_cluster
-from tests.ray_nodes import nodes_of
+from tests.kit.ray_nodes import nodes_of
 
 BOOTSTRAP = """
 max_workers: 3

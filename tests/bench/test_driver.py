@@ -17,7 +17,7 @@ from imgcls.image.spec import DecodeSpec, PreprocessSpec
 from imgcls.metrics.calibration import Calibration
 from imgcls.metrics.operating_point import OperatingPoint
 from imgcls.scoring.shard import gpu_decode
-from tests.predictors import open_predictor
+from tests.kit.predictors import open_predictor
 from tests.scoring.tiny import make_bundle
 
 STAGES = {

@@ -12,7 +12,7 @@ from imgcls.data.folder_names import split_of
 from imgcls.data.folder_tree import read_tree
 from imgcls.errors import AccessDeniedError, ConfigError, SourceError
 from imgcls.training.planning.make_plan import check_flags, make_plan
-from tests.modes import let_nobody_in, not_root
+from tests.kit.modes import let_nobody_in, not_root
 
 MakeTree = Callable[..., str]
 

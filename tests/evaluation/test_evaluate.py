@@ -33,7 +33,7 @@ from imgcls.runs.published import FORMAT_VERSION, Manifest
 from imgcls.schema import PREDICTION_SCHEMA, prediction_schema
 from imgcls.scoring.driver import score
 from imgcls.storage import objects
-from tests.modes import refuse_reads
+from tests.kit.modes import refuse_reads
 
 _IMAGE_PX = 8
 _NAMES = ("dark", "light")

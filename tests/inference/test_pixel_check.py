@@ -14,7 +14,7 @@ from imgcls.inference.pixel_check import check_pixels
 from imgcls.model.bundle import Bundle
 from imgcls.model.bundle_files import GOLDEN_FILES
 from imgcls.model.golden_files import make_files, pack_files, unpack_files
-from tests.small_bundle import make_small_bundle
+from tests.kit.small_bundle import make_small_bundle
 
 SPEC = PreprocessSpec(32, 48, fit="pad", resize="longest")
 

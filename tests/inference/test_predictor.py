@@ -32,7 +32,7 @@ from imgcls.metrics.calibration import Calibration
 from imgcls.metrics.operating_point import OperatingPoint
 from imgcls.model.architectures import build_model
 from imgcls.model.bundle import Bundle, make_golden, read_bundle, write_bundle
-from tests.predictors import open_predictor
+from tests.kit.predictors import open_predictor
 
 IMAGE_PX = 64
 MANY_IMAGES = 10_000_000

@@ -17,7 +17,7 @@ from imgcls.inference.stream import Predicted, Sample, predict_stream
 from imgcls.metrics.pooling import POOLINGS, Pooling, pool
 from imgcls.model.bundle import Bundle
 from imgcls.schema import Status
-from tests.predictors import open_predictor
+from tests.kit.predictors import open_predictor
 from tests.scoring.tiny import IMAGE_PX, make_bundle
 
 NUM_INSTANCES = (1, 7, 3, 11, 2, 1, 9)

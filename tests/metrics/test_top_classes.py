@@ -9,7 +9,7 @@ import torch
 from imgcls.inference.decision_rule import DecisionRule
 from imgcls.metrics import top_classes
 from imgcls.metrics.top_classes import top_label, top_labels
-from tests.predictors import open_predictor
+from tests.kit.predictors import open_predictor
 from tests.scoring.tiny import make_bundle
 
 

@@ -24,7 +24,7 @@ from imgcls.model.bundle import (
     write_bundle,
 )
 from imgcls.model.bundle_files import read_digest
-from tests.predictors import open_predictor
+from tests.kit.predictors import open_predictor
 
 CLASS_NAMES = ClassNames(("bad", "good", "unsure"))
 MakeBundle = Callable[..., Bundle]

@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 
 from imgcls.model.registry import register
-from tests.ray_head import TOKEN, Head
+from tests.kit.ray_head import TOKEN, Head
 from tests.scoring.tiny import make_bundle, published_rows, write_images
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(280)]

@@ -26,7 +26,7 @@ from imgcls.scoring.driver import score
 from imgcls.scoring.shard.rows import Provenance
 from imgcls.scoring.shard.score_shard import score_shard
 from imgcls.storage.objects import list_objects, put, read
-from tests.predictors import open_predictor
+from tests.kit.predictors import open_predictor
 from tests.scoring.tiny import (
     IMAGE_PX,
     POSITIVE,

@@ -22,7 +22,7 @@ from imgcls.runs.run import Run
 from imgcls.schema import PREDICTION_SCHEMA
 from imgcls.scoring.driver import score
 from imgcls.storage.objects import list_objects, put, read
-from tests.predictors import open_predictor
+from tests.kit.predictors import open_predictor
 from tests.scoring.tiny import comparable, image_bytes, published_rows, write_images
 
 NUM_IMAGES = 150

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.stores import SERVERS, new_bucket
+from tests.kit.stores import SERVERS, new_bucket
 
 
 @pytest.fixture(params=("local", *SERVERS))

@@ -9,7 +9,7 @@ from imgcls.errors import AccessDeniedError, ObjectMissingError, ObjectUnreadabl
 from imgcls.storage.access import MAX_REFUSED_IN_A_ROW, Access, head_many
 from imgcls.storage.bulk_get import GetRequest
 from imgcls.storage.objects import ObjectInfo
-from tests.modes import let_nobody_in, not_root
+from tests.kit.modes import let_nobody_in, not_root
 
 
 @pytest.fixture

@@ -41,7 +41,7 @@ from imgcls.storage.requests.failures import from_obstore
 from imgcls.storage.requests.retry import TransientError
 from imgcls.storage.stores import azure, gcs
 from imgcls.storage.uri import join
-from tests.stores import SERVERS, Store, new_bucket
+from tests.kit.stores import SERVERS, Store, new_bucket
 
 SOON_S = 5.0
 

@@ -16,7 +16,7 @@ from imgcls.storage.requests import retry
 from imgcls.storage.requests.retry import RetryPolicy
 from imgcls.storage.stores import s3
 from imgcls.storage.uri import join
-from tests.fault_proxy import Fault, FaultProxy
+from tests.kit.fault_proxy import Fault, FaultProxy
 
 pytestmark = pytest.mark.s3
 

@@ -19,9 +19,9 @@ from imgcls.storage import objects, probe, resolver
 from imgcls.storage.objects import list_objects, put, read
 from imgcls.storage.probe import require_conditional_writes
 from imgcls.storage.uri import join
-from tests.fault_proxy import Fault, FaultProxy, running_fault_proxy
+from tests.kit.fault_proxy import Fault, FaultProxy, running_fault_proxy
+from tests.kit.stores import Store
 from tests.scoring.tiny import make_bundle, write_images
-from tests.stores import Store
 
 NUM_STARTS = 8
 

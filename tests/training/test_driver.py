@@ -27,8 +27,8 @@ from imgcls.model.bundle import read_bundle
 from imgcls.model.registry import resolve
 from imgcls.storage.objects import list_objects, put
 from imgcls.training.driver import train
-from tests.modes import refuse_reads
-from tests.predictors import open_predictor
+from tests.kit.modes import refuse_reads
+from tests.kit.predictors import open_predictor
 from tests.training.bars import bars_config
 
 ROOT = Path(__file__).parents[2]

@@ -13,7 +13,7 @@ from imgcls.image.decoders.pool import DecoderPool
 from imgcls.image.facts.image_facts import ImageFacts
 from imgcls.image.facts.thumbnail import encode_thumbnail, needs_picture
 from imgcls.image.spec import DecodeSpec, PreprocessSpec
-from tests.greys import DEEP, SIDE_PX, ct_without_window, dicom, scene
+from tests.kit.greys import DEEP, SIDE_PX, ct_without_window, dicom, scene
 
 CUT = PreprocessSpec.for_image_px(128)
 PADDED = PreprocessSpec(128, 128, fit="pad", resize="longest", pad_color=(255,))

@@ -11,7 +11,7 @@ from imgcls.inference.backends import arithmetic, choose, golden_check
 from imgcls.inference.backends.arithmetic import gpu_has_bf16, has_tf32, set_fp32_arithmetic
 from imgcls.inference.backends.demand import Demand
 from imgcls.inference.backends.network import Network
-from tests.predictors import open_predictor
+from tests.kit.predictors import open_predictor
 from tests.scoring.tiny import make_bundle
 
 CUDA = torch.device("cuda", 1)

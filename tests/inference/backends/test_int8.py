@@ -16,7 +16,7 @@ from imgcls.inference.backends import int8, openvino
 from imgcls.inference.backends.network import Network
 from imgcls.metrics.calibration import Calibration
 from imgcls.model.bundle import Bundle
-from tests.predictors import open_predictor
+from tests.kit.predictors import open_predictor
 from tests.scoring.tiny import IMAGE_PX, make_bundle, make_sure_bundle
 
 pytestmark = pytest.mark.skipif(

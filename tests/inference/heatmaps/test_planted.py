@@ -13,7 +13,7 @@ from imgcls.inference.predictor import Predictor
 from imgcls.model.architectures import build_model
 from imgcls.model.bundle import Bundle
 from tests.inference.heatmaps.planted import NONE, Planted, plant, train_planted
-from tests.predictors import open_predictor
+from tests.kit.predictors import open_predictor
 
 # Found by chance: of a place drawn at random 9 % lie in the object.
 NUM_IMAGES = 60

@@ -15,7 +15,7 @@ from imgcls.errors import ConfigError, DeviceFailedError, RunStoppedError
 from imgcls.scoring.executors import executor as executors
 from imgcls.scoring.executors.executor import EXECUTORS, name_executor, warn_of_idle_gpus
 from imgcls.scoring.executors.ray_data import refuse_without_cuda
-from tests.ray_nodes import RayCluster
+from tests.kit.ray_nodes import RayCluster
 from tests.scoring.tiny import write_images
 
 

@@ -10,7 +10,7 @@ from imgcls.scoring.executors.placement import (
     num_idle_gpus,
     usable_cpus,
 )
-from tests.ray_nodes import nodes_of
+from tests.kit.ray_nodes import nodes_of
 
 ANY = ActorRequest()
 

@@ -15,7 +15,7 @@ from imgcls import ray_cluster
 from imgcls.config.scoring import ScoreConfig
 from imgcls.scoring.driver import score
 from imgcls.storage.objects import read
-from tests.ray_nodes import RayCluster
+from tests.kit.ray_nodes import RayCluster
 from tests.scoring.tiny import comparable, published_rows, write_images
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(280)]

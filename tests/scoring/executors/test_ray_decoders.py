@@ -39,8 +39,8 @@ from imgcls.scoring.shard.score_shard import make_clock, score_shard
 from imgcls.scoring.shard.worker import WorkerOptions
 from imgcls.storage.bulk_get import GetRequest
 from imgcls.storage.objects import put, read
-from tests.predictors import open_predictor
-from tests.ray_nodes import RayCluster
+from tests.kit.predictors import open_predictor
+from tests.kit.ray_nodes import RayCluster
 from tests.scoring.shard.test_score_shard import plan_rows, provenance_of
 from tests.scoring.tiny import (
     comparable,

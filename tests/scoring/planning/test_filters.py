@@ -17,7 +17,7 @@ from imgcls.scoring.driver import score
 from imgcls.scoring.next_night import show_plan
 from imgcls.scoring.planning.listing import list_source
 from imgcls.storage.objects import ObjectInfo, put
-from tests.modes import let_nobody_in
+from tests.kit.modes import let_nobody_in
 from tests.scoring.nights import leave_unfinished, make_night, rows_by_run
 
 

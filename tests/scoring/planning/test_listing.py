@@ -10,7 +10,7 @@ from imgcls.errors import ConfigError, SourceError, StorageError
 from imgcls.scoring.planning import listing
 from imgcls.scoring.planning.listing import covers, list_source, may_hold
 from imgcls.storage.objects import ObjectInfo, Skipped, put
-from tests.modes import let_nobody_in, not_root
+from tests.kit.modes import let_nobody_in, not_root
 
 
 def listed(source: str) -> list[str]:

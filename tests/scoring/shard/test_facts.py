@@ -21,8 +21,8 @@ from imgcls.scoring.publishing.retention import gc, rollback
 from imgcls.scoring.shard.facts import ShardFacts
 from imgcls.scoring.shard.score_shard import ScoredShard, score_shard
 from imgcls.storage.objects import put
-from tests.greys import ct_without_window
-from tests.predictors import open_predictor
+from tests.kit.greys import ct_without_window
+from tests.kit.predictors import open_predictor
 from tests.scoring.shard.test_score_shard import plan_rows, provenance_of
 from tests.scoring.tiny import make_bundle, write_images
 

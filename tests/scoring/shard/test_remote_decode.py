@@ -15,7 +15,7 @@ from imgcls.scoring.shard.remote_decode import CHUNK_SIZE, decode_shared
 from imgcls.scoring.shard.score_shard import make_clock, score_shard
 from imgcls.storage.bulk_get import GetRequest, get_many
 from imgcls.storage.objects import put
-from tests.predictors import open_predictor
+from tests.kit.predictors import open_predictor
 from tests.scoring.shard.test_score_shard import plan_rows, provenance_of
 from tests.scoring.tiny import make_bundle, tiff_frames, write_images
 

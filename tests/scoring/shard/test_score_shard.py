@@ -29,7 +29,7 @@ from imgcls.scoring.shard.rows import Provenance
 from imgcls.scoring.shard.score_shard import score_shard
 from imgcls.sources import read as reading
 from imgcls.storage.objects import list_objects, put
-from tests.predictors import open_predictor
+from tests.kit.predictors import open_predictor
 from tests.scoring.tiny import make_bundle, run_facts, tiff_frames, write_images
 
 

@@ -16,7 +16,7 @@ from imgcls.scoring.shard.stage_clock import (
     describe_bottleneck,
     describe_starvation,
 )
-from tests.predictors import open_predictor
+from tests.kit.predictors import open_predictor
 from tests.scoring.shard.test_score_shard import plan_rows
 from tests.scoring.tiny import make_bundle, run_facts, write_images
 

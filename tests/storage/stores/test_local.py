@@ -31,7 +31,7 @@ from imgcls.storage.objects import (
     put_new,
     read,
 )
-from tests.modes import let_nobody_in, not_root
+from tests.kit.modes import let_nobody_in, not_root
 
 
 def listed(folder: Path) -> list[str]:

@@ -32,7 +32,7 @@ from imgcls.storage.info import UNVERSIONED
 from imgcls.storage.objects import delete, head, list_objects, put, put_new, read_with_etag
 from imgcls.storage.resolver import reset
 from imgcls.storage.uri import join
-from tests.stores import Store
+from tests.kit.stores import Store
 
 
 class Quiet(SimpleHTTPRequestHandler):

@@ -11,7 +11,7 @@ from imgcls.errors import AccessDeniedError, BudgetExceededError, ConfigError
 from imgcls.image.decoders.pool import DecoderPool
 from imgcls.training.data.image_cache import CacheKind, ImageCache, num_bytes, private_buffer
 from imgcls.training.data.loader import Batch, SplitLoader
-from tests.modes import refuse_reads
+from tests.kit.modes import refuse_reads
 
 SIDE_PX = 12
 SHAPE = (3, SIDE_PX, SIDE_PX)

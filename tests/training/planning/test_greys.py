@@ -18,7 +18,7 @@ from imgcls.storage.objects import list_objects
 from imgcls.training.driver import train
 from imgcls.training.planning.greys import Greys, fit_ranges, look_at_greys, tell_greys
 from imgcls.training.planning.make_plan import build_decode_spec
-from tests.greys import DEEP, SIDE_PX, ct_without_window, dicom, png_12_in_16, scene
+from tests.kit.greys import DEEP, SIDE_PX, ct_without_window, dicom, png_12_in_16, scene
 from tests.scoring.tiny import write_images
 
 SPEC = PreprocessSpec(

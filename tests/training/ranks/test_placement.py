@@ -12,7 +12,7 @@ from imgcls.config.choices import WorkerRange
 from imgcls.errors import ConfigError
 from imgcls.ray_cluster import ClusterResources, NodeType
 from imgcls.training.ranks.placement import place_workers, warn_of_idle_gpus
-from tests.ray_nodes import nodes_of
+from tests.kit.ray_nodes import nodes_of
 
 ROOT = Path(__file__).parents[3]
 SHIPPED = ClusterResources(  # cluster.yaml with only the head up

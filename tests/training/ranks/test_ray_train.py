@@ -23,7 +23,7 @@ from imgcls.training.ranks import ray_train
 from imgcls.training.ranks.placement import cpus_per_worker, place_workers, use_gpus
 from imgcls.training.ranks.rank import Place
 from imgcls.training.ranks.stop_request import StopRequest
-from tests.ray_nodes import RayCluster, nodes_of
+from tests.kit.ray_nodes import RayCluster, nodes_of
 from tests.training.bars import bars_config
 
 ROOT = Path(__file__).parents[3]

@@ -1,6 +1,6 @@
 """Plan, publish, verify and plan again a run of many keys, and tell each stage's time and memory.
 
-`python -m tests.scoring.million FOLDER NUM_KEYS` prints one JSON line per stage. No image is
+`python -m tests.scoring.scale.million FOLDER NUM_KEYS` prints one JSON line per stage. No image is
 scored: the rows of each shard are made up, so that only the driver's own work is measured.
 """
 

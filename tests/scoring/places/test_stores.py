@@ -21,9 +21,9 @@ from imgcls.scoring.publishing import retention
 from imgcls.scoring.publishing.retention import gc, rollback
 from imgcls.scoring.publishing.verify import verify
 from imgcls.storage.objects import delete, list_objects, put
-from tests.scoring.test_crash_points import NUM_WRITES
+from tests.kit.stores import SERVERS, new_bucket
+from tests.scoring.faults.test_crash_points import NUM_WRITES
 from tests.scoring.tiny import comparable, image_bytes, published_rows, write_images
-from tests.stores import SERVERS, new_bucket
 
 # With the odd key of the killed nights as many as there.
 NUM_IMAGES = 95
@@ -56,7 +56,7 @@ def assert_killed_nights_finish(night: NightlyConfig, *points: int) -> list[int]
     nightly(replace(night, output=f"{night.output}-oracle"))
     undisturbed = comparable(published_rows(f"{night.output}-oracle"))
     assert {row["status"] for row in undisturbed} == {"ok"}
-    command = [sys.executable, "-m", "tests.scoring.crash_points", night.source, night.model]
+    command = [sys.executable, "-m", "tests.scoring.faults.crash_points", night.source, night.model]
     command += [f"{night.output}-killed", *map(str, points)]
     campaign = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ)
     records = [json.loads(line) for line in campaign.stdout.splitlines()]

@@ -15,7 +15,7 @@ from imgcls.storage import resolver
 from imgcls.storage.objects import delete, list_objects
 from imgcls.storage.requests import retry
 from imgcls.storage.requests.retry import RetryPolicy
-from tests.fault_proxy import ALL_FAULTS, Fault, FaultProxy
+from tests.kit.fault_proxy import ALL_FAULTS, Fault, FaultProxy
 from tests.scoring.tiny import comparable, published_rows, write_images
 
 pytestmark = pytest.mark.s3

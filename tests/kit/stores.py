@@ -28,7 +28,7 @@ import pytest
 
 from imgcls.demo.embedded_s3 import PORTS
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 # Where .ci/install-tools puts it; see there for its version.
 AZURITE = ROOT / ".tools" / "node_modules" / "azurite" / "dist" / "src" / "blob" / "main.js"
 READY_WITHIN_S = 60.0
@@ -112,7 +112,7 @@ def gcs(folder: Path) -> Iterator[Store]:
     from cryptography.hazmat.primitives import serialization
     from cryptography.hazmat.primitives.asymmetric import rsa
 
-    command = [sys.executable, "-m", "tests.gcs_server"]
+    command = [sys.executable, "-m", "tests.kit.gcs_server"]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT
     ) as process:

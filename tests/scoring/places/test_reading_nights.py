@@ -10,7 +10,7 @@ import pytest
 from imgcls.config.scoring import NightlyConfig
 from imgcls.nightly import nightly
 
-PAGE = Path(__file__).parents[2] / "imgcls" / "docs" / "stores.md"
+PAGE = Path(__file__).parents[3] / "imgcls" / "docs" / "stores.md"
 
 
 @pytest.mark.s3

@@ -1,8 +1,9 @@
 """Run a night in forked processes that are killed before or after their n-th write.
 
 A program of its own, because a fork wants a process without threads: it imports everything once,
-then forks per point. `python -m tests.scoring.crash_points SOURCE MODEL OUTPUT_ROOT [POINT ...]`
-prints one JSON line per point; without points it continues until a night comes through untouched.
+then forks per point. `python -m tests.scoring.faults.crash_points SOURCE MODEL OUTPUT_ROOT
+[POINT ...]` prints one JSON line per point; without points it continues until a night comes
+through untouched.
 """
 
 import itertools

@@ -13,8 +13,8 @@ from imgcls.scoring.next_night import show_plan
 from imgcls.storage.objects import put
 from imgcls.storage.requests import retry
 from imgcls.storage.uri import join
-from tests.fault_proxy import Fault, FaultProxy
-from tests.modes import let_nobody_in, not_root, run_obeying_modes
+from tests.kit.fault_proxy import Fault, FaultProxy
+from tests.kit.modes import let_nobody_in, not_root, run_obeying_modes
 from tests.scoring.nights import make_night
 from tests.scoring.tiny import image_bytes, published_rows, write_images
 

@@ -30,7 +30,7 @@ def test_double_starts_publish_once_and_readers_never_see_a_partial_night(
     )
     undisturbed = comparable(published_rows(str(tmp_path / "oracle")))
     output = str(tmp_path / "out")
-    command = [sys.executable, "-m", "tests.scoring.forked_twins", str(tmp_path / "bucket")]
+    command = [sys.executable, "-m", "tests.scoring.faults.forked_twins", str(tmp_path / "bucket")]
     command += [model_ref, output, str(NUM_PAIRS)]
     twins = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     reads: Counter[int] = Counter()

@@ -14,7 +14,7 @@ import torch
 from imgcls.image.png import encode_png
 from imgcls.inference.backends.network import Network
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 MAX_ROWS = 8
 
 _SITECUSTOMIZE = '''
@@ -34,7 +34,7 @@ class Finder:
 
         def load_and_spoil(module):
             load(module)
-            from tests.scoring.poison import spoil
+            from tests.scoring.faults.poison import spoil
 
             spoil({how!r})
 

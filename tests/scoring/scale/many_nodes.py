@@ -1,8 +1,8 @@
 """Schedule many shards over many Ray nodes with a model that only sleeps: what scheduling costs.
 
-`python -m tests.scoring.many_nodes NUM_NODES NUM_SHARDS SECONDS_PER_SHARD` prints one JSON line.
-The nodes are raylets of one logical CPU each on this machine; nothing is read, decoded or written,
-so that only the driver, Ray Data and Ray are measured.
+`python -m tests.scoring.scale.many_nodes NUM_NODES NUM_SHARDS SECONDS_PER_SHARD` prints one JSON
+line. The nodes are raylets of one logical CPU each on this machine; nothing is read, decoded or
+written, so that only the driver, Ray Data and Ray are measured.
 """
 
 import json
@@ -70,7 +70,7 @@ def main(num_nodes: str, num_shards: str, seconds: str) -> None:
     started = Cluster(initialize_head=True, head_node_args=head)
     for _ in range(int(num_nodes)):
         started.add_node(num_cpus=1)
-    hook = {"worker_process_setup_hook": "tests.scoring.many_nodes.sleep_instead"}
+    hook = {"worker_process_setup_hook": "tests.scoring.scale.many_nodes.sleep_instead"}
     ray.init(started.address, runtime_env=hook, log_to_driver=False, logging_level=logging.ERROR)
     before_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     begin_s, begin_cpu_s = time.monotonic(), time.process_time()

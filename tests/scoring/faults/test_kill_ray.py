@@ -14,7 +14,7 @@ import pytest
 from imgcls.config.scoring import ScoreConfig
 from imgcls.runs.run import Run
 from imgcls.scoring.driver import make_plan, score
-from tests.ray_nodes import RayCluster
+from tests.kit.ray_nodes import RayCluster
 from tests.scoring.tiny import comparable, published_rows, write_images
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(280)]

@@ -9,7 +9,7 @@ import sys
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 RAY = str(Path(sys.executable).parent / "ray")
 TOKEN = "a-token-of-this-test-alone-0123456789"  # noqa: S105 - no secret: it opens a test's own head
 

@@ -31,7 +31,7 @@ def test_killed_before_and_after_every_write_the_same_command_finishes(
     )
     undisturbed = comparable(published_rows(str(tmp_path / "oracle")))
     assert len(undisturbed) == NUM_IMAGES
-    command = [sys.executable, "-m", "tests.scoring.crash_points", str(tmp_path / "bucket")]
+    command = [sys.executable, "-m", "tests.scoring.faults.crash_points", str(tmp_path / "bucket")]
     command += [model_ref, str(tmp_path / "nights")]
     campaign = subprocess.run(command, capture_output=True, text=True, check=True)
     points = [json.loads(line) for line in campaign.stdout.splitlines()]

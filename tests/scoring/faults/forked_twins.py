@@ -1,7 +1,7 @@
 """Start each of some runs twice at once, in forked processes.
 
-A program of its own, as crash_points.py is. `python -m tests.scoring.forked_twins SOURCE MODEL
-OUTPUT COUNT` prints one JSON line per pair: the exit codes of both.
+A program of its own, as crash_points.py is. `python -m tests.scoring.faults.forked_twins SOURCE
+MODEL OUTPUT COUNT` prints one JSON line per pair: the exit codes of both.
 """
 
 import json

@@ -21,7 +21,7 @@ from imgcls.inference.backends.network import Network
 from imgcls.scoring.driver import score
 from imgcls.scoring.executors.ray_data import MAX_DEVICE_FAILURES
 from imgcls.storage.objects import put
-from tests.scoring.poison import environment, spoil, white_image
+from tests.scoring.faults.poison import environment, spoil, white_image
 from tests.scoring.tiny import comparable, published_rows, write_images
 
 NUM_IMAGES = 998

@@ -17,7 +17,7 @@ NUM_KEYS = 1_000_000
 @pytest.mark.timeout(900)
 def test_a_million_keys_grow_the_driver_by_less_than_300_mib(tmp_path: Path) -> None:
     ended = subprocess.run(
-        [sys.executable, "-m", "tests.scoring.million", str(tmp_path), str(NUM_KEYS)],
+        [sys.executable, "-m", "tests.scoring.scale.million", str(tmp_path), str(NUM_KEYS)],
         stdout=subprocess.PIPE,
         text=True,
         check=True,

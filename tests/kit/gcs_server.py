@@ -15,8 +15,8 @@ So what passes here is proved against Google's documentation as we read it, not 
 
 An object's ETag is the MD5 of its bytes, as Google's is of an object that was not composed: equal
 bytes have equal ETags, and only the generation tells their writes apart. A bucket whose name begins
-with "public-" asks for no token. Run as `python -m tests.gcs_server`: it prints its port, and ends
-with its standard input.
+with "public-" asks for no token. Run as `python -m tests.kit.gcs_server`: it prints its
+port, and ends with its standard input.
 """
 
 import base64
