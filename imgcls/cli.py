@@ -20,7 +20,7 @@ from types import FrameType
 from typing import Any, Final, NoReturn
 
 from imgcls import logs
-from imgcls.config import models, operations, scoring, training
+from imgcls.config import labelling, models, operations, scoring, training
 from imgcls.config.paths import refuse_empty
 from imgcls.errors import ImgclsError, RunStoppedError
 from imgcls.terminal.flags import Parser, add_flags
@@ -62,6 +62,8 @@ COMMANDS = {
     "verify": Command(scoring.VerifyConfig, "imgcls.scoring.publishing.verify:verify"),
     "report": Command(scoring.ReportConfig, "imgcls.report.make:report"),
     "results": Command(scoring.ResultsConfig, "imgcls.results.driver:results"),
+    "queue": Command(labelling.QueueConfig, "imgcls.labelling.queue:queue"),
+    "labels": Command(labelling.LabelsConfig, "imgcls.labelling.answers:labels"),
     "rollback": Command(scoring.RollbackConfig, "imgcls.scoring.publishing.retention:rollback"),
     "gc": Command(scoring.GcConfig, "imgcls.scoring.publishing.retention:gc"),
     "bench": Command(operations.BenchConfig, "imgcls.bench.driver:bench"),

@@ -125,7 +125,7 @@ def test_architecture_lists_every_module_once_in_its_room() -> None:
         if path.name != "__init__.py"
     ]
     assert sorted(listed_paths(tree)) == sorted(modules)
-    assert len(ARCHITECTURE.splitlines()) <= 220
+    assert len(ARCHITECTURE.splitlines()) <= 240
 
 
 def test_a_file_listed_in_the_wrong_room_is_noticed() -> None:

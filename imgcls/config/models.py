@@ -57,6 +57,12 @@ class EvaluateConfig(MeasureOptions):
     """
     run_id: str = ""
     """Only this run's predictions."""
+    over: Literal["none", "day", "week", "month"] = "none"
+    """Measure PREDICTIONS period by period, by the labels that came back from queues (see `imgcls
+    labels`): sensitivity and specificity on all images of a period, whatever the queue picked.
+    """
+    positive_class: str = ""
+    """For --over: the class to find; default the one that the model's thresholds are for."""
 
 
 @dataclass(frozen=True)

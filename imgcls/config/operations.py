@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from imgcls.config.choices import Device, Executor, GpuDecode, Precision
+from imgcls.config.labelling import LabelDoctorOptions
 from imgcls.config.models import EvaluateConfig, PromoteConfig
 from imgcls.config.paths import Config, LocalPath, OutputPath, SourceUri, Uri
 from imgcls.config.scoring import NightlyConfig, ScoreConfig
@@ -13,8 +14,8 @@ Job = Literal["train", "score", "nightly", "evaluate", "promote", "bench"]
 
 
 @dataclass(frozen=True)
-class DoctorConfig(Config):
-    """Show what this machine can do; or check a cluster.yaml before `ray up`."""
+class DoctorConfig(LabelDoctorOptions):
+    """Show what this machine can do; or look through labelled data, or check a cluster.yaml."""
 
     cluster_file: LocalPath = field(default="", metadata={"positional": True})
     """A cluster.yaml to check instead of this machine: by Ray's own schema, and for what an

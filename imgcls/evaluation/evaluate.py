@@ -40,6 +40,7 @@ from imgcls.errors import (
     SourceError,
 )
 from imgcls.evaluation.labelled_data import read_labelled
+from imgcls.evaluation.over_time import describe, measure_over_time
 from imgcls.evaluation.predict_samples import RunFlags, predict_samples
 from imgcls.image.versions import describe_moved
 from imgcls.metrics.outcomes import Outcomes
@@ -72,6 +73,15 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     """
     of_model = (config.model, config.data)
     of_predictions = (config.predictions, config.labels)
+    if config.over != "none":
+        if not config.predictions or any(of_model) or config.labels:
+            raise ConfigError(
+                f"--over {config.over} takes --predictions OUT alone, whose queues were answered"
+            )
+        over = measure_over_time(config.predictions, config.over, config.positive_class)
+        for line in describe(over):
+            _log.info("%s", line)
+        return {"mode": "over time", "predictions": config.predictions, **over}
     if all(of_model) and not any(of_predictions):
         result = evaluate_model(config)
     elif all(of_predictions) and not any(of_model):

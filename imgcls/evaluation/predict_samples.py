@@ -73,8 +73,10 @@ class Predicted:
         return outcomes
 
 
-def predict_samples(bundle: Bundle, samples: Sequence[Sample], flags: RunFlags) -> Predicted:
-    """Predict every sample."""
+def predict_samples(
+    bundle: Bundle, samples: Sequence[Sample], flags: RunFlags, *, embedding: bool = False
+) -> Predicted:
+    """Predict every sample, and give what the network makes of it where `embedding` asks so."""
     num_cpus = len(os.sched_getaffinity(0))
     uris = [sample.uri for sample in samples]
     requests = (GetRequest(index, uri) for index, uri in enumerate(uris))
@@ -89,6 +91,7 @@ def predict_samples(bundle: Bundle, samples: Sequence[Sample], flags: RunFlags) 
             batch_size=flags.batch_size,
             num_images=len(samples),
             num_cores=num_cpus,
+            embedding=embedding,
         )
         check_pixels(bundle, pool)
         with (

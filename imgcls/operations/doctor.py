@@ -14,6 +14,7 @@ from typing import Any
 from imgcls.config.operations import DoctorConfig
 from imgcls.errors import ConfigError
 from imgcls.image.capabilities import decode_capabilities
+from imgcls.labelling.doctor.driver import look_through
 from imgcls.operations.cluster_file import check_cluster_file
 
 log = logging.getLogger(__name__)
@@ -28,6 +29,10 @@ def doctor(config: DoctorConfig) -> dict[str, Any]:
         ConfigError: a cluster.yaml that cannot be read; what is wrong with a readable one is all in
             the result, whose exit code is 2 then.
     """
+    if config.cluster_file and config.data:
+        raise ConfigError("doctor looks at a cluster.yaml, or at --data, not both")
+    if config.data:
+        return look_through(config)
     if config.cluster_file:
         return _check(config.cluster_file)
     import torch

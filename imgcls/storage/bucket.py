@@ -6,6 +6,7 @@ bulk_get.py).
 """
 
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Literal, Protocol
 
 from imgcls.storage.info import ObjectInfo, Skipped
@@ -106,6 +107,10 @@ class Bucket(Protocol):
 
     async def folder(self, prefix: str) -> Folder | None:
         """List one level below the prefix, in one request; None where that cannot be done."""
+        ...
+
+    async def sign(self, key: str, expires: timedelta) -> str:
+        """Return a link that opens one object for whoever has it, for so long."""
         ...
 
     async def renew(self) -> None:

@@ -11,7 +11,7 @@ REQUIRED: Final = "required"
 OTHERS: Final = "other flags"
 GROUPS: Final[dict[str, tuple[str, ...]]] = {
     REQUIRED: (),  # those without a default, of any name
-    "what is measured": ("model", "data", "split", "predictions", "labels", "match_by"),
+    "what is measured": ("model", "data", "split", "predictions", "labels", "match_by", "over"),
     "which images": (
         *("also", "include", "exclude", "ignore_case", "where", "since", "columns", "root"),
         *("image_column", "max_compressed_gib", "retry_failed"),

@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
-from imgcls.config import models, operations, scoring, source_options, training
+from imgcls.config import labelling, models, operations, scoring, source_options, training
 from imgcls.config.paths import flag_of
 from imgcls.inert import in_log
 from imgcls.terminal.flag_groups import EXAMPLES, GROUPED, GROUPS, OTHERS, REQUIRED
@@ -68,7 +68,7 @@ class Parser(argparse.ArgumentParser):
 def _read_docs() -> dict[tuple[str, str], str]:
     """Read the docstrings under the fields of configs, which Python itself does not keep."""
     docs = {}
-    modules = (models, operations, scoring, source_options, training)
+    modules = (labelling, models, operations, scoring, source_options, training)
     sources = (Path(str(module.__file__)) for module in modules)
     trees = (ast.parse(source.read_text(encoding="utf-8")) for source in sources)
     for cls in (node for tree in trees for node in tree.body if isinstance(node, ast.ClassDef)):

@@ -7,7 +7,7 @@ that it can name, faster. A request is sent once.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC
+from datetime import UTC, timedelta
 from typing import Any
 
 from azure.core import MatchConditions
@@ -118,6 +118,12 @@ class AzureBucket:
     async def folder(self, prefix: str) -> Folder | None:
         """Tell that this store is listed in one stream."""
         return None
+
+    async def sign(self, key: str, expires: timedelta) -> str:
+        """Return a link that opens one object for whoever has it, for so long."""
+        what = self._what("sign a link to", key)
+        with _translated(what):
+            return await self._account.sign(self._container, key, what, expires)
 
     async def renew(self) -> None:
         """Read credentials again and rebuild the clients with them."""

@@ -9,7 +9,7 @@ import asyncio
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -88,6 +88,34 @@ class AzureAccount:
             retry_config=NO_RETRIES,
             credential_provider=self._provide,
         )
+
+    async def sign(self, container: str, key: str, what: str, expires: timedelta) -> str:
+        """Return a link to a blob, with a signature of our key or of our identity's.
+
+        Raises:
+            ConfigError: all that we have is a signature of somebody else.
+        """
+        if self._sas:
+            raise ConfigError(
+                f"{what}: a shared access signature cannot sign; give the account's key"
+            )
+        now = datetime.now(UTC)
+        until = now + expires
+
+        def signed(client: ContainerClient) -> str:
+            from azure.storage.blob import BlobSasPermissions, BlobServiceClient, generate_blob_sas
+
+            signer: dict[str, Any] = {"account_key": self._key}
+            if not self._key:
+                service = BlobServiceClient(self.url, self._identity, api_version=API_VERSION)
+                signer = {"user_delegation_key": service.get_user_delegation_key(now, until)}
+            may_read = BlobSasPermissions(read=True)
+            query = generate_blob_sas(
+                self._name, container, key, permission=may_read, expiry=until, **signer
+            )
+            return f"{client.get_blob_client(key).url}?{query}"
+
+        return await self.call(container, signed)
 
     def _client(self, container: str) -> ContainerClient:
         credential: Any = self._identity or self._sas

@@ -9,7 +9,7 @@ first, and the write is bound to the generation that had it.
 """
 
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import unquote
@@ -121,6 +121,11 @@ class GcsBucket:
         if page.is_truncated:
             return None
         return Folder([self._uri(folder) for folder in page.folders], page.entries)
+
+    async def sign(self, key: str, expires: timedelta) -> str:
+        """Return a link that opens one object for whoever has it, for so long."""
+        store = self._account.obstore(self._bucket)
+        return await obstore_get.sign(store, key, self._what("sign a link to", key), expires)
 
     async def renew(self) -> None:
         """Read credentials again and rebuild the clients with them."""

@@ -1,4 +1,4 @@
-"""One GET by obstore, the fast client, for every store it knows.
+"""One GET by obstore, the fast client, for every store it knows, and links for others to GET by.
 
 In: an obstore store and a key that it can name. Out: the whole object, or a span of
 it. Invariant: fewer bytes than promised are an error, never data.
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import obstore
 from obstore.exceptions import BaseError
 
+from imgcls.errors import ConfigError
 from imgcls.storage.bucket import Fetched, Span, quoted, unquoted
 from imgcls.storage.requests.failures import from_obstore
 from imgcls.storage.requests.retry import TransientError
@@ -104,3 +105,19 @@ async def get(
     if len(data) != expected:
         raise TransientError(f"truncated body: {len(data)} of {expected} bytes")
     return Fetched(data, unquoted(meta["e_tag"]))
+
+
+async def sign(store: Any, key: str, what: str, expires: timedelta) -> str:  # noqa: ANN401  (as above)
+    """Return a link that opens one object for whoever has it.
+
+    Raises:
+        ConfigError: the key has a name that no link carries, or the credentials cannot sign.
+    """
+    global _was_used
+    _was_used = True
+    if not can_name(key):
+        raise ConfigError(f"{what}: no link carries this name")
+    try:
+        return await obstore.sign_async(store, "GET", key, expires)
+    except ERRORS as error:
+        raise from_obstore(error, what) from error

@@ -12,7 +12,7 @@ import asyncio
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from functools import partial
 from typing import Any, NoReturn, TypeVar
@@ -143,6 +143,10 @@ class ReadOnlyBucket:
             else:
                 entries.append(self._described(key, item))
         return entries, folders
+
+    async def sign(self, key: str, expires: timedelta) -> str:
+        """Refuse: who may read here is for the server to say."""
+        raise ConfigError(f"{self._uri(key)}: a web or SFTP server signs no links")
 
     async def renew(self) -> None:
         """Let every thread connect again, with credentials read again."""

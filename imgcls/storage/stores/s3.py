@@ -11,7 +11,7 @@ only the second reply is seen then: 412, caused by our own first. botocore sends
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC
+from datetime import UTC, timedelta
 from typing import Any
 
 from botocore.exceptions import (  # type: ignore[import-untyped]  # botocore ships no types
@@ -139,6 +139,11 @@ class S3Bucket:
         with _translated(f"{operation} {uri!r}"):
             reply = await self._account.call(operation, {"Bucket": self._bucket, **request})
         return dict(reply)
+
+    async def sign(self, key: str, expires: timedelta) -> str:
+        """Return a link that opens one object for whoever has it, for so long."""
+        store = await self._account.obstore(self._bucket)
+        return await obstore_get.sign(store, key, self._what("sign a link to", key), expires)
 
     async def renew(self) -> None:
         """Read credentials again and rebuild the clients with them."""

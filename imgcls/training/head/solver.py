@@ -18,6 +18,8 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GroupKFold, StratifiedGroupKFold
 
+from imgcls.errors import ConfigError
+
 # Inverse of the penalty on the squared weights, of which the folds choose; strong ones first.
 STRENGTHS: Final = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0, 1000.0)
 _NUM_FOLDS: Final = 5
@@ -79,6 +81,46 @@ def fit_linear_head(
         strength,
         {f"{value:g}": round(loss, 6) for value, loss in losses.items()},
     )
+
+
+def out_of_fold_probs(
+    features_NE: npt.NDArray[np.float32],
+    target_NK: npt.NDArray[np.bool_],
+    group_N: npt.NDArray[np.int64],
+    seed: int,
+) -> Doubles:
+    """Return what models say of images that they have not seen: [N,K], each row of one fold.
+
+    Args:
+        features_NE: of the images.
+        target_NK: the one class of each.
+        group_N: what belongs together: all of it is on one side of a fold.
+        seed: of the folds.
+
+    Raises:
+        ConfigError: fewer than two groups.
+    """
+    num_folds = min(_NUM_FOLDS, len(np.unique(group_N)))
+    if num_folds < 2:
+        raise ConfigError("all images are of one group: no model can be kept from seeing it")
+    mean_E = features_NE.mean(axis=0, dtype=np.float64)
+    spread_E = features_NE.std(axis=0, dtype=np.float64)
+    x_NE = (features_NE - mean_E) / np.maximum(spread_E, 1e-6)
+    weight_N = np.ones(len(x_NE), np.float32)
+    # One number that all images chose together tells a model nothing of one of them.
+    losses = _losses(x_NE, target_NK, weight_N, group_N, False, seed)
+    strength = min(losses, key=losses.__getitem__)
+    folds = StratifiedGroupKFold(num_folds, shuffle=True, random_state=seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of a class with fewer images than folds
+        parts = list(folds.split(x_NE, target_NK.argmax(axis=1), group_N))
+    probs_NK = np.zeros(target_NK.shape)
+    for train, test in parts:
+        weight_KE, bias_K = _fit(x_NE[train], target_NK[train], weight_N[train], strength, False)
+        logits_NK = x_NE[test] @ weight_KE.T + bias_K
+        odds_NK = np.exp(logits_NK - logits_NK.max(axis=1, keepdims=True))
+        probs_NK[test] = odds_NK / odds_NK.sum(axis=1, keepdims=True)
+    return probs_NK
 
 
 def balanced_weights(target_NK: npt.NDArray[np.bool_]) -> npt.NDArray[np.float32]:
