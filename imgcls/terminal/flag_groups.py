@@ -17,7 +17,16 @@ GROUPS: Final[dict[str, tuple[str, ...]]] = {
         *("image_column", "max_compressed_gib", "retry_failed"),
     ),
     "labels, groups and slices": (
-        *("label", "group", "group_by", "slice_by", "unit", "allow_unlabelled", "multi_label"),
+        *(
+            "label",
+            "group",
+            "group_by",
+            "slice_by",
+            "unit",
+            "unit_rule",
+            "allow_unlabelled",
+            "multi_label",
+        ),
     ),
     "splits": ("val_fraction", "test_fraction", "folds", "allow_leaks", "max_bad_fraction"),
     "the network": (
@@ -43,7 +52,17 @@ GROUPS: Final[dict[str, tuple[str, ...]]] = {
         "ema_decay",
     ),
     "the run and its rows": (
-        *("run_id", "date", "top_k", "carry", "write_probs", "write_embedding", "write_tiles"),
+        *(
+            "run_id",
+            "date",
+            "top_k",
+            "carry",
+            "write_probs",
+            "write_embedding",
+            "write_tiles",
+            "heatmaps",
+            "delta",
+        ),
         "max_failed_fraction",
     ),
     "machines and speed": (
