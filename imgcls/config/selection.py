@@ -90,6 +90,11 @@ class LeftOutByFlags:
         self.counts[flag] += 1
         self.examples.setdefault(flag, uri)
 
+    def merge(self, other: "LeftOutByFlags") -> None:
+        """Count those of another one, too."""
+        self.counts += other.counts
+        self.examples = other.examples | self.examples
+
     def lines(self) -> list[str]:
         """Return a sentence for each flag."""
         return [

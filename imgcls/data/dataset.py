@@ -25,13 +25,13 @@ from imgcls.data.label_manifest import (
     MULTI_LABEL_SEPARATOR,
     LabelRow,
     Roles,
-    is_manifest,
     write_manifest,
 )
 from imgcls.data.left_out import LeftOut, leave_out, refuse_unknown, split_label
 from imgcls.data.rows import Reading, read_rows_of
 from imgcls.data.splits.draw import Draw, Known, Unit
 from imgcls.errors import ConfigError, SourceError
+from imgcls.sources.members import Member
 
 _MAX_CLASSES_SHOWN = 30
 
@@ -51,6 +51,8 @@ class Sample:
     weight: float
     slice_name: str = ""
     boxes: tuple[LabelledBox, ...] = ()
+    member: Member | None = None
+    """Of an image in a container; its uri is that of the container, "/", its name."""
 
     @property
     def label(self) -> int:
@@ -124,10 +126,14 @@ def read_dataset(
     """
     draw = Draw(val_fraction, test_fraction, seed, known, is_balanced)
     options = options or ListingOptions()
-    reading = Reading(roles or Roles(), options, multi_label, may_lack_labels, group_by_folder)
-    rows, num_skipped = read_rows_of(data, reading)
+    known_names = () if class_names is None else class_names.names
+    reading = Reading(
+        roles or Roles(), options, multi_label, may_lack_labels, group_by_folder, known_names
+    )
+    found_rows = read_rows_of(data, reading)
+    rows = found_rows.rows
     unique, left_out = unique_rows(rows), LeftOut()
-    if (is_manifest(data) or (roles and roles.label)) and not multi_label:
+    if found_rows.are_texts and not multi_label:
         refuse_joined(sorted({row.label for row in unique}), class_names, data)
     if may_lack_labels:
         unique, left_out = leave_out(unique, class_names, multi_label, data)
@@ -149,7 +155,7 @@ def read_dataset(
         class_names=class_names,
         split_digest=split_digest(samples),
         num_duplicates=_num_repeated(rows, unique),
-        num_skipped=num_skipped,
+        num_skipped=found_rows.num_skipped,
         names_splits=names_splits,
         left_out=left_out,
         moved=moved,
@@ -169,6 +175,7 @@ def _sample(
         weight=row.weight,
         slice_name=row.slice_name,
         boxes=_boxes(row, class_names, multi_label),
+        member=row.member,
     )
 
 
@@ -246,6 +253,8 @@ def unique_rows(rows: list[LabelRow]) -> list[LabelRow]:
         first = by_uri.setdefault(row.uri, row)
         if first is row:
             continue
+        if (row.member is None) != (first.member is None):
+            raise SourceError(f"{row.uri} is an object and a member of a container: move one away")
         has_boxes = bool(row.boxes and first.boxes)
         for column in ("label", "split", "group", "weight", "slice_name"):
             given, before = getattr(row, column), getattr(first, column)

@@ -3,14 +3,16 @@
     DATA/<class>/...             DATA/<class>/<group>/...
     DATA/<split>/<class>/...     DATA/<class>/<split>/...
 
-In: the folder's URI. Out: one `LabelRow` per file, and what was left out. Invariant: a file in a
+In: the folder's URI, or that of a container whose folders are read alike. Out: one `LabelRow` per
+file or member, and what was left out. Invariant: a file in a
 class folder is an image, whatever its name, unless its name alone says that some program left it
 there; a folder that is not a class does not become one in silence.
 """
 
 import logging
 from collections import Counter, defaultdict
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from enum import Enum, auto
 from pathlib import Path
@@ -19,7 +21,16 @@ from imgcls.config.selection import LeftOutByFlags, Selection
 from imgcls.data.class_names import enumerate_names
 from imgcls.data.folder_names import SPLITS, is_litter_folder, litter, refuse_own, split_of
 from imgcls.data.label_manifest import LabelRow
-from imgcls.errors import AccessDeniedError, SourceError
+from imgcls.data.packed.members import PackedOptions, read_members
+from imgcls.errors import AccessDeniedError, ConfigError, SourceError
+from imgcls.sources.containers import (
+    ContainerOptions,
+    Entry,
+    as_container,
+    list_members,
+    open_containers,
+)
+from imgcls.sources.members import Member
 from imgcls.storage import objects
 from imgcls.storage.objects import ObjectInfo, Skipped
 from imgcls.storage.uri import is_local, split_uri
@@ -43,6 +54,8 @@ class Tree:
 
     rows: list[LabelRow]
     num_skipped: dict[str, int]
+    has_own_labels: bool = False
+    """Whether some images in containers bring their labels with them."""
 
 
 def read_tree(
@@ -51,8 +64,10 @@ def read_tree(
     group_by_folder: bool = False,
     has_classes: bool = True,
     selection: Selection | None = None,
+    containers: ContainerOptions | None = None,
+    packed: PackedOptions | None = None,
 ) -> Tree:
-    """List a folder tree.
+    """List a folder tree, or a container.
 
     Args:
         data: Its URI.
@@ -61,73 +76,121 @@ def read_tree(
         has_classes: Its folders are classes; otherwise they mean nothing here, labels come from
             elsewhere, and so do splits.
         selection: Which of the images are meant; by default all.
+        containers: How containers in it are opened.
+        packed: How labels in them are read.
 
     Raises:
         AccessDeniedError: a folder may not be listed: a part of a class, or all of it.
         SourceError: missing or empty, a class folder without images, a file in no class folder, or
-            split folders that are mixed with others or cannot be told apart.
+            split folders that are mixed with others or cannot be told apart; or a container that
+            cannot be listed whole.
+        ConfigError: images may have several labels, and folders are the classes.
     """
-    root = split_uri(data)[2] if is_local(data) else data
-    root = root if root.endswith("/") else f"{root}/"
-    listed = _list_tree(root, selection or Selection())
-    uris, num_skipped, left_out = listed.uris, listed.num_skipped, listed.left_out
+    packed = packed or PackedOptions()
+    root, listed = _list_place(
+        data, selection or Selection(), containers or ContainerOptions(), packed
+    )
+    num_skipped, left_out = listed.num_skipped, listed.left_out
     for line in left_out.lines():
         _log.info("%s", line)
-    if not uris:
+    if not listed.rows and not listed.labelled:
         why = "; ".join(left_out.lines()) or "it is missing, or it is empty"
         raise SourceError(f"there are no images under {root}: {why}")
     for reason, count in num_skipped.items():
         _log.info("left out %d of %s: %s", count, root, reason)
     if not has_classes:
-        return Tree([LabelRow(uri, uri[len(root) :], "") for uri in uris], dict(num_skipped))
-    keys = [uri[len(root) :].split("/") for uri in uris]
-    layout = _find_layout(keys, root)
-    depth = 1 if layout is Layout.NO_SPLITS else 2
-    _refuse_no_class(keys, root, min_depth=depth + 1)
-    if not left_out.counts:
-        _refuse_empty_class(keys, listed.folders, depth=depth, root=root)
-    rows = [_row(uri, uri[len(root) :], layout) for uri in uris]
-    below = [_folder_below(row.key, depth) for row in rows]
-    if group_by_folder:
-        pairs = zip(rows, below, strict=True)
-        rows = [replace(row, group=folder) for row, folder in pairs]
-    else:
-        _tell_of_folders(rows, below, root)
-    return Tree(rows, dict(num_skipped))
+        return Tree([*listed.rows, *listed.labelled], dict(num_skipped))
+    if packed.multi_label and listed.rows:
+        raise ConfigError(
+            f"several labels per image need a manifest or --label, {data} is a folder"
+        )
+    rows = _with_classes(listed, root, group_by_folder=group_by_folder) if listed.rows else []
+    return Tree([*rows, *listed.labelled], dict(num_skipped), bool(listed.labelled))
 
 
 @dataclass
 class _Listed:
     """What a listing of a tree gave: images, folders that are heard of, and what is left out."""
 
-    uris: list[str]
     folders: set[str]
-    num_skipped: Counter[str]
-    left_out: LeftOutByFlags
+    rows: list[LabelRow] = field(default_factory=list)
+    """Of folders that are classes; without a label yet."""
+    labelled: list[LabelRow] = field(default_factory=list)
+    """Those of containers that bring their own labels."""
+    num_skipped: Counter[str] = field(default_factory=Counter)
+    left_out: LeftOutByFlags = field(default_factory=LeftOutByFlags)
 
 
-def _list_tree(root: str, selection: Selection) -> _Listed:
-    found = _Listed([], _folders_on_disk(root), Counter(), LeftOutByFlags())
-    for entry in objects.list_entries(root):
-        key = entry.uri[len(root) :]
-        refuse_own(key, root)
-        if isinstance(entry, Skipped) and selection.leaves_out_folder(key):
-            continue
-        reason = entry.reason if isinstance(entry, Skipped) else litter(key)
-        if isinstance(entry, Skipped) and entry.unseen == "refused" and not litter(key):
-            raise AccessDeniedError(f"{entry.uri}: {entry.reason}; open it, or move it away")
-        # Every folder that is heard of, also one that holds nothing but litter.
-        above = key.rpartition("/")[0]
-        if not any(map(is_litter_folder, above.split("/"))):
-            found.folders.add(above)
-        flag = "" if reason else selection.left_out_by(key, _changed_at(entry))
-        if reason:
-            found.num_skipped[reason] += 1
-        elif flag:
-            found.left_out.add(flag, entry.uri)
+def _list_place(
+    data: str, selection: Selection, containers: ContainerOptions, packed: PackedOptions
+) -> tuple[str, _Listed]:
+    """Return the root of a folder or a container, with a "/" at its end, and what is in it."""
+    root = split_uri(data)[2] if is_local(data) else data
+    container = as_container(root, containers)
+    if container is not None:
+        found, root = _Listed(set()), f"{root.rpartition('/')[0]}/"
+        entries: Iterator[Entry] = list_members(container, containers)
+    else:
+        root = root if root.endswith("/") else f"{root}/"
+        found = _Listed(_folders_on_disk(root))
+        entries = open_containers(objects.list_entries(root), containers)
+    members = list[Member]()
+    for entry in entries:
+        if isinstance(entry, Member):
+            members.append(entry)
         else:
-            found.uris.append(entry.uri)
-    return found
+            _add(found, entry, root, selection)
+    if members:
+        more = read_members(members, root, packed, selection, is_single=container is not None)
+        for row, is_labelled in zip(more.rows, more.are_labelled, strict=True):
+            (found.labelled if is_labelled else found.rows).append(row)
+        found.num_skipped += more.num_skipped
+        found.left_out.merge(more.left_out)
+        found.folders |= {uri_folder(each.container.uri, root) for each in members}
+    return (root if container is None else data), found
+
+
+def uri_folder(uri: str, root: str) -> str:
+    """Return the folder of an object below a root, "" for none."""
+    return uri.removeprefix(root).rpartition("/")[0]
+
+
+def _add(found: _Listed, entry: ObjectInfo | Skipped, root: str, selection: Selection) -> None:
+    key = entry.uri[len(root) :]
+    refuse_own(key, root)
+    if isinstance(entry, Skipped) and selection.leaves_out_folder(key):
+        return
+    reason = entry.reason if isinstance(entry, Skipped) else litter(key)
+    if isinstance(entry, Skipped) and entry.unseen == "refused" and not litter(key):
+        raise AccessDeniedError(f"{entry.uri}: {entry.reason}; open it, or move it away")
+    # Every folder that is heard of, also one that holds nothing but litter.
+    above = key.rpartition("/")[0]
+    if not any(map(is_litter_folder, above.split("/"))):
+        found.folders.add(above)
+    flag = "" if reason else selection.left_out_by(key, _changed_at(entry))
+    if reason:
+        found.num_skipped[reason] += 1
+    elif flag:
+        found.left_out.add(flag, entry.uri)
+    else:
+        found.rows.append(LabelRow(entry.uri, key, ""))
+
+
+def _with_classes(listed: _Listed, root: str, *, group_by_folder: bool) -> list[LabelRow]:
+    """Return the rows with what their folders say."""
+    keys = [row.key.split("/") for row in listed.rows]
+    layout = _find_layout(keys, root)
+    depth = 1 if layout is Layout.NO_SPLITS else 2
+    _refuse_no_class(keys, root, min_depth=depth + 1)
+    if not (listed.left_out.counts or listed.labelled):
+        _refuse_empty_class(keys, listed.folders, depth=depth, root=root)
+    rows = [_row(row, layout) for row in listed.rows]
+    below = [_folder_below(row.key, depth) for row in rows]
+    if group_by_folder:
+        pairs = zip(rows, below, strict=True)
+        return [replace(row, group=folder) for row, folder in pairs]
+    _tell_of_folders(rows, below, root)
+    return rows
 
 
 def _changed_at(entry: ObjectInfo | Skipped) -> datetime | None:
@@ -146,16 +209,16 @@ def _folders_on_disk(root: str) -> set[str]:
     return {path.as_posix() for path in below if not any(map(is_litter_folder, path.parts))}
 
 
-def _row(uri: str, key: str, layout: Layout) -> LabelRow:
-    first, _, rest = key.partition("/")
+def _row(row: LabelRow, layout: Layout) -> LabelRow:
+    first, _, rest = row.key.partition("/")
     second = rest.partition("/")[0]
     match layout:
         case Layout.SPLITS_ABOVE_CLASSES:
-            return LabelRow(uri=uri, key=key, label=second, split=split_of(first) or "")
+            return replace(row, label=second, split=split_of(first) or "")
         case Layout.SPLITS_BELOW_CLASSES:
-            return LabelRow(uri=uri, key=key, label=first, split=split_of(second) or "")
+            return replace(row, label=first, split=split_of(second) or "")
         case Layout.NO_SPLITS:
-            return LabelRow(uri=uri, key=key, label=first)
+            return replace(row, label=first)
 
 
 def _find_layout(keys: list[list[str]], root: str) -> Layout:

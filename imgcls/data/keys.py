@@ -26,9 +26,8 @@ from urllib.parse import unquote
 
 from imgcls.errors import ConfigError, SourceError
 from imgcls.identity import PLAIN
-from imgcls.storage.access import Access, spread
-from imgcls.storage.bucket import Span
-from imgcls.storage.bulk_get import GetRequest
+from imgcls.sources.located import Located, access_to, in_reading_order, request_for
+from imgcls.sources.members import Member
 from imgcls.storage.uri import split_uri
 
 Value = str | int | float | bool | date | datetime | Decimal | bytes | None
@@ -61,6 +60,11 @@ class Keyed(Protocol):
     @property
     def cells(self) -> Mapping[str, Any]:
         """Its row of the manifest; empty where there is none."""
+        ...
+
+    @property
+    def member(self) -> Member | None:
+        """Of an image in a container: what is read of it."""
         ...
 
 
@@ -157,7 +161,7 @@ def values_of(keys: Sequence[Key], items: Sequence[Keyed]) -> list[list[Value]]:
         AccessDeniedError, StorageError: as for reading the images.
     """
     tags = {key.column: int(key.detail) for key in keys if key.kind == "dicom"}
-    headers = read_headers([item.uri for item in items], tags) if tags else []
+    headers = read_headers(items, tags) if tags else []
     found = list[list[Value]]()
     for key in keys:
         if key.kind == "dicom":
@@ -169,20 +173,20 @@ def values_of(keys: Sequence[Key], items: Sequence[Keyed]) -> list[list[Value]]:
     return found
 
 
-def read_headers(uris: Sequence[str], tags: Mapping[str, int]) -> list[dict[str, Value]]:
-    """Return elements of the DICOM headers of objects, by the names in `tags`.
+def read_headers(images: Sequence[Located], tags: Mapping[str, int]) -> list[dict[str, Value]]:
+    """Return elements of the DICOM headers of images, by the names in `tags`.
 
-    An object that is not DICOM, is damaged or is missing has none.
+    One that is not DICOM, is damaged or is missing has none.
     """
     from imgcls.image.formats.dicom.header import NeedsMoreError
 
-    found: list[dict[str, Value]] = [{} for _ in uris]
-    asked = list(range(len(uris)))
-    access = Access(lambda: spread(uris))
+    found: list[dict[str, Value]] = [{} for _ in images]
+    asked = list(range(len(images)))
+    access = access_to(images)
     for num_bytes in (*_HEADER_BYTES, None):
-        span = Span(0, num_bytes) if num_bytes else None
         longer = list[int]()
-        for index, data in access.read(GetRequest(i, uris[i], span=span) for i in asked):
+        requests = in_reading_order(request_for(i, images[i], num_bytes) for i in asked)
+        for index, data in access.read(requests):
             if not isinstance(data, bytes):
                 continue
             try:

@@ -30,6 +30,8 @@ from imgcls.data.tables.shape import TableShape, find_column
 from imgcls.data.tables.windows_names import WindowsNames
 from imgcls.errors import ObjectMissingError, SourceError
 from imgcls.inert import from_csv, in_csv
+from imgcls.sources.containers import ContainerOptions, members_named
+from imgcls.sources.members import Member
 from imgcls.storage import objects
 from imgcls.storage.uri import canonical, is_local, join, split_uri
 
@@ -57,6 +59,10 @@ class LabelRow:
     """What keys may want of the row."""
     boxes: tuple[tuple[Place, str], ...] = ()
     """Where in the picture, and the label there; of a row of a manifest at most one."""
+    member: Member | None = field(default=None, compare=False)
+    """Of an image in a container; its uri is then that of the container, "/", its name."""
+    path: str = field(default="", compare=False)
+    """What keys look at, where that is not `key`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +107,8 @@ class Roles:
         """
         if not self.keys or not rows:
             return rows
-        found = dict(zip(self.keys, values_of(self.keys, rows), strict=True))
+        seen = [replace(row, key=row.path) if row.path else row for row in rows]
+        found = dict(zip(self.keys, values_of(self.keys, seen), strict=True))
 
         def named(key: Key | None, before: str, number: int) -> str:
             return before if key is None else as_name(found[key][number])
@@ -138,6 +145,7 @@ def read_manifest(
     shape: TableShape | None = None,
     multi_label: bool | None = None,
     may_lack_labels: bool = False,
+    containers: ContainerOptions | None = None,
 ) -> list[LabelRow]:
     """Read a manifest of labelled images.
 
@@ -147,6 +155,7 @@ def read_manifest(
         shape: What its columns are called, and where relative names begin.
         may_lack_labels: A row without a label is returned, with the label "".
         multi_label: Whether a label may be a list of names or none; None where that is not known.
+        containers: How those are opened whose members it names.
 
     Raises:
         SourceError: no such object, no such column, a row without uri or label, a cell that is no
@@ -165,6 +174,8 @@ def read_manifest(
         rows.append(_row(row, columns, folder, label, wanted))
         where.append(row.where)
     _refuse_absent(roles, rows, columns, manifest)
+    if members := members_named((row.uri for row in rows), containers or ContainerOptions()):
+        rows = [replace(row, member=members.get(row.uri)) for row in rows]
     rows = roles.applied(rows)
     unlabelled = next(
         (
@@ -295,12 +306,27 @@ def _row(row: Row, columns: Columns, folder: str, label: str, wanted: tuple[str,
         # Of a frozen split, see `write_manifest`: so the same images have the same digest.
         key=name_of(row.cells.get(_FROZEN), _FROZEN, row.where) or key,
         label=label,
-        split=columns.text(row, "split"),
-        group=columns.text(row, "group"),
-        weight=_weight(row.cells.get("weight"), row.where),
+        **_more_facts(row, columns),
         cells={name: row.cells[name] for name in wanted if name in row.cells},
         boxes=((place, label),) if place else (),
     )
+
+
+def facts_of(row: Row, columns: Columns, multi_label: bool | None) -> dict[str, Any]:
+    """Return label, split, group and weight of a row of a container, as a manifest's are read.
+
+    Raises:
+        SourceError: a cell that is no name, or a weight that is not a positive number.
+    """
+    return {"label": _label(row, columns, multi_label), **_more_facts(row, columns)}
+
+
+def _more_facts(row: Row, columns: Columns) -> dict[str, Any]:
+    return {
+        "split": columns.text(row, "split"),
+        "group": columns.text(row, "group"),
+        "weight": _weight(row.cells.get("weight"), row.where),
+    }
 
 
 def _label(row: Row, columns: Columns, multi_label: bool | None) -> str:

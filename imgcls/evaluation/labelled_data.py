@@ -7,7 +7,8 @@ the model was trained on, every image is on the side it was on then.
 from imgcls.config.models import CalibrateConfig, EvaluateConfig
 from imgcls.config.training import TrainConfig
 from imgcls.data.dataset import Dataset, read_dataset
-from imgcls.data.label_manifest import Roles, is_manifest
+from imgcls.data.label_manifest import Roles
+from imgcls.data.rows import is_list
 from imgcls.data.splits.draw import read_moved
 from imgcls.model.bundle import Bundle
 
@@ -39,5 +40,5 @@ def read_labelled(
         options=config,
         may_lack_labels=True,
         multi_label=bundle.multi_label,
-        group_by_folder=trained.get("group_by") == "folder" and not is_manifest(config.data),
+        group_by_folder=trained.get("group_by") == "folder" and not is_list(config.data, config),
     )

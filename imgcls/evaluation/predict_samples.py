@@ -24,8 +24,7 @@ from imgcls.metrics.calibration import Calibration
 from imgcls.metrics.outcomes import Outcomes
 from imgcls.model.bundle import Bundle
 from imgcls.progress import Progress
-from imgcls.storage.access import Access, spread
-from imgcls.storage.bulk_get import GetRequest
+from imgcls.sources.located import access_to, in_reading_order, request_for
 
 
 @dataclass(frozen=True)
@@ -79,8 +78,8 @@ def predict_samples(
     """Predict every sample, and give what the network makes of it where `embedding` asks so."""
     num_cpus = len(os.sched_getaffinity(0))
     uris = [sample.uri for sample in samples]
-    requests = (GetRequest(index, uri) for index, uri in enumerate(uris))
-    access = Access(lambda: spread(uris))
+    requests = in_reading_order(request_for(n, sample) for n, sample in enumerate(samples))
+    access = access_to(samples)
     # Decoders start before torch has threads.
     with DecoderPool(
         bundle.decode_spec, bundle.preprocess_spec, flags.num_decoders or num_cpus

@@ -39,7 +39,7 @@ _IMAGE_SUFFIXES: Final = (
     " tiff wdp webp xbm xpm "
 )
 _OTHER_SUFFIXES: Final = (
-    " 7z avi bat bz2 cfg cmd conf css csv db dll doc docx done exe flag gz htm html ini ipynb"
+    " 7z avi bat bz2 cfg cls cmd conf css csv db dll doc docx done exe flag gz htm html ini ipynb"
     " js json jsonl lnk lock log m4v md md5 mkv mov mp3 mp4 mpeg mpg msg npy npz odt onnx parquet"
     " pdf pkl ppt pptx properties pt pth py rar rst rtf safetensors sh sha1 sha256 so sqlite"
     " sqlite3 tar tbl tex tgz toml tsv txt url wav wmv xls xlsx xml xsd xsl xz yaml yml zip zst "

@@ -7,6 +7,7 @@ container that its name says stays an object, for the decoders to judge.
 
 import logging
 import queue
+import re
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,17 +16,21 @@ from functools import partial
 from itertools import islice
 from typing import Final
 
+from imgcls.config.globs import is_glob
+from imgcls.config.source_options import ListingOptions
 from imgcls.errors import (
     ImageTooLargeError,
     ObjectChangedError,
     ObjectMissingError,
     ObjectUnreadableError,
+    SourceError,
 )
 from imgcls.sources import parquet, tar
 from imgcls.sources import zip as zips
-from imgcls.sources.members import Member, Place, problem
+from imgcls.sources.members import Member, Place, plain_name, problem
 from imgcls.sources.ranged_file import read_span
 from imgcls.storage.info import ObjectInfo, Skipped
+from imgcls.storage.objects import head, is_folder
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +38,10 @@ _LISTED_AT_A_TIME: Final = 8
 _PAGE_SIZE: Final = 1000
 _TAR_MAGIC: Final = slice(257, 262)
 _GIB: Final = 1 << 30
+# Cheap, for the many uris that are of no container.
+_MAY_BE_INSIDE: Final = re.compile(
+    r"\.(?:tar|zip|parquet|t[a-z0-9]{2,3}|gz|bz2|xz|zst)/", re.IGNORECASE
+)
 
 Entry = ObjectInfo | Member | Skipped
 
@@ -43,6 +52,11 @@ class ContainerOptions:
 
     image_column: str = ""
     max_compressed_bytes: int = 4 * _GIB
+
+    @staticmethod
+    def of(options: ListingOptions) -> "ContainerOptions":
+        """Take them from the flags."""
+        return ContainerOptions(options.image_column, int(options.max_compressed_gib * _GIB))
 
 
 def path_of(entry: Entry) -> str:
@@ -55,6 +69,22 @@ def path_of(entry: Entry) -> str:
 def is_container(name: str) -> bool:
     """Tell whether a name is that of a container; its content may say otherwise."""
     return any(name.lower().endswith(suffixes) for suffixes, _ in _CONTAINERS)
+
+
+def as_container(source: str, options: ContainerOptions) -> ObjectInfo | None:
+    """Return a source where it is itself a container: one tar, zip, or Parquet with images.
+
+    Raises:
+        ConfigError, StorageError: as for `open_containers`.
+    """
+    if is_glob(source) or not is_container(source) or is_folder(source):
+        return None
+    try:
+        info = head(source)
+    except ObjectMissingError:
+        return None  # a prefix of that name, perhaps
+    is_table = source.lower().endswith(parquet.SUFFIXES)
+    return info if not is_table or has_images(info, options) else None
 
 
 def open_containers(
@@ -105,6 +135,35 @@ def list_members(info: ObjectInfo, options: ContainerOptions) -> Iterator[Entry]
         return
     if not num_members:
         yield info  # an empty one: a row says what it is
+
+
+def members_named(uris: Iterable[str], options: ContainerOptions) -> dict[str, Member]:
+    """Return the members of containers among uris such as lots/7.tar/cat/1.png.
+
+    A name is a member's only where what is before it is a container.
+
+    Raises:
+        SourceError: a container that cannot be listed whole.
+        StorageError: the store failed.
+    """
+    by_container: dict[str, list[str]] = {}
+    for uri in uris:
+        for match in _MAY_BE_INSIDE.finditer(uri):
+            if is_container(candidate := uri[: match.end() - 1]):
+                by_container.setdefault(candidate, []).append(uri)
+    found: dict[str, Member] = {}
+    for candidate, wanted in by_container.items():
+        info = as_container(candidate, options)
+        members: dict[str, Member] = {}
+        for entry in list_members(info, options) if info is not None else ():
+            if isinstance(entry, Member):
+                if entry.name is None:
+                    raise SourceError(f"{candidate}: {entry.place.problem}; copy it again")
+                # A list may have the name without "./", as a path is written.
+                members.setdefault(f"{candidate}/{plain_name(entry.name)}", entry)
+                members[path_of(entry)] = entry
+        found |= {uri: members[uri] for uri in wanted if uri in members}
+    return found
 
 
 def _list(info: ObjectInfo, options: ContainerOptions) -> Iterator[Entry]:

@@ -101,6 +101,12 @@ def error_of(problem: str) -> DecodeError | StorageError:
     return _PROBLEMS.get(status, CorruptImageError)(reason)
 
 
+def plain_name(name: str) -> str:
+    """Return the name of a member without steps; one that Windows packed with "/"."""
+    parts = (name if "/" in name else name.replace("\\", "/")).split("/")
+    return "/".join(part for part in parts if part not in ("", ".", "..")) or name
+
+
 class UniqueNames:
     """Gives each member of one container a name of its own."""
 

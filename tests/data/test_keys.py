@@ -6,6 +6,7 @@ import pytest
 
 from imgcls.data.keys import Key, as_name, hive_keys, values_of
 from imgcls.errors import ConfigError, SourceError
+from imgcls.sources.members import Member
 from imgcls.storage import objects
 from tests.data.dicoms import dicom_file
 
@@ -17,6 +18,7 @@ class _Image:
     uri: str
     key: str = ""
     cells: dict[str, Any] = field(default_factory=dict)
+    member: Member | None = None
 
 
 def _of(text: str, *images: _Image) -> list[Any]:

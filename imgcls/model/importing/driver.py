@@ -31,7 +31,7 @@ from imgcls.model.importing.foreign import Foreign, digests, with_version
 from imgcls.model.importing.pictures import make_pictures
 from imgcls.model.importing.prove import Proof, prove
 from imgcls.model.registry import check_name, register
-from imgcls.storage import objects
+from imgcls.sources.located import read_image
 
 _EMBEDDING = "embedding-{:04d}"
 
@@ -267,9 +267,7 @@ def _check(bundle: Bundle, config: ImportConfig) -> dict[str, Any]:
     model, right, labels = bundle.to_model(), 0, []
     for sample in dataset.samples[: config.max_check]:
         try:
-            [crop, *_] = decode_one(
-                objects.read(sample.uri), bundle.decode_spec, bundle.preprocess_spec
-            )
+            [crop, *_] = decode_one(read_image(sample), bundle.decode_spec, bundle.preprocess_spec)
         except DecodeError as error:
             _log.warning("--check: %s gives no pixels and is left out: %s", sample.uri, error)
             continue

@@ -13,22 +13,19 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from imgcls.config.scoring import ScoreConfig
-from imgcls.data.keys import Key, Keyed, Value, as_name, elements_of, read_headers
+from imgcls.data.keys import Key, Keyed, Value, as_name, read_headers
 from imgcls.data.label_manifest import read_cells
 from imgcls.data.tables.shape import OURS, TableShape
 from imgcls.errors import ConfigError, SourceError
 from imgcls.identity import IDENTITIES, ISSUER, PLAIN, hashed, require_key
 from imgcls.schema import MEMBER_FIELD, ROW_COLUMNS, UNIT_FIELD
 from imgcls.scoring.planning.listing import lists_manifest, root_of
-from imgcls.sources.members import MemberRequest
-from imgcls.sources.read import get_images
+from imgcls.sources.members import Member, MemberRequest
 from imgcls.sources.requests import requests_of
-from imgcls.storage.access import Access
+from imgcls.storage.bulk_get import GetRequest
 
 NONE: Final = "none"
 UNIT: Final = "--unit"
@@ -42,6 +39,7 @@ class _Image:
     uri: str
     key: str
     cells: Mapping[str, Any] = field(default_factory=dict)
+    member: Member | None = None
 
 
 @dataclass(frozen=True)
@@ -104,15 +102,19 @@ class Carry:
             for name in {str(key.detail) for key in self.keys if key.kind == "column"} & known
         }
         names = objects[MEMBER_FIELD.name].to_pylist() if is_of_containers(objects) else uris
+        members: list[Member | None] = [None] * len(uris)
+        if is_of_containers(objects) and any(key.kind == "dicom" for key in self.keys):
+            members = [_member_of(request) for request in requests_of(objects)]
         images = [
             _Image(
                 uri,
                 self._path(f"{uri}/{names[n]}" if names is not uris and names[n] else uri),
                 {name: column[n] for name, column in of_cells.items()},
+                members[n],
             )
             for n, uri in enumerate(uris)
         ]
-        found = list(zip(self.keys, _values(self.keys, images, objects), strict=True))
+        found = list(zip(self.keys, _values(self.keys, images), strict=True))
         objects = objects.drop_columns([n for n in objects.column_names if n in self.hidden])
         for key, values in found:
             field_ = self._field(key)
@@ -228,12 +230,12 @@ def _refuse_taken(name: str, what: str) -> None:
         )
 
 
-def _values(keys: Sequence[Key], images: Sequence[_Image], objects: pa.Table) -> list[list[Value]]:
+def _values(keys: Sequence[Key], images: Sequence[_Image]) -> list[list[Value]]:
     """Return the values of the keys; ids as hashes, names of units as text."""
     tags = {key.column: int(key.detail) for key in keys if key.kind == "dicom"}
     headers: list[dict[str, Value]] = []
     if tags and images:
-        headers = _read_headers(objects, tags | {ISSUER: _ISSUER_TAG})
+        headers = read_headers(images, tags | {ISSUER: _ISSUER_TAG})
     found = list[list[Value]]()
     for key in keys:
         if key.kind != "dicom":
@@ -243,22 +245,6 @@ def _values(keys: Sequence[Key], images: Sequence[_Image], objects: pa.Table) ->
         written = _written(key)
         found.append([written(header) for header in headers])
     return found
-
-
-def _read_headers(objects: pa.Table, tags: Mapping[str, int]) -> list[dict[str, Value]]:
-    """Return elements of the headers of planned objects; members of containers are read whole."""
-    if not is_of_containers(objects):
-        return read_headers(objects["uri"].to_pylist(), tags)
-    is_loose = pc.is_null(objects[MEMBER_FIELD.name])
-    loose = read_headers(objects["uri"].filter(is_loose).to_pylist(), tags)
-    headers: list[dict[str, Value]] = [{} for _ in range(objects.num_rows)]
-    for index, header in zip(np.flatnonzero(is_loose.to_numpy()).tolist(), loose, strict=True):
-        headers[index] = header
-    members = [one for one in requests_of(objects) if isinstance(one, MemberRequest)]
-    for index, data in Access(lambda: iter(members), get_images).read(members):
-        if isinstance(data, bytes):
-            headers[index] = elements_of(data, tags, is_whole=True)
-    return headers
 
 
 def _cell_or_path(key: Key, image: Keyed) -> Value:
@@ -281,6 +267,12 @@ def _written(key: Key) -> Callable[[Mapping[str, Value]], Value]:
         return hashed(secret, identity, issuer) if identity else None
 
     return as_hash
+
+
+def _member_of(request: GetRequest) -> Member | None:
+    if not isinstance(request, MemberRequest):
+        return None
+    return Member(request.container(), request.member, request.size_bytes, request.place)
 
 
 def is_of_containers(objects: pa.Table) -> bool:

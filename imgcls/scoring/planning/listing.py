@@ -19,13 +19,12 @@ from imgcls.config.source_options import ListingOptions
 from imgcls.data.folder_names import is_litter_folder
 from imgcls.data.label_manifest import is_manifest, read_uris
 from imgcls.data.tables.shape import TableShape
-from imgcls.errors import AccessDeniedError, ObjectMissingError, SourceError
+from imgcls.errors import AccessDeniedError, SourceError
 from imgcls.runs.run import is_of_a_run
 from imgcls.sources.containers import (
     ContainerOptions,
     Entry,
-    has_images,
-    is_container,
+    as_container,
     open_containers,
     path_of,
 )
@@ -36,7 +35,6 @@ from imgcls.storage.info import EPOCH
 from imgcls.storage.objects import (
     ObjectInfo,
     Skipped,
-    head,
     is_folder,
     list_entries,
     list_folder,
@@ -91,8 +89,8 @@ def _list_place(
     selection: Selection,
     was_there: Callable[[], bool] | None,
 ) -> Iterator[Entry]:
-    containers = ContainerOptions(options.image_column, int(options.max_compressed_gib * (1 << 30)))
-    container, root = _as_container(source, containers), root_of(source)
+    containers = ContainerOptions.of(options)
+    container, root = as_container(source, containers), root_of(source)
     inventory = find_inventory(source)
     if container is not None:
         found: Iterator[ObjectInfo | Skipped] = iter([container])
@@ -110,10 +108,10 @@ def _list_place(
 
 def lists_manifest(source: str, options: ListingOptions) -> bool:
     """Return whether a source is a list of images, and not a container of them."""
-    containers = ContainerOptions(options.image_column, int(options.max_compressed_gib * (1 << 30)))
+    containers = ContainerOptions.of(options)
     if not is_manifest(source) or find_inventory(source) is not None:
         return False
-    return _as_container(source, containers) is None
+    return as_container(source, containers) is None
 
 
 def _once(found: Iterator[Entry]) -> Iterator[Entry]:
@@ -148,17 +146,6 @@ def _selected(found: Iterator[Entry], selection: Selection, root: str) -> Iterat
         yield entry
     for line in left_out.lines():
         log.info("%s", line)
-
-
-def _as_container(source: str, options: ContainerOptions) -> ObjectInfo | None:
-    """Return the source where it is itself a container: one tar, zip, or Parquet with images."""
-    if is_glob(source) or not is_container(source) or is_folder(source):
-        return None
-    try:
-        info = head(source)
-    except ObjectMissingError:
-        return None  # a prefix of that name, perhaps
-    return info if not is_manifest(source) or has_images(info, options) else None
 
 
 def covers(source: str, uri: str) -> bool:

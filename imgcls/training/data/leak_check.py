@@ -42,7 +42,7 @@ from imgcls.identity import pseudonyms
 from imgcls.image.decoders.pool import DecoderPool
 from imgcls.inert import in_csv
 from imgcls.metrics.operating_targets import check_operating_points
-from imgcls.storage.bulk_get import GetRequest
+from imgcls.sources.located import request_for
 from imgcls.storage.json_text import parse_object
 from imgcls.storage.objects import put, put_first, read
 from imgcls.storage.uri import join
@@ -170,7 +170,7 @@ def _look(loader: SplitLoader, first: int, place: Place, eyes: DecoderPool) -> _
             pass  # what it decodes for the model stays in the cache
         # An image that was in the cache already was not read.
         unread = [int(index) for index in index_N if int(index) not in looks.digests]
-        requests = [GetRequest(index, loader.samples[index].uri) for index in unread]
+        requests = [request_for(index, loader.samples[index]) for index in unread]
         for index, data in loader.read(requests) if requests else ():
             if isinstance(data, bytes):
                 looks.add(index, data)

@@ -27,7 +27,9 @@ from imgcls.errors import BudgetExceededError, ObjectUnreadableError
 from imgcls.image.decoders.pool import Decoded, DecoderPool
 from imgcls.image.outcome import outcome_of
 from imgcls.schema import Status
-from imgcls.storage.access import Access, ImageResult, spread
+from imgcls.sources.located import access_to, request_for
+from imgcls.sources.members import Member
+from imgcls.storage.access import Access, ImageResult
 from imgcls.storage.bulk_get import GetRequest
 from imgcls.training.augment.changes import ImageChanges
 from imgcls.training.data.image_cache import ImageCache
@@ -53,6 +55,10 @@ class LabelledImage(PlacedImage, Protocol):
     @property
     def uri(self) -> str:
         """Where it is."""
+
+    @property
+    def member(self) -> Member | None:
+        """Of an image in a container: what is read of it."""
 
 
 class BadImage(NamedTuple):
@@ -104,7 +110,7 @@ class SplitLoader:
         self._pool, self._cache, self._targets = pool, cache, targets
         self._max_bad = int(max_bad_fraction * len(samples))
         self._pin_memory = pin_memory
-        self._access = access or Access(lambda: spread([sample.uri for sample in samples]))
+        self._access = access or access_to(samples)
 
     def batches(
         self, steps: Iterable[np.ndarray], watch: Callable[[int, bytes], None] | None = None
@@ -163,7 +169,7 @@ class SplitLoader:
         index_P = np.concatenate([np.zeros(0, np.int64), *(share.index_B for share in shares)])
         wanted_P = self._positions_to_read(index_P)
         requests = (
-            GetRequest(int(position), self.samples[index_P[position]].uri)
+            request_for(int(position), self.samples[index_P[position]])
             for position in np.flatnonzero(wanted_P)
         )
         arrived: dict[int, _Pixels | None] = {}

@@ -14,7 +14,8 @@ from torch import nn
 
 from imgcls.errors import ConfigError
 from imgcls.image.decoders.pool import DecoderPool
-from imgcls.storage.access import Access, spread
+from imgcls.sources.located import access_to
+from imgcls.sources.unpacked import Unpacked
 from imgcls.training.data.image_cache import (
     RAM_FRACTION,
     ImageCache,
@@ -53,7 +54,7 @@ def make_loaders(plan: TrainPlan, pool: DecoderPool, place: Place) -> dict[str, 
     caches: Mapping[str, ImageCache | InstanceCache] = (
         make_caches(plan, place) if targets is None else make_instance_caches(plan, place)
     )
-    access = Access(lambda: spread([sample.uri for sample in plan.samples]))
+    access = access_to(plan.samples, Unpacked(plan.samples).get)
     return {
         split: SplitLoader(
             split,

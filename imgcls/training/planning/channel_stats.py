@@ -1,11 +1,12 @@
 """A look at some training images: mean and spread of their channels, and their sizes.
 
-In: URIs of training images. Out: mean and std per channel, of values 0..1; widths and heights.
+In: training images. Out: mean and std per channel, of values 0..1; widths and heights.
 Invariant: a function of
 the images and the seed: sums of integers over a sample chosen by hash, so neither order nor number
 of decoders matters.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,8 +14,7 @@ import numpy as np
 from imgcls.errors import ConfigError
 from imgcls.image.decoders.pool import DecoderPool
 from imgcls.image.spec import DecodeSpec, PreprocessSpec
-from imgcls.storage.access import Access, spread
-from imgcls.storage.bulk_get import GetRequest
+from imgcls.sources.located import Located, access_to, in_reading_order, request_for
 from imgcls.training.augment.counter_rng import hash64
 
 # 256 images fix a channel's mean to about 1 % of its spread, and take a second or two to read.
@@ -36,7 +36,7 @@ class ImagesLook:
 
 
 def look_at_images(
-    uris: list[str],
+    images: Sequence[Located],
     decode_spec: DecodeSpec,
     preprocess_spec: PreprocessSpec,
     *,
@@ -49,16 +49,16 @@ def look_at_images(
         ConfigError: not one image of the sample gives pixels; names one and the reason.
         AccessDeniedError: not one image may be read.
     """
-    order = np.argsort(hash64(seed, np.arange(len(uris))), kind="stable")[:NUM_MEASURED]
-    requests = (GetRequest(int(index), uris[index]) for index in order)
+    order = np.argsort(hash64(seed, np.arange(len(images))), kind="stable")[:NUM_MEASURED]
+    requests = in_reading_order(request_for(int(index), images[index]) for index in order)
     count, sums, squares = 0, np.zeros(decode_spec.num_channels), np.zeros(decode_spec.num_channels)
     reason, sizes = "", list[tuple[int, int]]()
-    access = Access(lambda: spread(uris))
+    access = access_to(images)
     is_pooled = preprocess_spec.fit == "tiles" or decode_spec.frames == "pool"
     with DecoderPool(decode_spec, preprocess_spec, num_decoders or 1) as pool:
         for image in pool.decode_many(access.read(requests)):
             if image.error is not None:
-                reason = f"{uris[image.index]!r}: {image.error}"
+                reason = f"{images[image.index].uri!r}: {image.error}"
                 continue
             sizes.append(image.crops[0].size_px)
             for crop in image.crops if is_pooled else image.crops[:1]:

@@ -66,15 +66,18 @@ def choose_fingerprint(
 def read_versions(data: str, samples: Iterable[Sample]) -> str:
     """Return one digest of the versions of all images: it changes when one is replaced.
 
-    A folder tree is listed once more, for a manifest each image is asked for. An image that is not
-    there, or may not be looked at, has the version "".
+    A folder tree is listed once more, for a manifest each image is asked for; an image in a
+    container has the version of the container that was listed. An image that is not there, or may
+    not be looked at, has the version "".
     """
+    samples = list(samples)
     uris = sorted(sample.uri for sample in samples)
-    if is_manifest(data):
-        found: Iterable[object] = head_many(uris)
-    else:
-        found = list_entries(data)
+    loose = sorted(sample.uri for sample in samples if sample.member is None)
+    found: Iterable[object] = ()
+    if loose:
+        found = head_many(loose) if is_manifest(data) else list_entries(data)
     etags = {entry.uri: entry.etag for entry in found if isinstance(entry, ObjectInfo)}
+    etags |= {s.uri: s.member.container.etag for s in samples if s.member is not None}
     lines = (f"{uri} {_version(uri, etags.get(uri, ''))}\n" for uri in uris)
     hashed = hashlib.sha256()
     for line in lines:

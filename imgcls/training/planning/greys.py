@@ -12,7 +12,7 @@ odd image stretches it, and a finding that is brighter than the rest of its imag
 import dataclasses
 import logging
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -23,8 +23,7 @@ from imgcls.image.decoders.pool import Decoded, DecoderPool
 from imgcls.image.facts.image_facts import ImageFacts
 from imgcls.image.facts.levels import FEW_FRACTION, FEW_LEVELS, loses_levels
 from imgcls.image.spec import POOLED, DecodeSpec, PreprocessSpec
-from imgcls.storage.access import Access, spread
-from imgcls.storage.bulk_get import GetRequest
+from imgcls.sources.located import Located, access_to, in_reading_order, request_for
 from imgcls.training.augment.counter_rng import hash64
 
 log = logging.getLogger(__name__)
@@ -72,7 +71,7 @@ class Greys:
 
 
 def look_at_greys(
-    uris: list[str],
+    images: Sequence[Located],
     decode_spec: DecodeSpec,
     preprocess_spec: PreprocessSpec,
     *,
@@ -84,8 +83,8 @@ def look_at_greys(
     Raises:
         AccessDeniedError: not one image may be read.
     """
-    order = np.argsort(hash64(seed, np.arange(len(uris))), kind="stable")[:NUM_LOOKED_AT]
-    chosen = [uris[index] for index in order]
+    order = np.argsort(hash64(seed, np.arange(len(images))), kind="stable")[:NUM_LOOKED_AT]
+    chosen = [images[index] for index in order]
     plain = dataclasses.replace(decode_spec, gray_range="declared", gray_ranges=())
     is_measured = decode_spec.gray_range == "measured"
     facts = _facts(chosen, plain if is_measured else decode_spec, preprocess_spec, num_decoders)
@@ -153,12 +152,15 @@ def tell_greys(greys: Greys) -> None:
 
 
 def _facts(
-    uris: list[str], decode_spec: DecodeSpec, preprocess_spec: PreprocessSpec, num_decoders: int
+    images: Sequence[Located],
+    decode_spec: DecodeSpec,
+    preprocess_spec: PreprocessSpec,
+    num_decoders: int,
 ) -> list[ImageFacts]:
-    """Return the facts of the first crop of each image that gives pixels, in order of the URIs."""
+    """Return the facts of the first crop of each image that gives pixels, in their order."""
     found: dict[tuple[int, int], ImageFacts] = {}
-    access = Access(lambda: spread(uris))
-    requests = (GetRequest(index, uri) for index, uri in enumerate(uris))
+    access = access_to(images)
+    requests = in_reading_order(request_for(index, image) for index, image in enumerate(images))
     with DecoderPool(decode_spec, preprocess_spec, num_decoders or 1, look="ranges") as pool:
         decoded = pool.decode_many(access.read(requests))
         for batch in _batched(_first_crops(decoded, is_pooled=decode_spec.frames == "pool")):

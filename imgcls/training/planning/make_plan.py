@@ -127,13 +127,13 @@ def _settle(
     backbone: Backbone | None = None,
 ) -> tuple[TrainPlan, Greys]:
     """Look at a sample of the training images, and put everything together."""
-    uris = [sample.uri for sample in splits["train"]]
+    images = splits["train"]
     asked = build_decode_spec(config) if backbone is None else backbone.decode_spec
     how = {"seed": config.seed, "num_decoders": config.num_decoders}
-    greys = look_at_greys(uris, asked, measuring_spec(config, asked.num_channels), **how)
+    greys = look_at_greys(images, asked, measuring_spec(config, asked.num_channels), **how)
     decode_spec = greys.decode_spec if backbone is None else asked
     look = look_at_images(
-        uris, decode_spec, measuring_spec(config, decode_spec.num_channels), **how
+        images, decode_spec, measuring_spec(config, decode_spec.num_channels), **how
     )
     known = config.weights and normalization_of(
         config.arch, config.weights, decode_spec.num_channels

@@ -12,12 +12,14 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from imgcls.data.dataset import Sample
 from imgcls.image.decoders.pool import DecoderPool
 from imgcls.image.fit.placement import Box, place
 from imgcls.image.fit.seen import measure_seen
 from imgcls.image.spec import PreprocessSpec
 from imgcls.inert import in_picture
-from imgcls.storage.bulk_get import GetRequest, get_many
+from imgcls.sources.located import in_reading_order, request_for
+from imgcls.sources.read import get_images
 from imgcls.storage.objects import put
 from imgcls.storage.uri import join
 from imgcls.training.canvas import make_figure, to_png
@@ -100,9 +102,9 @@ def _shaded(pair: InputPair) -> _Pixels:
 
 def read_pairs(plan: TrainPlan, pool: DecoderPool) -> list[InputPair]:
     """Read the first images of each class in turn, and decode each twice: whole, and as input."""
-    uris = _choose(plan)
-    requests = [GetRequest(number, uri) for number, uri in enumerate(uris)]
-    files = [(n, d) for n, d in get_many(requests, gives_unreadable=True) if isinstance(d, bytes)]
+    samples = _choose(plan)
+    requests = in_reading_order(request_for(n, sample) for n, sample in enumerate(samples))
+    files = [(n, d) for n, d in get_images(requests, gives_unreadable=True) if isinstance(d, bytes)]
     spec, channels = plan.preprocess_spec, plan.decode_spec.num_channels
     whole_spec = PreprocessSpec(
         _SOURCE_PX, _SOURCE_PX, fit="pad", resize="longest", crop_place="top_left",
@@ -124,7 +126,7 @@ def read_pairs(plan: TrainPlan, pool: DecoderPool) -> list[InputPair]:
         scale = at.width_px / width_px
         pairs.append(
             InputPair(
-                name=uris[number].rpartition("/")[2],
+                name=samples[number].uri.rpartition("/")[2],
                 source_HWC=source_HWC.astype(np.float64),
                 size_px=(width_px, height_px),
                 box=None if box is None else tuple(edge * scale for edge in box),
@@ -134,13 +136,13 @@ def read_pairs(plan: TrainPlan, pool: DecoderPool) -> list[InputPair]:
     return pairs
 
 
-def _choose(plan: TrainPlan) -> list[str]:
-    """Return the uris of up to MAX_SHOWN training images, of each class in turn."""
-    by_class: dict[tuple[int, ...], list[str]] = {}
+def _choose(plan: TrainPlan) -> list[Sample]:
+    """Return up to MAX_SHOWN training images, of each class in turn."""
+    by_class: dict[tuple[int, ...], list[Sample]] = {}
     for sample in plan.splits["train"]:
         of_class = by_class.setdefault(tuple(sample.labels), [])
         if len(of_class) < MAX_SHOWN:
-            of_class.append(sample.uri)
+            of_class.append(sample)
     rounds = range(MAX_SHOWN)
     in_turn = [of[n] for n in rounds for of in by_class.values() if n < len(of)]
     return in_turn[:MAX_SHOWN]

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from imgcls.identity import IDENTITIES, hashed
 from imgcls.training.driver import train
 from imgcls.training.planning.make_plan import make_plan
 from tests.data.dicoms import dicom_file
+from tests.sources.archives import parquet_bytes, zip_bytes
 from tests.training.bars import bars_config
 from tests.training.conftest import SIDE_PX, draw
 
@@ -90,8 +92,10 @@ class _Commands:
             time.sleep(0.2)
 
 
-def _refuse_secrets(folder: Path, scans: Path, said: list[str]) -> None:
-    files = [p for p in folder.rglob("*") if p.is_file() and not p.is_relative_to(scans)]
+def _refuse_secrets(folder: Path, scans: Path, said: list[str], but: Sequence[Path] = ()) -> None:
+    inputs = (scans, *but)
+    files = [p for p in folder.rglob("*") if p.is_file()]
+    files = [p for p in files if not any(map(p.is_relative_to, inputs))]
     assert len(files) > 20
     for secret in _SECRETS:
         for path in files:
@@ -148,6 +152,43 @@ def test_a_dicom_night_tells_nobody_who_the_patients_are(scans: Path, tmp_path: 
     assert len({row["patient_id_hash"] for row in rows.values()} - {None}) == _NUM_PATIENTS
     _refuse_secrets(tmp_path, scans, commands.said)
     assert not [text for text in commands.said if _KEY in text]
+
+
+@pytest.mark.timeout(600)
+def test_a_zip_from_a_pacs_tells_nobody_who_the_patients_are(scans: Path, tmp_path: Path) -> None:
+    """Ids are read inside of zips, also in zips in them, and of a Parquet file."""
+    commands, folder = _Commands(_KEY), tmp_path
+    files = {p.relative_to(scans).as_posix(): p.read_bytes() for p in scans.glob("*/*.dcm")}
+    study = folder / "study.zip"
+    study.write_bytes(zip_bytes({"export.zip": zip_bytes(files)}))
+    more = folder / "more.parquet"
+    more.write_bytes(parquet_bytes(files))
+    by_patient = ("--group", "dicom:PatientID", "--max-bad-fraction", "0.5")
+    code, trained = _train(commands, study, *by_patient)
+    assert code == 0, trained
+    with (Path(trained["run"]) / "split.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    groups = {row["group"] for row in rows} - {""}
+    assert len(groups) == _NUM_PATIENTS
+    assert all(group.startswith("hmac:") for group in groups)
+    sides = {(row["group"], row["split"]) for row in rows if row["group"]}
+    assert len(sides) == _NUM_PATIENTS
+    code, night = commands.run(
+        *("nightly", "--source", str(study), "--also", str(more)),
+        *("--model", trained["model"], "--output", str(tmp_path / "out")),
+        *("--num-decoders", "1", "--device", "cpu", "--max-failed-fraction", "0.5"),
+        *("--carry", "dicom:PatientID", "--carry", "dicom:Modality"),
+    )
+    assert code == 0, night
+    found = [row for part in night["parts"] for row in pq.read_table(part).to_pylist()]
+    assert len(found) == 2 * len(files)
+    key = bytes.fromhex(_KEY)
+    for row in found:
+        if not row["member"].endswith("cut.dcm"):
+            patient = row["member"].rpartition("/")[2][:2]
+            assert row["patient_id_hash"] == hashed(key, f"ZQPAT0{patient}", "Ward")
+            assert row["modality"] == "DX"
+    _refuse_secrets(tmp_path, tmp_path / "scans", commands.said, but=(study, more))
 
 
 def test_another_key_moves_nobody(scans: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ from imgcls.image.crops import decode_one, facts_of
 from imgcls.image.spec import POOLED, DecodeSpec, PreprocessSpec
 from imgcls.model.bundle import read_bundle
 from imgcls.scoring.driver import score
+from imgcls.sources.located import Image
 from imgcls.storage.objects import list_objects
 from imgcls.training.driver import train
 from imgcls.training.planning.greys import Greys, fit_ranges, look_at_greys, tell_greys
@@ -36,7 +37,7 @@ def write(folder: Path, make: Callable[..., bytes], suffix: str, count: int) -> 
 
 
 def look(uris: list[str], spec: DecodeSpec = GRAY) -> Greys:
-    return look_at_greys(uris, spec, SPEC, seed=0, num_decoders=1)
+    return look_at_greys([Image(uri) for uri in uris], spec, SPEC, seed=0, num_decoders=1)
 
 
 def facts_here(files: list[bytes], spec: DecodeSpec) -> Greys:

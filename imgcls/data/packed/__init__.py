@@ -1,0 +1,1 @@
+"""Labelled images in containers: names, labels beside them, label columns."""
