@@ -23,8 +23,10 @@ class TrainConfig(ListingOptions):
 
     data: DataUri
     """Folder tree (one folder per class, optionally under train/ val/ test/) or a manifest (.csv
-    .tsv .txt .json .jsonl .ndjson, also .gz, or .parquet) with uri,label[,split,group]. Local or
-    s3:// gs:// az://.
+    .tsv .txt .json .jsonl .ndjson, also .gz, or .parquet) with uri,label[,split,group]; or one
+    container, or a folder of them (.tar, also compressed, .zip, .parquet with images), with labels
+    in folders inside, beside the images (a.cls a.json a.txt) or in a column label. Local or s3://
+    gs:// az://.
     """
     registry: OutputUri
     """Prefix that holds all models; the bundle goes to REGISTRY/NAME/v<N>."""

@@ -16,12 +16,13 @@ from typing import IO, Final
 
 from imgcls.errors import ConfigError, DecodeError, ObjectUnreadableError, StorageError
 from imgcls.sources.located import Located, in_reading_order, request_for
-from imgcls.sources.members import MemberRequest
+from imgcls.sources.members import READ_FROM_START, MemberRequest
 from imgcls.sources.read import get_images
 from imgcls.storage.access import ImageResult
 from imgcls.storage.bulk_get import GetRequest
 
-_PACKED: Final = ("inner", "stream", "row")
+# A zip in a zip is inflated whole for each member that is asked for out of order.
+_PACKED: Final = (*READ_FROM_START, "inner")
 
 log = logging.getLogger(__name__)
 
