@@ -21,8 +21,8 @@ from imgcls.sources.read import get_images
 from imgcls.storage.access import ImageResult
 from imgcls.storage.bulk_get import GetRequest
 
-# A zip in a zip is inflated whole for each member that is asked for out of order.
-_PACKED: Final = (*READ_FROM_START, "inner")
+# A group of rows of a Parquet file, and a zip in a zip, are read whole for each image asked for.
+_PACKED: Final = (*READ_FROM_START, "row", "inner")
 
 log = logging.getLogger(__name__)
 
