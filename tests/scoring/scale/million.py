@@ -22,6 +22,7 @@ from imgcls.runs.commits import read_commits
 from imgcls.runs.ledger import published_keys
 from imgcls.runs.plan import ModelDigests, Plan, PlannedRows
 from imgcls.runs.run import Run
+from imgcls.scoring.planning.carry import Carry
 from imgcls.scoring.planning.decoders import record_here
 from imgcls.scoring.planning.plan import write_plan
 from imgcls.scoring.planning.planned_model import PlannedModel
@@ -76,6 +77,7 @@ def main(folder: str, num_keys: str) -> None:
                     config={},
                     shard_sizes=itertools.repeat(2048),
                     difference={},
+                    carry=Carry(),
                 )
             )
         return {"planned": plans[0].counts["planned"], "shards": len(plans[0].shard_rows)}
