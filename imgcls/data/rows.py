@@ -118,9 +118,9 @@ def _read_place(data: str, reading: Reading) -> Rows:
     rows = roles.applied(tree.rows)
     unlabelled = [row.uri for row in rows if not row.label.strip()]
     if unlabelled and not (reading.multi_label or reading.may_lack_labels):
-        by = "from --label" if roles.label is not None else "beside them, or in a column"
+        lack = "get no label from --label" if roles.label is not None else "have no label"
         raise SourceError(
-            f"{len(unlabelled)} images of {data} get no label {by}, such as {unlabelled[0]}; "
+            f"{len(unlabelled)} images of {data} {lack}, such as {unlabelled[0]}; "
             "--allow-unlabelled leaves them out"
         )
     return Rows(rows, tree.num_skipped, tree.has_own_labels or roles.label is not None)

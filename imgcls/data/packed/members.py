@@ -212,7 +212,8 @@ def _cells_beside(
     kind = theirs["label"] or _kind(found, by_container)
     if kind and not options.has_label:
         num = sum(kind in cells for by_number in found.values() for cells in by_number.values())
-        _log.info("labels: %s of the files beside %d images", kind, num)
+        where = f"the .{kind}" if kind in ("cls", "txt") else f"the field {kind!r} of the .json"
+        _log.info("labels are those in %s beside %d images", where, num)
     for by_number in found.values():
         has_kind = any(kind in cells for cells in by_number.values())
         for number, cells in by_number.items():

@@ -15,6 +15,7 @@ from imgcls.data.dataset import Dataset, freeze_split, read_dataset
 from imgcls.data.label_manifest import Roles
 from imgcls.errors import ConfigError, SourceError
 from imgcls.sources.located import read_image
+from imgcls.training.planning.fingerprint import read_versions
 from tests.sources.archives import tar_bytes, zip_bytes
 
 # The content of an image says what it is, so that a label that is shifted shows.
@@ -237,7 +238,7 @@ def test_a_label_column_is_of_its_row_and_classes_have_their_names(tmp_path: Pat
     rows = _rows(names)
     rows[4]["label"], rows[7]["label"] = -1, None
     data = parquet(tmp_path / "x.parquet", rows, features)
-    with pytest.raises(SourceError, match=r"2 images .* get no label"):
+    with pytest.raises(SourceError, match=r"2 images .* have no label"):
         read(data)
     found = read(data, may_lack_labels=True, roles=Roles.parse(group="patient"))
     assert len(found.samples) == 28
@@ -309,3 +310,19 @@ def test_members_take_any_number_of_labels(tmp_path: Path) -> None:
     del files["3.json"]
     with pytest.raises(SourceError, match=r"3\.png has no label"):
         read(put(tmp_path / "z.tar", tar_bytes(files)), multi_label=True)
+
+
+def test_containers_beside_other_places_are_read_together(tmp_path: Path) -> None:
+    names = sorted(FILES)
+    tar = put(tmp_path / "a.tar", tar_bytes({name: FILES[name] for name in names[::2]}))
+    zipped = put(tmp_path / "b.zip", zip_bytes({name: FILES[name] for name in names[1::4]}))
+    for name in names[3::4]:
+        put(tmp_path / "loose" / name, FILES[name])
+    also = (str(zipped), str(tmp_path / "loose"))
+    found = read(tar, options=ListingOptions(also=also))
+    assert len(found.samples) == len(FILES)
+    assert all(said.split()[0] == label for said, label in labels(found).items())
+    before = read_versions(str(tar), found.samples)
+    put(zipped, zip_bytes({name: FILES[name] + b" more" for name in names[1::4]}))
+    again = read(tar, options=ListingOptions(also=also))
+    assert read_versions(str(tar), again.samples) != before
