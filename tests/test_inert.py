@@ -19,7 +19,7 @@ from imgcls.cli import main
 from imgcls.data.label_manifest import LabelRow, Roles, read_manifest, read_uris, write_manifest
 from imgcls.data.leaks import Leak, leaks_from_csv, leaks_to_csv
 from imgcls.inert import from_csv, in_csv, in_log, in_log_lines, in_markdown, in_picture
-from imgcls.model.model_card import model_card
+from imgcls.model.card.model_card import model_card
 from imgcls.operations.follow import JobLog
 from imgcls.runs.run import Run
 from imgcls.scoring.reporting.run_log import RunLog

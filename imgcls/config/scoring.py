@@ -153,6 +153,10 @@ class GcConfig(Config):
     """Only what was last written longer ago: a number and s, m, h or d."""
     abandoned: bool = False
     """Remove also runs that were never published."""
+    pictures_older_than: str = ""
+    """Remove the pages and the pictures of images that are older than this, such as 90d, and
+    nothing else of their runs: rows, numbers and logs stay.
+    """
     dry_run: bool = False
     """Only say what would be removed."""
 
@@ -175,8 +179,10 @@ class ReportConfig(Config):
     """Output prefix of `score`."""
     run_id: str = ""
     """The run; default the latest."""
-    last: int = 14
-    """How many runs the small charts show, this one among them."""
+    last: int = 0
+    """One page of so many of the latest runs together, in OUTPUT/_pages; 0: of one run."""
+    unit: bool = False
+    """Show units (of runs with --unit): studies or parts, each by the image that decided."""
     names: PageNames = "plain"
     """hashed shows codes instead of names of objects and carried values, on the page and in its
     lists; equal names have equal codes on one page.

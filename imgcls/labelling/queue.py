@@ -19,11 +19,10 @@ from imgcls.labelling.choose import Candidates, Choice, choose
 from imgcls.labelling.links import parse_expires, signed
 from imgcls.labelling.tasks import write_tasks
 from imgcls.model.bundle import read_facts as read_bundle_facts
-from imgcls.report.read import columns_of
 from imgcls.runs.answers import id_of, read_queues, write_queue
 from imgcls.runs.commits import read_commits
 from imgcls.runs.facts import lot_of, read_facts
-from imgcls.runs.published import Manifest, list_published, read_columns
+from imgcls.runs.published import Manifest, list_published, open_part, read_columns
 from imgcls.runs.run import Run
 from imgcls.schema import ROW_COLUMNS, Status
 
@@ -130,14 +129,11 @@ def _rows_of(folder: str, manifest: Manifest) -> dict[Key, Row]:
 
 
 def _read(folder: str, manifest: Manifest) -> Iterator[Row]:
+    """Yield the columns that matter: ours, and all that were carried along."""
     for part in manifest.parts:
-        yield from read_columns(folder, part, _wanted(folder, manifest)).to_pylist()
-
-
-def _wanted(folder: str, manifest: Manifest) -> list[str]:
-    """Return the columns that matter: ours, and all that were carried along."""
-    there = columns_of(folder, manifest)
-    return [*_COLUMNS, *(name for name in there if name not in ROW_COLUMNS)]
+        names = open_part(folder, part).schema_arrow.names
+        carried = [name for name in names if name not in ROW_COLUMNS]
+        yield from read_columns(folder, part, [*_COLUMNS, *carried]).to_pylist()
 
 
 def _doubt(row: Row) -> float:

@@ -32,6 +32,7 @@ from imgcls.model.architectures import build_model
 from imgcls.model.bundle_files import (
     ATTACHMENT,
     CARD,
+    CARD_PAGE,
     FACTS,
     FORMAT_VERSION,
     GOLDEN,
@@ -45,7 +46,8 @@ from imgcls.model.bundle_files import (
     read_file,
     read_sums,
 )
-from imgcls.model.model_card import model_card
+from imgcls.model.card.card_page import card_page
+from imgcls.model.card.model_card import model_card
 from imgcls.model.networks import onnx_network
 from imgcls.model.networks.onnx_network import OnnxNetwork
 from imgcls.storage import objects
@@ -252,7 +254,9 @@ def read_bundle(uri: str) -> Bundle:
             digest=hashlib.sha256(sums).hexdigest(),
             network_digest=network_digest(sha256_by_name, facts),
             calibration=facts["calibration"],
-            attachments={n: data for n, data in files.items() if n not in REQUIRED_FILES},
+            attachments={
+                n: data for n, data in files.items() if n not in (*REQUIRED_FILES, CARD_PAGE)
+            },
             multi_label=facts["multi_label"],
             pooling=facts["pooling"],
             background_class=facts["background_class"],
@@ -295,11 +299,14 @@ def _serialize(bundle: Bundle) -> dict[str, bytes]:
     except (TypeError, ValueError) as error:
         raise BundleError(f"the bundle's facts do not fit into JSON: {error}") from error
     golden = {"x": bundle.golden_x_BCHW, "probs": bundle.golden_probs_BK}
+    told = json.loads(facts_json)
+    card = model_card(told, sorted(bundle.attachments))
     return {
         FACTS: facts_json.encode(),
         WEIGHTS: _tensor_bytes(bundle.state_dict),
         GOLDEN: _tensor_bytes(golden),
-        CARD: model_card(json.loads(facts_json), sorted(bundle.attachments)).encode(),
+        CARD: card.encode(),
+        CARD_PAGE: card_page(card, told, bundle.attachments).encode(),
         **bundle.attachments,
     }
 

@@ -28,6 +28,8 @@ FACTS, WEIGHTS, GOLDEN, CARD = (
     "golden.safetensors",
     "MODEL_CARD.md",
 )
+# The card with its pictures, for people; bundles of before have none.
+CARD_PAGE = "card.html"
 REQUIRED_FILES = (FACTS, WEIGHTS, GOLDEN, CARD)
 # Of bundles that are proven from encoded files on, see golden_files.py.
 GOLDEN_FILES = "golden_files.zip"
@@ -141,7 +143,7 @@ def parse_sums(sums: bytes, uri: str) -> dict[str, str]:
                 f"{join(uri, SUMS)} has a line that is none of its own (line {number})"
             )
         sha256, name = match.groups()
-        if name not in REQUIRED_FILES and not ATTACHMENT.fullmatch(name):
+        if name not in (*REQUIRED_FILES, CARD_PAGE) and not ATTACHMENT.fullmatch(name):
             raise BundleError(f"{join(uri, SUMS)} names {name!r}, which no bundle holds")
         by_name[name] = sha256
     absent = [name for name in REQUIRED_FILES if name not in by_name]

@@ -6,6 +6,7 @@ published row; its picture is what the run left of it.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Final
 
 from imgcls.pages.kit import Part, data_uri, link_of
@@ -16,11 +17,11 @@ from imgcls.report.choose import (
     Row,
     Shown,
     carried_by,
+    has_answer,
     key_of,
     probability_of,
 )
 from imgcls.report.names import Name, plain_names
-from imgcls.schema import Status
 
 WITH_CSV: Final = ("positive", "review", "failed")
 _THUMBNAIL_PX: Final = 160
@@ -91,8 +92,24 @@ def picture_key(row: Row) -> tuple[str, Key]:
     return row["run_id"], key_of(row)
 
 
-def lists_of(chosen: Chosen, pictures: Pictures, name: Name) -> list[Part]:
-    """Return the lists of the page, what matters most first."""
+def picture_keys(row: Row) -> list[tuple[str, Key]]:
+    """Return what may name the picture of a row; a unit's may be of an earlier run."""
+    of_unit = [(run_id, key_of(row)) for run_id in row.get("runs") or ()]
+    return of_unit or [picture_key(row)]
+
+
+def lists_of(
+    chosen: Chosen, pictures: Pictures, name: Name, dates: Mapping[str, str], prefix: str = ""
+) -> list[Part]:
+    """Return the lists of a page, what matters most first.
+
+    Args:
+        chosen: what is shown.
+        pictures: of it.
+        name: how names of objects, and carried values, are shown.
+        dates: of runs, where a page shows several.
+        prefix: of the names of the files beside the page.
+    """
     lists: list[tuple[str, str, str, Shown]] = []
     if chosen.by_decision:
         lists += [
@@ -102,7 +119,7 @@ def lists_of(chosen: Chosen, pictures: Pictures, name: Name) -> list[Part]:
             ("review", "To review", "Too close to the threshold to decide; most probable first.",
              chosen.review),
         ]  # fmt: skip
-    elif chosen.num_ok:
+    elif chosen.unsure.num_all:
         lists.append(("unsure", "Least sure", "Where the best class has the lowest probability.",
                       chosen.unsure))  # fmt: skip
     lists += [
@@ -112,10 +129,10 @@ def lists_of(chosen: Chosen, pictures: Pictures, name: Name) -> list[Part]:
     ]  # fmt: skip
     parts = []
     for key, title, remark, shown in lists:
-        cards = [card_of(row, pictures.get(picture_key(row)), name) for row in shown.rows()]
+        cards = [card_of(row, picture_of(row, pictures), name, dates) for row in shown.rows()]
         # A sample is not a list that continues behind what is shown.
         num_all = len(cards) if key == "sample" else shown.num_all
-        csv = f"{key}.csv" if key in WITH_CSV and cards else ""
+        csv = f"{prefix}{key}.csv" if key in WITH_CSV and cards else ""
         parts.append(Part(key, title, "cards.html", CardList(remark, num_all, cards, csv), num_all))
     return parts
 
@@ -128,38 +145,56 @@ def heatmaps_of(picture: Picture | None, whose: str = "") -> list[Heatmap]:
     return [Heatmap(data_uri(picture.heatmap, "image/png"), caption)]
 
 
-def card_of(row: Row, picture: Picture | None, name: Name) -> Card:
-    """Return a row as the page shows it."""
+def picture_of(row: Row, pictures: Pictures) -> Picture | None:
+    """Return the picture of a row, where there is one."""
+    return next((pictures[key] for key in picture_keys(row) if key in pictures), None)
+
+
+def card_of(
+    row: Row, picture: Picture | None, name: Name, dates: Mapping[str, str] = MappingProxyType({})
+) -> Card:
+    """Return a row as the page shows it; `dates` are those of runs, where a page shows several."""
     width, height = row["width_px"] or 0, row["height_px"] or 0
     shrink = _THUMBNAIL_PX / max(width, height, 1)
-    folder, _, last = row["uri"].rpartition("/")
-    member = row.get("member") or ""
+    uri, member = row["uri"] or "", row.get("member") or ""
+    folder, _, last = uri.rpartition("/")
+    image, where = name(member or last), name(uri if member else folder)
     frame = row.get("frame")
-    facts = [f"{width} x {height}" if width else "", row.get("format") or ""]
+    facts = [dates.get(row["run_id"], ""), f"{width} x {height}" if width else ""]
+    facts += [row.get("format") or "", _of_unit(row)]
     facts.append("" if frame is None else f"frame {frame}")
     # The most probable class, which a low threshold need not ask for.
     facts.append(f"most probable: {_top(row)}" if row.get("decision") else "")
     place = tuple(row.get(key) for key in PLACE)
     decision = row.get("decision")
-    is_ok = row["status"] == Status.OK
+    is_ok, unit = has_answer(row), row.get("unit")
+    if unit is not None and "num_images" in row:
+        image, where = name(unit), name(uri)
     return Card(
-        name=name(member or last),
-        folder=name(row["uri"] if member else folder),
-        link=link_of(row["uri"]) if name is plain_names else "",
+        name=image,
+        folder=where,
+        link=link_of(uri) if name is plain_names else "",
         picture=data_uri(picture.thumbnail, "image/jpeg") if picture else "",
         picture_px=(max(1, round(width * shrink)), max(1, round(height * shrink))),
         size_px=(width, height),
         box=None if None in place else place,  # type: ignore[arg-type]
         answer=_answer(row) if is_ok else row["status"].replace("_", " "),
         probability=probability_of(row) if is_ok else None,
-        reason=row["error"] or "",
+        reason="" if is_ok and row["status"] == "ok" else row["error"] or "",
         facts=" · ".join(filter(None, facts)),
-        columns={
-            key: name(str(row[key])) for key in carried_by(row) if row[key] is not None
-        },
+        columns=({} if unit is None else {"unit": name(unit)})
+        | {key: name(str(row[key])) for key in carried_by(row) if row[key] is not None},
         tone=(decision or "") if is_ok else "failed",
         heatmaps=heatmaps_of(picture),
     )  # fmt: skip
+
+
+def _of_unit(row: Row) -> str:
+    """Say how many images of a unit gave its answer."""
+    if "num_images" not in row:
+        return ""
+    count = row["num_images"]
+    return f"{row['num_ok']} of {count} image{'' if count == 1 else 's'}"
 
 
 def _answer(row: Row) -> str:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from imgcls.runs.facts import lot_of
-from imgcls.schema import ROW_COLUMNS, Status
+from imgcls.schema import GROUPS_SCHEMA, ROW_COLUMNS, Status, UnitStatus
 
 LIMIT: Final = {"positive": 200, "review": 200, "unsure": 60, "failed": 100, "sample": 48}
 
@@ -20,6 +20,8 @@ SLICE: Final = "slice:"
 PLACE: Final = ("x_px", "y_px", "w_px", "h_px")
 # A carried column with more values tells images apart, not kinds of them.
 _MAX_SLICES: Final = 40
+
+_OWN_COLUMNS: Final = ROW_COLUMNS | set(GROUPS_SCHEMA.names)
 
 Row = dict[str, Any]
 Key = tuple[str, str, int]
@@ -104,35 +106,38 @@ class Chosen:
         few = {name: slices.images for name, slices in self.by_column.items() if slices.are_few}
         return counts | {f"{SLICE}{name}": images for name, images in few.items()}
 
-    @property
-    def num_ok(self) -> int:
-        """Rows with an answer."""
-        return self.by_status[Status.OK]
 
-
-def choose(
-    rows: Iterator[Row], each: Callable[[str, Row], None] = lambda _list, _row: None
-) -> Chosen:
-    """Read the rows of a night once.
-
-    Args:
-        rows: all of them.
-        each: told every row of every list but the sample, shown or not, with the list's name.
-    """
-    chosen = Chosen(
+def nothing_chosen() -> Chosen:
+    """Return what no row has been added to."""
+    return Chosen(
         positive=Shown(LIMIT["positive"], lambda row: -_probability(row)),
         review=Shown(LIMIT["review"], lambda row: -_probability(row)),
         unsure=Shown(LIMIT["unsure"], _probability),
         failed=Shown(LIMIT["failed"], lambda row: 0.0),
         sample=Shown(LIMIT["sample"], lambda row: lot_of(row["uri"], row.get("member"))),
     )
+
+
+def choose(
+    chosen: Chosen,
+    rows: Iterator[Row],
+    each: Callable[[str, Row], None] = lambda _list, _row: None,
+) -> dict[str, Counter[str]]:
+    """Read the rows of a night once; return its counts, as `Chosen.counts`.
+
+    Args:
+        chosen: what they are added to.
+        rows: all of them.
+        each: told every row of every list but the sample, shown or not, with the list's name.
+    """
+    before = {name: counts.copy() for name, counts in chosen.counts().items()}
     for row in rows:
         chosen.by_status[row["status"]] += 1
         chosen.is_medical |= row.get("format") == "dicom"
         for name in carried_by(row):
             if row[name] is not None:
                 chosen.by_column.setdefault(name, Slices()).add(row, str(row[name]))
-        if row["status"] != Status.OK:
+        if not has_answer(row):
             chosen.failed.add(row)
             each("failed", row)
             continue
@@ -146,12 +151,17 @@ def choose(
         if decision in ("positive", "review"):
             (chosen.positive if decision == "positive" else chosen.review).add(row)
             each(decision, row)
-    return chosen
+    return {name: counts - before.get(name, Counter()) for name, counts in chosen.counts().items()}
 
 
 def carried_by(row: Row) -> list[str]:
     """Return the names of the columns that a row has from its source."""
-    return [name for name in row if name not in ROW_COLUMNS]
+    return [name for name in row if name not in _OWN_COLUMNS]
+
+
+def has_answer(row: Row) -> bool:
+    """Tell whether an image, or a unit, has one."""
+    return row["status"] in (Status.OK, UnitStatus.INCOMPLETE)
 
 
 def probability_of(row: Row) -> float | None:

@@ -13,11 +13,20 @@ from typing import IO, Final
 from imgcls.inert import in_csv
 from imgcls.report.choose import PLACE, Row
 from imgcls.report.names import Name
-from imgcls.schema import ROW_COLUMNS
+from imgcls.schema import GROUPS_SCHEMA, ROW_COLUMNS
 
 _FIRST: Final = (
-    *("uri", "member", "frame", "decision", "threshold_id", "calibrated_prob", "class_name"),
-    *("labels", "confidence", *PLACE, "status", "error"),
+    *(
+        "unit",
+        "uri",
+        "member",
+        "frame",
+        "decision",
+        "threshold_id",
+        "calibrated_prob",
+        "class_name",
+    ),
+    *("labels", "confidence", *PLACE, "status", "error", "run_id"),
 )
 _IN_MEMORY: Final = 4 << 20
 
@@ -29,7 +38,7 @@ class CsvLists:
     """
 
     def __init__(self, columns: Sequence[str], name: Name) -> None:
-        carried = [key for key in columns if key not in ROW_COLUMNS]
+        carried = [key for key in columns if key not in (*ROW_COLUMNS, *GROUPS_SCHEMA.names)]
         self._columns = [*(key for key in _FIRST if key in columns), *carried]
         self._name = name
         self._files: dict[str, IO[bytes]] = {}
@@ -63,5 +72,5 @@ def _cell(column: str, value: object, name: Name) -> str:
     if isinstance(value, float):
         return f"{value:.6g}"
     text = "; ".join(map(str, value)) if isinstance(value, list) else str(value)
-    is_name = column in ("uri", "member") or column not in ROW_COLUMNS
+    is_name = column in ("unit", "uri", "member") or column not in ROW_COLUMNS
     return in_csv(name(text) if is_name else text)

@@ -8,6 +8,7 @@ in pages/templates/parts fits.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from imgcls.errors import ImgclsError
@@ -16,49 +17,112 @@ from imgcls.pages.kit import Page, Part, render
 from imgcls.report.cards import Pictures, lists_of
 from imgcls.report.choose import Chosen
 from imgcls.report.names import Name
-from imgcls.report.sentence import sentence_of
+from imgcls.report.read import Night, report_of
+from imgcls.report.sentence import sentence_of, sentence_of_units
 from imgcls.report.tables import Counts, numbers_of
 from imgcls.runs.published import Manifest
+from imgcls.schema import Status
 from imgcls.storage.uri import join
 
 
 def render_night(
-    folder: str,
-    manifest: Manifest,
+    night: Night,
     chosen: Chosen,
     pictures: Pictures,
-    nights: Sequence[Counts],
-    told: Mapping[str, Any],
+    counts: Sequence[Counts],
     name: Name,
 ) -> str:
-    """Return report.html.
+    """Return the page of a night.
 
     Args:
-        folder: where the night is published.
-        manifest: of it.
+        night: the night.
         chosen: what was found in its rows.
         pictures: of the rows that are shown.
-        nights: counts of it, the last, and of those before.
-        told: what the run told of its work.
+        counts: of it, the last, and of the nights before.
         name: how names of objects, and carried values, are shown.
     """
+    manifest, describe = night.manifest, sentence_of_units if night.by_unit else sentence_of
     parts = [
-        numbers_of(chosen, nights, name),
-        *lists_of(chosen, pictures, name),
+        numbers_of(chosen, counts, name),
+        *lists_of(chosen, pictures, name, {}, prefix="unit-" if night.by_unit else ""),
         verdict_of(manifest.model_uri),
-        Part("run", "The run", "facts.html", _run_facts(manifest, told)),
+        Part("run", "The run", "facts.html", _run_facts(manifest, report_of(night.run))),
     ]
     return render(
         Page(
             title=f"{manifest.date} · {manifest.model}",
             above=f"{manifest.date} · run {manifest.run_id}",
-            headline=sentence_of(chosen.by_status, chosen.by_decision),
+            headline=describe(chosen.by_status, chosen.by_decision),
             remarks=_remarks(manifest),
             parts=parts,
-            below=f"Rows of this night: {folder}",
-            is_medical=chosen.is_medical,
+            below=f"Rows of this night: {night.folder}",
+            is_medical=chosen.is_medical or manifest.unit.startswith("dicom:"),
         )
     )
+
+
+def render_nights(
+    nights: Sequence[Night],
+    chosen: Chosen,
+    pictures: Pictures,
+    counts: Sequence[Counts],
+    name: Name,
+) -> str:
+    """Return one page of several nights, the latest last; the arguments are as above."""
+    first, last = nights[0].manifest, nights[-1].manifest
+    by_unit = nights[-1].by_unit
+    describe = sentence_of_units if by_unit else sentence_of
+    dates = {night.manifest.run_id: night.manifest.date for night in nights}
+    prefix = "nights-unit-" if by_unit else "nights-"
+    parts = [
+        Part("nights", "Nights", "nights.html", _lines_of(nights, counts), len(nights)),
+        numbers_of(chosen, counts, name),
+        *lists_of(chosen, pictures, name, dates, prefix=prefix),
+        verdict_of(last.model_uri),
+    ]
+    return render(
+        Page(
+            title=f"{first.date} to {last.date} · {last.model}",
+            above=f"{first.date} to {last.date} · {len(nights)} runs together",
+            headline=describe(chosen.by_status, chosen.by_decision),
+            remarks=["An image that several runs scored is counted once for each."],
+            parts=parts,
+            below=f"Rows of these nights: {nights[-1].output}",
+            is_medical=chosen.is_medical or last.unit.startswith("dicom:"),
+        )
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class NightLine:
+    """One night among several, for the template nights.html; None where it is not known."""
+
+    date: str
+    run_id: str
+    model: str
+    num_images: int
+    num_ok: int
+    num_positive: int | None
+    num_review: int | None
+
+
+def _lines_of(nights: Sequence[Night], counts: Sequence[Counts]) -> list[NightLine]:
+    lines = []
+    for night, counted in zip(nights, counts, strict=True):
+        decisions = counted.get("decision")
+        status, manifest = counted["status"], night.manifest
+        lines.append(
+            NightLine(
+                manifest.date,
+                manifest.run_id,
+                manifest.model_uri.rpartition("/")[2],
+                status.total(),
+                status[Status.OK],
+                decisions["positive"] if decisions else None,
+                decisions["review"] if decisions else None,
+            )
+        )
+    return lines[::-1]
 
 
 def verdict_of(model_uri: str) -> Part:

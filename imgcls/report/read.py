@@ -4,10 +4,11 @@ In: a published folder and its manifest. Out: rows, thumbnails, counts. Invarian
 and at most one batch of rows of one part is in memory as Python values.
 """
 
-import io
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Final
 
 import pyarrow.parquet as pq
@@ -16,33 +17,65 @@ from imgcls.errors import ObjectMissingError, SourceError
 from imgcls.report.cards import Picture
 from imgcls.report.choose import Chosen, Key, Row, key_of
 from imgcls.runs.commits import read_commits
-from imgcls.runs.facts import read_facts
-from imgcls.runs.published import Manifest
+from imgcls.runs.facts import iter_facts
+from imgcls.runs.published import Manifest, Part, TableFile, open_part
 from imgcls.runs.run import Run
 from imgcls.schema import WIDE_COLUMNS
 from imgcls.storage.json_text import parse_object
 from imgcls.storage.objects import put, read
-from imgcls.storage.uri import join
 
-_ROWS_AT_A_TIME: Final = 2048
+_ROWS_AT_A_TIME: Final = 512
 _OF_A_PICTURE: Final = ("uri", "member", "frame", "thumbnail", "heatmap", "heatmap_class")
+# What the answer of a unit has no column for, and those of its columns that are for programs.
+_NO_IMAGE: Final[Row] = dict.fromkeys(("format", "width_px", "height_px", "error"))
+_OF_UNITS: Final = ("rule", "version", "replaces_run_id")
 
 
-def rows_of(folder: str, manifest: Manifest) -> Iterator[Row]:
-    """Yield the published rows, without their wide columns, in order."""
-    for part in manifest.parts:
-        file = pq.ParquetFile(io.BytesIO(read(join(folder, part.path))))
-        columns = [name for name in file.schema_arrow.names if name not in WIDE_COLUMNS]
-        for batch in file.iter_batches(_ROWS_AT_A_TIME, columns=columns):
-            yield from batch.to_pylist()
+@dataclass(frozen=True, slots=True)
+class Night:
+    """A published run as a page reads it: its rows, or the answers of its units.
+
+    Attributes:
+        output: of the run.
+        folder: where it is published.
+        manifest: of it.
+        by_unit: one row per unit, by the image that decided, instead of one per image.
+    """
+
+    output: str
+    folder: str
+    manifest: Manifest
+    by_unit: bool = False
+
+    @property
+    def run(self) -> Run:
+        """The run."""
+        return Run(self.output, self.manifest.run_id)
+
+    def rows(self) -> Iterator[Row]:
+        """Yield the rows, without their wide columns, in order."""
+        for file in self._files():
+            columns = _narrow(file)
+            for batch in file.iter_batches(_ROWS_AT_A_TIME, columns=columns, use_threads=False):
+                for row in batch.to_pylist():
+                    yield _NO_IMAGE | row | {"error": row["statuses"]} if self.by_unit else row
+
+    def columns(self) -> list[str]:
+        """Return the columns that a page may show, in their order."""
+        return next(map(_narrow, self._files()), [])
+
+    def _files(self) -> Iterator[pq.ParquetFile]:
+        files: Sequence[Part | TableFile] = self.manifest.parts
+        folder = self.folder
+        if self.by_unit:
+            files, folder = self.manifest.groups, self.run.table("groups", self.manifest.date)
+        for file in files:
+            yield open_part(folder, file)
 
 
-def columns_of(folder: str, manifest: Manifest) -> list[str]:
-    """Return the columns of a night that a page may show, in their order."""
-    for part in manifest.parts:
-        names = pq.read_schema(io.BytesIO(read(join(folder, part.path)))).names
-        return [name for name in names if name not in WIDE_COLUMNS]
-    return []
+def _narrow(file: pq.ParquetFile) -> list[str]:
+    left_out = (*WIDE_COLUMNS, *_OF_UNITS)
+    return [name for name in file.schema_arrow.names if name not in left_out]
 
 
 def pictures_of(run: Run, keys: Iterable[Key]) -> dict[tuple[str, Key], Picture]:
@@ -50,14 +83,12 @@ def pictures_of(run: Run, keys: Iterable[Key]) -> dict[tuple[str, Key], Picture]
     wanted, found = set(keys), dict[tuple[str, Key], Picture]()
     for commit in read_commits(run) if wanted else ():
         try:
-            facts = read_facts(run, commit)
+            for row in chain.from_iterable(iter_facts(run, commit, _OF_A_PICTURE)):
+                if row["thumbnail"] and key_of(row) in wanted:
+                    heatmap, of_class = row.get("heatmap"), row.get("heatmap_class") or ""
+                    found[run.run_id, key_of(row)] = Picture(row["thumbnail"], heatmap, of_class)
         except ObjectMissingError:
             continue  # somebody removed them: a page without pictures
-        names = [name for name in _OF_A_PICTURE if name in facts.column_names]
-        for row in facts.select(names).to_pylist():
-            if row["thumbnail"] and key_of(row) in wanted:
-                heatmap, of_class = row.get("heatmap"), row.get("heatmap_class") or ""
-                found[run.run_id, key_of(row)] = Picture(row["thumbnail"], heatmap, of_class)
     return found
 
 

@@ -7,15 +7,15 @@ only its owner may read it.
 
 import hashlib
 import io
-from collections.abc import Iterable
-from typing import Final
+from collections.abc import Iterable, Iterator
+from typing import Any, Final
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from imgcls.runs.commits import Commit
 from imgcls.runs.run import Run
-from imgcls.storage.objects import read
+from imgcls.storage.objects import put, read
 
 FACTS_SCHEMA: Final = pa.schema(
     [
@@ -47,6 +47,9 @@ FACTS_SCHEMA: Final = pa.schema(
     ]
 )
 
+_ROWS_AT_A_TIME: Final = 512
+PICTURE_COLUMNS: Final = ("thumbnail", "heatmap")
+
 
 def read_facts(run: Run, commit: Commit) -> pa.Table:
     """Return the facts of a shard; no rows where its commit names none.
@@ -57,6 +60,36 @@ def read_facts(run: Run, commit: Commit) -> pa.Table:
     if not commit.facts:
         return FACTS_SCHEMA.empty_table()
     return pq.read_table(io.BytesIO(read(run.file(commit.facts))))
+
+
+def iter_facts(run: Run, commit: Commit, columns: Iterable[str]) -> Iterator[list[dict[str, Any]]]:
+    """Yield rows of the facts of a shard, some at a time: pictures are large.
+
+    Raises:
+        ObjectMissingError: they were removed.
+    """
+    if not commit.facts:
+        return
+    file = pq.ParquetFile(io.BytesIO(read(run.file(commit.facts))))
+    there = [name for name in columns if name in file.schema_arrow.names]
+    for batch in file.iter_batches(_ROWS_AT_A_TIME, columns=there, use_threads=False):
+        yield batch.to_pylist()
+
+
+def remove_pictures(uri: str, *, dry_run: bool = False) -> bool:
+    """Take the pictures out of the facts of a shard; return whether there were any."""
+    facts = pq.read_table(io.BytesIO(read(uri)))
+    names = [name for name in PICTURE_COLUMNS if name in facts.column_names]
+    if all(facts[name].null_count == facts.num_rows for name in names):
+        return False
+    if not dry_run:
+        for name in names:
+            none = pa.nulls(facts.num_rows, pa.binary())
+            facts = facts.set_column(facts.column_names.index(name), name, none)
+        buffer = io.BytesIO()
+        pq.write_table(facts, buffer)
+        put(uri, buffer.getvalue(), is_private=True)
+    return True
 
 
 def sum_greys(commits: Iterable[Commit]) -> dict[str, int]:

@@ -99,8 +99,8 @@ def read_manifest(folder: str) -> Manifest | None:
     return parse_record(data, what, SourceError, Manifest, format_version=FORMAT_VERSION)
 
 
-def read_columns(folder: str, part: Part | TableFile, wanted: Iterable[str]) -> pa.Table:
-    """Read some columns of a part, those that it has, and no more bytes than they take.
+def open_part(folder: str, part: Part | TableFile) -> pq.ParquetFile:
+    """Open a part, to read some columns of it, and no more bytes than they take.
 
     Wide columns make nearly all of a part: a night must not read them to know what is published.
 
@@ -111,13 +111,29 @@ def read_columns(folder: str, part: Part | TableFile, wanted: Iterable[str]) -> 
     # A part is written once: its name is its version.
     info = ObjectInfo(uri, "", part.size_bytes, EPOCH, None)
     try:
-        file = pq.ParquetFile(RangedFile(info, reads_ahead=False), pre_buffer=False)
-        there = set(file.schema_arrow.names)
+        return pq.ParquetFile(RangedFile(info, reads_ahead=False), pre_buffer=False)
+    except (pa.ArrowException, OSError) as error:
+        raise _damaged(uri, error) from error
+
+
+def read_columns(folder: str, part: Part | TableFile, wanted: Iterable[str]) -> pa.Table:
+    """Read some columns of a part, those that it has.
+
+    Raises:
+        SourceError: as `open_part`.
+    """
+    file = open_part(folder, part)
+    there = set(file.schema_arrow.names)
+    try:
         return file.read(columns=[name for name in wanted if name in there], use_threads=False)
     except (pa.ArrowException, OSError) as error:
-        raise SourceError(
-            f"{uri} is not the file that its {MANIFEST} names ({error}): `imgcls verify` says more"
-        ) from error
+        raise _damaged(join(folder, part.path), error) from error
+
+
+def _damaged(uri: str, error: Exception) -> SourceError:
+    return SourceError(
+        f"{uri} is not the file that its {MANIFEST} names ({error}): `imgcls verify` says more"
+    )
 
 
 def with_comparable_etags(table: pa.Table) -> pa.Table:

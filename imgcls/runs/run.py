@@ -27,9 +27,13 @@ _OF_A_RUN: Final = re.compile(
     r"|(?:pages|pictures)/[^/]+\.(?:html|csv|png|webp))$"
     r"|/date=[^/]+/run=[^/]+/(?:part-[0-9]+\.parquet|_manifest\.json)$"
     r"|/_(?:tiles|groups)/date=[^/]+/run=[^/]+/[^/]+\.parquet$"
+    r"|/_pages/[^/]+\.(?:html|csv)$"
     r"|/_(?:lease|store_probe|clock)\.json$|/_delta_log/[^/]+\.(?:json|parquet)$"
     r"|/(?:results(?:-units)?\.csv|latest\.sql)$|/_reports/[^/]+\.dcm$"
 )
+# Pages and pictures: `gc --pictures-older-than` takes them away, and nothing else of a run.
+_FOR_EYES: Final = re.compile(rf"/(?:{_RUNS}/[^/]+/(?:pages|pictures)|_pages)/[^/]+$")
+_FACTS: Final = re.compile(rf"/{_RUNS}/[^/]+/facts/[^/]+\.parquet$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,6 +185,11 @@ def runs_folder(output: str) -> str:
     return f"{join(output, _RUNS)}/"
 
 
+def pages_folder(output: str) -> str:
+    """Return the folder of pages that show several runs; it ends in "/"."""
+    return f"{join(output, '_pages')}/"
+
+
 def list_run_ids(output: str) -> Iterator[str]:
     """Yield the ids of all planned runs of an output."""
     for info in list_objects(runs_folder(output)):
@@ -195,3 +204,13 @@ def is_of_a_run(uri: str) -> bool:
     An output that lies in a source, also by a link, would be scored again every night.
     """
     return _OF_A_RUN.search(uri) is not None
+
+
+def is_for_eyes(uri: str) -> bool:
+    """Return whether an object of a run is a page, a list beside it, or a picture."""
+    return _FOR_EYES.search(uri) is not None
+
+
+def is_facts(uri: str) -> bool:
+    """Return whether an object is what a shard measured of its images, thumbnails among it."""
+    return _FACTS.search(uri) is not None

@@ -167,7 +167,7 @@ def test_sha256sum_checks_the_folder(stored: Path) -> None:
     result = subprocess.run(
         ["sha256sum", "-c", "SHA256SUMS"], cwd=stored, capture_output=True, text=True, check=True
     )
-    assert result.stdout.count("OK") == 4
+    assert result.stdout.count("OK") == 5
 
 
 def test_digest_is_the_sha256_of_the_sums(stored: Path) -> None:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from imgcls.model.model_card import model_card
+from imgcls.model.card.model_card import model_card
 
 
 def facts(training: dict[str, Any], **others: Any) -> dict[str, Any]:

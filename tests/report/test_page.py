@@ -3,6 +3,8 @@
 import csv
 import hashlib
 import io
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,9 +13,11 @@ import pyarrow as pa
 import pytest
 
 from imgcls.config.scoring import ReportConfig
+from imgcls.errors import ConfigError
 from imgcls.inert import from_csv
 from imgcls.model.registry import register
 from imgcls.report.make import make_page, report
+from imgcls.report.read import Night
 from imgcls.runs.run import Run
 from tests.report.browser import opened
 from tests.report.nights import publish_night, row_of
@@ -153,7 +157,7 @@ def test_a_night_resumed_shows_the_same_sample(tmp_path: Path) -> None:
     for name in ("a", "b"):
         output = str(tmp_path / name)
         folder, manifest = publish_night(output, rows(600))
-        text = Path(make_page(output, folder, manifest, [manifest])).read_text()
+        text = Path(make_page(Night(output, folder, manifest), [manifest])).read_text()
         pages.append(hashlib.sha256(text.replace(output, "").encode()).hexdigest())
     assert pages[0] == pages[1]
 
@@ -227,6 +231,84 @@ def test_the_page_says_what_the_card_of_its_model_says(tmp_path: Path) -> None:
     publish_night(str(tmp_path / "gone"), rows(20))
     with opened(report(ReportConfig(str(tmp_path / "gone")))["page"]) as shown:
         assert "/nowhere/strips/v4" in shown.page.inner_text("#model")
+
+
+def test_a_full_disk_leaves_no_half_page_and_the_next_start_makes_it(tmp_path: Path) -> None:
+    output = str(tmp_path)
+    publish_night(output, rows(300))
+    code = (
+        "import resource, signal, sys\n"
+        "from imgcls.report.make import make_missing_pages\n"
+        "from imgcls.runs.published import list_published\n"
+        "if sys.argv[2] == 'full':\n"
+        "    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))\n"
+        "print(make_missing_pages(sys.argv[1], list(list_published(sys.argv[1]))))\n"
+    )
+    started = [
+        subprocess.run(
+            [sys.executable, "-c", code, output, disk], capture_output=True, text=True, check=False
+        )
+        for disk in ("full", "free")
+    ]
+    full, free = started
+    assert full.returncode != 0
+    assert "report.html" in full.stderr or "too large" in full.stderr.lower(), full.stderr
+    assert free.returncode == 0, free.stderr
+    page = Path(Run(output, "nightly-2026-11-24").page("report.html"))
+    assert free.stdout.split() == [str(page)]
+    assert page.read_text().rstrip().endswith("</html>")
+    left = {path.suffix for path in page.parent.iterdir()}
+    assert left == {".html", ".csv"}, "no half file stays"
+
+
+def test_a_page_is_printed_to_paper(tmp_path: Path) -> None:
+    publish_night(str(tmp_path / "out"), rows(600))
+    made = report(ReportConfig(str(tmp_path / "out")))
+    paper = tmp_path / "page.pdf"
+    with opened(made["page"]) as shown:
+        num_cards = shown.page.locator("li.card").count()
+        shown.page.emulate_media(media="print")
+        assert not shown.page.is_visible("form.tools")
+        wide = "document.documentElement.scrollWidth > document.documentElement.clientWidth"
+        assert not shown.page.evaluate(wide)
+        shown.page.pdf(path=str(paper), format="A4", print_background=True)
+    data = paper.read_bytes()
+    assert data.startswith(b"%PDF-")
+    num_pages = data.count(b"/Type /Page\n") or data.count(b"/Type /Page")
+    assert 2 <= num_pages <= num_cards / 8, "several cards share a sheet"
+
+
+def test_several_nights_are_one_page(tmp_path: Path) -> None:
+    output = str(tmp_path)
+    for day, count in ((22, 100), (23, 200), (24, 300)):
+        publish_night(output, rows(count), run_id=f"nightly-2026-11-{day}", day=day)
+    made = report(ReportConfig(output, last=2))
+    assert made["page"] == str(tmp_path / "_pages" / "nights.html")
+    night = [*rows(200), *rows(300)]
+    num_positive = sum(row["decision"] == "positive" for row in night)
+    for width in (1280, 390):
+        with opened(made["page"], width=width) as shown:
+            assert shown.complaints == []
+            assert sentence(shown.page).startswith("500 images")
+            assert f"{num_positive} positive" in sentence(shown.page)
+            lines = shown.page.locator("#nights tbody tr").all_inner_texts()
+            assert [line.split()[:2] for line in lines] == [
+                ["2026-11-24", "nightly-2026-11-24"], ["2026-11-23", "nightly-2026-11-23"],
+            ]  # fmt: skip
+            first = shown.page.inner_text("#positive-list li:first-child")
+            assert "2026-11-2" in first
+            assert shown.page.locator("#positive-list img").count() == num_positive
+    with opened(made["page"], bypass_csp=True) as shown:
+        assert shown.serious_findings() == []
+    text = (tmp_path / "_pages" / "nights-positive.csv").read_text("utf-8-sig")
+    listed = list(csv.DictReader(io.StringIO(text)))
+    assert len(listed) == num_positive
+    assert {row["run_id"] for row in listed} == {"nightly-2026-11-23", "nightly-2026-11-24"}
+    with pytest.raises(ConfigError, match="--run-id"):
+        report(ReportConfig(output, run_id="nightly-2026-11-24", last=2))
+    with pytest.raises(ConfigError, match="has no units"):
+        report(ReportConfig(output, unit=True))
 
 
 def test_a_large_night_makes_a_small_page(tmp_path: Path) -> None:

@@ -10,14 +10,16 @@ import re
 from collections import defaultdict
 from contextlib import nullcontext
 from datetime import UTC, datetime, timedelta
+from itertools import chain
 from typing import Any
 
 from imgcls.config.choices import check_name
 from imgcls.config.scoring import GcConfig, RollbackConfig
 from imgcls.errors import ConfigError, ObjectExistsError, SourceError
+from imgcls.runs.facts import remove_pictures
 from imgcls.runs.plan import Plan, read_plan
 from imgcls.runs.published import MANIFEST, read_manifest
-from imgcls.runs.run import Run, runs_folder
+from imgcls.runs.run import Run, is_facts, is_for_eyes, pages_folder, runs_folder
 from imgcls.scoring.publishing.after_night import undo_after_night
 from imgcls.scoring.publishing.lease import Lease
 from imgcls.scoring.publishing.tables import unnamed_files
@@ -93,6 +95,8 @@ def gc(config: GcConfig) -> dict[str, Any]:
     """
     age = parse_age(config.older_than)
     output = canonical(config.output)
+    if config.pictures_older_than:
+        parse_age(config.pictures_older_than, "--pictures-older-than")
     runs = runs_folder(output)
     by_run: dict[str, list[ObjectInfo]] = defaultdict(list)
     removed: list[ObjectInfo] = []
@@ -108,6 +112,8 @@ def gc(config: GcConfig) -> dict[str, Any]:
                 removed += _garbage(Run(output, run_id), infos, before, abandoned=config.abandoned)
             _remove(removed, dry_run=config.dry_run)
     _abort(uploads, dry_run=config.dry_run)
+    # Last: what it writes again looks young.
+    of_pictures = _remove_old_pictures(config, output) if config.pictures_older_than else {}
     return {
         "output": output,
         "runs": len(by_run),
@@ -115,7 +121,25 @@ def gc(config: GcConfig) -> dict[str, Any]:
         "removed_bytes": sum(info.size_bytes for info in removed),
         "uploads_aborted": len(uploads),
         "dry_run": config.dry_run,
-    }
+    } | of_pictures
+
+
+def _remove_old_pictures(config: GcConfig, output: str) -> dict[str, int]:
+    """Remove pages, pictures and thumbnails of images, however much else of their runs stays."""
+    age = parse_age(config.pictures_older_than, "--pictures-older-than")
+    before = now_of_store(output) - age
+    removed, num_emptied = list[ObjectInfo](), 0
+    for info in chain(list_objects(pages_folder(output)), list_objects(runs_folder(output))):
+        if info.last_modified >= before:
+            continue
+        if is_for_eyes(info.uri):
+            removed.append(info)
+        elif is_facts(info.uri) and remove_pictures(info.uri, dry_run=config.dry_run):
+            log.info("%s of %s", "would remove pictures" if config.dry_run else "removed pictures",
+                     info.uri)  # fmt: skip
+            num_emptied += 1
+    _remove(removed, dry_run=config.dry_run)
+    return {"pages_and_pictures_removed": len(removed), "shards_without_pictures": num_emptied}
 
 
 def now_of_store(output: str) -> datetime:
@@ -174,7 +198,7 @@ def is_published(plan: Plan) -> bool:
     return read_manifest(plan.published) is not None
 
 
-def parse_age(text: str) -> timedelta:
+def parse_age(text: str, flag: str = "--older-than") -> timedelta:
     """Parse an age such as 90m, 24h or 7d.
 
     Raises:
@@ -182,5 +206,5 @@ def parse_age(text: str) -> timedelta:
     """
     match = _AGE.fullmatch(text)
     if match is None:
-        raise ConfigError(f"--older-than {text!r}: write a number and s, m, h or d, such as 24h")
+        raise ConfigError(f"{flag} {text!r}: write a number and s, m, h or d, such as 24h")
     return timedelta(**{_UNIT[match[2]]: int(match[1])})

@@ -1,3 +1,6 @@
+import os
+import time
+from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -7,6 +10,7 @@ import pytest
 from imgcls.config.scoring import (
     GcConfig,
     NightlyConfig,
+    ReportConfig,
     RollbackConfig,
     ScoreConfig,
     VerifyConfig,
@@ -15,7 +19,11 @@ from imgcls.demo.embedded_s3 import EmbeddedS3
 from imgcls.errors import ConfigError
 from imgcls.nightly import nightly
 from imgcls.report import make
+from imgcls.report.make import report
+from imgcls.runs.commits import read_commits
+from imgcls.runs.facts import read_facts
 from imgcls.runs.published import list_published
+from imgcls.runs.run import Run
 from imgcls.scoring.driver import score
 from imgcls.scoring.publishing import publish as publishing
 from imgcls.scoring.publishing import retention
@@ -44,6 +52,49 @@ def test_rollback_takes_the_pictures_of_a_night_with_it(night: NightlyConfig) ->
     rollback(RollbackConfig(night.output, "nightly-2026-11-22"))
     left = [info.uri for info in list_objects(night.output)]
     assert not any("/pages/" in uri or "/facts/" in uri for uri in left)
+
+
+def test_rollback_takes_the_pages_away_that_show_the_night_among_others(
+    night: NightlyConfig,
+) -> None:
+    nightly(night)
+    page = Path(report(ReportConfig(night.output, last=30))["page"])
+    assert page.stat().st_mode & 0o077 == 0
+    rollback(RollbackConfig(night.output, "nightly-2026-11-22"))
+    assert not page.exists()
+
+
+def test_gc_takes_old_pictures_away_and_nothing_else(night: NightlyConfig) -> None:
+    nightly(night)
+    report(ReportConfig(night.output, last=2))
+    run = Run(night.output, "nightly-2026-11-22")
+    commit, other = read_commits(run)
+    before = read_facts(run, commit)
+    assert before["thumbnail"].null_count < before.num_rows
+    old = time.time() - 100 * 86_400
+    for info in list_objects(night.output):
+        os.utime(info.uri, (old, old))
+    config = GcConfig(night.output, older_than="1000d", pictures_older_than="90d")
+    planned = gc(replace(config, dry_run=True))
+    assert Path(run.page("report.html")).exists()
+    result = gc(config)
+    names = ("pages_and_pictures_removed", "shards_without_pictures", "removed")
+    assert [planned[name] for name in names] == [result[name] for name in names]
+    assert result["shards_without_pictures"] == 2
+    assert result["removed"] == 0
+    assert not any("pages/" in info.uri for info in list_objects(night.output))
+    after = read_facts(run, commit)
+    assert after["thumbnail"].null_count == after.num_rows
+    assert read_facts(run, other)["thumbnail"].null_count == other.num_rows
+    assert after.drop(["thumbnail"]).equals(before.drop(["thumbnail"]))
+    assert Path(run.file(commit.facts)).stat().st_mode & 0o077 == 0
+    assert verify(VerifyConfig(night.output))["problems"] == []
+    # What is young stays.
+    page = nightly(night)["page"]
+    gc(config)
+    assert Path(page).exists()
+    with pytest.raises(ConfigError, match="pictures-older-than"):
+        gc(replace(config, pictures_older_than="old"))
 
 
 def test_a_page_that_is_made_while_its_night_is_rolled_back_does_not_stay(

@@ -64,10 +64,10 @@ def model_card(facts: Mapping[str, Any], attachments: Sequence[str] = ()) -> str
         *describe_origin(facts),
         "## Verdict\n\n" + _verdict(facts.get("verdict")),
         *_golden_miss(training),
+        *_pictures(attachments),
         "## Data\n\n" + _data(facts),
         "## Limits\n\n" + _limits(facts, attachments, numbers),
         *numbers,
-        *(f"![{name}]({name})" for name in attachments if name.endswith(".png")),
         "## Use\n\n"
         "    imgcls score --source SRC --model THIS_FOLDER --output OUT\n"
         "    imgcls evaluate --model THIS_FOLDER --data DATA",
@@ -80,6 +80,11 @@ def model_card(facts: Mapping[str, Any], attachments: Sequence[str] = ()) -> str
         f"Created {facts['created_at']}.",
     ]
     return "\n\n".join(sections) + "\n"
+
+
+def _pictures(attachments: Sequence[str]) -> list[str]:
+    shown = [f"![{name}]({name})" for name in attachments if name.endswith(".png")]
+    return ["\n\n".join(["## Pictures", *shown])] if shown else []
 
 
 def _verdict(verdict: Mapping[str, Any] | None) -> str:
