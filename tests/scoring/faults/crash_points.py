@@ -1,17 +1,18 @@
 """Run a night in forked processes that are killed before or after their n-th write.
 
 A program of its own, because a fork wants a process without threads: it imports everything once,
-then forks per point. `python -m tests.scoring.faults.crash_points SOURCE MODEL OUTPUT_ROOT
-[POINT ...]` prints one JSON line per point; without points it continues until a night comes
-through untouched.
+then forks per point. `python -m tests.scoring.faults.crash_points SOURCE MODEL OUTPUT_ROOT` prints
+a line of JSON per point, until a night comes through untouched. Points may be named after it;
+`--about TEXT` counts only writes with TEXT in their name, `--write-tiles` goes to the night.
 """
 
+import argparse
 import itertools
 import json
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from imgcls import logs
@@ -27,17 +28,17 @@ WRITES = ("put", "put_new", "put_if_match")
 CLIENTS = (azure, gcs, s3)
 
 
-def die_at(point: int, when: str) -> None:
-    """Patch every write of every store: the `point`-th one kills this process."""
+def die_at(point: int, when: str, about: str) -> None:
+    """Patch every write of every store: the `point`-th one about something kills this process."""
     counter = iter(range(1, 1_000_000))
 
     def patched(write: Callable[..., str]) -> Callable[..., str]:
-        def write_or_die(*args: Any, **how: Any) -> str:
-            is_the_point = next(counter) == point
+        def write_or_die(name: str, *args: Any, **how: Any) -> str:
+            is_the_point = about in name and next(counter) == point
             if is_the_point and when == "before":
                 os.kill(os.getpid(), signal.SIGKILL)
             try:
-                return write(*args, **how)
+                return write(name, *args, **how)
             finally:
                 # Also after one that was refused, as the probe's are.
                 if is_the_point:
@@ -50,12 +51,12 @@ def die_at(point: int, when: str) -> None:
             setattr(store, name, patched(getattr(store, name)))
 
 
-def run_night(config: NightlyConfig, point: int = 0, when: str = "") -> int:
+def run_night(config: NightlyConfig, point: int = 0, when: str = "", about: str = "") -> int:
     """Run the night in a forked process; return its exit code, negative for a signal."""
     pid = os.fork()
     if pid == 0:
         if point:
-            die_at(point, when)
+            die_at(point, when, about)
         try:
             nightly(config)
         except BaseException:  # noqa: BLE001 - told, and turned into the exit code
@@ -66,21 +67,29 @@ def run_night(config: NightlyConfig, point: int = 0, when: str = "") -> int:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
-def main(source: str, model: str, root: str, *points: str) -> None:
+def main(arguments: Sequence[str]) -> None:
     """Kill at each point in turn, until a run comes through untouched; finish each killed one."""
+    parser = argparse.ArgumentParser()
+    for name in ("source", "model", "root"):
+        parser.add_argument(name)
+    parser.add_argument("points", nargs="*", type=int)
+    parser.add_argument("--about", default="")
+    parser.add_argument("--write-tiles", action="store_true")
+    given = parser.parse_args(arguments)
     checks.MIN_SHARD_SIZE = 12
     for when in ("before", "after"):
-        for point in map(int, points) if points else itertools.count(1):
+        for point in given.points or itertools.count(1):
             config = NightlyConfig(
-                source,
-                model,
-                f"{root}/{when}-{point:03d}",
+                given.source,
+                given.model,
+                f"{given.root}/{when}-{point:03d}",
                 date="2026-11-22",
                 executor="local",
                 shard_size=12,
                 num_decoders=1,
+                write_tiles=given.write_tiles,
             )
-            killed = run_night(config, point, when)
+            killed = run_night(config, point, when, given.about)
             finished = run_night(config)
             record = {"output": config.output, "killed": killed, "finished": finished}
             print(json.dumps(record), flush=True)  # noqa: T201 - this program's output
@@ -89,4 +98,4 @@ def main(source: str, model: str, root: str, *points: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main(sys.argv[1:])

@@ -4,20 +4,37 @@ import json
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 
 from imgcls.config.scoring import ScoreConfig, VerifyConfig
+from imgcls.image.spec import PreprocessSpec
+from imgcls.model.registry import register
 from imgcls.scoring import driver
 from imgcls.scoring.publishing.verify import verify
-from tests.scoring.tiny import comparable, published_rows, write_images
+from tests.scoring.tiny import IMAGE_PX, comparable, make_bundle, published_rows, write_images
 
 NUM_IMAGES = 96
 # Lease, plan file, plan.json, 8 attempts, 8 files of facts, 8 commits, lease renewed, part,
 # manifest, lease let go; precision.json; progress.json at the start and at the end,
 # report.json, counts.json, the page, latest.sql, the log.
 NUM_WRITES = 39
+
+
+def run_campaign(bucket: Path, model: str, nights: Path, *flags: str) -> list[dict[str, Any]]:
+    """Kill a night at each of its writes, and start it again; return what became of each."""
+    command = [sys.executable, "-m", "tests.scoring.faults.crash_points", str(bucket), model]
+    campaign = subprocess.run(
+        [*command, str(nights), *flags], capture_output=True, text=True, check=True
+    )
+    points = [json.loads(line) for line in campaign.stdout.splitlines()]
+    assert [point["killed"] for point in points].count(0) == 2
+    assert {point["killed"] for point in points} == {0, -signal.SIGKILL}
+    return points
 
 
 @pytest.mark.timeout(900)
@@ -31,14 +48,52 @@ def test_killed_before_and_after_every_write_the_same_command_finishes(
     )
     undisturbed = comparable(published_rows(str(tmp_path / "oracle")))
     assert len(undisturbed) == NUM_IMAGES
-    command = [sys.executable, "-m", "tests.scoring.faults.crash_points", str(tmp_path / "bucket")]
-    command += [model_ref, str(tmp_path / "nights")]
-    campaign = subprocess.run(command, capture_output=True, text=True, check=True)
-    points = [json.loads(line) for line in campaign.stdout.splitlines()]
+    points = run_campaign(tmp_path / "bucket", model_ref, tmp_path / "nights")
     assert len(points) == 2 * (NUM_WRITES + 1), "each write before and after, and twice untouched"
     for point in points:
         assert point["finished"] == 0, point
         assert comparable(published_rows(point["output"])) == undisturbed, point
         assert verify(VerifyConfig(point["output"]))["rows"] == NUM_IMAGES
-    assert [point["killed"] for point in points].count(0) == 2
-    assert {point["killed"] for point in points} == {0, -signal.SIGKILL}
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(
+    ("about", "num_points"),
+    [
+        pytest.param("", 2 * (19 + 1), marks=pytest.mark.slow, id="every write"),
+        # The table beside the attempt, and its copy that the manifest names.
+        pytest.param("tiles", 2 * (2 + 1), id="tables of tiles"),
+    ],
+)
+def test_killed_at_the_tables_of_tiles_the_same_command_finishes(
+    tmp_path: Path, about: str, num_points: int
+) -> None:
+    spec = PreprocessSpec(IMAGE_PX, IMAGE_PX, fit="tiles", overlap_px=8)
+    bundle = replace(make_bundle(), preprocess_spec=spec, pooling="max", background_class="class-0")
+    model = (
+        f"{tmp_path}/registry/tiles@v{register(f'{tmp_path}/registry', 'tiles', bundle).version}"
+    )
+    bucket = tmp_path / "bucket"
+    write_images(str(bucket), 12)
+    oracle = str(tmp_path / "oracle")
+    driver.score(ScoreConfig(str(bucket), model, oracle, executor="local", write_tiles=True))
+    undisturbed, tiles = comparable(published_rows(oracle)), tiles_of(oracle)
+    assert len(undisturbed) == 12
+    assert len(tiles) > 12
+    points = run_campaign(
+        bucket, model, tmp_path / "nights", "--write-tiles", *(["--about", about] if about else [])
+    )
+    assert len(points) == num_points
+    for point in points:
+        assert point["finished"] == 0, point
+        assert comparable(published_rows(point["output"])) == undisturbed, point
+        assert tiles_of(point["output"]) == tiles, point
+        assert verify(VerifyConfig(point["output"]))["rows"] == 12
+
+
+def tiles_of(output: str) -> list[tuple[object, ...]]:
+    """Return every tile that is published: where it is, and what the model said of it."""
+    files = sorted(Path(output).glob("_tiles/date=*/run=*/*.parquet"))
+    rows = [row for file in files for row in pq.read_table(file, partitioning=None).to_pylist()]
+    place = ("uri", "x_px", "y_px", "w_px", "h_px")
+    return sorted((*(row[name] for name in place), *row["probs"]) for row in rows)
