@@ -87,7 +87,9 @@ class TrainConfig(ListingOptions):
     """
     max_pixels: int = 50_000_000
     """Width times height of the largest image that is decoded, in training and by the model that it
-    gives; 32 bytes of memory per pixel, by one decoder at a time. Larger ones are too_large.
+    gives; 32 bytes of memory per pixel, by one decoder at a time. Larger ones are too_large, but a
+    TIFF in strips or tiles is read piece by piece in the same memory: up to 8 times as many grey
+    pixels, 2.6 times as many in colour.
     """
     color: Literal["rgb", "gray"] = "rgb"
     """rgb decodes to three channels, gray to one, which is enough for X-rays and many sensors."""
@@ -102,7 +104,8 @@ class TrainConfig(ListingOptions):
     gray_bits: int = 16
     """Significant bits of a deep grey, for --gray-range bits: 12 for a 12-bit camera."""
     frames: Literal["first", "middle", "all", "pool"] = "first"
-    """Frames of a multi-frame file: first, middle, all (a row each; training takes the first), or
+    """Frames of a multi-frame file: first, middle, all (a row each; training takes one of them by
+    chance in each epoch, so a long file counts as much as a short one), or
     pool: all frames are one sample, in training as in scoring, by --pooling; its row names the
     frame that decided."""
     dicom_window: Literal[

@@ -1,16 +1,21 @@
 """A picture that is too large names the flag that lets it in, whatever its format."""
 
 import io
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Literal
 
+import numpy as np
 import pytest
 from PIL import Image
 
-from imgcls.errors import ImageTooLargeError
+from imgcls.errors import CorruptImageError, ImageTooLargeError
 from imgcls.image.decode import decode
-from imgcls.image.spec import DecodeSpec
+from imgcls.image.decoders.pool import DecoderPool
+from imgcls.image.spec import DecodeSpec, PreprocessSpec
 
 
-@pytest.mark.parametrize("kind", ["PNG", "JPEG", "BMP", "TIFF", "GIF", "WEBP"])
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "BMP", "GIF", "WEBP"])
 def test_too_large_names_the_flag_and_the_flag_lets_it_in(kind: str) -> None:
     out = io.BytesIO()
     Image.new("RGB", (60, 50)).save(out, kind)
@@ -20,3 +25,98 @@ def test_too_large_names_the_flag_and_the_flag_lets_it_in(kind: str) -> None:
         decode(out.getvalue(), DecodeSpec(max_pixels=2999))
     [image] = decode(out.getvalue(), DecodeSpec(max_pixels=3000))
     assert image.image_HWC.shape == (50, 60, 3)
+
+
+AT_ONCE, IN_BANDS = DecodeSpec(), DecodeSpec(max_pixels=40_000)
+NOISE = np.random.default_rng(0).integers(0, 256, (300, 320, 3), dtype=np.uint8)
+
+
+def tiff(pixels: np.ndarray, **how: object) -> bytes:
+    tifffile = pytest.importorskip("tifffile")
+    out = io.BytesIO()
+    tifffile.imwrite(out, pixels, **how)
+    return out.getvalue()
+
+
+def tiff_by_pillow(image: Image.Image, **how: object) -> bytes:
+    out = io.BytesIO()
+    image.save(out, "TIFF", **how)
+    return out.getvalue()
+
+
+TIFFS: dict[str, Callable[[], bytes]] = {
+    "rgb, LZW": lambda: tiff(NOISE, photometric="rgb", compression="lzw", rowsperstrip=7),
+    "rgb, tiles": lambda: tiff(NOISE, photometric="rgb", compression="deflate", tile=(32, 48)),
+    "rgb, one strip": lambda: tiff(NOISE, photometric="rgb", rowsperstrip=300),
+    "YCbCr, JPEG": lambda: tiff(
+        NOISE, photometric="ycbcr", compression="jpeg", rowsperstrip=16, subsampling=(2, 2)
+    ),
+    "16 bit, big endian": lambda: tiff(NOISE[:, :, 0] * np.uint16(200), byteorder=">"),
+    "BigTIFF, predictor": lambda: tiff(
+        NOISE[:, :, 0], bigtiff=True, rowsperstrip=16, compression="lzw", predictor=True
+    ),
+    "turned": lambda: tiff(NOISE[:, :, 0], rowsperstrip=16, extratags=[(274, "H", 1, 6, True)]),
+    "fax": lambda: tiff_by_pillow(
+        Image.fromarray(NOISE[:, :, 0]).convert("1"), compression="group4", strip_size=400
+    ),
+    "palette": lambda: tiff_by_pillow(
+        Image.fromarray(NOISE).quantize(20), compression="tiff_lzw", strip_size=4000
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", TIFFS)
+@pytest.mark.parametrize("color", ["rgb", "gray"])
+def test_a_tiff_beyond_it_is_read_in_bands_to_the_same_pixels(
+    kind: str, color: Literal["rgb", "gray"]
+) -> None:
+    data = TIFFS[kind]()
+    [whole], [banded] = (decode(data, replace(s, color=color)) for s in (AT_ONCE, IN_BANDS))
+    assert (banded.width_px, banded.height_px) == (whole.width_px, whole.height_px)
+    np.testing.assert_array_equal(banded.image_HWC, whole.image_HWC)
+
+
+@pytest.mark.parametrize(
+    ("data", "spec"),
+    [
+        pytest.param(
+            tiff_by_pillow(Image.fromarray(NOISE), compression="tiff_lzw", strip_size=1 << 30),
+            IN_BANDS,
+            id="one compressed strip",
+        ),
+        pytest.param(
+            tiff_by_pillow(Image.fromarray(NOISE)), replace(IN_BANDS, max_pixels=3000), id="result"
+        ),
+        pytest.param(
+            tiff_by_pillow(Image.fromarray(NOISE)),
+            replace(IN_BANDS, gray_range="min_max"),
+            id="a range of its own",
+        ),
+    ],
+)
+def test_a_tiff_that_cannot_be_cut_is_too_large_as_ever(data: bytes, spec: DecodeSpec) -> None:
+    with pytest.raises(ImageTooLargeError, match="320 x 300 pixels"):
+        decode(data, spec)
+
+
+def test_a_band_that_is_cut_off_is_damage() -> None:
+    data = tiff_by_pillow(Image.fromarray(NOISE))
+    with pytest.raises(CorruptImageError):
+        decode(data[: len(data) - 2000], IN_BANDS)
+
+
+def test_bands_take_the_memory_that_max_pixels_stands_for() -> None:
+    """A grey TIFF of 7 times the pixels, by a decoder process that may take 32 bytes for each."""
+    side = 6_000
+    image_HW = np.broadcast_to(np.arange(side, dtype=np.uint8), (side, side))
+    data = tiff_by_pillow(Image.fromarray(image_HW), compression="tiff_lzw")
+    spec = DecodeSpec(color="gray", max_pixels=side * side // 7)
+    tiles = PreprocessSpec(
+        1000, 1000, fit="tiles", resize="exact", channels=1, mean=(0.5,), std=(0.5,)
+    )
+    with DecoderPool(spec, tiles, 1) as pool:
+        [found] = pool.decode_many([(0, data)])
+    assert found.error is None
+    assert len(found.crops) == 36
+    last = found.crops[-1]
+    np.testing.assert_array_equal(last.x_CHW[0], image_HW[-1000:, -1000:])

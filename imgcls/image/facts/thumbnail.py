@@ -32,8 +32,12 @@ _FEWEST_PICKS: Final = 2
 _MOST_PICKS: Final = 16
 # Where an image costs a network hundred times that of one crop. Their sums fit into 16 bits.
 _PICKS_OF_MANY: Final = 64
-# Of a sequence that fills a square evenly, however many are taken: Roberts 2018, "R2".
-_R2: Final = (0.7548776662466927, 0.5698402909980532)
+# Places in a square that fill it evenly, however many are taken: Roberts 2018, "R2". The first is
+# its middle.
+_EVENLY: Final[list[tuple[float, float]]] = [
+    ((0.5 + n * 0.7548776662466927) % 1.0, (0.5 + n * 0.5698402909980532) % 1.0)
+    for n in range(_PICKS_OF_MANY)
+]
 # Below this side a model's input is too coarse to look at.
 _MIN_INPUT_PX: Final = 96
 _JPEG_QUALITY: Final = 80
@@ -94,11 +98,11 @@ def shrink(
     if num_picks >= step * step:
         places = [divmod(number, step) for number in range(step * step)]
     else:
-        evenly = (0.5 + np.outer(np.arange(num_picks), _R2)) % 1.0
-        places = [(int(y), int(x)) for y, x in step * evenly]
+        places = [(int(step * y), int(step * x)) for y, x in _EVENLY[:num_picks]]
     is_uint8 = image_HWC.dtype == np.uint8
-    sum_HWC = np.zeros(middle_HWC.shape, np.uint16 if is_uint8 else np.float32)
-    for y, x in places:
+    first_HWC = middle_HWC if places[0] == (start, start) else pick(*places[0])
+    sum_HWC = first_HWC.astype(np.uint16 if is_uint8 else np.float32)
+    for y, x in places[1:]:
         sum_HWC += pick(y, x)
     if is_uint8:
         sum_HWC += len(places) // 2

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 import numpy as np
 from PIL import Image, ImageFile
+from PIL.TiffImagePlugin import TiffImageFile
 
 from imgcls.errors import ImageTooLargeError, UnsupportedImageError
 from imgcls.image.decoded import DecodedImage, Pixels, WantedSize
@@ -24,6 +25,7 @@ from imgcls.image.formats.raster.bmp import decode_bit_fields
 from imgcls.image.formats.raster.jpeg import decode_jpeg, scale_by_dct
 from imgcls.image.formats.raster.jpeg_markers import JPEG_LS, read_frame
 from imgcls.image.formats.raster.scientific import load_codecs, read_pages
+from imgcls.image.formats.raster.strips import can_be_cut, cut_in_bands, stored_size
 from imgcls.image.formats.raster.tiff_tags import TiffTags
 from imgcls.image.spec import DecodeSpec
 
@@ -206,6 +208,8 @@ def _decode_frame(
     frame: int | None,
 ) -> DecodedImage:
     size = source.size
+    if isinstance(source, TiffImageFile) and size[0] * size[1] > spec.max_pixels:
+        return _decode_in_bands(source, data, spec, frame)
     _check_size(*size, spec)
     image_HWC = decode_all_bits(source, data, format_name, spec)
     if image_HWC is None:
@@ -223,6 +227,24 @@ def _decode_frame(
     if format_name in ("TIFF", "HEIF"):  # already turned
         size = source.size
     return _turned(image_HWC, size, orientation, frame)
+
+
+def _decode_in_bands(
+    source: TiffImageFile, data: bytes, spec: DecodeSpec, frame: int | None
+) -> DecodedImage:
+    """Decode a TIFF of more than `max_pixels`, in the memory that so many may take."""
+    if not can_be_cut(source, spec):
+        _check_size(*source.size, spec)
+    width_px, height_px = stored_size(source)
+    image_HWC: Pixels | None = None
+    for row, band in cut_in_bands(source, data, spec):
+        part_HWC = _decode_frame(open_raster(band, "TIFF"), band, "TIFF", spec, None).image_HWC
+        if image_HWC is None:
+            image_HWC = np.empty((height_px, *part_HWC.shape[1:]), part_HWC.dtype)
+        image_HWC[row : row + len(part_HWC)] = part_HWC
+    assert image_HWC is not None, "a page has rows"
+    orientation = source.tag_v2.get(_ORIENTATION_TAG, 1)
+    return _turned(image_HWC, (width_px, height_px), orientation, frame)
 
 
 def _turned(
