@@ -1,23 +1,31 @@
 """--frames pool: all frames of a file are one sample, in training as in scoring."""
 
 import io
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from imgcls.config.scoring import ScoreConfig
 from imgcls.config.training import TrainConfig
 from imgcls.errors import ConfigError
 from imgcls.image.crops import decode_one
+from imgcls.image.decoders.pool import DecoderPool
 from imgcls.image.spec import DecodeSpec, PreprocessSpec
 from imgcls.model.bundle import read_bundle
 from imgcls.runs.commits import read_commits
 from imgcls.runs.facts import read_facts
 from imgcls.runs.run import Run
 from imgcls.scoring.driver import score
+from imgcls.training.augment.changes import ImageChanges
+from imgcls.training.augment.geometric import AugmentRecipe
+from imgcls.training.data.loader import SplitLoader
+from imgcls.training.data.sampler import Share
 from imgcls.training.driver import train
+from imgcls.training.instances.cache import InstanceCache
 from tests.scoring.tiny import published_rows
 
 SIDE_PX = 32
@@ -49,6 +57,15 @@ def write_data(folder: Path, count: int) -> dict[str, int]:
         if bad is not None:
             where[str(path)] = bad
     return where
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """A file of the first class."""
+
+    uri: str
+    labels: tuple[int, ...] = (0,)
+    boxes: tuple[()] = ()
 
 
 def config_of(tmp_path: Path, **changes: object) -> TrainConfig:
@@ -96,6 +113,61 @@ def test_a_training_pools_and_its_rows_are_one_per_file(tmp_path: Path) -> None:
     assert all(row["frame"] == frame_of[row["uri"]] for row in facts)
     assert all(row["thumbnail"] and row["brightness"] > 50 for row in facts)
     assert set(where) < set(frame_of)
+
+
+def test_any_frame_of_a_file_trains_and_validation_sees_the_same_one(tmp_path: Path) -> None:
+    """Eight files of four frames: each frame of each comes, one in an epoch, by chance."""
+    paths, values = [], []
+    for number in range(8):
+        frames = [
+            Image.fromarray(np.full((SIDE_PX, SIDE_PX), 20 * number + 3 * frame, np.uint8))
+            for frame in range(4)
+        ]
+        paths.append(tmp_path / f"{number}.tif")
+        frames[0].save(paths[-1], save_all=True, append_images=frames[1:])
+        values.append({20 * number + 3 * frame for frame in range(4)})
+    samples = [Labelled(str(path)) for path in paths]
+    index_B = np.arange(8)
+    with DecoderPool(DecodeSpec(frames="all"), SPEC, 1) as pool:
+        for cache in (None, InstanceCache(8, on_disk=False)):
+            loader = SplitLoader(
+                "train",
+                samples,
+                num_classes=2,
+                shape_CHW=SPEC.shape_CHW,
+                pool=pool,
+                cache=cache,
+                max_bad_fraction=0.0,
+                any_frame=True,
+            )
+            seen: list[set[int]] = [set() for _ in paths]
+            for epoch in range(24):
+                with ImageChanges(
+                    seed=0, epoch=epoch, recipe=AugmentRecipe(), policy="none", num_threads=1
+                ) as changes:
+                    share = Share(index_B, num_passes=1, min_rows=2)
+                    [batch] = loader.batches_to_train([share], changes)
+                for number, x_CHW in zip(batch.index_B.tolist(), batch.x_BCHW, strict=True):
+                    seen[number].add(int(x_CHW[0, 0, 0]))
+            assert seen == values
+            fixed = [next(loader.batches([index_B])).x_BCHW for _ in range(2)]
+            assert torch.equal(*fixed)
+
+
+def test_a_training_on_all_frames_learns_what_the_first_does_not_show(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for number in range(48):
+        name, light = ("dark", 40) if number % 2 else ("light", 200)
+        frames = [rng.integers(90, 110, (SIDE_PX, SIDE_PX), dtype=np.uint8)]  # the same of both
+        frames += [np.full((SIDE_PX, SIDE_PX), light, np.uint8) for _ in range(4)]
+        path = tmp_path / "data" / name / f"{number:03d}.tif"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        first, *others = [Image.fromarray(frame) for frame in frames]
+        first.save(path, save_all=True, append_images=others)
+    result = train(config_of(tmp_path, frames="all", epochs=4))
+    # Measured are all frames, as they will be scored: the first is right by chance.
+    assert float(str(result["accuracy"])) >= 0.85
+    assert read_bundle(str(result["uri"])).pooling == ""
 
 
 def test_without_a_class_that_shows_nothing_it_is_refused(tmp_path: Path) -> None:

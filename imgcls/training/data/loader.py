@@ -7,16 +7,14 @@ sample is counted and named, weighs nothing, and no neighbour takes its place.
     positions -> access (GETs in flight) -> DecoderPool (processes) -> cache -> batch
         -> policy, draws -> queue
 
-All of it runs in a thread of its own, PREFETCH_BATCHES ahead. A sample is the first crop of its
-file, or, with `targets`, all of them. Shape legend: B batch, I instance, C channel, P epoch's
+All of it runs in a thread of its own, PREFETCH_BATCHES ahead. A sample is one crop of its file, or,
+with `targets`, all of them. Shape legend: B batch, I instance, C channel, P epoch's
 positions, K classes, N NUM_DRAWS.
 """
 
 import logging
-import queue
-import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import closing, suppress
+from contextlib import closing
 from itertools import chain, islice
 from typing import NamedTuple, Protocol
 
@@ -32,6 +30,8 @@ from imgcls.sources.members import Member
 from imgcls.storage.access import Access, ImageResult
 from imgcls.storage.bulk_get import GetRequest
 from imgcls.training.augment.changes import ImageChanges
+from imgcls.training.augment.counter_rng import hash64
+from imgcls.training.data.ahead import run_ahead
 from imgcls.training.data.image_cache import ImageCache
 from imgcls.training.data.sampler import Share
 from imgcls.training.instances.batch import Batch, Instances
@@ -84,7 +84,8 @@ class SplitLoader:
         pin_memory: page-lock batches, for copies to a CUDA device that do not block.
         access: of the whole data set; by default of this split alone.
         targets: what instances show, where all crops of a file are the instances of one sample;
-            None where a sample is the first crop.
+            None where a sample is one crop.
+        any_frame: it is one of the file's by chance, in each epoch another, not the first one.
     """
 
     def __init__(
@@ -101,6 +102,7 @@ class SplitLoader:
         pin_memory: bool = False,
         access: Access | None = None,
         targets: InstanceTargets | None = None,
+        any_frame: bool = False,
     ) -> None:
         self.name, self.samples = name, samples
         self.bad: dict[str, BadImage] = {}  # by uri
@@ -108,6 +110,7 @@ class SplitLoader:
         self._weight_N = np.ones(len(samples), np.float32) if weight_N is None else weight_N
         self._shape_CHW = shape_CHW
         self._pool, self._cache, self._targets = pool, cache, targets
+        self._any_frame = any_frame
         self._max_bad = int(max_bad_fraction * len(samples))
         self._pin_memory = pin_memory
         self._access = access or access_to(samples)
@@ -128,7 +131,7 @@ class SplitLoader:
             StorageError: the store failed.
         """
         shares = [Share(index_B, num_passes=0, min_rows=_MIN_ROWS) for index_B in steps]
-        return _ahead(self._read(shares, watch), self._depth)
+        return run_ahead(self._read(shares, watch), self._depth)
 
     def batches_to_train(self, shares: Iterable[Share], changes: ImageChanges) -> Iterator[Batch]:
         """Yield one Batch per share of a step, prefetched, with the changes drawn or made.
@@ -136,11 +139,15 @@ class SplitLoader:
         Raises:
             BudgetExceededError, AccessDeniedError, StorageError: as for `batches`.
         """
-        return _ahead(self._read(list(shares), None, changes), self._depth)
+        return run_ahead(self._read(list(shares), None, changes), self._depth)
 
     @property
     def _depth(self) -> int:
-        return PREFETCH_BATCHES if self._targets is None else _PREFETCH_POOLED
+        return _PREFETCH_POOLED if self._takes_all_crops else PREFETCH_BATCHES
+
+    @property
+    def _takes_all_crops(self) -> bool:
+        return self._targets is not None or self._any_frame
 
     @property
     def num_threads(self) -> int:
@@ -223,13 +230,14 @@ class SplitLoader:
             if self._cache is not None:
                 self._cache.put_bad(index)
             return None
-        if self._targets is not None:
-            target_IK = self._targets.of(self.samples[index], image.crops)
+        if self._takes_all_crops:
+            target_IK = np.full((len(image.crops), self._num_classes), np.nan, np.float32)
+            if self._targets is not None:
+                target_IK = self._targets.of(self.samples[index], image.crops)
             found = KnownInstances(np.stack([crop.x_CHW for crop in image.crops]), target_IK)
             if isinstance(self._cache, InstanceCache):
                 self._cache.put(index, found)
             return found
-        # Of a file with several frames the first one trains: the label is the file's.
         x_CHW = image.crops[0].x_CHW
         if not isinstance(self._cache, ImageCache):
             return x_CHW
@@ -304,12 +312,43 @@ class SplitLoader:
         """Return which of the samples have an image, the images, and whose instances they are."""
         if self._targets is not None:
             return self._good_instances(index_B, images, changes)
+        if self._any_frame:
+            frames = self._frames_by_chance(index_B, images, changes)
+            x_BCHW = np.stack([x for _, x in frames]) if frames else self._no_images()
+            return np.array([index for index, _ in frames], np.int64), x_BCHW, None
         if isinstance(self._cache, ImageCache):
             index_B = index_B[self._cache.good(index_B)]
             return index_B, self._cache.take(index_B), None
         good = [x for x in images if isinstance(x, np.ndarray)]
-        x_BCHW = np.stack(good) if good else np.empty((0, *self._shape_CHW), np.uint8)
+        x_BCHW = np.stack(good) if good else self._no_images()
         return index_B[[x is not None for x in images]], x_BCHW, None
+
+    def _no_images(self) -> np.ndarray:
+        return np.empty((0, *self._shape_CHW), np.uint8)
+
+    def _known(
+        self, index_B: np.ndarray, images: list["_Pixels | None"]
+    ) -> Iterator[tuple[int, KnownInstances]]:
+        """Yield the samples that have an image, with all of its crops."""
+        for index, image in zip(index_B.tolist(), images, strict=True):
+            found = image
+            if found is None and isinstance(self._cache, InstanceCache):
+                found = self._cache.take(index)
+            if isinstance(found, KnownInstances):
+                yield index, found
+
+    def _frames_by_chance(
+        self,
+        index_B: np.ndarray,
+        images: list["_Pixels | None"],
+        changes: ImageChanges | None,
+    ) -> list[tuple[int, np.ndarray]]:
+        """Return a frame of each sample that has an image: to measure by, always the same one."""
+        chosen = []
+        for index, found in self._known(index_B, images):
+            chance_I = hash64(index) if changes is None else changes.chance(index)(1)
+            chosen.append((index, found.x_ICHW[int(chance_I[0] % len(found.x_ICHW))]))
+        return chosen
 
     def _good_instances(
         self,
@@ -318,13 +357,9 @@ class SplitLoader:
         changes: ImageChanges | None,
     ) -> tuple[np.ndarray, np.ndarray, Instances]:
         good: list[tuple[int, KnownInstances]] = []
-        for index, image in zip(index_B.tolist(), images, strict=True):
-            found = image
-            if found is None and isinstance(self._cache, InstanceCache):
-                found = self._cache.take(index)
-            if isinstance(found, KnownInstances):
-                limited = found if changes is None else limit_known(found, changes.chance(index))
-                good.append((index, limited))
+        for index, found in self._known(index_B, images):
+            limited = found if changes is None else limit_known(found, changes.chance(index))
+            good.append((index, limited))
         x_ICHW = [found.x_ICHW for _, found in good]
         target_IK = [found.target_IK for _, found in good]
         return (
@@ -356,39 +391,3 @@ def _watched(
         if isinstance(result, bytes):
             on_bytes(position, result)
         yield position, result
-
-
-def _ahead(batches: Generator[Batch], depth: int) -> Iterator[Batch]:
-    """Run a generator in a thread, at most `depth` items ahead; what it raises is raised here."""
-    ready: queue.Queue[Batch | BaseException | None] = queue.Queue(depth)
-    stopped = threading.Event()
-
-    def produce() -> None:
-        try:
-            for batch in batches:
-                _put(batch)
-                if stopped.is_set():
-                    return
-            _put(None)
-        except BaseException as error:  # noqa: BLE001  # raised again by the consumer, below
-            _put(error)
-        finally:
-            # In this thread, where the generator ran: it closes its GETs and its decoding.
-            batches.close()
-
-    def _put(item: Batch | BaseException | None) -> None:
-        while not stopped.is_set():
-            with suppress(queue.Full):
-                ready.put(item, timeout=0.1)
-                return
-
-    thread = threading.Thread(target=produce, name="imgcls-loader", daemon=True)
-    thread.start()
-    try:
-        while (item := ready.get()) is not None:
-            if isinstance(item, BaseException):
-                raise item
-            yield item
-    finally:
-        stopped.set()
-        thread.join()

@@ -51,8 +51,11 @@ def make_loaders(plan: TrainPlan, pool: DecoderPool, place: Place) -> dict[str, 
         targets = InstanceTargets(
             len(plan.class_names), plan.recipe.background, multi_label=plan.recipe.multi_label
         )
+    any_frame = plan.decode_spec.frames == "all" and targets is None
     caches: Mapping[str, ImageCache | InstanceCache] = (
-        make_caches(plan, place) if targets is None else make_instance_caches(plan, place)
+        make_instance_caches(plan, place)
+        if any_frame or targets is not None
+        else make_caches(plan, place)
     )
     access = access_to(plan.samples, Unpacked(plan.samples).get)
     return {
@@ -68,6 +71,7 @@ def make_loaders(plan: TrainPlan, pool: DecoderPool, place: Place) -> dict[str, 
             pin_memory=place.device.type == "cuda",
             access=access,
             targets=targets,
+            any_frame=any_frame,
         )
         for split, samples in plan.splits.items()
         if samples
