@@ -69,6 +69,42 @@ def test_export_gives_the_golden_probabilities_at_any_batch_size(
 
 
 @pytest.mark.usefixtures("onnx")
+@pytest.mark.usefixtures("onnx")
+def test_an_input_that_is_no_square_is_exported_in_its_shape_and_range(
+    make_bundle: MakeBundle,
+) -> None:
+    """A strip, padded, its values -1 to 1: another shape is refused, another range would move."""
+    bundle = _bundle_of(make_bundle(), "spot_cnn", 64, "gray")
+    spec = PreprocessSpec(
+        32,
+        128,
+        fit="pad",
+        resize="longest",
+        input_range=(-1.0, 1.0),
+        mean=(0.1,),
+        std=(0.4,),
+        channels=1,
+    )
+    x_BCHW = torch.randint(0, 256, (3, 1, 32, 128)).to(torch.uint8)
+    model = bundle.to_model()
+    bundle = replace(
+        bundle,
+        preprocess_spec=spec,
+        golden_x_BCHW=x_BCHW,
+        golden_probs_BK=make_golden(model, x_BCHW, spec),
+    )
+    data = to_onnx(bundle)
+    assert check_onnx(data, bundle) < 1e-5
+    onnxruntime = pytest.importorskip("onnxruntime")
+    session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
+    assert session.get_inputs()[0].shape[1:] == [1, 32, 128]
+    plain = replace(
+        bundle, golden_probs_BK=make_golden(model, x_BCHW, replace(spec, input_range=(0, 1)))
+    )
+    with pytest.raises(BundleError):
+        check_onnx(data, plain)
+
+
 def test_multi_label_export_gives_a_probability_of_each_class(make_bundle: MakeBundle) -> None:
     single = make_bundle()
     golden_BK = make_golden(
