@@ -109,10 +109,12 @@ def draw_overlay(patches: Sequence[Patch], size_px: tuple[int, int]) -> Overlay 
     """Draw the maps of a picture as one; None where no place speaks for the answer.
 
     Args:
-        patches: of its inputs, all in one unit.
+        patches: of its inputs, all in one unit; the first is of the one that decided, where the
+            peak is looked for: the row names its place, too.
         size_px: width and height of the source as displayed.
     """
-    highest, at = max((patch.peak() for patch in patches), default=(0.0, (0.0, 0.0)))
+    peaks = [patch.peak() for patch in patches]
+    highest, at = next((peak for peak in peaks if peak[0] > 0), (0.0, (0.0, 0.0)))
     if not highest > 0:
         return None
     width, height = size_px

@@ -139,7 +139,10 @@ class ShardHeatmaps:
                 maps = self._explainer.maps(x_BCHW, label_B)
                 for (asked, crop), heat_hw in zip(some, maps, strict=True):
                     patch = Patch.of(heat_hw, crop.size_px, crop.place, self._spec)
-                    patches.setdefault(id(asked), []).append(patch)
+                    decided = asked.sample.crop
+                    is_first = (crop.frame, crop.place) == (decided.frame, decided.place)
+                    of_sample = patches.setdefault(id(asked), [])
+                    of_sample.insert(0 if is_first else len(of_sample), patch)
         except Exception as error:  # noqa: BLE001 - for people: the rows are there without
             _log.warning("no heatmaps of %d images: %s", len(picked), describe_error(error))
             return

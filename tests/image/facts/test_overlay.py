@@ -1,0 +1,28 @@
+"""The peak of a map lies where the row says that it was decided."""
+
+import numpy as np
+
+from imgcls.image.facts.overlay import Patch, draw_overlay
+from imgcls.image.spec import PreprocessSpec
+
+TILES = PreprocessSpec(64, 64, fit="tiles")
+SIZE = (128, 64)
+
+
+def patch(left: int, peak: float) -> Patch:
+    heat_hw = np.zeros((8, 8), np.float32)
+    heat_hw[4, 2] = peak
+    return Patch.of(heat_hw, SIZE, (left, 0, 64, 64), TILES)
+
+
+def test_the_peak_lies_in_the_tile_that_decided_though_another_has_a_louder_place() -> None:
+    overlay = draw_overlay([patch(64, 1.0), patch(0, 3.0)], SIZE)
+    assert overlay is not None
+    assert overlay.peak_px == (64 + 20, 36)
+
+
+def test_where_that_tile_is_silent_another_has_the_peak() -> None:
+    overlay = draw_overlay([patch(64, 0.0), patch(0, 3.0)], SIZE)
+    assert overlay is not None
+    assert overlay.peak_px == (20, 36)
+    assert draw_overlay([patch(64, 0.0)], SIZE) is None
