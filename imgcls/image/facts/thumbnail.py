@@ -101,7 +101,7 @@ def shrink(
         places = [(int(step * y), int(step * x)) for y, x in _EVENLY[:num_picks]]
     is_uint8 = image_HWC.dtype == np.uint8
     first_HWC = middle_HWC if places[0] == (start, start) else pick(*places[0])
-    sum_HWC = first_HWC.astype(np.uint16 if is_uint8 else np.float32)
+    sum_HWC: npt.NDArray[Any] = first_HWC.astype(np.uint16 if is_uint8 else np.float32)
     for y, x in places[1:]:
         sum_HWC += pick(y, x)
     if is_uint8:

@@ -110,10 +110,10 @@ def _as_file(
     offset = len(head) + 4
     size = offset + len(directory.tobytes(offset))
     # Pillow adds the size of the directory to the offsets of strips, and not to those of tiles.
-    directory[names[0]] = tuple(int(at) + (size if is_tiled else 0) for at in within)
+    directory[names[0]] = tuple(int(begin) + (size if is_tiled else 0) for begin in within)
     written = directory.tobytes(offset)
-    order = "little" if head[:1] == b"I" else "big"
-    return b"".join([head, offset.to_bytes(4, order), written, *pieces])
+    at = offset.to_bytes(4, "little" if head[:1] == b"I" else "big")
+    return b"".join([head, at, written, *pieces])
 
 
 def _all(value: Any) -> tuple[Any, ...]:  # noqa: ANN401 - of a tag
