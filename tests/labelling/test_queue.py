@@ -15,7 +15,6 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-from tests.stores import ROOT
 
 from imgcls.config.labelling import LabelsConfig, QueueConfig
 from imgcls.config.models import EvaluateConfig
@@ -28,6 +27,7 @@ from imgcls.metrics.sampled import Stratum, estimate
 from imgcls.runs.answers import read_answers, read_queues
 from imgcls.storage.objects import head, put
 from imgcls.storage.uri import join
+from tests.kit.stores import ROOT
 from tests.report.nights import publish_night, row_of
 
 Row = dict[str, Any]
