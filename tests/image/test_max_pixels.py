@@ -12,6 +12,7 @@ from PIL import Image
 from imgcls.errors import CorruptImageError, ImageTooLargeError
 from imgcls.image.decode import decode
 from imgcls.image.decoders.pool import DecoderPool
+from imgcls.image.facts.source import looking
 from imgcls.image.spec import DecodeSpec, PreprocessSpec
 
 
@@ -74,6 +75,19 @@ def test_a_tiff_beyond_it_is_read_in_bands_to_the_same_pixels(
     [whole], [banded] = (decode(data, replace(s, color=color)) for s in (AT_ONCE, IN_BANDS))
     assert (banded.width_px, banded.height_px) == (whole.width_px, whole.height_px)
     np.testing.assert_array_equal(banded.image_HWC, whole.image_HWC)
+
+
+def test_a_range_is_measured_over_all_bands() -> None:
+    ramp = np.repeat(np.arange(300, dtype=np.uint16)[:, None] * 100, 320, axis=1)
+    data = tiff_by_pillow(Image.fromarray(ramp))
+    told = []
+    for spec in (AT_ONCE, IN_BANDS):
+        with looking("ranges") as seen:
+            decode(data, replace(spec, color="gray"))
+        assert seen.extremes is not None
+        told.append(seen.extremes)
+    assert told[1] == pytest.approx(told[0], abs=100)
+    assert told[1][1] - told[1][0] > 29_000
 
 
 @pytest.mark.parametrize(

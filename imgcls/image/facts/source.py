@@ -115,7 +115,7 @@ def see_greys(
     kind: str,
     is_left_out_HW: npt.NDArray[np.bool_] | None = None,
 ) -> None:
-    """Tell the samples of a grey deeper than 8 bits.
+    """Tell the samples of a grey deeper than 8 bits; of one that is read in bands, of each.
 
     Args:
         values_HW: [H,W], of any integer or float type.
@@ -130,12 +130,13 @@ def see_greys(
     seen = at.seen
     values_N = _spread(values_HW, is_left_out_HW, MAX_SAMPLES)
     seen.bits, seen.gray_rule, seen.kind = bits, rule, kind
-    seen.levels = count_levels(values_N)
+    seen.levels = max(seen.levels or 0, count_levels(values_N))
     if at.look == "ranges" and rule not in _WINDOWS:
         values_N = _spread(values_HW, is_left_out_HW, _MAX_MEASURED_SAMPLES)
         if values_N.size:
             low, high = np.percentile(values_N, ROBUST_PERCENTILES)
-            seen.extremes = float(low), float(high)
+            before = seen.extremes or (float(low), float(high))
+            seen.extremes = min(before[0], float(low)), max(before[1], float(high))
 
 
 def known_modality(value: object) -> str:
