@@ -18,11 +18,17 @@ from imgcls.scoring import driver
 from imgcls.scoring.publishing.verify import verify
 from tests.scoring.tiny import IMAGE_PX, comparable, make_bundle, published_rows, write_images
 
-NUM_IMAGES = 96
-# Lease, plan file, plan.json, 8 attempts, 8 files of facts, 8 commits, lease renewed, part,
-# manifest, lease let go; precision.json; progress.json at the start and at the end,
-# report.json, counts.json, the page, latest.sql, the log.
-NUM_WRITES = 39
+IMAGES_PER_SHARD = 12
+
+
+def num_writes(num_shards: int) -> int:
+    """Of a shard an attempt, its facts and its commit.
+
+    Of a night: lease, plan file, plan.json, lease renewed, part, manifest, lease let go;
+    precision.json; progress.json at the start and at the end, report.json, counts.json, the page,
+    latest.sql, the log.
+    """
+    return 15 + 3 * num_shards
 
 
 def run_campaign(bucket: Path, model: str, nights: Path, *flags: str) -> list[dict[str, Any]]:
@@ -38,29 +44,33 @@ def run_campaign(bucket: Path, model: str, nights: Path, *flags: str) -> list[di
 
 
 @pytest.mark.timeout(900)
+@pytest.mark.parametrize("num_shards", [3, pytest.param(8, marks=pytest.mark.slow)])
 def test_killed_before_and_after_every_write_the_same_command_finishes(
-    model_ref: str, tmp_path: Path
+    num_shards: int, model_ref: str, tmp_path: Path
 ) -> None:
-    write_images(str(tmp_path / "bucket"), NUM_IMAGES)
+    num_images = num_shards * IMAGES_PER_SHARD
+    write_images(str(tmp_path / "bucket"), num_images)
     # The oracle: one undisturbed run, one process, one shard.
     driver.score(
         ScoreConfig(str(tmp_path / "bucket"), model_ref, str(tmp_path / "oracle"), executor="local")
     )
     undisturbed = comparable(published_rows(str(tmp_path / "oracle")))
-    assert len(undisturbed) == NUM_IMAGES
+    assert len(undisturbed) == num_images
     points = run_campaign(tmp_path / "bucket", model_ref, tmp_path / "nights")
-    assert len(points) == 2 * (NUM_WRITES + 1), "each write before and after, and twice untouched"
+    assert len(points) == 2 * (num_writes(num_shards) + 1), (
+        "each write before and after, and twice untouched"
+    )
     for point in points:
         assert point["finished"] == 0, point
         assert comparable(published_rows(point["output"])) == undisturbed, point
-        assert verify(VerifyConfig(point["output"]))["rows"] == NUM_IMAGES
+        assert verify(VerifyConfig(point["output"]))["rows"] == num_images
 
 
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize(
     ("about", "num_points"),
     [
-        pytest.param("", 2 * (19 + 1), marks=pytest.mark.slow, id="every write"),
+        pytest.param("", 2 * (num_writes(1) + 2 + 1), marks=pytest.mark.slow, id="every write"),
         # The table beside the attempt, and its copy that the manifest names.
         pytest.param("tiles", 2 * (2 + 1), id="tables of tiles"),
     ],

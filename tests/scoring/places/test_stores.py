@@ -22,14 +22,14 @@ from imgcls.scoring.publishing.retention import gc, rollback
 from imgcls.scoring.publishing.verify import verify
 from imgcls.storage.objects import delete, list_objects, put
 from tests.kit.stores import SERVERS, new_bucket
-from tests.scoring.faults.test_crash_points import NUM_WRITES
+from tests.scoring.faults.test_crash_points import num_writes
 from tests.scoring.tiny import comparable, image_bytes, published_rows, write_images
 
 # With the odd key of the killed nights as many as there.
 NUM_IMAGES = 95
 # Two puts of the probe, its stale swap, its record; then the night as on a local disk.
 NUM_PROBE_WRITES = 4
-NUM_REMOTE_WRITES = NUM_PROBE_WRITES + NUM_WRITES + 1  # the list of what was skipped: a marker
+NUM_REMOTE_WRITES = NUM_PROBE_WRITES + num_writes(8) + 1  # the list of what was skipped: a marker
 # Near plan.json and near the manifest.
 SAMPLE = (NUM_PROBE_WRITES + 3, NUM_REMOTE_WRITES - 3)
 

@@ -58,7 +58,7 @@ def test_a_night_over_containers_that_is_killed_finishes(
     model_ref: str,
     tmp_path: Path,
 ) -> None:
-    command = [sys.executable, "-m", "tests.scoring.crash_points", source, model_ref]
+    command = [sys.executable, "-m", "tests.scoring.faults.crash_points", source, model_ref]
     campaign = subprocess.run(
         [*command, str(tmp_path / "nights"), *points], capture_output=True, text=True, check=True
     )
@@ -81,7 +81,7 @@ def test_double_starts_over_containers_publish_once(
     tmp_path: Path,
 ) -> None:
     output = str(tmp_path / "out")
-    command = [sys.executable, "-m", "tests.scoring.forked_twins", source, model_ref, output]
+    command = [sys.executable, "-m", "tests.scoring.faults.forked_twins", source, model_ref, output]
     twins = subprocess.run([*command, str(num_pairs)], capture_output=True, text=True, check=True)
     codes = [json.loads(line) for line in twins.stdout.splitlines()]
     assert codes == [[0, 0]] * num_pairs
