@@ -20,9 +20,8 @@ from imgcls.image.png import encode_png
 from imgcls.model.bundle import Bundle, read_bundle
 from imgcls.model.registry import promote, register
 from imgcls.nightly import nightly
-from tests.evaluation.test_evaluate import _trained_bundle
 
-_NAMES = ("dark", "light")
+NAMES = ("dark", "light")
 
 
 def _write_site(folder: Path, num_images: int, seed: int) -> str:
@@ -32,16 +31,10 @@ def _write_site(folder: Path, num_images: int, seed: int) -> str:
         is_light = number % 2
         level = rng.normal((70, 110)[is_light], 12)
         noise = rng.integers(0, 40, (9, 11, 3))
-        path = folder / _NAMES[is_light] / f"{seed}-{number:03}.png"
+        path = folder / NAMES[is_light] / f"{seed}-{number:03}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(encode_png(np.clip(level + noise, 0, 255).astype(np.uint8)))
     return str(folder)
-
-
-@pytest.fixture(scope="module")
-def bundle() -> Bundle:
-    torch.set_num_threads(1)
-    return _trained_bundle()
 
 
 @pytest.fixture

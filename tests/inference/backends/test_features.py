@@ -13,7 +13,7 @@ from imgcls.inference.backends.demand import Demand
 from imgcls.inference.backends.features import Tap, find_tap_points
 from imgcls.inference.sketch import SKETCH_SIZE, projection_ES
 from imgcls.model.architectures import build_model
-from tests.inference.test_predictor import images, make_resnet
+from tests.inference.resnet import images, make_resnet
 from tests.kit.predictors import open_predictor
 
 needs_openvino = pytest.mark.skipif(
