@@ -53,11 +53,6 @@ _ERRORS: Final = (
 )  # fmt: skip
 
 
-def is_compressed(name: str) -> bool:
-    """Tell whether a name is that of a compressed tar."""
-    return name.lower().endswith(COMPRESSED_SUFFIXES)
-
-
 def list_tar(info: ObjectInfo) -> Iterator[Member | ObjectInfo]:
     """Yield the members of a plain tar, by reading its headers; the object itself if it is none.
 

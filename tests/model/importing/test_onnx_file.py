@@ -2,6 +2,7 @@
 
 import importlib.util
 import io
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,9 @@ def _net(wrap: nn.Module | None = None, channels: int = 3, classes: int = 8) -> 
 
 def _package_file(package: str, *parts: str) -> Path:
     found = importlib.util.find_spec(package)
-    assert found is not None
+    if found is None and sys.version_info >= (3, 13):
+        pytest.skip(f"no release of {package} is for this Python")
+    assert found is not None, f"{package} belongs to the extra `test`"
     assert found.submodule_search_locations is not None
     return Path(found.submodule_search_locations[0], *parts)
 
