@@ -40,7 +40,6 @@ from imgcls.errors import (
     SourceError,
 )
 from imgcls.evaluation.labelled_data import read_labelled
-from imgcls.evaluation.over_time import describe, measure_over_time
 from imgcls.evaluation.predict_samples import RunFlags, predict_samples
 from imgcls.image.versions import describe_moved
 from imgcls.metrics.outcomes import Outcomes
@@ -48,6 +47,7 @@ from imgcls.metrics.threshold_report import DecisionTable
 from imgcls.model.bundle import BundleFacts, read_bundle, read_facts
 from imgcls.model.bundle_files import refuse_backbone
 from imgcls.model.registry import resolve
+from imgcls.report.over_time import describe, measure_over_time
 from imgcls.runs.latest import is_later
 from imgcls.runs.published import MANIFEST, Manifest, Part, list_published
 from imgcls.runs.row_keys import with_paths

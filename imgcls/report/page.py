@@ -17,6 +17,7 @@ from imgcls.pages.kit import Page, Part, render
 from imgcls.report.cards import Pictures, lists_of
 from imgcls.report.choose import Chosen
 from imgcls.report.names import Name
+from imgcls.report.over_time import weeks_of
 from imgcls.report.read import Night, report_of
 from imgcls.report.sentence import sentence_of, sentence_of_units
 from imgcls.report.tables import Counts, numbers_of
@@ -45,6 +46,7 @@ def render_night(
     parts = [
         numbers_of(chosen, counts, name),
         *lists_of(chosen, pictures, name, {}, prefix="unit-" if night.by_unit else ""),
+        *weeks_of(night.output),
         verdict_of(manifest.model_uri),
         Part("run", "The run", "facts.html", _run_facts(manifest, report_of(night.run))),
     ]
@@ -78,6 +80,7 @@ def render_nights(
         Part("nights", "Nights", "nights.html", _lines_of(nights, counts), len(nights)),
         numbers_of(chosen, counts, name),
         *lists_of(chosen, pictures, name, dates, prefix=prefix),
+        *weeks_of(nights[-1].output),
         verdict_of(last.model_uri),
     ]
     return render(

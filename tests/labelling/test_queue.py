@@ -18,12 +18,14 @@ import pytest
 
 from imgcls.config.labelling import LabelsConfig, QueueConfig
 from imgcls.config.models import EvaluateConfig
+from imgcls.config.scoring import ReportConfig
 from imgcls.errors import ConfigError
 from imgcls.evaluation.evaluate import evaluate
 from imgcls.labelling.answers import labels
 from imgcls.labelling.choose import Candidates, choose
 from imgcls.labelling.queue import queue
 from imgcls.metrics.sampled import Stratum, estimate
+from imgcls.report.make import report
 from imgcls.runs.answers import read_answers, read_queues
 from imgcls.storage.objects import head, put
 from imgcls.storage.uri import join
@@ -381,5 +383,7 @@ def test_evaluate_measures_week_by_week(tmp_path: Path) -> None:
     assert first_week["sensitivity_interval"][0] < 1.0
     assert second_week["sensitivity"] < 0.7
     assert first_week["num_answered"] == 60
+    page = report(ReportConfig(output=output))["page"]
+    assert "2026-W48: sensitivity" in Path(page).read_text()
     with pytest.raises(ConfigError, match="alone"):
         evaluate(EvaluateConfig(predictions=output, labels=str(tmp_path / "l.csv"), over="week"))

@@ -14,11 +14,13 @@ from typing import Any, Final, Literal
 from imgcls.errors import ConfigError, SourceError
 from imgcls.metrics.sampled import Stratum, estimate
 from imgcls.metrics.threshold_report import positive_class_of
+from imgcls.pages.kit import Part
 from imgcls.runs.answers import Row, read_answers, read_queues
 
 Period = Literal["day", "week", "month"]
 
 _NEGATIVE: Final = "negative"
+_WEEKS_SHOWN: Final = 8
 
 
 def measure_over_time(output: str, period: Period, positive_class: str = "") -> dict[str, Any]:
@@ -52,6 +54,22 @@ def measure_over_time(output: str, period: Period, positive_class: str = "") -> 
             for name, rows in sorted(by_period.items())
         ],
     }
+
+
+def weeks_of(output: str) -> list[Part]:
+    """Return the section of a page about the labels that came back; none where there are none."""
+    try:
+        result = measure_over_time(output, "week")
+    except SourceError:
+        return []
+    except ConfigError as error:  # a model without thresholds: the page cannot know what to find
+        return [Part("answers", "By the labels that came back", "sentences.html", [str(error)])]
+    lines = describe(result)[-_WEEKS_SHOWN:]
+    head = (
+        f"To find: {result['positive_class']}. On all images of a week, from those that people "
+        "looked at; in brackets, where the number lies with 95 % certainty."
+    )
+    return [Part("answers", "By the labels that came back", "sentences.html", [head, *lines])]
 
 
 def describe(result: dict[str, Any]) -> list[str]:
