@@ -171,7 +171,7 @@ class Found:
         yield f"{sentence_of(status_counts, self.decisions)}."
         if self.classes:
             shown = self.classes.most_common(_MAX_CLASSES_TOLD)
-            told = ", ".join(f"{count:,} {name}" for name, count in shown)
+            told = ", ".join(f"{name} ({count:,})" for name, count in shown)
             left = len(self.classes) - len(shown)
             more = f", and {left:,} more class{'es' if left > 1 else ''}" if left else ""
             yield f"Most probable class: {told}{more}."
