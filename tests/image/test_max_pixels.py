@@ -1,6 +1,7 @@
 """A picture that is too large names the flag that lets it in, whatever its format."""
 
 import io
+import struct
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Literal
@@ -117,6 +118,15 @@ def test_a_band_that_is_cut_off_is_damage() -> None:
     data = tiff_by_pillow(Image.fromarray(NOISE))
     with pytest.raises(CorruptImageError):
         decode(data[: len(data) - 2000], IN_BANDS)
+
+
+def test_pieces_that_do_not_make_up_the_picture_are_damage() -> None:
+    """A header that says twice as many rows: the lower half would be what memory held before."""
+    data = bytearray(tiff_by_pillow(Image.fromarray(NOISE[:, :, 0]), strip_size=3200))
+    at = bytes(data).index(struct.pack("<HHII", 257, 4, 1, 300))
+    struct.pack_into("<I", data, at + 8, 600)
+    with pytest.raises(CorruptImageError, match="30 strips or tiles do not make 600 rows"):
+        decode(bytes(data), replace(IN_BANDS, color="gray"))
 
 
 def test_bands_take_the_memory_that_max_pixels_stands_for() -> None:

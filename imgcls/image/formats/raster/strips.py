@@ -14,6 +14,7 @@ from typing import Any, Final
 import numpy as np
 from PIL import TiffImagePlugin
 
+from imgcls.errors import CorruptImageError
 from imgcls.image.spec import DecodeSpec
 
 _WIDTH, _HEIGHT, _COMPRESSION, _PHOTOMETRIC, _PLANES = 256, 257, 259, 262, 284
@@ -62,6 +63,9 @@ def cut_in_bands(
         source: at a page that `can_be_cut`.
         data: the whole file.
         spec: how many pixels there may be at a time.
+
+    Raises:
+        CorruptImageError: the pieces do not make up the picture.
     """
     tags = source.tag_v2
     width, height = stored_size(source)
@@ -73,6 +77,8 @@ def cut_in_bands(
     if len(offsets) == 1 and not is_tiled and sizes[0] % height == 0:  # cut it by rows
         sizes = np.full(height, sizes[0] // height)
         offsets, rows = offsets[0] + np.arange(height) * sizes, 1
+    if len(offsets) != -(-height // rows) * across:  # or rows would be what memory held before
+        raise CorruptImageError(f"TIFF: {len(offsets)} strips or tiles do not make {height} rows")
     num_parts = max(1, spec.max_pixels // _SHARE_AT_A_TIME // (rows * width))
     for start in range(0, len(offsets), num_parts * across):
         part = slice(start, start + num_parts * across)
