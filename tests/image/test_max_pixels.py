@@ -122,9 +122,10 @@ def test_a_band_that_is_cut_off_is_damage() -> None:
 
 def test_pieces_that_do_not_make_up_the_picture_are_damage() -> None:
     """A header that says twice as many rows: the lower half would be what memory held before."""
-    data = bytearray(tiff_by_pillow(Image.fromarray(NOISE[:, :, 0]), strip_size=3200))
-    at = bytes(data).index(struct.pack("<HHII", 257, 4, 1, 300))
-    struct.pack_into("<I", data, at + 8, 600)
+    gray = Image.fromarray(NOISE[:, :, 0])
+    data = bytearray(tiff_by_pillow(gray, compression="tiff_lzw", strip_size=3200))
+    at = bytes(data).index(struct.pack("<HHI", 257, 3, 1))
+    struct.pack_into("<H", data, at + 8, 600)
     with pytest.raises(CorruptImageError, match="30 strips or tiles do not make 600 rows"):
         decode(bytes(data), replace(IN_BANDS, color="gray"))
 
