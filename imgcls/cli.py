@@ -54,6 +54,7 @@ COMMANDS = {
     "plan": Command(scoring.PlanConfig, "imgcls.scoring.next_night:show_plan"),
     "evaluate": Command(models.EvaluateConfig, "imgcls.evaluation.evaluate:evaluate"),
     "calibrate": Command(models.CalibrateConfig, "imgcls.evaluation.calibrate:calibrate"),
+    "diff": Command(models.DiffConfig, "imgcls.diff.driver:diff", ("page", "diff")),
     "import": Command(models.ImportConfig, "imgcls.model.importing.driver:import_model"),
     "export": Command(models.ExportConfig, "imgcls.model.onnx_export:export"),
     "quantize": Command(scoring.QuantizeConfig, "imgcls.scoring.quantize:quantize"),

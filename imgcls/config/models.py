@@ -3,8 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from imgcls.config.choices import Device, MatchBy, Precision
-from imgcls.config.paths import Config, DataUri, ImportUri, OutputFile, OutputUri, Uri
+from imgcls.config.choices import Device, Heatmaps, MatchBy, Precision
+from imgcls.config.paths import Config, DataUri, ImportUri, OutputFile, OutputUri, SourceUri, Uri
 from imgcls.config.source_options import ListingOptions
 
 
@@ -66,6 +66,28 @@ class EvaluateConfig(MeasureOptions):
 
 
 @dataclass(frozen=True)
+class DiffConfig(MeasureOptions):
+    """Compare two models on the same images: who flipped, and which of them is right more often."""
+
+    first: str = field(metadata={"positional": True})
+    """A published run of OUTPUT by its id (or of another output, as OUTPUT/date=D/run=R); or a
+    model, as REGISTRY/NAME@production, to be run now.
+    """
+    second: str = field(metadata={"positional": True})
+    """What may take its place: a run or a model likewise."""
+    output: OutputUri
+    """Output prefix of `score` that has the runs, or that gets them."""
+    source: SourceUri = ""
+    """Of two models: what to score with both, as for score; default DATA."""
+    data: DataUri = ""
+    """Labelled images, as for train, for the paired test."""
+    heatmaps: Heatmaps = "all"
+    """Of two models: which images get heatmaps, as for score; all has both of every image that gets
+    another answer.
+    """
+
+
+@dataclass(frozen=True)
 class CalibrateConfig(MeasureOptions):
     """Fit the thresholds and the temperature of a model on labelled data of your own site."""
 
@@ -109,6 +131,14 @@ class PromoteConfig(Config):
     """The alias to move."""
     force: bool = False
     """Promote a version although its verdict is that it is not better than guessing."""
+    require_diff: Uri = ""
+    """Promote only if this comparison of the version that --alias stands for with the new one was
+    made: the file that `imgcls diff` names, diff-....json.
+    """
+    max_flips: float = 1.0
+    """With --require-diff: the share of images, 0 to 1, that may get another answer."""
+    not_worse: bool = False
+    """With --require-diff: refuse a version that is right less often on labelled images."""
     previous: bool = False
     """Undo the last promotion of the alias that --model names (REGISTRY/NAME@production): it stands
     again for what it stood for before. Given again, it goes back one further.

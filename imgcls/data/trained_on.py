@@ -39,8 +39,20 @@ def count_trained_on(attachments: Mapping[str, bytes], samples: Sequence[Sample]
     Raises:
         BundleError: the bundle's file is not one of ours.
     """
+    known = [one for one in learnt_from(attachments, [s.key for s in samples]) if one is not None]
     if TRAINED_ON not in attachments or not samples:
         return None
+    return sum(known) / len(known) if known else 0.0
+
+
+def learnt_from(attachments: Mapping[str, bytes], keys: Sequence[str]) -> list[bool | None]:
+    """Tell of each key whether it is one of a training; None where that is not known.
+
+    Raises:
+        BundleError: the bundle's file is not one of ours.
+    """
+    if TRAINED_ON not in attachments:
+        return [None] * len(keys)
     facts = parse_object(attachments[TRAINED_ON], TRAINED_ON, BundleError)
     try:
         kept = set(map(str, facts["lowest_hashes_of_keys"]))
@@ -48,8 +60,7 @@ def count_trained_on(attachments: Mapping[str, bytes], samples: Sequence[Sample]
     except (KeyError, TypeError, ValueError) as error:
         raise BundleError(f"{TRAINED_ON} is not a list of what a model was trained on") from error
     highest = max(kept, default="")
-    looked_at = [h for h in (hash_of(s.key) for s in samples) if is_whole or h <= highest]
-    return sum(h in kept for h in looked_at) / len(looked_at) if looked_at else 0.0
+    return [h in kept if is_whole or h <= highest else None for h in map(hash_of, keys)]
 
 
 def choose_split(

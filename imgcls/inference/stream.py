@@ -178,7 +178,10 @@ class _Pooled:
         probs_IK = np.stack(found.probs)
         bundle = self._bundle
         best = best_instance(probs_IK, multi_label=bundle.multi_label, background=bundle.background)
-        loudest = tuple(crop for *_, crop in sorted(found.kept, reverse=True))
+        # Copies: all tiles of a picture lie in one piece of memory.
+        loudest = tuple(
+            replace(crop, x_CHW=crop.x_CHW.copy()) for *_, crop in sorted(found.kept, reverse=True)
+        )
         instances = Instances(found.crops, probs_IK, best, loudest)
         return Sample(decoded.index, decoded.format, found.crops[best], instances)
 

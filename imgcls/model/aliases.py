@@ -111,15 +111,26 @@ def list_names(folder: str) -> list[str]:
 
 
 def move_alias(
-    folder: str, alias: str, version: int, digest: str, *, reference: str, forced: bool
+    folder: str,
+    alias: str,
+    version: int,
+    digest: str,
+    *,
+    reference: str,
+    forced: bool,
+    check: Callable[[str | None], object] | None = None,
 ) -> Promotion:
     """Point an alias at a version, whatever it stands for at this moment.
+
+    `check` is told the digest of that (None: the alias is new), and may raise.
 
     Raises:
         StorageError: it never stopped changing.
     """
 
     def change(old: Alias | None) -> Promotion:
+        if check is not None:
+            check(old.now.digest if old is not None else None)
         from_version = old.now.version if old is not None else None
         return _promotion(
             version, digest, reference=reference, from_version=from_version, forced=forced

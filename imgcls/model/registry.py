@@ -8,6 +8,7 @@ from the moment that its SHA256SUMS is there; an abandoned one is a gap in the n
 import logging
 import re
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from imgcls.config.models import PromoteConfig
@@ -28,6 +29,7 @@ from imgcls.model.bundle_files import (
     read_file,
     read_sums,
 )
+from imgcls.runs.diff_record import Demand
 from imgcls.storage import objects
 from imgcls.storage.probe import require_conditional_writes
 from imgcls.storage.uri import canonical, is_local, join, split_uri
@@ -134,16 +136,24 @@ def promote_version(config: PromoteConfig) -> dict[str, Any]:
     """Run `imgcls promote`: see `promote` and `undo_promotion`."""
     if config.previous:
         return undo_promotion(config.model, config.alias)
-    return promote(config.model, config.alias, force=config.force)
+    demand = None
+    if config.require_diff:
+        demand = Demand(config.require_diff, config.max_flips, config.not_worse)
+    elif config.not_worse or config.max_flips < 1:
+        raise ConfigError("--max-flips and --not-worse judge by a comparison: add --require-diff")
+    return promote(config.model, config.alias, force=config.force, demand=demand)
 
 
-def promote(ref: str, alias: str, *, force: bool = False) -> dict[str, Any]:
+def promote(
+    ref: str, alias: str, *, force: bool = False, demand: Demand | None = None
+) -> dict[str, Any]:
     """Point an alias at a version.
 
     Args:
         ref: REGISTRY/NAME@v3, or REGISTRY/NAME@alias to copy that alias.
         alias: The alias to move or make.
         force: Promote it even if its verdict is that it is not better than guessing.
+        demand: What a comparison with what the alias stands for must show.
 
     Returns:
         model, uri, version, digest, alias, promoted_at, promoted_by, reference, forced, undone, and
@@ -151,7 +161,7 @@ def promote(ref: str, alias: str, *, force: bool = False) -> dict[str, Any]:
 
     Raises:
         ConfigError: an unusable alias, a bundle's URI, a version that does not exist or is not
-            complete, or one that is not better than guessing.
+            complete, one that is not better than guessing, or a demand that is not met.
     """
     check_name(alias, "alias")
     if _VERSION.fullmatch(alias):
@@ -170,8 +180,15 @@ def promote(ref: str, alias: str, *, force: bool = False) -> dict[str, Any]:
     forced = force and answer == "not_better"
     _say_verdict(f"{reference.folder}@v{found.version}", verdict, forced=forced)
     require_conditional_writes(reference.folder.rpartition("/")[0])
+    name = f"{reference.folder}@v{found.version}"
     change = aliases.move_alias(
-        reference.folder, alias, found.version, found.digest, reference=ref, forced=forced
+        reference.folder,
+        alias,
+        found.version,
+        found.digest,
+        reference=ref,
+        forced=forced,
+        check=None if demand is None else partial(demand.check, name, found.digest),
     )
     return _promoted(reference.folder, alias, change) | {"verdict": answer}
 

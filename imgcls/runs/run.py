@@ -24,7 +24,7 @@ _PLAN_NAME: Final = re.compile(rf"/{_RUNS}/([^/]+)/plan\.json$")
 _OF_A_RUN: Final = re.compile(
     rf"/{_RUNS}/[^/]+/(?:[^/]+\.(?:json|zip)"
     r"|(?:plan|attempts|commits|facts|logs)/[^/]+\.(?:parquet|json|jsonl|log)"
-    r"|(?:pages|pictures)/[^/]+\.(?:html|csv|png|webp))$"
+    r"|(?:pages|pictures)/[^/]+\.(?:html|csv|json|png|webp))$"
     r"|/date=[^/]+/run=[^/]+/(?:part-[0-9]+\.parquet|_manifest\.json)$"
     r"|/_(?:tiles|groups)/date=[^/]+/run=[^/]+/[^/]+\.parquet$"
     r"|/_pages/[^/]+\.(?:html|csv)$"

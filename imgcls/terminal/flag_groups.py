@@ -125,6 +125,13 @@ EXAMPLES: Final[dict[str, tuple[tuple[str, str], ...]]] = {
             "imgcls evaluate --predictions OUT --labels labels.csv",
         ),
     ),
+    "diff": (
+        (
+            "a new version beside the one in use, on labelled images",
+            "imgcls diff REG/parts@production REG/parts@v2 --output TRIALS --data DATA",
+        ),
+        ("two published runs", "imgcls diff --output OUT RUN_A RUN_B"),
+    ),
     "calibrate": (
         (
             "thresholds for your own site",

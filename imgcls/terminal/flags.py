@@ -167,4 +167,4 @@ def _positional(field: Field[Any], hint: Any) -> dict[str, Any]:  # noqa: ANN401
     if field.default is not MISSING:
         choices = {"choices": get_args(hint)} if get_origin(hint) is Literal else shown
         return choices | {"nargs": "?", "default": field.default}
-    return {"choices": get_args(hint)}
+    return {"choices": get_args(hint)} if get_origin(hint) is Literal else shown

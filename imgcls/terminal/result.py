@@ -54,11 +54,14 @@ def lines_of(result: Mapping[str, Any], tells: Sequence[str] | None = None) -> I
         result: plain values; `lines`, or those of its `verdict`, are sentences.
         tells: which of the others; None for all that are short.
     """
-    lines = result.get("lines") or (result.get("verdict") or {}).get("lines") or ()
+    verdict = result.get("verdict")
+    of_verdict = verdict.get("lines") if isinstance(verdict, Mapping) else None
+    lines = result.get("lines") or of_verdict or ()
     if lines or tells:
         yield ""
     yield from lines
-    names = [name for name in result if name not in ("lines", "verdict", "exit_code")]
+    hidden = {"lines", "exit_code"} | ({"verdict"} if of_verdict else set())
+    names = [name for name in result if name not in hidden]
     if tells is not None:
         names = [name for name in tells if name in result]
     shown = {name: text for name in names if (text := _in_words(name, result[name]))}

@@ -9,12 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from imgcls.config.scoring import GcConfig, NightlyConfig, RollbackConfig, ScoreConfig, VerifyConfig
+from imgcls.config.scoring import GcConfig, RollbackConfig, ScoreConfig, VerifyConfig
 from imgcls.errors import ConfigError
 from imgcls.image.spec import PreprocessSpec
 from imgcls.model.bundle import Bundle
 from imgcls.model.registry import register
-from imgcls.nightly import nightly
 from imgcls.runs.commits import read_commits
 from imgcls.runs.facts import read_facts
 from imgcls.runs.run import Run
@@ -130,33 +129,16 @@ def test_flagged_makes_some_all_makes_all_and_rows_stay_equal(
     assert rows["all"].select(PEAK).equals(rows["flagged"].select(PEAK))
 
 
-def test_a_run_is_continued_with_its_own_heatmaps_only(
+def test_gc_keeps_the_maps_rollback_takes_them_and_no_other_flag_continues(
     bundle: Bundle, night: dict[str, Any], tmp_path: Path
 ) -> None:
     config = config_of(bundle, night, tmp_path)
     score(config)
     with pytest.raises(ConfigError, match="heatmaps"):
         score(replace(config, heatmaps="none"))
-
-
-def test_gc_keeps_the_maps_and_rollback_takes_them(
-    bundle: Bundle, night: dict[str, Any], tmp_path: Path
-) -> None:
-    config = config_of(bundle, night, tmp_path)
-    score(config)
     run = Run(config.output, "r")
     gc(GcConfig(config.output, older_than="0s"))
     [commit] = read_commits(run)
     assert read_facts(run, commit)["heatmap"].null_count < NUM_IMAGES
     rollback(RollbackConfig(config.output, "r"))
     assert not list(Path(run.uri).rglob("facts/*"))
-
-
-def test_a_nightly_run_takes_it_too(bundle: Bundle, night: dict[str, Any], tmp_path: Path) -> None:
-    score_config = config_of(bundle, night, tmp_path)
-    config = NightlyConfig(**(vars(score_config) | {"run_id": ""}))
-    nightly(config)
-    rows = published_rows(config.output)
-    assert rows["peak_x_px"].null_count <= 1 + sum(
-        name == "none" for name in rows["class_name"].to_pylist()
-    )

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from imgcls.model.registry import register
+from imgcls.terminal.result import lines_of
 from tests.scoring.tiny import make_bundle, write_images
 from tests.terminal.screen import Screen, run_on_terminal
 
@@ -76,3 +77,13 @@ def test_imgcls_alone_is_the_help() -> None:
     assert code == 0
     assert any(line.startswith("usage: imgcls") for line in screen.lines)
     assert max(map(len, screen.lines)) <= 100
+
+
+def test_a_verdict_of_one_word_is_a_value_like_others() -> None:
+    """That of a promotion or a comparison is no record with sentences of its own."""
+    assert list(lines_of({"alias": "production", "verdict": "better", "exit_code": 0})) == [
+        "alias       production",
+        "verdict     better",
+    ]
+    told = lines_of({"lines": ["a sentence"], "verdict": "worse", "page": "p"}, ("page",))
+    assert list(told) == ["", "a sentence", "", "page        p"]

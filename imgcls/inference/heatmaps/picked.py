@@ -33,7 +33,7 @@ NUM_TILES: Final = 8
 _NUM_UNSURE, _NUM_DRAWN = 60, 48
 _MOST_FLAGGED, _FLAGGED_FRACTION = 64, 0.05
 _FEWEST: Final = 8  # per shard, however much a map costs
-_MAX_HELD_BYTES: Final = 64 << 20
+_MAX_HELD_BYTES: Final = 256 << 20  # of inputs in float32; of bytes, as most are, a quarter
 _INPUTS_AT_A_TIME: Final = 16
 
 _log = logging.getLogger(__name__)

@@ -12,7 +12,7 @@ from imgcls.inference.heatmaps.explainer import Explainer, make_explainer
 from imgcls.inference.predictor import Predictor
 from imgcls.model.architectures import build_model
 from imgcls.model.bundle import Bundle
-from tests.inference.heatmaps.planted import NONE, Planted, plant, train_planted
+from tests.inference.heatmaps.planted import Planted, plant, train_planted
 from tests.kit.predictors import open_predictor
 
 # Found by chance: of a place drawn at random 9 % lie in the object.
@@ -93,21 +93,18 @@ def test_the_peak_lies_in_the_object_for_every_family(
     ("arch", "kind"),
     [
         ("resnet18", "mean"),
-        ("efficientnet_b0", "mean"),
-        ("mobilenet_v2", "mean"),
         ("densenet121", "mean"),
         ("spot_cnn", "max"),
-        ("convnext_tiny", "norm_mean"),
-        ("swin_t", "mean"),
+        ("timm:test_convnext", "norm_mean"),
         ("mobilenet_v3_small", None),
         ("squeezenet1_1", None),
         ("simple_cnn", None),
-        ("vit_b_16", None),
+        ("timm:test_vit", None),
     ],
 )
 def test_a_network_is_allowed_by_what_it_computes(arch: str, kind: str | None) -> None:
     torch.manual_seed(0)
-    image_px = 224 if arch == "vit_b_16" else 64
+    image_px = 160 if arch == "timm:test_vit" else 64
     model = build_model(arch, 3, image_px=image_px).eval()
     x_BCHW = torch.rand(2, 3, image_px, image_px)
     points = find_tap_points(model, x_BCHW[:1])
@@ -156,12 +153,3 @@ def test_it_is_the_map_of_pytorch_grad_cam() -> None:
         positive = torch.from_numpy(ours_hw.clip(0))[None, None]
         ours_HW = np.asarray(grad_cam.utils.image.scale_cam_image(positive[0].numpy(), (64, 64))[0])
         np.testing.assert_allclose(ours_HW, expected_HW, atol=1e-3)
-
-
-def test_nothing_marks_what_is_not_there() -> None:
-    """Of pictures without an object the maps say nothing steady: their peaks lie anywhere."""
-    bundle = train_planted("spot_cnn", 64, epochs=3)
-    empty = plant(NUM_IMAGES, 64, seed=5, labels=(NONE,))
-    with open_predictor(bundle, device="cpu", batch_size=16) as predictor:
-        maps = make_explainer(bundle, predictor).maps(empty.x_BCHW, empty.label_B)
-    assert share_inside(maps, empty.boxes, 64) < 0.3

@@ -14,6 +14,9 @@ import pytest
 from imgcls.config.scoring import ScoreConfig, VerifyConfig
 from imgcls.image.spec import PreprocessSpec
 from imgcls.model.registry import register
+from imgcls.runs.commits import read_commits
+from imgcls.runs.facts import read_facts
+from imgcls.runs.run import Run, list_run_ids
 from imgcls.scoring import driver
 from imgcls.scoring.publishing.verify import verify
 from tests.scoring.tiny import IMAGE_PX, comparable, make_bundle, published_rows, write_images
@@ -107,3 +110,45 @@ def tiles_of(output: str) -> list[tuple[object, ...]]:
     rows = [row for file in files for row in pq.read_table(file, partitioning=None).to_pylist()]
     place = ("uri", "x_px", "y_px", "w_px", "h_px")
     return sorted((*(row[name] for name in place), *row["probs"]) for row in rows)
+
+
+def check_with_heatmaps(model_ref: str, folder: Path, *points: str) -> list[int]:
+    """Kill nights with heatmaps at these points; return the exit codes of the killed."""
+    source, num_images = folder / "bucket", 24
+    write_images(str(source), num_images)
+    config = ScoreConfig(
+        str(source), model_ref, str(folder / "oracle"), executor="local", heatmaps="all"
+    )
+    driver.score(config)
+    undisturbed = comparable(published_rows(config.output))
+    assert any(row["peak_x_px"] is not None for row in undisturbed)
+    command = [sys.executable, "-m", "tests.scoring.faults.crash_points", str(source), model_ref]
+    command += [str(folder / "nights"), *points, "--heatmaps", "all"]
+    campaign = subprocess.run(command, capture_output=True, text=True, check=True)
+    found = [json.loads(line) for line in campaign.stdout.splitlines()]
+    for point in found:
+        assert point["finished"] == 0, point
+        assert comparable(published_rows(point["output"])) == undisturbed, point
+        assert verify(VerifyConfig(point["output"]))["rows"] == num_images
+        run = next(list_run_ids(point["output"]))
+        commits = list(read_commits(Run(point["output"], run)))
+        maps = [read_facts(Run(point["output"], run), commit)["heatmap"] for commit in commits]
+        assert sum(len(part.drop_null()) for part in maps) == sum(
+            row["peak_x_px"] is not None for row in undisturbed
+        )
+    return [point["killed"] for point in found]
+
+
+def test_a_night_with_heatmaps_is_finished_with_the_same_ones(
+    model_ref: str, tmp_path: Path
+) -> None:
+    """Killed at the facts of its first shard: the first one that its pictures are in."""
+    assert check_with_heatmaps(model_ref, tmp_path, "6") == [-signal.SIGKILL] * 2
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_a_night_with_heatmaps_is_finished_from_every_write(model_ref: str, tmp_path: Path) -> None:
+    killed = check_with_heatmaps(model_ref, tmp_path)
+    assert killed.count(0) == 2
+    assert len(killed) > 40
