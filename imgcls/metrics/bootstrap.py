@@ -134,7 +134,7 @@ def no_interval(num_units: int) -> dict[str, str]:
     """Return the entry that says why there are no intervals, and nothing where there are."""
     if num_units >= MIN_UNITS:
         return {}
-    reason = f"{num_units} groups (or images without one), and an interval needs {MIN_UNITS}"
+    reason = f"too few groups (or images without one): {num_units}, an interval needs {MIN_UNITS}"
     return {"no_interval_because": reason}
 
 
