@@ -34,7 +34,7 @@ from imgcls.storage.objects import ObjectInfo, Skipped
 
 log = logging.getLogger(__name__)
 
-SORT_MEMORY = "128MB"
+SORT_MEMORY = "80MB"
 NUM_NAMED = 20  # of what could not be listed, in the log and in results; all are in the plan
 _STAGE_ROWS = 16_384
 _STAGED_SCHEMA = pa.schema([*PLAN_SCHEMA, MEMBER_FIELD, MEMBER_PLACE_FIELD])
