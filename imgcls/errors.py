@@ -11,6 +11,7 @@ its type.
     ├── DamagedCheckpointError      exit 1  not what was written; an older one serves
     ├── BudgetExceededError         exit 3  more images failed than --max-failed-fraction allows
     ├── LeaseHeldError              exit 4  another run may write to this output
+    ├── NightHeldError              exit 6  its pictures changed; a person decides
     ├── RunStoppedError             exit 5  stopped before the end; the same command resumes
     │   ├── ShardFailedError                a shard whose storage did not answer in time
     │   └── DeviceFailedError               the model does not run any more where it ran
@@ -73,6 +74,12 @@ class LeaseHeldError(ImgclsError):
     """Another run holds the lease of this output."""
 
     exit_code = 4
+
+
+class NightHeldError(ImgclsError):
+    """A night is held back from publishing, until a person releases it or takes it back."""
+
+    exit_code = 6
 
 
 class RunStoppedError(ImgclsError):

@@ -21,6 +21,7 @@ from imgcls.config.models import EvaluateConfig, ImportConfig
 from imgcls.config.paths import canonical_uri
 from imgcls.config.scoring import ScoreConfig
 from imgcls.config.training import TrainConfig
+from imgcls.drift.imported import import_model as _import_model
 from imgcls.errors import ConfigError, DecodeError, ImgclsError
 from imgcls.evaluation.evaluate import evaluate as _evaluate
 from imgcls.image.crops import Crop, decode_one
@@ -35,7 +36,6 @@ from imgcls.inference.predictor import make_predictor
 from imgcls.inference.stream import Predicted, predict_stream
 from imgcls.model.bundle import Bundle, read_bundle
 from imgcls.model.bundle_files import refuse_backbone
-from imgcls.model.importing.driver import import_model as _import_model
 from imgcls.model.registry import resolve
 from imgcls.runs.latest import read_latest
 from imgcls.scoring.driver import score as _score

@@ -191,6 +191,8 @@ OPTIONAL_COLUMNS: Final = (
     OptionalColumn(pa.field("calibrated_prob", pa.float32()), "calibrated", after="confidence"),
     OptionalColumn(pa.field("decision", _REPEATED), "operating_point", after="confidence"),
     OptionalColumn(pa.field("threshold_id", _REPEATED), "operating_point", after="confidence"),
+    OptionalColumn(pa.field("unfamiliar", pa.bool_()), "reference", after="confidence"),
+    OptionalColumn(pa.field("unfamiliarity", pa.float32()), "reference", after="confidence"),
     OptionalColumn(
         pa.field("probs", pa.list_(pa.float32())), "write_probs", after="topk_prob", is_wide=True
     ),

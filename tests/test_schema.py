@@ -2,8 +2,10 @@
 
 from dataclasses import fields
 
+import numpy as np
 import pytest
 
+from imgcls.drift.familiar import Familiar
 from imgcls.runs.row_options import RowOptions
 from imgcls.schema import (
     OPTIONAL_COLUMNS,
@@ -23,6 +25,7 @@ FULL = Provenance(
     multi_label=True,
     calibration=make_calibration(0.4, 0.5, 0.6),
     has_places=True,
+    familiar=Familiar.of(np.random.default_rng(0).normal(size=(400, 32))),
 )
 
 
@@ -37,9 +40,9 @@ def test_every_optional_column_has_a_reason_that_can_hold_and_a_place() -> None:
 def test_the_columns_of_a_run_are_in_the_order_that_its_readers_know() -> None:
     assert " ".join(WIDEST_SCHEMA.names) == (
         "uri member etag size_bytes last_modified frame status error format width_px height_px "
-        "x_px y_px w_px h_px label class_name confidence labels calibrated_prob decision "
-        "threshold_id topk_label topk_prob probs embedding model model_digest spec_digest run_id "
-        "scored_at"
+        "x_px y_px w_px h_px peak_x_px peak_y_px label class_name confidence labels "
+        "calibrated_prob decision threshold_id unfamiliar unfamiliarity topk_label topk_prob "
+        "probs embedding model model_digest spec_digest run_id scored_at"
     )
     assert prediction_schema() == PREDICTION_SCHEMA
 

@@ -6,6 +6,7 @@ from imgcls.config.choices import (
     CpuHelpers,
     CsvSeparator,
     Device,
+    Drift,
     Executor,
     GpuDecode,
     Heatmaps,
@@ -110,6 +111,15 @@ class ScoreConfig(SourceOptions):
     """Also register what is published as a Delta Lake table at OUTPUT, by metadata alone (needs
     "imgcls[delta]"); once it is there, later runs keep it up without the flag.
     """
+    drift: Drift = "warn"
+    """What to do where the pictures have changed against those that the model was made with, or
+    those of the nights before: warn says so, in the log and on the page; hold does not publish the
+    run (exit code 6) until `imgcls release` or `imgcls rollback`; off does not look.
+    """
+    review_unfamiliar: bool = False
+    """Decide `review` on images that are unlike anything that the model knows (column unfamiliar),
+    whatever their probability.
+    """
     max_failed_fraction: float = 0.05
     """Share of images that may fail to give a prediction before the run ends with exit code 3,
     judged after 100; of fewer images more than half, and three, must have failed. Files that are
@@ -169,6 +179,33 @@ class RollbackConfig(Config):
     """Output prefix of `score`."""
     run_id: str
     """The run to take back."""
+
+
+@dataclass(frozen=True)
+class ReleaseConfig(Config):
+    """Publish a run that was held because its pictures had changed."""
+
+    output: OutputUri
+    """Output prefix of `score`."""
+    run_id: str
+    """The run to release."""
+
+
+@dataclass(frozen=True)
+class ReferenceConfig(SourceOptions):
+    """Give a model a reference: images that are as they should be, which nights are compared with.
+
+    The result is the next version of its name, of the same network: nothing is scored again.
+    """
+
+    model: OutputUri
+    """The model, as REGISTRY/NAME@v3 or REGISTRY/NAME@production."""
+    carry: tuple[str, ...] = ()
+    """Columns of the source that nights carry too, as for score: scanner, camera."""
+    device: Device = "auto"
+    """Where the model runs."""
+    num_decoders: int = 0
+    """Decoder processes; 0 takes the cores of this machine."""
 
 
 @dataclass(frozen=True)

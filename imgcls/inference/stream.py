@@ -43,6 +43,14 @@ class Sample:
     instances: "Instances | None" = None
     """Where the bundle pools."""
 
+    @property
+    def looked_at(self) -> Crop:
+        """The crop that carries what was seen of the frame that speaks loudest."""
+        if self.instances is None or self.crop.looks is not None:
+            return self.crop
+        same = (crop for crop in self.instances.crops if crop.frame == self.crop.frame)
+        return next((crop for crop in same if crop.looks is not None), self.crop)
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Instances:

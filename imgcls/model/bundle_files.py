@@ -35,6 +35,8 @@ REQUIRED_FILES = (FACTS, WEIGHTS, GOLDEN, CARD)
 GOLDEN_FILES = "golden_files.zip"
 # The network in int8, of bundles that have one.
 INT8 = "int8.zip"
+# What its pictures should look like, of bundles that know, see drift/reference.py.
+REFERENCE = "reference.zip"
 # What decides the probabilities of an image: these files, and these facts of bundle.json.
 NETWORK_FILES = (WEIGHTS, INT8)
 _NETWORK_FACTS = (

@@ -21,7 +21,7 @@ from cronsim import CronSim, CronSimError
 from imgcls.config.choices import value_of
 from imgcls.config.operations import JOB_CONFIGS, KubernetesConfig
 from imgcls.config.paths import find_relative, path_flags
-from imgcls.errors import BudgetExceededError, ConfigError, LeaseHeldError
+from imgcls.errors import BudgetExceededError, ConfigError, LeaseHeldError, NightHeldError
 from imgcls.scoring.publishing.retention import parse_age
 
 Manifest = dict[str, Any]
@@ -29,9 +29,11 @@ Manifest = dict[str, Any]
 # KubeRay appends to the name of a RayJob, and a RayCronJob to its own before that (its
 # validation.go); Kubernetes appends 11 characters to that of a CronJob, of 63.
 MAX_NAME_CHARS = {"rayjob": 47, "raycronjob": 35, "cronjob": 52}
-# Starting again changes nothing: bad flags, too many bad images, another run at work.
+# Starting again changes nothing: bad flags, too many bad images, another run at work, a night that
+# waits for a person.
 FINAL_EXIT_CODES = [
     ConfigError.exit_code, BudgetExceededError.exit_code, LeaseHeldError.exit_code,
+    NightHeldError.exit_code,
 ]  # fmt: skip
 IDLE_TIMEOUT_S = 300
 LATEST_START_S = 3600

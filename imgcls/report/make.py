@@ -11,9 +11,11 @@ from itertools import chain
 from typing import Any, Final
 
 from imgcls.config.scoring import ReportConfig
+from imgcls.drift.record import read_judged
 from imgcls.errors import ConfigError
 from imgcls.logs import tell
 from imgcls.report.cards import Picture, Pictures, picture_keys
+from imgcls.report.changes import changes_of, keys_of
 from imgcls.report.choose import Chosen, Key, choose, nothing_chosen
 from imgcls.report.csv_lists import CsvLists
 from imgcls.report.names import Name, hashed_names, plain_names
@@ -84,7 +86,9 @@ def make_page(night: Night, published: Sequence[Manifest], name: Name = plain_na
         write_counts(run, chosen)
     before = nights_before(night.output, published, night.manifest, NIGHTS_SHOWN)
     counts = [chosen.counts()] if night.by_unit else before
-    page = render_night(night, chosen, _pictures(chosen, [night]), counts, name)
+    judged = None if night.by_unit else read_judged(run)
+    changes = changes_of(run, judged, pictures_of(run, keys_of(judged)), name)
+    page = render_night(night, chosen, _pictures(chosen, [night]), counts, name, changes)
     for file, data in lists.files():
         put(run.page(f"unit-{file}" if night.by_unit else file), data, is_private=True)
     # Last: where it is, all is.

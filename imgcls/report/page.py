@@ -32,6 +32,7 @@ def render_night(
     pictures: Pictures,
     counts: Sequence[Counts],
     name: Name,
+    changes: Sequence[Part] = (),
 ) -> str:
     """Return the page of a night.
 
@@ -41,11 +42,16 @@ def render_night(
         pictures: of the rows that are shown.
         counts: of it, the last, and of the nights before.
         name: how names of objects, and carried values, are shown.
+        changes: what says whether its pictures have changed.
     """
+    # With pictures where something changed: that comes before everything else.
+    has_changed = len(changes) > 1
     manifest, describe = night.manifest, sentence_of_units if night.by_unit else sentence_of
     parts = [
+        *(changes if has_changed else ()),
         numbers_of(chosen, counts, name),
         *lists_of(chosen, pictures, name, {}, prefix="unit-" if night.by_unit else ""),
+        *(() if has_changed else changes),
         *weeks_of(night.output),
         verdict_of(manifest.model_uri),
         Part("run", "The run", "facts.html", _run_facts(manifest, report_of(night.run))),

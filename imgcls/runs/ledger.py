@@ -2,7 +2,8 @@
 
 In: an output prefix and a model's digests. Out: (uri, member, etag, status, is_current,
 has_older_thresholds) of every published row of that network. Invariant: there is no second book;
-what no manifest names was never scored.
+what no manifest names was never scored. Rows of a run that is held count as if they were
+published.
 
 A version of a model that differs only in its thresholds, or in its papers, gives the same
 probabilities: what another version of the network scored is not scored again, but counted.
@@ -18,7 +19,7 @@ and is counted: to score it again might be to score whole buckets again.
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Final
+from typing import Any, Final
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -26,7 +27,9 @@ import pyarrow.compute as pc
 from imgcls.image.formats.abilities import AT_27535E0, Abilities, abilities_here, grown
 from imgcls.image.outcome import family_by_name
 from imgcls.image.versions import from_json, moved_between, versions_here
-from imgcls.runs.plan import ModelDigests
+from imgcls.runs.commits import read_attempt, read_commits
+from imgcls.runs.held import list_held
+from imgcls.runs.plan import ModelDigests, read_plan
 from imgcls.runs.published import (
     Manifest,
     Part,
@@ -36,8 +39,10 @@ from imgcls.runs.published import (
 )
 from imgcls.runs.row_keys import with_members
 from imgcls.schema import MEMBER_FIELD, READ_LATER, Status
+from imgcls.storage.uri import canonical
 
 _COLUMNS: Final = ["uri", "etag", "status"]
+_READ: Final = (*_COLUMNS, MEMBER_FIELD.name, "format")
 
 
 @dataclass
@@ -70,7 +75,9 @@ def published_keys(
     """
     now = cache(abilities)
     outdated = outdated if outdated is not None else Outdated()
+    seen = set()
     for folder, manifest in list_published(output):
+        seen.add(manifest.run_id)
         theirs = manifest.digests
         if theirs.spec == model.spec and theirs.model != model.model:
             theirs = digests_of(manifest)
@@ -79,13 +86,33 @@ def published_keys(
         has_older = theirs.model != model.model and theirs.calibration != model.calibration
         for part in manifest.parts:
             table = _read_keys(folder, part)
-            current = _current(table, manifest, now, outdated)
-            older = pa.repeat(pa.scalar(has_older), table.num_rows)
-            yield (
-                table.select([*_COLUMNS, MEMBER_FIELD.name])
-                .append_column("is_current", current)
-                .append_column("has_older_thresholds", older)
-            )
+            yield _judged(table, manifest.decoders, has_older, now, outdated)
+    # After the published ones, so that a run that is published meanwhile is in one of the two.
+    for run, held in list_held(canonical(output), seen):
+        plan = read_plan(run)
+        if plan is None or not is_same_network(plan.digests, model):
+            continue
+        for commit in read_commits(run):
+            table = read_attempt(run, commit)
+            wanted = [name for name in _READ if name in table.column_names]
+            yield _judged(_keys_of(table.select(wanted)), held.decoders, False, now, outdated)
+
+
+def _judged(
+    table: pa.Table,
+    decoders: dict[str, Any] | None,
+    has_older: bool,
+    now: Callable[[], Abilities],
+    outdated: Outdated,
+) -> pa.Table:
+    """Return the keys of rows, and whether this imgcls would make the same of them."""
+    current = _current(table, decoders, now, outdated)
+    older = pa.repeat(pa.scalar(has_older), table.num_rows)
+    return (
+        table.select([*_COLUMNS, MEMBER_FIELD.name])
+        .append_column("is_current", current)
+        .append_column("has_older_thresholds", older)
+    )
 
 
 def is_same_network(one: ModelDigests, other: ModelDigests) -> bool:
@@ -96,7 +123,10 @@ def is_same_network(one: ModelDigests, other: ModelDigests) -> bool:
 
 
 def _read_keys(folder: str, part: Part) -> pa.Table:
-    table = read_columns(folder, part, (*_COLUMNS, MEMBER_FIELD.name, "format"))
+    return _keys_of(read_columns(folder, part, _READ))
+
+
+def _keys_of(table: pa.Table) -> pa.Table:
     if "format" not in table.column_names:
         table = table.append_column("format", pa.nulls(table.num_rows, pa.string()))
     table = with_comparable_etags(with_members(table))
@@ -107,15 +137,18 @@ def _read_keys(folder: str, part: Part) -> pa.Table:
 
 
 def _current(
-    table: pa.Table, manifest: Manifest, now: Callable[[], Abilities], outdated: Outdated
+    table: pa.Table,
+    decoders: dict[str, Any] | None,
+    now: Callable[[], Abilities],
+    outdated: Outdated,
 ) -> pa.ChunkedArray:
     """Return for each row whether this imgcls would make the same of the same bytes."""
-    record = manifest.decoders or {"reads": AT_27535E0, "versions": 1}
+    record = decoders or {"reads": AT_27535E0, "versions": 1}
     moved = moved_between(from_json(record["versions"]), versions_here())
     may_be_read = pc.is_in(table["status"], value_set=pa.array(READ_LATER, pa.string()))
     has_failed = pc.any(may_be_read).as_py() or False
     family = table["format"]
-    if manifest.decoders is None and (moved or has_failed):
+    if decoders is None and (moved or has_failed):
         family = _told_by_name(table)
         if moved:
             untold = pc.and_(pc.is_null(family), pc.equal(table["status"], Status.OK.value))

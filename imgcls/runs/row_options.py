@@ -31,6 +31,7 @@ class RowOptions:
     unit: str = ""
     unit_rule: UnitPooling = "auto"
     heatmaps: Heatmaps = "none"
+    review_unfamiliar: bool = False
 
     @classmethod
     def of(cls, config: ScoreConfig) -> Self:

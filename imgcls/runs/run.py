@@ -107,8 +107,23 @@ class Run:
 
     @property
     def held(self) -> str:
-        """Why a run is held back from publishing, and who let it go."""
+        """Why a run is held back from publishing; it stays when the run is released."""
         return self.file("held.json")
+
+    @property
+    def released(self) -> str:
+        """A person let a held run go: its publication has begun."""
+        return self.file("released.json")
+
+    @property
+    def drift(self) -> str:
+        """Whether its pictures have changed."""
+        return self.file("drift.json")
+
+    @property
+    def observed(self) -> str:
+        """A sample of what was observed of its images, which later runs are compared with."""
+        return self.file("observed.zip")
 
     @property
     def progress(self) -> str:

@@ -21,6 +21,7 @@ from imgcls.model.bundle import BundleFacts, read_bundle, read_facts
 from imgcls.model.bundle_files import refuse_backbone
 from imgcls.progress import Progress
 from imgcls.runs.commits import read_commits
+from imgcls.runs.held import refuse_held
 from imgcls.runs.plan import Plan, Shard, read_plan
 from imgcls.runs.published import read_manifest
 from imgcls.runs.run import Run
@@ -29,10 +30,16 @@ from imgcls.scoring.planning.carry import Carry
 from imgcls.scoring.planning.checks import check_config, check_same_run
 from imgcls.scoring.planning.listing import list_source
 from imgcls.scoring.planning.plan import write_plan
-from imgcls.scoring.planning.planned_model import PlannedModel, check_has_int8, name_model
+from imgcls.scoring.planning.planned_model import (
+    PlannedModel,
+    check_can_review,
+    check_has_int8,
+    name_model,
+)
 from imgcls.scoring.planning.shard_sizes import shard_sizes
 from imgcls.scoring.planning.staging import Staging, stage
 from imgcls.scoring.publishing.after_night import after_night
+from imgcls.scoring.publishing.hold import hold_if_changed
 from imgcls.scoring.publishing.publish import publish, remove_unnamed
 from imgcls.scoring.publishing.retention import refuse_rolled_back
 from imgcls.scoring.reporting.best_effort import last_word_within_s
@@ -57,6 +64,7 @@ def score(config: ScoreConfig) -> dict[str, Any]:
         ConfigError: a flag, the source, the model or the store is wrong; nothing was planned.
         BudgetExceededError: too many images failed; commits are kept, nothing is published.
         ShardFailedError: some shards could not be finished; the same run id resumes.
+        NightHeldError: --drift hold, and the pictures have changed.
     """
     start_s = time.monotonic()
     check_config(config)
@@ -105,6 +113,8 @@ def write_run_plan(
         )
     if config.unit:
         _check_unit_rule(config, read_facts(model.uri))
+    if config.review_unfamiliar:
+        check_can_review(config.model, model.uri)
     if config.precision == "int8":
         check_has_int8(model)
     return write_plan(
@@ -157,11 +167,14 @@ def finish_run(
     scored = Scored()
     manifest = read_manifest(plan.published)
     if manifest is None:
+        refuse_held(plan.run)
         run_log.belongs_to(plan.run)
         with RunProgress(plan) as progress:
             scored = score_plan(config, plan, executor, progress)
             progress.publishing()
             commits = {commit.shard_id: commit for commit in read_commits(plan.run)}
+            if config.drift == "hold":
+                hold_if_changed(plan, commits.values())
             manifest = publish(plan, commits, before_manifest)
             log_published(manifest)
     else:

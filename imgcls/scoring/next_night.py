@@ -16,6 +16,7 @@ from imgcls.config.source_options import listing_flags
 from imgcls.errors import BudgetExceededError
 from imgcls.image.formats.abilities import AT_27535E0, Abilities, grown
 from imgcls.runs.commits import read_commits
+from imgcls.runs.held import read_held
 from imgcls.runs.ledger import Outdated
 from imgcls.runs.plan import Plan, PlannedRows, Shard, read_plan
 from imgcls.runs.row_options import RowOptions
@@ -131,7 +132,7 @@ def _names(config: NightlyConfig) -> list[str]:
 
 def _may_continue(config: NightlyConfig, plan: Plan, model: PlannedModel) -> bool:
     """Return whether an earlier plan still is what this night should do."""
-    if is_published(plan) or plan.run.is_rolled_back():
+    if is_published(plan) or plan.run.is_rolled_back() or read_held(plan.run) is not None:
         return False
     same_model = (plan.model_digest, plan.spec_digest) == (model.digest, model.spec_digest)
     same_images = plan.source == config.source

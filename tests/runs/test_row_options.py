@@ -26,6 +26,7 @@ OTHER: dict[str, Any] = {
     "gpu_decode": "on",
     "carry": ("folder:1",),
     "write_tiles": True,
+    "review_unfamiliar": True,
 }
 
 

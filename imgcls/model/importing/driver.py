@@ -8,6 +8,7 @@ registered that was not proven.
 import json
 import logging
 from collections import Counter
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ import torch
 from imgcls.config.models import ImportConfig
 from imgcls.config.paths import PUBLISHED
 from imgcls.data.class_names import ClassNames, enumerate_names
-from imgcls.data.dataset import read_dataset
+from imgcls.data.dataset import Dataset, read_dataset
 from imgcls.errors import ConfigError, DecodeError
 from imgcls.image.crops import decode_one
 from imgcls.image.preprocess import normalize
@@ -38,8 +39,14 @@ _EMBEDDING = "embedding-{:04d}"
 _log = logging.getLogger(__name__)
 
 
-def import_model(config: ImportConfig) -> dict[str, Any]:
+def import_model(
+    config: ImportConfig, finish: Callable[[Bundle, Sequence[str]], Bundle] | None = None
+) -> dict[str, Any]:
     """Run `imgcls import`.
+
+    Args:
+        config: the flags.
+        finish: given the bundle and the images of --check, returns what is registered.
 
     Returns:
         JSON-able: model, uri, version, digest, kind, arch, num_classes, is_backbone, license,
@@ -57,7 +64,12 @@ def import_model(config: ImportConfig) -> dict[str, Any]:
     _log.info("pictures are prepared: %s", _shown(foreign.preprocess_spec))
     proof = prove(foreign, decode_spec, make_pictures(foreign.preprocess_spec.channels))
     bundle = _bundle(config, foreign, decode_spec, proof, foreign_names)
-    checked = _check(bundle, config) if config.check else None
+    checked = None
+    if config.check:
+        samples = read_dataset(config.check, val_fraction=0.0, test_fraction=0.0, seed=0)
+        checked = _check(bundle, config, samples)
+        if finish is not None:
+            bundle = finish(bundle, [sample.uri for sample in samples.samples])
     _warn(foreign, config)
     version = register(config.registry, config.name, bundle)
     return {
@@ -249,7 +261,7 @@ def _source(text: str) -> str:
     return text if text.startswith(PUBLISHED) else Path(text).name
 
 
-def _check(bundle: Bundle, config: ImportConfig) -> dict[str, Any]:
+def _check(bundle: Bundle, config: ImportConfig, dataset: Dataset) -> dict[str, Any]:
     """Compare the model's labels with those of a few labelled images.
 
     Raises:
@@ -257,7 +269,6 @@ def _check(bundle: Bundle, config: ImportConfig) -> dict[str, Any]:
     """
     if bundle.is_backbone:
         raise ConfigError("--check needs classes, and a backbone has none: leave it out")
-    dataset = read_dataset(config.check, val_fraction=0.0, test_fraction=0.0, seed=0)
     if unknown := set(dataset.class_names.names) - set(bundle.class_names.names):
         raise ConfigError(
             f"--check {config.check} has classes that the model does not name: "

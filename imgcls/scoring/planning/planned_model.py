@@ -13,6 +13,7 @@ from imgcls.image.spec import DecodeSpec, PreprocessSpec, spec_digest
 from imgcls.image.versions import describe_moved
 from imgcls.model.bundle_files import (
     FACTS,
+    REFERENCE,
     calibration_digest,
     network_digest,
     parse_facts,
@@ -76,6 +77,27 @@ def check_has_int8(model: PlannedModel) -> None:
             f"--precision int8: {model.reference} {model.why_no_int8}. Make a version that has "
             f"one, once: imgcls quantize --model {model.reference} --data IMAGES; or take "
             "--precision auto"
+        )
+
+
+def check_can_review(reference: str, uri: str) -> None:
+    """Refuse --review-unfamiliar for a model that decides nothing, or knows no pictures.
+
+    Raises:
+        ConfigError: it is one; says what to do.
+    """
+    sha256_by_name = parse_sums(read_sums(uri), uri)
+    facts = parse_facts(read_file(uri, FACTS, sha256_by_name[FACTS]), join(uri, FACTS))
+    if not (facts["calibration"] or {}).get("operating_points"):
+        raise ConfigError(
+            f"--review-unfamiliar: {reference} has no thresholds, so there is no decision to send "
+            "to review; leave it out (the column unfamiliar is there without it)"
+        )
+    if REFERENCE not in sha256_by_name:
+        raise ConfigError(
+            f"--review-unfamiliar: {reference} has no reference, so nobody can tell what is "
+            f"unfamiliar. Make a version that has one: imgcls reference --model {reference} "
+            "--source IMAGES"
         )
 
 

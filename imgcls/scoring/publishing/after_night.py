@@ -11,11 +11,13 @@ from dataclasses import dataclass
 from typing import Final
 
 from imgcls.config.scoring import ScoreConfig
+from imgcls.drift.record import read_judged, remove_judged
 from imgcls.report.make import make_missing_pages, remove_pages
 from imgcls.results.delta import forget_run, keep_delta
 from imgcls.results.views import write_views
-from imgcls.runs.plan import Plan
+from imgcls.runs.plan import Plan, read_plan
 from imgcls.runs.published import Manifest, list_published
+from imgcls.runs.run import Run
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +44,37 @@ class AfterNight:
     """How a person does it where `do` failed; {output} stands for the output."""
 
 
+# So many of the latest nights are looked at if nobody has looked at them yet.
+_MENDED: Final = 3
+
+
+def _judge_missing(config: ScoreConfig, nights: Sequence[Night]) -> str:
+    """Tell of the latest nights whether their pictures have changed; return that of the last."""
+    # Only here: `imgcls plan` and `imgcls rollback` want no torch.
+    from imgcls.drift.nights import judge_run, tell
+
+    sentence = ""
+    for number, (_, manifest) in enumerate(nights[-_MENDED:], max(0, len(nights) - _MENDED)):
+        run = Run(config.output, manifest.run_id)
+        judged = read_judged(run)
+        plan = read_plan(run) if judged is None and config.drift != "off" else None
+        if plan is not None:
+            judged = judge_run(plan, nights[:number], manifest)
+            if run.is_rolled_back():
+                remove_judged(run)
+                continue
+            tell(judged)
+        sentence = judged.sentence if judged is not None else ""
+    return sentence
+
+
 ENTRIES: Final = (
+    AfterNight(
+        "drift",
+        do=_judge_missing,
+        undo=lambda plan: remove_judged(plan.run),
+        by_hand="the next night does it",
+    ),
     AfterNight(
         "page",
         do=lambda config, nights: make_missing_pages(config.output, nights),

@@ -17,6 +17,7 @@ from imgcls.config.choices import check_name
 from imgcls.config.scoring import GcConfig, RollbackConfig
 from imgcls.errors import ConfigError, ObjectExistsError, SourceError
 from imgcls.runs.facts import remove_pictures
+from imgcls.runs.held import read_held
 from imgcls.runs.plan import Plan, read_plan
 from imgcls.runs.published import MANIFEST, read_manifest
 from imgcls.runs.run import Run, is_facts, is_for_eyes, pages_folder, runs_folder
@@ -184,7 +185,7 @@ def _garbage(
         manifest = read_manifest(plan.published)
         left = list(unnamed_files(plan, manifest)) if manifest is not None else []
         return [*left, *(info for info in infos if not run.stays_when_published(info.uri))]
-    if not abandoned or run.is_rolled_back():
+    if not abandoned or run.is_rolled_back() or read_held(run) is not None:
         return []
     ordered = sorted(infos, key=lambda info: run.order_of_removal(info.uri))
     if plan is None:

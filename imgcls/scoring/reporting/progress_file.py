@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, Literal, Self
 
+from imgcls.errors import NightHeldError
 from imgcls.runs.plan import Plan
 from imgcls.scoring.reporting.best_effort import is_stop, last_word_within_s
 from imgcls.scoring.shard.worker import ShardSummary
@@ -23,15 +24,15 @@ from imgcls.storage.objects import put
 
 log = logging.getLogger(__name__)
 
-State = Literal["running", "publishing", "published", "stopped", "failed"]
+State = Literal["running", "publishing", "published", "stopped", "held", "failed"]
 WRITE_EVERY_S = 10.0
 
 
 class RunProgress:
     """Writes progress.json in a thread, from entering the `with` block until leaving it.
 
-    Leaving without an error says `published`, with RunStoppedError or Ctrl-C `stopped`, else
-    `failed`.
+    Leaving without an error says `published`, with RunStoppedError or Ctrl-C `stopped`, with
+    NightHeldError `held`, else `failed`.
     """
 
     def __init__(self, plan: Plan) -> None:
@@ -118,7 +119,8 @@ class RunProgress:
     ) -> None:
         if error is not None:
             self._message = str(error) or type(error).__name__
-            self._state = "stopped" if is_stop(error) else "failed"
+            is_held = isinstance(error, NightHeldError)
+            self._state = "held" if is_held else "stopped" if is_stop(error) else "failed"
         else:
             self._state = "published"
         self._ended.set()

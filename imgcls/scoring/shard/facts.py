@@ -89,7 +89,7 @@ class ShardFacts:
         sketch_BS: npt.NDArray[np.float32] | None = None,
     ) -> list[Seen]:
         """Look at samples whose rows are made; returns what belongs to each row."""
-        crops = [_of_frame(sample) for sample in samples]
+        crops = [sample.looked_at for sample in samples]
         found = [Seen(facts) for facts in facts_of(crops, self._spec)]
         for seen, crop, key, row in zip(found, crops, keys, rows, strict=True):
             self._count(seen.facts)
@@ -137,7 +137,7 @@ class ShardFacts:
     def add_heatmap(self, seen: Seen, sample: Sample, png: bytes, class_name: str) -> None:
         """Add what is laid over the picture of a sample, for which there is a picture then."""
         seen.heatmap, seen.heatmap_class = png, class_name
-        self._encode(seen, _of_frame(sample), "heatmap")
+        self._encode(seen, sample.looked_at, "heatmap")
 
     def _count(self, facts: ImageFacts) -> None:
         source = facts.source
@@ -182,12 +182,3 @@ class ShardFacts:
                 crop.x_CHW, crop.picture_HWC, crop.size_px, self._spec
             )
             seen.reason = reason
-
-
-def _of_frame(sample: Sample) -> Crop:
-    """Return the crop that carries what was seen of the frame that speaks loudest."""
-    crop = sample.crop
-    if sample.instances is None or crop.looks is not None:
-        return crop
-    of_frame = (c for c in sample.instances.crops if c.frame == crop.frame and c.looks is not None)
-    return next(of_frame, crop)

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from imgcls.drift.familiar import Familiar
 from imgcls.image.decoders.pool import Decoded
 from imgcls.image.facts.overlay import Overlay
 from imgcls.image.outcome import outcome_of
@@ -48,6 +49,10 @@ class Provenance:
     """The model looks at parts of a picture, and a row says at which its answer points."""
     background: int | None = None
     """Label of what a picture is where it shows nothing."""
+    familiar: Familiar | None = None
+    """Where the images of the model's reference lie; None: nobody can tell what is unfamiliar."""
+    review_unfamiliar: bool = False
+    """An unfamiliar image is for a person to decide on, whatever its probability."""
 
     @property
     def operating_points(self) -> tuple[OperatingPoint, ...]:
@@ -62,6 +67,7 @@ class Provenance:
             "calibrated": self.calibration is not None,
             "operating_point": bool(self.operating_points),
             "tiles": self.has_places,
+            "reference": self.familiar is not None,
         }
         return frozenset(name for name, holds in facts.items() if holds)
 
@@ -126,6 +132,7 @@ class ShardRows:
             "topk_prob": predictions.topk_prob_BT.tolist(),
         }
         columns |= decide_columns(predictions, self._provenance)
+        columns |= unfamiliar_columns(predictions, self._provenance, columns.get("decision"))
         if "probs" in self._schema.names:
             columns["probs"] = predictions.probs_BK.tolist()
         if "embedding" in self._schema.names:
@@ -234,6 +241,31 @@ def decide_columns(predictions: Predictions, provenance: Provenance) -> dict[str
     if provenance.multi_label:
         columns["labels"] = [
             [names[label] for label in labels] for labels in rule.labels(predictions.probs_BK)
+        ]
+    return columns
+
+
+def unfamiliar_columns(
+    predictions: Predictions, provenance: Provenance, decisions: list[Any] | None
+) -> dict[str, list[Any]]:
+    """Return how far images are from those of the reference, in multiples of its threshold.
+
+    Null where the backend gives no embeddings. Of unfamiliar images the decisions become `review`
+    where that was asked for.
+    """
+    familiar = provenance.familiar
+    if familiar is None or familiar.threshold is None or predictions.sketch_BS is None:
+        return {}
+    times_B = familiar.distances(predictions.sketch_BS.astype(np.float64)) / familiar.threshold
+    is_unfamiliar_B = (times_B > 1).tolist()
+    columns: dict[str, list[Any]] = {
+        "unfamiliar": is_unfamiliar_B,
+        "unfamiliarity": times_B.tolist(),
+    }
+    if decisions is not None and provenance.review_unfamiliar:
+        columns["decision"] = [
+            "review" if is_unfamiliar else decision
+            for is_unfamiliar, decision in zip(is_unfamiliar_B, decisions, strict=True)
         ]
     return columns
 

@@ -21,6 +21,7 @@ from imgcls import errors
 from imgcls.closing import Closing
 from imgcls.config.choices import CpuHelpers, Precision
 from imgcls.config.scoring import ScoreConfig
+from imgcls.drift.reference import familiar_of
 from imgcls.errors import BundleError, ConfigError, ImgclsError
 from imgcls.image.decoders.pool import DecoderPool
 from imgcls.image.fit.seen import FEW_SEEN, measure_seen
@@ -160,6 +161,8 @@ class ShardWorker(Closing):
             calibration=bundle.fitted(),
             has_places=bundle.preprocess_spec.fit == "tiles",
             background=bundle.background,
+            familiar=familiar_of(bundle),
+            review_unfamiliar=self._rows.review_unfamiliar,
         )
 
     def _open(self, bundle: Bundle, options: WorkerOptions, opened: ExitStack) -> None:

@@ -19,16 +19,19 @@ import torch
 
 from imgcls.config.training import TrainConfig
 from imgcls.data.dataset import count_images
+from imgcls.data.keys import Key
 from imgcls.data.leaks import LeakCheck
 from imgcls.data.splits.draw import SPLIT_MOVED, write_moved
 from imgcls.data.trained_on import TRAINED_ON, write_trained_on
-from imgcls.errors import BundleError, ObjectMissingError
+from imgcls.drift.reference import with_reference
+from imgcls.errors import BundleError, ImgclsError, ObjectMissingError
 from imgcls.inference.backends.demand import demand_of_run
 from imgcls.inference.predictor import Predictor, make_predictor
 from imgcls.model.bundle import Bundle, read_facts
 from imgcls.model.bundle_files import GOLDEN_FILES
 from imgcls.model.golden_files import pack_files
 from imgcls.model.registry import ModelVersion, list_versions
+from imgcls.storage.bulk_get import GetRequest
 from imgcls.storage.objects import put, read
 from imgcls.storage.uri import join
 from imgcls.training.data.loader import SplitLoader
@@ -72,7 +75,29 @@ def make_bundle(
     # Only now is every bad image of these splits known.
     facts = _describe_training(plan, state, loaders, place, leaks) | facts
     bundle = replace(bundle, training=facts, attachments=attachments)
-    return with_numbers(bundle, plan, measured, loaders)
+    return _with_reference(with_numbers(bundle, plan, measured, loaders), plan, place)
+
+
+def _with_reference(bundle: Bundle, plan: TrainPlan, place: Place) -> Bundle:
+    """Return the bundle with what its pictures should look like: those that it was measured on."""
+    samples = next((plan.splits[s] for s in ("val", "test") if plan.splits.get(s)), ())
+    columns: dict[str, list[str | None]] = {"group": [sample.group or None for sample in samples]}
+    if plan.config.slice_by:
+        name = Key.parse(plan.config.slice_by, "--slice-by").column
+        columns[name] = [sample.slice_name or None for sample in samples]
+    on_cpu = place.device.type == "cpu" or "golden_miss" in bundle.training
+    try:
+        bundle, _ = with_reference(
+            bundle,
+            [GetRequest(index, sample.uri) for index, sample in enumerate(samples)],
+            made_by="imgcls train",
+            num_cores=torch.get_num_threads(),
+            device="cpu" if on_cpu else "cuda",
+            columns=columns,
+        )
+    except ImgclsError as error:
+        log.warning("the model gets no reference for its nights: %s. Try imgcls reference", error)
+    return bundle
 
 
 def measure_fold(

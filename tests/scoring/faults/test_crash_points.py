@@ -28,10 +28,10 @@ def num_writes(num_shards: int) -> int:
     """Of a shard an attempt, its facts and its commit.
 
     Of a night: lease, plan file, plan.json, lease renewed, part, manifest, lease let go;
-    precision.json; progress.json at the start and at the end, report.json, counts.json, the page,
-    latest.sql, the log.
+    precision.json; progress.json at the start and at the end, report.json, observed.zip,
+    drift.json, counts.json, the page, latest.sql, the log.
     """
-    return 15 + 3 * num_shards
+    return 17 + 3 * num_shards
 
 
 def run_campaign(bucket: Path, model: str, nights: Path, *flags: str) -> list[dict[str, Any]]:
