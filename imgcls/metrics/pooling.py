@@ -100,7 +100,7 @@ def pool(
         pooled_K[background] = background_prob
     else:
         num = {"max": 1, "mean": len(p_IK), "top3_mean": _NUM_TOP}[rule]
-        first = np.argsort(p_IK[:, background], kind="stable")[:num]
+        first = _least_background(p_IK, background)[:num]
         pooled_K = p_IK[first].mean(axis=0)
     return pooled_K.astype(probs_IK.dtype)
 
@@ -137,7 +137,7 @@ def best_instance(probs_IK: Floats, *, multi_label: bool, background: int | None
     rule. The first of equal ones.
     """
     if background is not None and not multi_label:
-        return int(probs_IK[:, background].argmin())
+        return int(_least_background(probs_IK.astype(np.float64), background)[0])
     return int(probs_IK.max(axis=1).argmax())
 
 
@@ -190,6 +190,17 @@ def pool_logits(
     first_SN1 = order_SN.argsort(dim=1, stable=True)[:, :num, None]
     chosen = log_SNK.gather(1, first_SN1.expand(-1, -1, log_SNK.shape[2]))
     return _log_mean(chosen, is_real_SN1.gather(1, first_SN1))
+
+
+def _least_background(
+    p_IK: npt.NDArray[np.float64], background: int
+) -> npt.NDArray[np.integer[Any]]:
+    """Return the instances in order, that with the least background first.
+
+    Where a model is so sure that this probability is 1 in every digit, the other classes tell.
+    """
+    others_I = np.delete(p_IK, background, axis=1).sum(axis=1)
+    return np.lexsort((-others_I, p_IK[:, background]))
 
 
 def _each(p_IK: npt.NDArray[np.float64], rule: Pooling) -> npt.NDArray[np.float64]:

@@ -152,3 +152,10 @@ def test_the_background_is_the_class_that_need_not_be_found() -> None:
     assert background_of(["crack", "good"], ["crack"], multi_label=True) is None
     # Two classes could be meant: none is guessed.
     assert background_of(["good", "normal", "dent"], multi_label=False) is None
+
+
+def test_of_instances_that_are_all_background_the_others_classes_tell() -> None:
+    probs_IK = np.array([[1.0, 1e-12], [1.0, 1e-9], [1.0, 1e-20]], np.float32)
+    pooled_K = pool(probs_IK, "max", multi_label=False, background=0)
+    assert pooled_K.tolist() == probs_IK[1].tolist()
+    assert best_instance(probs_IK, multi_label=False, background=0) == 1
