@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from imgcls.config.choices import Device, Heatmaps, MatchBy, Precision
+from imgcls.config.choices import Device, Heatmaps, MatchBy, Precision, UnitPooling
 from imgcls.config.paths import Config, DataUri, ImportUri, OutputFile, OutputUri, SourceUri, Uri
 from imgcls.config.source_options import ListingOptions
 
@@ -25,6 +25,12 @@ class MeasureOptions(ListingOptions):
     """Where the class of an image is, by a key as for train; default that of the training, or the
     column label.
     """
+    unit: str = field(default="", kw_only=True)
+    """What one answer is for, a study or a part, by a key as for score: also measured, or with
+    calibrate also given thresholds, per unit. A unit shows what some image of it shows.
+    """
+    unit_rule: UnitPooling = field(default="auto", kw_only=True)
+    """How the answers of its images become that of a unit, as for score."""
     batch_size: int = field(default=0, kw_only=True)
     """Images per forward pass; 0 takes what suits the device."""
     device: Device = field(default="auto", kw_only=True)

@@ -228,13 +228,15 @@ class ReportConfig(Config):
 
 @dataclass(frozen=True)
 class ResultsConfig(Config):
-    """Give published results as CSV for Excel, or as a Delta Lake table."""
+    """Give published results as CSV for Excel, as a Delta Lake table, or as DICOM reports."""
 
     output: OutputUri
     """Output prefix of `score`."""
     to: ResultForm
     """csv: a file for Excel. delta: the published Parquet as a Delta Lake table at OUTPUT,
-    registered by metadata alone (needs "imgcls[delta]").
+    registered by metadata alone (needs "imgcls[delta]"). dicom-sr: of each study of DICOM images a
+    structured report of the latest rows, UNVERIFIED, into a folder; nothing is sent (needs
+    "imgcls[dicom]").
     """
     latest: bool = False
     """Of each image, or unit, only the latest row."""
@@ -243,7 +245,9 @@ class ResultsConfig(Config):
     run_id: str = ""
     """Only this run."""
     into: OutputFile = ""
-    """File of csv; default OUTPUT/results.csv, or OUTPUT/results-units.csv."""
+    """File of csv, or folder of dicom-sr; default OUTPUT/results.csv (of units results-units.csv),
+    or OUTPUT/_reports.
+    """
     separator: CsvSeparator = "comma"
     """Between the cells of csv; semicolon, with commas in numbers, is what Excel opens by itself in
     German, French and other languages.

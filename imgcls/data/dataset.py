@@ -53,6 +53,7 @@ class Sample:
     boxes: tuple[LabelledBox, ...] = ()
     member: Member | None = None
     """Of an image in a container; its uri is that of the container, "/", its name."""
+    unit: str = ""  # the study or part that it is of, as it is: never written
 
     @property
     def label(self) -> int:
@@ -176,6 +177,7 @@ def _sample(
         slice_name=row.slice_name,
         boxes=_boxes(row, class_names, multi_label),
         member=row.member,
+        unit=row.unit,
     )
 
 

@@ -55,6 +55,7 @@ class LabelRow:
     group: str = ""
     weight: float = 1.0
     slice_name: str = ""
+    unit: str = ""
     cells: Mapping[str, Any] = field(default_factory=dict, compare=False)
     """What keys may want of the row."""
     boxes: tuple[tuple[Place, str], ...] = ()
@@ -67,15 +68,21 @@ class LabelRow:
 
 @dataclass(frozen=True, slots=True)
 class Roles:
-    """Which key gives the group, the slice and the label of an image; None where DATA says it."""
+    """Which key gives the group, the slice, the label and the unit of an image; None for none."""
 
     group: Key | None = None
     slice_by: Key | None = None
     label: Key | None = None
+    unit: Key | None = None
 
     @staticmethod
     def parse(
-        *, group: str = "", slice_by: str = "", label: str = "", needs_group: bool = True
+        *,
+        group: str = "",
+        slice_by: str = "",
+        label: str = "",
+        unit: str = "",
+        needs_group: bool = True,
     ) -> "Roles":
         """Read the flags of these names; "" for one that is not given.
 
@@ -83,6 +90,7 @@ class Roles:
             group: What must stay together.
             slice_by: What to report by.
             label: Where the class is.
+            unit: What one answer is for, a study or a part.
             needs_group: Data without any group are refused.
 
         Raises:
@@ -92,12 +100,14 @@ class Roles:
             group=Key.parse(group, "--group", is_required=needs_group) if group else None,
             slice_by=Key.parse(slice_by, "--slice-by", is_written=True) if slice_by else None,
             label=Key.parse(label, "--label", is_written=True) if label else None,
+            unit=Key.parse(unit, "--unit") if unit else None,
         )
 
     @property
     def keys(self) -> list[Key]:
         """Those that are given."""
-        return [key for key in (self.group, self.slice_by, self.label) if key is not None]
+        roles = (self.group, self.slice_by, self.label, self.unit)
+        return [key for key in roles if key is not None]
 
     def applied(self, rows: list[LabelRow]) -> list[LabelRow]:
         """Return the rows with what the keys give.
@@ -122,6 +132,7 @@ class Roles:
                 ),
                 group=named(self.group, row.group, number),
                 slice_name=named(self.slice_by, row.slice_name, number),
+                unit=named(self.unit, row.unit, number),
                 cells={},
             )
             for number, row in enumerate(rows)

@@ -21,10 +21,18 @@ from imgcls.data.dataset import Dataset, Sample, describe_classes
 from imgcls.data.trained_on import count_trained_on
 from imgcls.errors import ConfigError
 from imgcls.evaluation.labelled_data import read_labelled
+from imgcls.evaluation.of_units import (
+    collect_units,
+    fit_units,
+    measure_units,
+    rule_of,
+    rule_to_fit,
+)
 from imgcls.evaluation.predict_samples import Predicted, RunFlags, predict_samples
 from imgcls.metrics.calibration import Calibration, fit_calibration
 from imgcls.metrics.measures import sets_of
 from imgcls.metrics.operating_targets import check_operating_points, operating_targets
+from imgcls.metrics.units import UnitCalibration
 from imgcls.metrics.verdict import Prior, Verdict, judge
 from imgcls.model.bundle import Bundle, read_bundle
 from imgcls.model.registry import register, resolve
@@ -63,10 +71,19 @@ def calibrate(config: CalibrateConfig) -> dict[str, Any]:
     without = {fit[failure.index].uri for failure in predicted[FITTED].found.failures}
     check_operating_points(config, bundle.class_names, fit, without)
     calibration = _fit(config, bundle, fit, predicted[FITTED])
+    if config.unit:
+        bundle = _with_units(config, bundle, fit, predicted[FITTED])
     metrics = {
         split: _measure(bundle, samples[split], of_split, calibration)
         for split, of_split in predicted.items()
     }
+    judged_units = dict[str, Any]()
+    if (of_units := UnitCalibration.of(bundle.unit_calibration)) is not None and config.unit:
+        split = TESTED if test else FITTED
+        rule = rule_of("auto", bundle)
+        units = collect_units(predicted[split], samples[split], rule)
+        judged_units = measure_units(units, rule, rule.calibration, bundle)
+        metrics[split]["units"] = judged_units
     judged = TESTED if test else FITTED
     verdict = _judge(bundle, samples, judged, predicted[judged], metrics[judged], calibration)
     made = register(registry, name, _with(bundle, calibration, metrics, verdict, config))
@@ -83,6 +100,8 @@ def calibrate(config: CalibrateConfig) -> dict[str, Any]:
         "num_measured": len(samples[judged]),
         "temperature": calibration.temperature,
         "operating_points": calibration.to_dict()["operating_points"],
+        "unit_calibration": of_units.to_dict() if of_units is not None else None,
+        "units": judged_units,
         "accuracy": metrics[judged]["accuracy"],
         "backend": predicted[judged].backend,
         "precision": predicted[judged].precision,
@@ -136,6 +155,17 @@ def _fit(
     )
 
 
+def _with_units(
+    config: CalibrateConfig, bundle: Bundle, fit: list[Sample], predicted: Predicted
+) -> Bundle:
+    """Return the bundle with thresholds per unit, fitted on what pooling makes of its images."""
+    rule = rule_to_fit(config.unit_rule, bundle, config.positive_class.split("|")[0])
+    units = collect_units(predicted, fit, rule)
+    targets = operating_targets(config, bundle.class_names)
+    fitted = fit_units(units, rule, config.unit, bundle, targets)
+    return replace(bundle, unit_calibration=fitted.to_dict())
+
+
 def _measure(
     bundle: Bundle, samples: list[Sample], predicted: Predicted, calibration: Calibration
 ) -> dict[str, Any]:
@@ -183,13 +213,21 @@ def _with(
         for split, numbers in bundle.metrics.items()
         if split not in (FITTED, TESTED)
     }
-    facts = {
+    facts: dict[str, Any] = {
         "from_digest": bundle.digest,
         "positive_class": config.positive_class,
         "target_recall": config.target_recall,
         "target_specificity": config.target_specificity,
         "num_images": {split: numbers["num_images"] for split, numbers in metrics.items()},
     }
+    if (units := UnitCalibration.of(bundle.unit_calibration)) is not None and config.unit:
+        points = {p.threshold_id: p.threshold for p in units.calibration.operating_points}
+        facts["unit"] = {
+            "key": units.key,
+            "rule": units.rule,
+            "num_units": units.num_units,
+            "thresholds": points,
+        }
     training = {k: v for k, v in bundle.training.items() if k != "no_operating_point"}
     return replace(
         bundle,

@@ -40,6 +40,7 @@ from imgcls.errors import (
     SourceError,
 )
 from imgcls.evaluation.labelled_data import read_labelled
+from imgcls.evaluation.of_units import collect_units, measure_units, rule_of
 from imgcls.evaluation.predict_samples import RunFlags, predict_samples
 from imgcls.image.versions import describe_moved
 from imgcls.metrics.outcomes import Outcomes
@@ -97,7 +98,19 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
 
 def describe_result(result: Mapping[str, Any]) -> Iterator[str]:
     """Yield what a person wants to know first: one line each, with 95 % intervals."""
-    of = f"on {result['num_ok']} of {result['num_rows']} images"
+    yield from _describe(result, f"on {result['num_ok']} of {result['num_rows']} images")
+    if units := result.get("units"):
+        found = len(units["unclear"]), units["num_incomplete"], units["num_failed"]
+        yield f"per unit, pooled by {units['rule']}:"
+        yield from _describe(units, f"on {units['num_ok']} of {units['num_units']} units")
+        if any(found):
+            yield (
+                f"left out as they have no one label: {units['num_unclear']} units; some images "
+                f"failed: {found[1]} units, all: {found[2]}"
+            )
+
+
+def _describe(result: Mapping[str, Any], of: str) -> Iterator[str]:
     yield f"accuracy {_between(result['accuracy'], result['intervals']['accuracy'])} {of}"
     if reason := result["intervals"].get("no_interval_because"):
         yield f"no intervals: there are {reason}"
@@ -151,7 +164,12 @@ def evaluate_model(config: EvaluateConfig) -> dict[str, Any]:
     calibration, calibrated = bundle.fitted(), dict[str, Any]()
     if calibration is not None:
         calibrated = outcomes.calibrated(calibration, bundle.class_names, probs_BK)
-    return {
+    of_units = dict[str, Any]()
+    if config.unit:
+        rule = rule_of(config.unit_rule, bundle)
+        units = collect_units(predicted, samples, rule)
+        of_units["units"] = measure_units(units, rule, rule.calibration, bundle)
+    return of_units | {
         "mode": "model",
         "model": config.model,
         "model_uri": uri,

@@ -35,6 +35,7 @@ def read_labelled(
             group=config.group or trained.get("group", ""),
             slice_by=config.slice_by,
             label=config.label or trained.get("label", ""),
+            unit=config.unit,
             needs_group=bool(config.group),
         ),
         options=config,

@@ -15,6 +15,7 @@ from imgcls.config.scoring import ResultsConfig
 from imgcls.errors import ConfigError, SourceError
 from imgcls.results.csv_file import write_csv
 from imgcls.results.delta import keep_delta
+from imgcls.results.dicom_sr import write_reports
 from imgcls.runs.latest import read_latest, read_latest_units
 from imgcls.runs.published import list_published
 from imgcls.runs.run import Run
@@ -36,6 +37,8 @@ def results(config: ResultsConfig) -> dict[str, Any]:
     _check(config)
     if config.to == "csv":
         return _to_csv(config, output)
+    if config.to == "dicom-sr":
+        return write_reports(config, output)
     nights = list(list_published(output))
     if not nights:
         raise SourceError(f"nothing is published under {output}: score writes there first")
@@ -50,6 +53,8 @@ def _check(config: ResultsConfig) -> None:
             "--to delta registers every published row where it lies: no --latest, --run-id or "
             "--into; the latest row of an image is a query, see OUTPUT/latest.sql"
         )
+    if config.to == "dicom-sr" and config.unit:
+        raise ConfigError("--to dicom-sr: a report is of a study anyway: leave --unit away")
     if config.latest and config.run_id:
         raise ConfigError("--latest is of all runs: leave --run-id away")
 

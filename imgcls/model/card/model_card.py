@@ -77,7 +77,7 @@ def model_card(facts: Mapping[str, Any], attachments: Sequence[str] = ()) -> str
         + _table(("setting", "value"), _input(facts)),
         "## Configuration\n\n"
         + _table(("setting", "value"), _flatten(training, skip=_SKIPPED_IN_TRAINING)),
-        f"Created {facts['created_at']}.",
+        f"Created {facts['created_at']}. imgcls is not a medical device.",
     ]
     return "\n\n".join(sections) + "\n"
 
