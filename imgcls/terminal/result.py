@@ -79,7 +79,9 @@ def _title(name: str) -> str:
 def _in_words(name: str, value: Any) -> str:  # noqa: ANN401  (a JSON value)
     """Return a value in a line; "" for one that says nothing, or too much for a line."""
     match value:
-        case None | "" | [] | {}:
+        case None | "" | []:
+            return ""
+        case dict() if not value:
             return ""
         case bool():
             return "yes" if value else "no"
