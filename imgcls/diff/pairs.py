@@ -14,14 +14,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from imgcls.errors import ConfigError
-from imgcls.report.read import columns_of
+from imgcls.report.read import Night
 from imgcls.runs.published import Manifest, read_columns
 from imgcls.runs.row_keys import image_keys
 from imgcls.runs.run import Run
 from imgcls.schema import MEMBER_FIELD, ROW_COLUMNS, Status
 
 _WANTED: Final = (
-    *("uri", "etag", "frame", "status", "error", "format", "width_px", "height_px"),
+    *("uri", "etag", "frame", "status", "error", "format", "width_px", "height_px", "run_id"),
     *("class_name", "labels", "confidence", "calibrated_prob", "decision", "threshold_id"),
 )
 _NO_FRAME: Final = -1
@@ -115,7 +115,8 @@ def carried_columns(table: pa.Table) -> list[str]:
 
 def _read(side: Side) -> pa.Table:
     tables = []
-    carried = (name for name in columns_of(side.folder, side.manifest) if name not in ROW_COLUMNS)
+    columns = Night(side.run.output, side.folder, side.manifest).columns()
+    carried = (name for name in columns if name not in ROW_COLUMNS)
     wanted = [*_WANTED, MEMBER_FIELD.name, *carried]
     for part in side.manifest.parts:
         table = read_columns(side.folder, part, wanted)
