@@ -37,8 +37,10 @@ GOLDEN_FILES = "golden_files.zip"
 INT8 = "int8.zip"
 # What its pictures should look like, of bundles that know, see drift/reference.py.
 REFERENCE = "reference.zip"
+# The network of a model that came as an ONNX file.
+ONNX = "network.onnx"
 # What decides the probabilities of an image: these files, and these facts of bundle.json.
-NETWORK_FILES = (WEIGHTS, INT8)
+NETWORK_FILES = (WEIGHTS, INT8, ONNX)
 _NETWORK_FACTS = (
     "arch",
     "class_names",
@@ -164,7 +166,10 @@ def network_digest(sha256_by_name: Mapping[str, str], facts: Mapping[str, Any]) 
         facts: what `parse_facts` returned.
     """
     files = {name: sha256_by_name[name] for name in NETWORK_FILES if name in sha256_by_name}
-    return _digest_of([files, {name: facts[name] for name in _NETWORK_FACTS}])
+    decisive = {name: facts[name] for name in _NETWORK_FACTS}
+    if facts["arch_options"]:  # not in the digests of models that have none
+        decisive["arch_options"] = facts["arch_options"]
+    return _digest_of([files, decisive])
 
 
 def calibration_digest(facts: Mapping[str, Any]) -> str:

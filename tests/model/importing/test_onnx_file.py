@@ -333,3 +333,14 @@ def test_published_network_scores_as_onnx_runtime_does(tmp_path: Path) -> None:
 @pytest.mark.parametrize("check", [_rapid, _nsfw])
 def test_published_networks_keep_their_labels_on_244_pictures(check: Any, tmp_path: Path) -> None:
     check(tmp_path, 244)
+
+
+def test_ledger_tells_two_onnx_networks_of_the_same_classes_apart(tmp_path: Path) -> None:
+    path = onnx_file(tmp_path / "a.onnx", _net())
+    first, _ = _import(path, tmp_path)
+    again, _ = _import(path, tmp_path)
+    torch.manual_seed(5)
+    other, _ = _import(onnx_file(tmp_path / "b.onnx", SmallNet()), tmp_path)
+    turned, _ = _import(path, tmp_path, channel_order="bgr")
+    assert first.network_digest == again.network_digest, "nothing is scored again"
+    assert len({one.network_digest for one in (first, other, turned)}) == 3

@@ -88,6 +88,7 @@ def test_what_timm_builds_otherwise_for_weights_is_taken_over(tmp_path: Path) ->
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("name", _CAMPAIGN)
 def test_campaign_of_forty_architectures_gives_what_timm_gives(name: str, tmp_path: Path) -> None:
     _check_against_timm(name, tmp_path, number=50)
