@@ -5,12 +5,12 @@ from typing import Literal
 
 from imgcls.config.choices import Device, Executor, GpuDecode, Precision
 from imgcls.config.labelling import LabelDoctorOptions
-from imgcls.config.models import EvaluateConfig, PromoteConfig
+from imgcls.config.models import CalibrateConfig, EvaluateConfig, PromoteConfig
 from imgcls.config.paths import Config, LocalPath, OutputPath, SourceUri, Uri
-from imgcls.config.scoring import NightlyConfig, ScoreConfig
+from imgcls.config.scoring import NightlyConfig, QuantizeConfig, ScoreConfig
 from imgcls.config.training import TrainConfig
 
-Job = Literal["train", "score", "nightly", "evaluate", "promote", "bench"]
+Job = Literal["train", "score", "nightly", "evaluate", "calibrate", "quantize", "promote", "bench"]
 
 
 @dataclass(frozen=True)
@@ -150,6 +150,8 @@ JOB_CONFIGS: dict[str, type] = {
     "score": ScoreConfig,
     "nightly": NightlyConfig,
     "evaluate": EvaluateConfig,
+    "calibrate": CalibrateConfig,
+    "quantize": QuantizeConfig,
     "promote": PromoteConfig,
     "bench": BenchConfig,
 }
