@@ -208,7 +208,8 @@ class ImportConfig(Config):
     output_name: str = ""
     """Which output of an ONNX network holds the classes, where it has several."""
     multi_label: bool = False
-    """Any number of classes per image, each with a probability of its own (ONNX with logits)."""
+    """Any number of classes per image, each with a probability of its own; where the model
+    does not say so itself."""
 
 
 @dataclass(frozen=True)

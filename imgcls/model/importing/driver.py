@@ -9,6 +9,7 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,7 @@ def import_model(
     """
     check_name(config.name)
     foreign, decode_spec = _read(config)
+    foreign = replace(foreign, multi_label=foreign.multi_label or config.multi_label)
     foreign_names = _named(foreign, config)
     _log.info(
         "%s is %s: %s, %d outputs", config.from_, foreign.kind, foreign.arch, foreign.num_outputs
@@ -154,7 +156,6 @@ def _read_onnx(
         outputs=config.outputs,
         class_names=names or ((), found.class_names())[not config.backbone],
         is_backbone=config.backbone,
-        multi_label=config.multi_label,
         preprocessing=preprocessing,
     )
     return foreign, decode_spec

@@ -162,7 +162,6 @@ def to_foreign(
     outputs: Outputs,
     class_names: Sequence[str],
     is_backbone: bool,
-    multi_label: bool,
     preprocessing: str,
 ) -> Foreign:
     """Put together what the file and the flags say.
@@ -205,7 +204,7 @@ def to_foreign(
         run=run,
         runtime=with_version("onnxruntime"),
         preprocessing=preprocessing,
-        multi_label=multi_label or said == "sigmoids",
+        multi_label=said == "sigmoids",
         is_backbone=is_backbone,
         attachments={onnx_network.FILE: found.network},
         license=found.metadata.get("license", ""),

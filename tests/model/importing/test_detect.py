@@ -4,6 +4,7 @@ import json
 import pickle
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -24,7 +25,7 @@ class _Bomb:
         return (open, ("/tmp/imgcls-was-here", "w"))  # noqa: S108
 
 
-def _refused(path: Path, tmp_path: Path, **flags: str) -> str:
+def _refused(path: Path, tmp_path: Path, **flags: Any) -> str:
     with pytest.raises(ConfigError) as caught:
         import_model(ImportConfig(str(path), str(tmp_path / "registry"), "m", **flags))
     assert not (tmp_path / "registry").exists()
@@ -106,6 +107,47 @@ def test_weights_of_their_owner_come_in(arch: str, suffix: str, tmp_path: Path) 
     with torch.inference_mode():
         torch.testing.assert_close(bundle.to_model()(x_BCHW), model(x_BCHW))
     assert bundle.class_names.names == CLASS_NAMES
+
+
+def test_densenet_in_the_shape_of_torchxrayvision_comes_in(tmp_path: Path) -> None:
+    """One channel, -1024..1024, scikit-image's resize, 18 sigmoids of which some have no name."""
+    from torchvision.models import densenet121
+
+    from imgcls.image.preprocess import normalize
+    from imgcls.image.spec import PreprocessSpec
+
+    torch.manual_seed(2)
+    model = densenet121(num_classes=18).eval()
+    model.features.conv0 = torch.nn.Conv2d(1, 64, 7, 2, 3, bias=False)
+    save_file(model.state_dict(), tmp_path / "xrv.safetensors")
+    spec = PreprocessSpec(
+        64, 64, fit="crop", resize="exact", filter="gaussian", crop_place="center_halves",
+        input_range=(-1024.0, 1024.0), mean=(0.0,), std=(1.0,), channels=1,
+    )  # fmt: skip
+    (tmp_path / "spec.json").write_text(json.dumps(spec.to_dict()))
+    names = tmp_path / "pathologies.json"
+    names.write_text(json.dumps(["Atelectasis", "", "Effusion", *(f"f{n}" for n in range(15))]))
+    flags: dict[str, Any] = {
+        "arch": "densenet121", "color": "gray", "multi_label": True,
+        "preprocess": str(tmp_path / "spec.json"), "classes": str(names),
+    }  # fmt: skip
+    told = _refused(tmp_path / "xrv.safetensors", tmp_path, **flags)
+    assert "output 1 has no class name" in told
+    assert "such as 'not trained 0'" in told
+    names.write_text(names.read_text().replace('""', '"not trained 0"'))
+    result = import_model(
+        ImportConfig(str(tmp_path / "xrv.safetensors"), str(tmp_path / "registry"), "m", **flags)
+    )
+    bundle = read_bundle(result["uri"])
+    assert bundle.multi_label
+    assert bundle.preprocess_spec == spec
+    pixels = torch.tensor([0, 255], dtype=torch.uint8).view(1, 1, 1, 2)
+    assert normalize(pixels, spec).flatten().tolist() == [-1024.0, 1024.0]
+    with torch.inference_mode():
+        x_BCHW = normalize(bundle.golden_x_BCHW, spec)
+        theirs_BK, ours_BK = (one(x_BCHW).sigmoid() for one in (model, bundle.to_model()))
+    torch.testing.assert_close(bundle.golden_probs_BK, theirs_BK, rtol=0, atol=1e-5)
+    torch.testing.assert_close(ours_BK, theirs_BK, rtol=0, atol=1e-4)
 
 
 def test_weights_that_say_nothing_ask_for_all_at_once_and_must_fit(tmp_path: Path) -> None:
