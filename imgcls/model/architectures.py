@@ -164,7 +164,8 @@ def build_model(
     assert in_channels in (1, 3), f"in_channels {in_channels}"
     size_px = to_size(image_px)
     if arch == transformers_archs.ARCH:
-        return transformers_archs.build((options or {})["config"], num_classes)
+        given = options or {}
+        return transformers_archs.build(given["config"], num_classes, given.get("embedding", 0))
     if timm_archs.is_timm(arch):  # what size it takes was checked by a pass, when it was planned
         timm_archs.refuse_unknown(arch)
         return timm_archs.build(
@@ -212,14 +213,13 @@ def find_head(model: nn.Module) -> tuple[str, nn.Module]:
     It is the one that timm names; in others the last linear or convolution layer in the order of
     definition: a Linear everywhere but in squeezenet, whose last layer is a 1x1 convolution.
     """
-    known = getattr(model, "head_name", "")
-    if known:
-        return known, model.get_submodule(known)
-    if isinstance(model, transformers_archs.Classifier) and model.is_backbone:
-        return "head", model.head
-    named = timm_archs.head_of(model)
-    if named is not None:
-        return next((name, module) for name, module in model.named_modules() if module is named)
+    for prefix, part in model.named_modules():  # it may be wrapped, see inference/backends
+        known = getattr(part, "head_name", "")
+        if known:
+            return f"{prefix}.{known}".lstrip("."), part.get_submodule(known)
+        named = timm_archs.head_of(part)
+        if named is not None:
+            return next((name, one) for name, one in model.named_modules() if one is named)
     head = [
         (name, module)
         for name, module in model.named_modules()

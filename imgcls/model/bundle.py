@@ -201,6 +201,8 @@ class BundleFacts:
     decode_spec: DecodeSpec
     pooling: str
     unit_calibration: UnitCalibration | None
+    arch_options: dict[str, Any]
+    origin: dict[str, Any]
 
 
 def read_facts(uri: str) -> BundleFacts:
@@ -222,6 +224,8 @@ def read_facts(uri: str) -> BundleFacts:
         decode_spec=DecodeSpec.from_dict(facts["decode_spec"]),
         pooling=facts["pooling"],
         unit_calibration=UnitCalibration.of(facts["unit_calibration"]),
+        arch_options=facts["arch_options"],
+        origin=facts["origin"],
     )
 
 

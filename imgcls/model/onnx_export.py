@@ -66,7 +66,11 @@ def export(config: ExportConfig) -> dict[str, Any]:
         raise ConfigError(f"--output {config.output} is a folder: name a file, such as model.onnx")
     bundle = read_bundle(resolve(config.model))
     if bundle.arch == onnx_network.ARCH:
-        raise ConfigError(f"{config.model} came as an ONNX file: export the file that it came from")
+        kept = "; its last layer was fitted here and lies in the bundle's model.safetensors"
+        raise ConfigError(
+            f"{config.model} came as an ONNX file: take the file that it came from"
+            + (kept if "new_head" in bundle.arch_options else "")
+        )
     refuse_backbone(bundle.is_backbone, config.model, "export")
     data = to_onnx(bundle)
     difference: float | None = None

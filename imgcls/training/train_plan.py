@@ -64,6 +64,16 @@ class Recipe:
 
 
 @dataclass(frozen=True, slots=True)
+class Adopted:
+    """What a bundle keeps of the model whose backbone it has, see planning/backbone.py."""
+
+    arch_options: dict[str, Any] = field(default_factory=dict)
+    origin: dict[str, Any] = field(default_factory=dict)
+    files: dict[str, bytes] = field(default_factory=dict)
+    """The network, of one that came as a file."""
+
+
+@dataclass(frozen=True, slots=True)
 class TrainPlan:
     """Everything the ranks need to know."""
 
@@ -85,6 +95,8 @@ class TrainPlan:
     """What the model sees of some training images."""
     greys: dict[str, Any] = field(default_factory=dict)
     """What was seen of the images' greys, see planning/greys.py."""
+    adopted: Adopted = field(default_factory=Adopted)
+    """Of the backbone of `--head linear`."""
 
     @property
     def run_uri(self) -> str:

@@ -18,7 +18,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from typing import Final, Literal
 
 import torch
@@ -94,7 +94,9 @@ def _choose(bundle: Bundle, demand: Demand) -> Backend:
         return _int8_backend(plain, bundle)
     notes: list[str] = []
     is_onnx = bundle.arch == onnx_network.ARCH
-    kinds = _onnx_kinds if is_onnx else repaid_kinds(gmacs, demand, notes)
+    kinds: Callable[[str], tuple[Kind, ...]] = (
+        partial(_onnx_kinds, demand) if is_onnx else repaid_kinds(gmacs, demand, notes)
+    )
     for precision in _precisions(demand, gmacs, notes):
         for kind in kinds(precision):
             set_fp32_arithmetic(precision)
@@ -119,8 +121,13 @@ def _choose(bundle: Bundle, demand: Demand) -> Backend:
     )
 
 
-def _onnx_kinds(precision: str) -> tuple[Kind, ...]:
-    """Return how an ONNX network runs: OpenVINO reads it as it is, torch not at all."""
+def _onnx_kinds(demand: Demand, precision: str) -> tuple[Kind, ...]:
+    """Return how an ONNX network runs: OpenVINO reads it as it is, torch not at all.
+
+    Eager is OpenVINO too, by way of a module that can be tapped.
+    """
+    if demand.wants_features:
+        return ("eager",)
     return ("openvino", "eager") if precision == "fp32" else ("openvino",)
 
 
@@ -172,8 +179,9 @@ def _with_points(plain: Backend, bundle: Bundle) -> Backend:
             return plain
         assert isinstance(plain.module, Network)
         return replace(plain, points=find_embedding(plain.module.classifier, "classifier."))
-    if bundle.arch == onnx_network.ARCH:
-        return replace(plain, why_no_features="an ONNX network gives its outputs alone")
+    of_file = [m for m in plain.module.modules() if isinstance(m, onnx_network.OnnxNetwork)]
+    if why := next((one.why_no_embedding for one in of_file), ""):
+        return replace(plain, why_no_features=why)
     points = find_tap_points(plain.module, bundle.golden_x_BCHW[:1].to(plain.device))
     why = points.why_no_map if plain.demand.feature_map else ""
     return replace(plain, points=points, why_no_features=why)

@@ -3,7 +3,8 @@
 In: the bytes of a bundle's `network.onnx`, as `imgcls import` made them: one float32 input, logits
 as the first output, and the embedding as the second where the file has one. Out: a module, float32
 [B,C,H,W] -> logits_BK; or OpenVINO's own model of it, for those that run it whole. Invariant: no
-other than the layout, the order of channels and the size of batches is changed for the network.
+other than the layout, the order of channels and the size of batches is changed for the network; a
+last layer that was fitted here stands behind it, as a layer of torch.
 
 Shape legend: B batch, C channels, H, W height and width of the input, K classes, E embedding.
 """
@@ -20,9 +21,10 @@ from torch import Tensor, nn
 
 from imgcls.errors import ConfigError
 from imgcls.image.spec import PreprocessSpec
+from imgcls.model import bundle_files
 
 ARCH: Final = "onnx"
-FILE: Final = "network.onnx"
+FILE: Final = bundle_files.ONNX
 EXTRA: Final = "imgcls[onnx]"
 
 
@@ -42,27 +44,62 @@ class OnnxNetwork(nn.Module):
 
     Args:
         data: The ONNX file.
-        options: layout (NCHW or NHWC), bgr, batch_size (0: any), has_embedding, gmacs, and outputs:
-            logits, or what is turned into them: probabilities, sigmoids.
+        options: layout (NCHW or NHWC), bgr, batch_size (0: any), has_embedding, gmacs; outputs:
+            logits, or what is turned into them: probabilities, sigmoids; and new_head, where a last
+            layer was fitted here: output (which of the file's is the embedding), width, classes.
     """
+
+    head_name: Final = "head"
 
     def __init__(self, data: bytes, options: Mapping[str, Any]) -> None:
         super().__init__()
         self._data, self._options = data, dict(options)
-        self.head = Head()
+        self._new_head: dict[str, int] = dict(options.get("new_head", {}))
+        self.head = (
+            nn.Linear(self._new_head["width"], self._new_head["classes"])
+            if self._new_head
+            else Head()
+        )
         self._of_thread = threading.local()
         self.gmacs = float(options.get("gmacs", 0.0))
         self.why_no_embedding = (
-            "" if options.get("has_embedding") else "this ONNX file gives classes and nothing else"
+            ""
+            if self._new_head or options.get("has_embedding")
+            else "this ONNX file gives classes and nothing else"
         )
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """Return logits float32 [B,K] of normalised images float32 [B,C,H,W], on their device."""
         size = self._options.get("batch_size", 0) or len(x_BCHW)
         passes = [self._run(part_BCHW, size) for part_BCHW in torch.split(x_BCHW, size)]
-        logits_BK, embedding_BE = (torch.cat(parts) for parts in zip(*passes, strict=True))
-        found: Tensor = self.head(embedding_BE.to(x_BCHW.device), logits_BK.to(x_BCHW.device))
+        logits_BK, embedding_BE = (
+            torch.cat(parts).to(x_BCHW.device) for parts in zip(*passes, strict=True)
+        )
+        found: Tensor = (
+            self.head(embedding_BE) if self._new_head else self.head(embedding_BE, logits_BK)
+        )
         return found
+
+    def options_with_head(
+        self, num_classes: int, shape_CHW: tuple[int, int, int], *, is_backbone: bool
+    ) -> dict[str, Any]:
+        """Return the options of this network with a new last layer on its embedding.
+
+        Raises:
+            ConfigError: it gives none.
+        """
+        if not is_backbone and self.why_no_embedding:
+            raise ConfigError(
+                f"{self.why_no_embedding}: its last layer cannot be told from the rest, so no "
+                "other can take its place; cut the file before that layer and import it by "
+                "--backbone"
+            )
+        output = self._new_head.get("output", 0 if is_backbone else 1)
+        model = self._model(self._options.get("batch_size", 0) or 1, shape_CHW, None)
+        width = math.prod(list(model.outputs[output].get_shape())[1:])
+        return self._options | {
+            "new_head": {"output": output, "width": width, "classes": num_classes}
+        }
 
     def to_openvino(self, batch_size: int, spec: PreprocessSpec) -> Any:  # noqa: ANN401  (openvino.Model, untyped)
         """Return OpenVINO's model, uint8 [B,C,H,W] -> logits [B,K], for batches of this size.
@@ -71,9 +108,23 @@ class OnnxNetwork(nn.Module):
             ConfigError: OpenVINO is not installed.
             RuntimeError: the network takes other batches only, or its answer is not logits.
         """
+        model = self._model(batch_size, spec.shape_CHW, spec)
+        if self._new_head:
+            return self._with_new_head(model)
         if self._options.get("outputs", "logits") != "logits":
             raise RuntimeError("its probabilities are turned into logits outside of OpenVINO")
-        return self._model(batch_size, spec.shape_CHW, spec)
+        return model
+
+    def _with_new_head(self, model: Any) -> Any:  # noqa: ANN401  (openvino.Model)
+        openvino = _openvino()
+        ops, given = openvino.opset13, model.outputs[self._new_head["output"]]
+        assert isinstance(self.head, nn.Linear)
+        weight_KE, bias_K = (one.detach().numpy() for one in (self.head.weight, self.head.bias))
+        embedding = ops.reshape(
+            given.get_node().input_value(0), np.array([0, -1]), special_zero=True
+        )
+        logits = ops.add(ops.matmul(embedding, weight_KE, False, True), bias_K)
+        return openvino.Model([logits], model.get_parameters())
 
     def count_gmacs(self, shape_CHW: tuple[int, int, int]) -> float:
         """Return the multiply-adds of one image, in 1e9: of convolutions and matrix products."""
@@ -121,7 +172,9 @@ class OnnxNetwork(nn.Module):
 
     def __deepcopy__(self, _memo: dict[int, Any]) -> "OnnxNetwork":
         """Return another of the same bytes: what is compiled is not copied."""
-        return OnnxNetwork(self._data, self._options)
+        copied = OnnxNetwork(self._data, self._options)
+        copied.load_state_dict(self.state_dict())
+        return copied.train(self.training)
 
     def _run(self, x_BCHW: Tensor, size: int) -> tuple[Tensor, Tensor]:
         """Run one pass; the rows that fill it up are dropped."""
@@ -138,7 +191,8 @@ class OnnxNetwork(nn.Module):
                 [array_BCHW, np.zeros((size - len(array_BCHW), *shape[1:]), np.float32)]
             )
         outputs = requests[shape].infer([array_BCHW])
-        logits, embedding = outputs[0], outputs[1 if len(outputs) > 1 else 0]
+        at = self._new_head.get("output", 1 if len(outputs) > 1 else 0)
+        logits, embedding = outputs[0], outputs[at]
         num_rows = len(x_BCHW)
         return (
             self._to_logits(torch.from_numpy(logits[:num_rows].copy()).flatten(1)),

@@ -25,14 +25,18 @@ _OF_ITS_PAST: Final = ("_name_or_path", "transformers_version", "id2label", "lab
 class Classifier(nn.Module):
     """One of transformers' models, with tensors in and out."""
 
-    def __init__(self, model: nn.Module, *, is_backbone: bool) -> None:
+    def __init__(
+        self, model: nn.Module, *, is_backbone: bool, head: nn.Module | None = None
+    ) -> None:
         super().__init__()
         self.model = model
-        self.head = nn.Identity()
+        self.head = head or nn.Identity()
         self.is_backbone = is_backbone
+        if is_backbone:
+            self.head_name = "head"
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        """Return logits [B,K], or the embedding [B,E]."""
+        """Return logits [B,K]; of a backbone the embedding [B,E], or what its new head gives."""
         outputs = self.model(pixel_values=x_BCHW, return_dict=True)
         if not self.is_backbone:
             logits_BK: Tensor = outputs.logits
@@ -40,16 +44,17 @@ class Classifier(nn.Module):
         pooled = getattr(outputs, "pooler_output", None)
         if pooled is None:  # as the classifiers of such models do: the class token
             pooled = outputs.last_hidden_state[:, 0]
-        embedding_BE: Tensor = self.head(pooled.flatten(1))
-        return embedding_BE
+        found: Tensor = self.head(pooled.flatten(1))
+        return found
 
 
-def build(config: Mapping[str, Any], num_classes: int) -> nn.Module:
+def build(config: Mapping[str, Any], num_classes: int, embedding: int = 0) -> nn.Module:
     """Build the network that a configuration names, with new weights.
 
     Args:
         config: config.json.
         num_classes: Outputs; 0 for the embedding.
+        embedding: Numbers in it, where the network is a backbone and a head was fitted here.
 
     Raises:
         ConfigError: transformers is not installed, or does not know it.
@@ -57,7 +62,7 @@ def build(config: Mapping[str, Any], num_classes: int) -> nn.Module:
     found = _class_of(config)
     values = {key: value for key, value in config.items() if key not in _OF_ITS_PAST}
     kind = values.pop("model_type")
-    if num_classes:
+    if num_classes and not embedding:
         values["num_labels"] = num_classes
     try:
         described = importlib.import_module("transformers").AutoConfig.for_model(kind, **values)
@@ -65,7 +70,8 @@ def build(config: Mapping[str, Any], num_classes: int) -> nn.Module:
     except Exception as error:
         reason = str(error).strip().partition("\n")[0]
         raise ConfigError(f"transformers does not build {found.__name__}: {reason}") from error
-    return Classifier(model, is_backbone=not num_classes)
+    head = nn.Linear(embedding, num_classes) if embedding and num_classes else None
+    return Classifier(model, is_backbone=bool(embedding) or not num_classes, head=head)
 
 
 def load(folder: Path, config: Mapping[str, Any], *, is_backbone: bool) -> Classifier:

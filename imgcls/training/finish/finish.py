@@ -128,7 +128,9 @@ def unmeasured_bundle(plan: TrainPlan, state: TrainState) -> Bundle:
         multi_label=plan.config.multi_label,
         pooling=plan.recipe.pooling,
         background_class=_background_class(plan),
-        attachments={GOLDEN_FILES: pack_files(golden.files)},
+        attachments={GOLDEN_FILES: pack_files(golden.files)} | plan.adopted.files,
+        origin=plan.adopted.origin,
+        arch_options=plan.adopted.arch_options,
     )
 
 

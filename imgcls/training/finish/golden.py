@@ -15,9 +15,9 @@ import torch
 from imgcls.errors import ConfigError
 from imgcls.image.crops import decode_one
 from imgcls.inference.passes import Failure, Passes
-from imgcls.model.architectures import build_model
 from imgcls.model.bundle import make_golden
 from imgcls.model.golden_files import make_files
+from imgcls.training.optim.initial_model import model_of_plan
 from imgcls.training.optim.train_state import TrainState
 from imgcls.training.train_plan import TrainPlan
 
@@ -46,12 +46,7 @@ def choose_golden(plan: TrainPlan, state: TrainState) -> Golden:
     files = make_files()
     crops = [decode_one(data, plan.decode_spec, plan.preprocess_spec)[0] for data in files.values()]
     x_BCHW = torch.from_numpy(np.stack([crop.x_CHW for crop in crops]))
-    model = build_model(
-        plan.config.arch,
-        len(plan.class_names),
-        in_channels=plan.decode_spec.num_channels,
-        image_px=plan.shape_CHW[1:],
-    )
+    model = model_of_plan(plan)
     model.load_state_dict(state.best)
     found = Passes(len(x_BCHW), check=lambda _num_rows: None).run(
         len(x_BCHW),

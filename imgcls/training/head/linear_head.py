@@ -14,6 +14,7 @@ import logging
 import time
 from collections.abc import Iterator
 from contextlib import closing
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +29,7 @@ from imgcls.inference.collect import collect
 from imgcls.inference.predictor import Predictor, make_predictor
 from imgcls.model.architectures import find_head
 from imgcls.model.bundle import Bundle, to_probs
+from imgcls.model.bundle_files import ONNX
 from imgcls.progress import Progress
 from imgcls.storage.uri import join
 from imgcls.training.data.loader import SplitLoader
@@ -183,7 +185,10 @@ def _backbone_digest(bundle: Bundle) -> str:
         if not key.startswith(f"{name}.")
     }
     digest = hashlib.sha256(safetensors.torch.save(backbone))
-    spec = json.dumps([bundle.arch, bundle.preprocess_spec.to_dict()], sort_keys=True)
+    digest.update(bundle.attachments.get(ONNX, b""))
+    decisive: list[Any] = [bundle.arch, bundle.preprocess_spec.to_dict()]
+    options = {k: v for k, v in bundle.arch_options.items() if k != "new_head"}
+    spec = json.dumps([*decisive, options] if options else decisive, sort_keys=True)
     digest.update(spec.encode())
     return digest.hexdigest()
 

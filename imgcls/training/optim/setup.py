@@ -134,7 +134,9 @@ def weigh_samples(plan: TrainPlan) -> np.ndarray:
 def make_state(plan: TrainPlan, place: Place) -> TrainState:
     """Build the model, the same on every rank, its moving average and its optimizer."""
     config, recipe = plan.config, plan.recipe
-    model = initial_model(config, len(plan.class_names), plan.decode_spec.num_channels)
+    model = initial_model(
+        config, len(plan.class_names), plan.decode_spec.num_channels, plan.adopted
+    )
     if synchronises_batch_norm(plan, place):
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]  # torch
     model = model.to(place.device)

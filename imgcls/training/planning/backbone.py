@@ -4,15 +4,17 @@ In: a TrainConfig. Out: the same, of the backbone's architecture and size, and t
 Invariant: features are only as good as the pixels are the ones that the backbone was trained on.
 """
 
-from dataclasses import dataclass, fields, replace
-from typing import Final
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Final
 
 from imgcls.config.training import TrainConfig
 from imgcls.errors import ConfigError
 from imgcls.image.spec import DecodeSpec, PreprocessSpec
-from imgcls.model.bundle import read_facts
+from imgcls.model.bundle import read_bundle, read_facts
+from imgcls.model.networks import onnx_network, transformers_archs
 from imgcls.model.registry import resolve
 from imgcls.training.planning.pooled import is_pooled
+from imgcls.training.train_plan import Adopted
 
 # What trains a backbone, or changes its pixels while it does.
 _TRAINING_FLAGS: Final = (
@@ -37,6 +39,31 @@ class Backbone:
     arch: str
     decode_spec: DecodeSpec
     preprocess_spec: PreprocessSpec
+    arch_options: dict[str, Any] = field(default_factory=dict)
+    origin: dict[str, Any] = field(default_factory=dict)
+
+    def adopted(self, num_classes: int) -> Adopted:
+        """Return what the new bundle keeps of it, beside weights and specs.
+
+        Raises:
+            ConfigError: it gives no embedding that a last layer could stand on.
+        """
+        options, files = self.arch_options, dict[str, bytes]()
+        if self.arch in (onnx_network.ARCH, transformers_archs.ARCH):
+            bundle = read_bundle(resolve(self.reference))
+            if self.arch == onnx_network.ARCH:
+                files = {onnx_network.FILE: bundle.attachments[onnx_network.FILE]}
+                network = onnx_network.OnnxNetwork(files[onnx_network.FILE], options)
+                shape_CHW, is_backbone = self.preprocess_spec.shape_CHW, bundle.is_backbone
+                options = network.options_with_head(num_classes, shape_CHW, is_backbone=is_backbone)
+            elif bundle.is_backbone:
+                options = options | {"embedding": len(bundle.class_names)}
+        origin = self.origin
+        if origin:
+            name = self.reference.rpartition("/")[2]
+            told = f"Its last layer was fitted here, on the features of {name}."
+            origin = origin | {"notes": [*origin["notes"], told]}
+        return Adopted(options, origin, files)
 
     def adopted_by(self, config: TrainConfig) -> TrainConfig:
         """Return the config with the backbone's architecture, weights and input."""
@@ -102,7 +129,14 @@ def read_backbone(config: TrainConfig) -> Backbone | None:
             f"--backbone {config.backbone} pools several looks at an image ({facts.pooling}), and "
             "--head linear takes one: choose another backbone"
         )
-    return Backbone(config.backbone, facts.arch, facts.decode_spec, facts.preprocess_spec)
+    return Backbone(
+        config.backbone,
+        facts.arch,
+        facts.decode_spec,
+        facts.preprocess_spec,
+        facts.arch_options,
+        facts.origin,
+    )
 
 
 def _refuse(config: TrainConfig, name: str, reason: str) -> None:

@@ -54,7 +54,7 @@ from imgcls.training.planning.pooled import (
 )
 from imgcls.training.record.checkpoint import CheckpointSchedule
 from imgcls.training.record.trackers import check_tracking
-from imgcls.training.train_plan import Recipe, TrainPlan, run_uri
+from imgcls.training.train_plan import Adopted, Recipe, TrainPlan, run_uri
 
 log = logging.getLogger(__name__)
 
@@ -169,6 +169,7 @@ def _settle(
         image_versions=image_versions,
         seen=measure_seen(look.sizes, preprocess_spec),
         greys=greys.to_dict(),
+        adopted=backbone.adopted(len(dataset.class_names)) if backbone is not None else Adopted(),
     )
     return plan, greys
 
