@@ -45,35 +45,36 @@ class Command:
 
 
 _OF_NIGHT: Final = ("difference", "output", "page", "elapsed_s")
+# In the order in which a newcomer needs them, as README has them.
 COMMANDS = {
+    "demo": Command(operations.DemoConfig, "imgcls.demo.demo:demo", ()),
+    "doctor": Command(operations.DoctorConfig, "imgcls.operations.doctor:doctor", ()),
     "train": Command(
         training.TrainConfig, "imgcls.training.driver:train", ("model", "uri", "total_s")
     ),
-    "score": Command(scoring.ScoreConfig, "imgcls.scoring.driver:score", _OF_NIGHT),
-    "nightly": Command(scoring.NightlyConfig, "imgcls.nightly:nightly", _OF_NIGHT),
-    "plan": Command(scoring.PlanConfig, "imgcls.scoring.next_night:show_plan"),
+    "import": Command(models.ImportConfig, "imgcls.drift.imported:import_model"),
     "evaluate": Command(models.EvaluateConfig, "imgcls.evaluation.evaluate:evaluate"),
     "calibrate": Command(models.CalibrateConfig, "imgcls.evaluation.calibrate:calibrate"),
-    "diff": Command(models.DiffConfig, "imgcls.diff.driver:diff", ("page", "diff")),
-    "import": Command(models.ImportConfig, "imgcls.drift.imported:import_model"),
-    "export": Command(models.ExportConfig, "imgcls.model.onnx_export:export"),
-    "quantize": Command(scoring.QuantizeConfig, "imgcls.scoring.quantize:quantize"),
-    "reference": Command(scoring.ReferenceConfig, "imgcls.scoring.reference:reference"),
     "promote": Command(models.PromoteConfig, "imgcls.model.registry:promote_version"),
     "models": Command(models.ModelsConfig, "imgcls.model.catalog:list_models", ()),
+    "diff": Command(models.DiffConfig, "imgcls.diff.driver:diff", ("page", "diff")),
+    "quantize": Command(scoring.QuantizeConfig, "imgcls.scoring.quantize:quantize"),
+    "reference": Command(scoring.ReferenceConfig, "imgcls.scoring.reference:reference"),
+    "export": Command(models.ExportConfig, "imgcls.model.onnx_export:export"),
+    "plan": Command(scoring.PlanConfig, "imgcls.scoring.next_night:show_plan"),
+    "nightly": Command(scoring.NightlyConfig, "imgcls.nightly:nightly", _OF_NIGHT),
+    "score": Command(scoring.ScoreConfig, "imgcls.scoring.driver:score", _OF_NIGHT),
+    "release": Command(scoring.ReleaseConfig, "imgcls.scoring.publishing.hold:release"),
     "verify": Command(scoring.VerifyConfig, "imgcls.scoring.publishing.verify:verify"),
+    "rollback": Command(scoring.RollbackConfig, "imgcls.scoring.publishing.retention:rollback"),
+    "gc": Command(scoring.GcConfig, "imgcls.scoring.publishing.retention:gc"),
     "report": Command(scoring.ReportConfig, "imgcls.report.make:report"),
     "results": Command(scoring.ResultsConfig, "imgcls.results.driver:results"),
     "queue": Command(labelling.QueueConfig, "imgcls.labelling.queue:queue"),
     "labels": Command(labelling.LabelsConfig, "imgcls.labelling.answers:labels"),
-    "rollback": Command(scoring.RollbackConfig, "imgcls.scoring.publishing.retention:rollback"),
-    "release": Command(scoring.ReleaseConfig, "imgcls.scoring.publishing.hold:release"),
-    "gc": Command(scoring.GcConfig, "imgcls.scoring.publishing.retention:gc"),
-    "bench": Command(operations.BenchConfig, "imgcls.bench.driver:bench"),
-    "doctor": Command(operations.DoctorConfig, "imgcls.operations.doctor:doctor", ()),
-    "demo": Command(operations.DemoConfig, "imgcls.demo.demo:demo", ()),
     "submit": Command(operations.SubmitConfig, "imgcls.operations.submit:submit"),
     "kubernetes": Command(operations.KubernetesConfig, "imgcls.operations.kubernetes:kubernetes"),
+    "bench": Command(operations.BenchConfig, "imgcls.bench.driver:bench"),
 }
 # Commands as an earlier release named them, with a sentence on stderr.
 RENAMED: Final = {"manifest": "kubernetes"}
@@ -96,7 +97,9 @@ def main(argv: list[str] | None = None) -> int:
         sys.stderr.write(f"imgcls {words[0]} is called imgcls {RENAMED[words[0]]} now\n")
         words[0] = RENAMED[words[0]]
     parser = Parser(
-        prog="imgcls", description="Train an image classifier; score whole buckets with it."
+        prog="imgcls",
+        description="Train an image classifier; score whole folders or buckets with it. Begin with "
+        "`imgcls demo`; with images of your own: train, promote, nightly, report.",
     )
     parser.add_argument(
         "--version", action=_Version, nargs=0, default=argparse.SUPPRESS, help="show the version"

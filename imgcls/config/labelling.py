@@ -24,7 +24,7 @@ class QueueConfig(Config):
     is on all images. 0 for none.
     """
     group: str = ""
-    """Carried column that tells what belongs together, such as patient_hash: intervals of the
+    """Carried column that tells what belongs together, such as patient_id_hash: intervals of the
     estimates are over these.
     """
     links: bool = False
@@ -37,7 +37,7 @@ class QueueConfig(Config):
 
 @dataclass(frozen=True)
 class LabelsConfig(Config):
-    """Take labels back that people gave to a queue, for training and for measuring."""
+    """Take back the labels that people gave to a queue, for training and for measuring."""
 
     output: OutputUri
     """Output prefix whose queues the labels answer; the answers are kept there."""

@@ -73,7 +73,7 @@ class EvaluateConfig(MeasureOptions):
 
 @dataclass(frozen=True)
 class DiffConfig(MeasureOptions):
-    """Compare two models on the same images: who flipped, and which of them is right more often."""
+    """Compare two models, or two runs: which answers change, and who is right more often."""
 
     first: str = field(metadata={"positional": True})
     """A published run of OUTPUT by its id (or of another output, as OUTPUT/date=D/run=R); or a
@@ -95,7 +95,7 @@ class DiffConfig(MeasureOptions):
 
 @dataclass(frozen=True)
 class CalibrateConfig(MeasureOptions):
-    """Fit the thresholds and the temperature of a model on labelled data of your own site."""
+    """Fit the thresholds of a model on labelled images of your own site: the next version."""
 
     model: Uri
     """Bundle URI or registry reference; its weights stay as they are."""
@@ -117,7 +117,7 @@ class CalibrateConfig(MeasureOptions):
 
 @dataclass(frozen=True)
 class ExportConfig(Config):
-    """Write a model as one ONNX file, checked against its golden outputs."""
+    """Write a model as one ONNX file, and check that it gives the same answers."""
 
     model: Uri
     """Bundle URI or registry reference."""
@@ -129,7 +129,7 @@ class ExportConfig(Config):
 
 @dataclass(frozen=True)
 class PromoteConfig(Config):
-    """Point an alias at a registered version."""
+    """Let a name such as production stand for a version of a model: nights then use that."""
 
     model: OutputUri
     """REGISTRY/NAME@v3, the version to promote (or REGISTRY/NAME@alias, to copy an alias)."""
@@ -153,7 +153,7 @@ class PromoteConfig(Config):
 
 @dataclass(frozen=True)
 class ImportConfig(Config):
-    """Take over a model made elsewhere, proven beside its own library, as the next version."""
+    """Take over a model made elsewhere, proven beside its own library."""
 
     from_: ImportUri
     """A folder of timm or Hugging Face (config.json and model.safetensors), an .onnx file, or a

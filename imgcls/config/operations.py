@@ -15,7 +15,7 @@ Job = Literal["train", "score", "nightly", "evaluate", "calibrate", "quantize", 
 
 @dataclass(frozen=True)
 class DoctorConfig(LabelDoctorOptions):
-    """Show what this machine can do; or look through labelled data, or check a cluster.yaml."""
+    """Show what this machine can read; or look through labelled images, or check a cluster.yaml."""
 
     cluster_file: LocalPath = field(default="", metadata={"positional": True})
     """A cluster.yaml to check instead of this machine: by Ray's own schema, and for what an
@@ -113,7 +113,7 @@ class DemoConfig(Config):
 
 @dataclass(frozen=True)
 class BenchConfig(Config):
-    """Measure decoding, the model, both together or training, beside this machine's limits."""
+    """Measure how fast this machine decodes, runs a model, scores or trains, beside its limits."""
 
     what: Literal["score", "decode", "predict", "train"] = field(
         default="score", metadata={"positional": True}

@@ -145,7 +145,7 @@ class PlanConfig(NightlyConfig):
 
 @dataclass(frozen=True)
 class VerifyConfig(Config):
-    """Read plan, commits and parts of published runs again and print any difference."""
+    """Read published runs again, all that they wrote, and name any difference."""
 
     output: Uri
     """Output prefix of `score`."""
@@ -155,7 +155,7 @@ class VerifyConfig(Config):
 
 @dataclass(frozen=True)
 class GcConfig(Config):
-    """Remove what no run needs any more; never anything that a manifest names."""
+    """Remove working files that no run needs any more; on request, old pages and pictures."""
 
     output: OutputUri
     """Output prefix of `score`."""
@@ -173,7 +173,7 @@ class GcConfig(Config):
 
 @dataclass(frozen=True)
 class RollbackConfig(Config):
-    """Take a published run back: neither readers nor the next plan see it any more."""
+    """Take a published run back: neither readers nor the next night see it any more."""
 
     output: OutputUri
     """Output prefix of `score`."""
@@ -193,7 +193,7 @@ class ReleaseConfig(Config):
 
 @dataclass(frozen=True)
 class ReferenceConfig(SourceOptions):
-    """Give a model a reference: images that are as they should be, which nights are compared with.
+    """Give a model images that are as they should be: nights are compared with these.
 
     The result is the next version of its name, of the same network: nothing is scored again.
     """
@@ -210,7 +210,7 @@ class ReferenceConfig(SourceOptions):
 
 @dataclass(frozen=True)
 class ReportConfig(Config):
-    """Make the page of a published night again: what it found, with pictures, for people."""
+    """Make the page of a published night again, or one page of several nights."""
 
     output: OutputUri
     """Output prefix of `score`."""
@@ -256,7 +256,7 @@ class ResultsConfig(Config):
 
 @dataclass(frozen=True)
 class QuantizeConfig(Config):
-    """Give a model an int8 network: the next version, up to three times as fast on CPUs.
+    """Give a model an int8 network, up to three times as fast on CPUs: the next version.
 
     It is refused unless 0.99 of images that calibrated nothing keep their label and decision.
     """

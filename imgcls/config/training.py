@@ -19,7 +19,7 @@ from imgcls.config.source_options import ListingOptions
 
 @dataclass(frozen=True)
 class TrainConfig(ListingOptions):
-    """Train a classifier on labelled images and register it as the next version of its name."""
+    """Train a model on labelled images: the next version of its name."""
 
     data: DataUri
     """Folder tree (one folder per class, optionally under train/ val/ test/) or a manifest (.csv

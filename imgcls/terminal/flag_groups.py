@@ -62,6 +62,8 @@ GROUPS: Final[dict[str, tuple[str, ...]]] = {
             "write_tiles",
             "heatmaps",
             "delta",
+            "drift",
+            "review_unfamiliar",
         ),
         "max_failed_fraction",
     ),
