@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from imgcls.config.paths import Config, DataUri, OutputUri, SourceUris
+from imgcls.config.paths import Config, DataUri, OutputUri, SourceUris, Uri
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class LabelsConfig(Config):
 
     output: OutputUri
     """Output prefix whose queues the labels answer; the answers are kept there."""
-    from_: DataUri
+    from_: Uri
     """What came back: queue.csv with its column label filled in, an export of Label Studio (JSON)
     or of CVAT (CVAT for images 1.1, .xml or .zip), or a folder with a folder for each class.
     """
@@ -63,7 +63,7 @@ class LabelDoctorOptions(Config):
     """Labelled images, as for train, to look through for wrong labels, duplicates and bad pictures;
     a page and a manifest of the suspects are written, and nothing is changed.
     """
-    model: DataUri = field(default="", kw_only=True)
+    model: Uri = field(default="", kw_only=True)
     """A model whose features tell images apart; default the pixels of a small picture."""
     to: OutputUri = field(default="imgcls-doctor", kw_only=True)
     """Folder for the page and the manifest."""

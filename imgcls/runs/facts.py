@@ -48,7 +48,7 @@ FACTS_SCHEMA: Final = pa.schema(
 )
 
 _ROWS_AT_A_TIME: Final = 512
-PICTURE_COLUMNS: Final = ("thumbnail", "heatmap")
+PICTURE_COLUMNS: Final = tuple(f.name for f in FACTS_SCHEMA if pa.types.is_binary(f.type))
 
 
 def read_facts(run: Run, commit: Commit) -> pa.Table:

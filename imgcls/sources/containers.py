@@ -38,10 +38,6 @@ _LISTED_AT_A_TIME: Final = 8
 _PAGE_SIZE: Final = 1000
 _TAR_MAGIC: Final = slice(257, 262)
 _GIB: Final = 1 << 30
-# Cheap, for the many uris that are of no container.
-_MAY_BE_INSIDE: Final = re.compile(
-    r"\.(?:tar|zip|parquet|t[a-z0-9]{2,3}|gz|bz2|xz|zst)/", re.IGNORECASE
-)
 
 Entry = ObjectInfo | Member | Skipped
 
@@ -208,6 +204,11 @@ _CONTAINERS: Final[
     (zips.SUFFIXES, _list_zip),
     (tar.SUFFIXES, _list_tar),
     (tar.COMPRESSED_SUFFIXES, _list_compressed_tar),
+)
+# Cheap, for the many uris that are of no container.
+_MAY_BE_INSIDE: Final = re.compile(
+    f"(?:{'|'.join(re.escape(one) for suffixes, _ in _CONTAINERS for one in suffixes)})/",
+    re.IGNORECASE,
 )
 
 

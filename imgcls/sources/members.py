@@ -27,6 +27,9 @@ in a compressed tar, by their number; in a row of a Parquet file, by its number.
 
 # Where any member costs the reading of all before it: such a container stays in one shard.
 READ_FROM_START: Final[tuple[Method, ...]] = ("stream",)
+# Where a member costs more than its bytes: training, which reads it again and again, keeps it. A
+# group of rows of a Parquet file, and a zip in a zip, are read whole for each.
+KEPT_WHILE_TRAINING: Final[tuple[Method, ...]] = (*READ_FROM_START, "row", "inner")
 
 # What one member may be: more is refused by name rather than held in memory.
 MAX_MEMBER_BYTES: Final = 256 << 20

@@ -12,17 +12,14 @@ import tempfile
 import threading
 from collections.abc import Generator, Iterable, Sequence
 from itertools import groupby
-from typing import IO, Final
+from typing import IO
 
 from imgcls.errors import ConfigError, DecodeError, ObjectUnreadableError, StorageError
 from imgcls.sources.located import Located, in_reading_order, request_for
-from imgcls.sources.members import READ_FROM_START, MemberRequest
+from imgcls.sources.members import KEPT_WHILE_TRAINING, MemberRequest
 from imgcls.sources.read import get_images
 from imgcls.storage.access import ImageResult
 from imgcls.storage.bulk_get import GetRequest
-
-# A group of rows of a Parquet file, and a zip in a zip, are read whole for each image asked for.
-_PACKED: Final = (*READ_FROM_START, "row", "inner")
 
 log = logging.getLogger(__name__)
 
@@ -122,7 +119,7 @@ def _is_packed(request: GetRequest) -> bool:
     return (
         isinstance(request, MemberRequest)
         and not request.place.problem
-        and request.place.method in _PACKED
+        and request.place.method in KEPT_WHILE_TRAINING
     )
 
 

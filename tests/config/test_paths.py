@@ -29,6 +29,7 @@ from imgcls.storage.uri import join
 NO_PLACES = {
     "name", "arch", "num_workers", "checkpoint_every", "slice_by", "positive_class",
     "mlflow_experiment", "run_id", "date", "alias", "older_than", "image", "service_account",
+    "pictures_older_than", "expires", "unit", "first", "second",
     "namespace", "schedule", "time_zone", "deadline",
     "group", "label", "columns", "since", "image_column", "gray_window", "keep", "memory",
     "token_secret", "address",

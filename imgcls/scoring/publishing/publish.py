@@ -144,7 +144,7 @@ def compare_provenance(plan: RunFacts, rows: pa.Table) -> str:
         if name not in rows.column_names and is_newer:
             continue
         found = set(pc.unique(rows[name].cast(pa.string())).to_pylist())
-        others = found - {getattr(plan, name)} - ({None} if is_newer else set())
+        others = found - {str(getattr(plan, name))} - ({None} if is_newer else set())
         if others:
             return f"rows have {name} {others.pop()}, the plan {getattr(plan, name)}"
     return ""
