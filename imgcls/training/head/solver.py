@@ -29,6 +29,8 @@ _MAX_STEPS: Final = 300
 # Probability of a class that a training image never shows, or always does: log odds of it.
 _ABSENT_LOGIT: Final = 10.0
 _LEAST_PROB: Final = 1e-7
+# Log loss beside that of the class shares alone, from which on the features tell something.
+_CLEARLY_BETTER: Final = 0.9
 
 Doubles = npt.NDArray[np.float64]
 
@@ -154,24 +156,26 @@ def _losses(
         parts = [
             (rows[train], rows[test]) for train, test in folds.split(rows, label_N, group_N[rows])
         ]
+
+    def loss_of(features_NE: Doubles, strength: float) -> float:
+        found = []
+        for train, test in parts:
+            layer = _fit(
+                features_NE[train], target_NK[train], weight_N[train], strength, multi_label
+            )
+            found.append(
+                _log_loss(features_NE[test], layer, target_NK[test], weight_N[test], multi_label)
+            )
+        return float(np.mean(found))
+
+    guess = loss_of(np.zeros((len(x_NE), 1)), 1.0)
     losses: dict[float, float] = {}
     for strength in STRENGTHS:
-        losses[strength] = float(
-            np.mean(
-                [
-                    _log_loss(
-                        x_NE[test],
-                        _fit(x_NE[train], target_NK[train], weight_N[train], strength, multi_label),
-                        target_NK[test],
-                        weight_N[test],
-                        multi_label,
-                    )
-                    for train, test in parts
-                ]
-            )
-        )
+        losses[strength] = loss_of(x_NE, strength)
         # The weaker the penalty, the longer the solver takes: past the best one there is no need.
-        if losses[strength] > min(losses.values()):
+        # Under strong ones the loss is that of a guess, and rises and falls with the folds alone.
+        best = min(losses.values())
+        if best < _CLEARLY_BETTER * guess and losses[strength] > best:
             break
     return losses
 

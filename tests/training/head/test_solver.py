@@ -65,6 +65,20 @@ def test_the_strength_is_chosen_by_groups_that_were_not_seen() -> None:
     assert min(by_patient.loss_by_strength.values()) > 0.5 > min(by_image.loss_by_strength.values())
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_what_only_a_weak_penalty_finds_is_found_behind_strengths_that_guess(seed: int) -> None:
+    """A difference of two noisy features tells the class: the loss rises before it falls."""
+    rng = np.random.default_rng(seed)
+    label_N = np.arange(NUM) % 3
+    noise_NE = rng.normal(size=(NUM, 6))
+    x_NE = np.concatenate([noise_NE + np.eye(6)[label_N] / 4, noise_NE], axis=1, dtype=np.float32)
+    head = fit(x_NE[:60], one_hot(label_N[:60], 3))
+    losses = list(head.loss_by_strength.values())
+    assert max(losses[:4]) > losses[0], "otherwise this asks for nothing"
+    assert head.strength >= 100
+    assert (probs(head, x_NE[60:]).argmax(axis=1) == label_N[60:]).all()
+
+
 def test_a_rare_class_counts_as_much_as_the_others_when_it_is_weighed() -> None:
     rng = np.random.default_rng(0)
     label_N = (np.arange(NUM) % 12 == 0).astype(int)
