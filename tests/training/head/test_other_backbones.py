@@ -1,22 +1,27 @@
 """A head on the backbone of a model that was made elsewhere: ONNX, transformers, timm."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import timm
 import torch
-from torch import nn
+import transformers
+from PIL import Image
+from torch import Tensor, nn
 
 from imgcls.config.models import ImportConfig
 from imgcls.config.scoring import QuantizeConfig, ScoreConfig
 from imgcls.config.training import TrainConfig
 from imgcls.errors import ConfigError
+from imgcls.image.crops import decode_one
 from imgcls.image.preprocess import normalize
 from imgcls.inference.backends.demand import Demand
 from imgcls.inference.predictor import make_predictor
+from imgcls.model.architectures import find_head
 from imgcls.model.bundle import Bundle, read_bundle
 from imgcls.model.importing.driver import import_model
 from imgcls.scoring.driver import score
@@ -25,6 +30,7 @@ from imgcls.training.driver import train
 from tests.model.importing.makers import SmallNet, onnx_file, timm_folder
 from tests.training.head.test_linear_head import NUM_CLASSES, write_data
 
+_PER_CLASS = 60
 _SAID = {"fit": "stretch", "input_range": "0:1", "mean": "0.5,0.4,0.3", "std": "0.2"}
 
 
@@ -38,30 +44,50 @@ def _net() -> SmallNet:
     return SmallNet().eval()
 
 
-def _headless_onnx(folder: Path) -> tuple[Path, dict[str, Any]]:
-    return onnx_file(folder / "features.onnx", _net().features), {"backbone": True, **_SAID}
+# The features of images as the maker's own library gives them: files, bundle -> float32 [N,E].
+Features = Callable[[Sequence[Path], Bundle], Tensor]
+Made = tuple[Path, dict[str, Any], Features]
 
 
-def _onnx_with_its_head(folder: Path) -> tuple[Path, dict[str, Any]]:
+def _by_torch(paths: Sequence[Path], bundle: Bundle) -> Tensor:
+    """The network that was exported, on our pixels: no library says how those are made."""
+    specs = bundle.decode_spec, bundle.preprocess_spec
+    x_NCHW = np.stack([decode_one(path.read_bytes(), *specs)[0].x_CHW for path in paths])
+    return _net().features(normalize(torch.from_numpy(x_NCHW), bundle.preprocess_spec))
+
+
+def _headless_onnx(folder: Path) -> Made:
+    path = onnx_file(folder / "features.onnx", _net().features)
+    return path, {"backbone": True, **_SAID}, _by_torch
+
+
+def _onnx_with_its_head(folder: Path) -> Made:
     names = folder / "names.txt"
     names.write_text("\n".join(f"other {number}" for number in range(8)))
-    return onnx_file(folder / "whole.onnx", _net()), {"classes": str(names), **_SAID}
+    return onnx_file(folder / "whole.onnx", _net()), {"classes": str(names), **_SAID}, _by_torch
 
 
-def _fixed_batch_of_probabilities(folder: Path) -> tuple[Path, dict[str, Any]]:
-    _, flags = _onnx_with_its_head(folder)
+def _fixed_batch_of_probabilities(folder: Path) -> Made:
+    _, flags, features = _onnx_with_its_head(folder)
     net = nn.Sequential(_net(), nn.Softmax(1))
-    return onnx_file(folder / "fixed.onnx", net, is_dynamic=False), flags
+    return onnx_file(folder / "fixed.onnx", net, is_dynamic=False), flags, features
 
 
-def _headless_timm(folder: Path) -> tuple[Path, dict[str, Any]]:
+def _headless_timm(folder: Path) -> Made:
     made = timm_folder(folder / "timm", "resnet10t", input_size=(3, 64, 64), license="mit")
-    return made, {"backbone": True}
+
+    def features(paths: Sequence[Path], _bundle: Bundle) -> Tensor:
+        model = timm.create_model(f"local-dir:{made}", pretrained=True).eval()
+        data = timm.data.resolve_data_config({}, model=model)
+        transform = timm.data.create_transform(**data, is_training=False)
+        x_NCHW = torch.stack([transform(Image.open(path).convert("RGB")) for path in paths])
+        found: Tensor = model.forward_head(model.forward_features(x_NCHW), pre_logits=True)
+        return found
+
+    return made, {"backbone": True}, features
 
 
-def _headless_transformers(folder: Path) -> tuple[Path, dict[str, Any]]:
-    import transformers
-
+def _headless_transformers(folder: Path) -> Made:
     torch.manual_seed(3)
     config = transformers.Dinov2Config(
         hidden_size=32, num_hidden_layers=2, num_attention_heads=4, image_size=64, patch_size=16
@@ -69,7 +95,15 @@ def _headless_transformers(folder: Path) -> tuple[Path, dict[str, Any]]:
     transformers.Dinov2Model(config).save_pretrained(folder / "hf")
     sizes = {"size": {"shortest_edge": 72}, "crop_size": {"height": 64, "width": 64}}
     transformers.BitImageProcessor(**sizes, resample=3).save_pretrained(folder / "hf")
-    return folder / "hf", {"backbone": True}
+
+    def features(paths: Sequence[Path], _bundle: Bundle) -> Tensor:
+        model = transformers.AutoModel.from_pretrained(folder / "hf").eval()
+        processor = transformers.AutoImageProcessor.from_pretrained(folder / "hf")
+        images = [Image.open(path).convert("RGB") for path in paths]
+        found: Tensor = model(**processor(images, return_tensors="pt")).pooler_output
+        return found
+
+    return folder / "hf", {"backbone": True}, features
 
 
 @pytest.mark.parametrize(
@@ -83,13 +117,12 @@ def _headless_transformers(folder: Path) -> tuple[Path, dict[str, Any]]:
     ],
 )
 def test_head_is_fitted_on_a_backbone_made_elsewhere_and_scores(
-    make: Callable[[Path], tuple[Path, dict[str, Any]]], tmp_path: Path
+    make: Callable[[Path], Made], tmp_path: Path
 ) -> None:
-    registry, data = str(tmp_path / "registry"), write_data(tmp_path / "data")
-    path, flags = make(tmp_path)
+    registry, data = str(tmp_path / "registry"), write_data(tmp_path / "data", _PER_CLASS)
+    path, flags, features = make(tmp_path)
     backbone = import_model(ImportConfig(str(path), registry, "other", **flags))
     result = train(_config(registry, data))
-    assert result["test_accuracy"] > 0.45, "random features tell stripes apart; a guess is 1/3"
     bundle, before = read_bundle(result["uri"]), read_bundle(backbone["uri"])
     assert not bundle.is_backbone
     assert bundle.training["head"]["num_computed"] == result["num_train"]
@@ -100,10 +133,23 @@ def test_head_is_fitted_on_a_backbone_made_elsewhere_and_scores(
         ScoreConfig(str(tmp_path / "data/*.png"), result["model"], str(tmp_path / "out"),
                     device="cpu", write_embedding=True)
     )  # fmt: skip
-    assert night["status_counts"]["ok"] == NUM_CLASSES * 20
+    assert night["status_counts"]["ok"] == NUM_CLASSES * _PER_CLASS
     rows = pq.read_table(night["parts"][0]).to_pylist()
-    assert len({row["class_name"] for row in rows}) == NUM_CLASSES
-    assert all(row["embedding"] for row in rows)
+    _check_against(features, rows, bundle)
+    assert result["test_accuracy"] > 0.8, "random features tell stripes apart; a guess is 1/3"
+
+
+def _check_against(features: Features, rows: list[dict[str, Any]], bundle: Bundle) -> None:
+    """Embeddings and labels are those that the maker's own library leads to."""
+    found_NE = np.array([row["embedding"] for row in rows])
+    with torch.inference_mode():
+        theirs_NE = features([Path(row["uri"]) for row in rows], bundle).numpy()
+    np.testing.assert_allclose(found_NE, theirs_NE, atol=1e-3 * theirs_NE.std(axis=0).mean())
+    _, layer = find_head(bundle.to_model())
+    logits_NK = theirs_NE @ layer.weight.detach().numpy().T + layer.bias.detach().numpy()
+    labels = [bundle.class_names.names[label] for label in logits_NK.argmax(axis=1)]
+    assert [row["class_name"] for row in rows] == labels
+    assert len(set(labels)) == NUM_CLASSES
 
 
 def _config(registry: str, data: Path) -> TrainConfig:
@@ -118,7 +164,7 @@ def test_head_on_an_onnx_file_is_what_torch_says_of_its_features_in_every_precis
     tmp_path: Path,
 ) -> None:
     registry, data = str(tmp_path / "registry"), write_data(tmp_path / "data", 22)
-    path, flags = _headless_onnx(tmp_path)
+    path, flags, _ = _headless_onnx(tmp_path)
     import_model(ImportConfig(str(path), registry, "other", **flags))
     result = train(_config(registry, data))
     bundle = read_bundle(result["uri"])
