@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from imgcls.config.models import CalibrateConfig, EvaluateConfig
+from imgcls.config.models import CalibrateConfig, EvaluateConfig, ImportConfig
 from imgcls.config.scoring import NightlyConfig
 from imgcls.data.dataset import read_dataset
 from imgcls.data.trained_on import TRAINED_ON, write_trained_on
@@ -18,8 +18,10 @@ from imgcls.evaluation.calibrate import calibrate
 from imgcls.evaluation.evaluate import evaluate
 from imgcls.image.png import encode_png
 from imgcls.model.bundle import Bundle, read_bundle
+from imgcls.model.importing.driver import import_model
 from imgcls.model.registry import promote, register
 from imgcls.nightly import nightly
+from tests.model.importing.makers import onnx_file
 
 NAMES = ("dark", "light")
 
@@ -138,3 +140,50 @@ def test_the_night_after_it_scores_nothing_again(registry: str, tmp_path: Path) 
     result = _calibrate(f"{registry}/lamp@v1", site, positive_class="light", target_recall=0.8)
     promote(result["model"], "production")
     assert nightly(night).get("rows", 0) == 0
+
+
+class _Brightness(torch.nn.Module):
+    """Tells dark from light by the mean pixel, as if at another scanner's level."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = torch.nn.Linear(3, 2)
+        with torch.no_grad():
+            self.head.weight.copy_(torch.tensor([[-4.0] * 3, [4.0] * 3]))
+            self.head.bias.copy_(torch.tensor([7.0, -7.0]))
+
+    def forward(self, x_BCHW: torch.Tensor) -> torch.Tensor:
+        logits_BK: torch.Tensor = self.head(x_BCHW.mean(dim=(2, 3)))
+        return logits_BK
+
+
+def test_imported_model_gets_thresholds_that_fresh_images_confirm_and_keeps_its_nights(
+    tmp_path: Path,
+) -> None:
+    registry, names = str(tmp_path / "reg"), tmp_path / "names.txt"
+    names.write_text("\n".join(NAMES))
+    path = onnx_file(tmp_path / "net.onnx", _Brightness(), (2, 3, 16, 16))
+    flags = {"fit": "stretch", "input_range": "0:1", "mean": "0", "std": "1"}
+    import_model(ImportConfig(str(path), registry, "lamp", classes=str(names), **flags))
+    source = _write_site(tmp_path / "incoming", 20, seed=3)
+    promote(f"{registry}/lamp@v1", "production")
+    night = NightlyConfig(
+        source, f"{registry}/lamp@production", str(tmp_path / "out"), executor="local"
+    )
+    assert nightly(night)["rows"] == 20
+    site = _write_site(tmp_path / "site", 240, seed=0)
+    result = _calibrate(f"{registry}/lamp@v1", site, positive_class="light|dark", target_recall=0.9)
+    fresh = _write_site(tmp_path / "fresh", 1200, seed=1)
+    again = evaluate(
+        EvaluateConfig(model=result["model"], data=fresh, split="all", device="cpu", num_decoders=1)
+    )
+    assert again["accuracy"] < 0.7, "without thresholds of this site it calls nearly all dark"
+    assert len(result["operating_points"]) == 2
+    for point in result["operating_points"]:
+        found = again["calibrated"]["operating_points"][point["threshold_id"]]
+        promised_low, promised_high = point["recall_interval"]
+        assert promised_low <= found["recall"] <= promised_high
+        assert promised_low <= 0.9 <= promised_high
+        assert found["specificity"] > 0.9
+    promote(result["model"], "production")
+    assert nightly(night)["rows"] == 0, "only thresholds are new"
