@@ -11,11 +11,13 @@ import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from itertools import zip_longest
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow.compute as pc
 
 from imgcls.drift.axes import Axis, compare, matters, numbers_of, texts_of
 from imgcls.drift.familiar import Familiar
@@ -35,6 +37,8 @@ _MAX_GROUPS: Final = 32  # of a column, the largest: each costs the others certa
 # An accepted change may grow by so much before it is a new one.
 _GROWN: Final = 1.3
 _NUM_RESAMPLES: Final = 200
+# Within less, times tell in which order files were copied, and not when pictures were taken.
+_MIN_SPAN: Final = timedelta(minutes=10)
 _FAR: Final = 0.75  # of the images: an image beyond drives a change
 _OF_A_PICTURE: Final = ["uri", "member", "frame", "width_px", "height_px"]
 _ANSWERS: Final = ("embedding", "class", "decision", "confidence")
@@ -267,7 +271,10 @@ def _since(now: Observed, drives_B: npt.NDArray[np.float64]) -> str:
     known = [at for at, when in enumerate(taken) if when is not None]
     values = np.nan_to_num(drives_B[known])
     order = sorted(range(len(known)), key=lambda at: taken[known[at]])
-    if len(order) < MIN_IMAGES or taken[known[order[0]]] == taken[known[order[-1]]]:
+    if len(order) < MIN_IMAGES:
+        return ""
+    span = taken[known[order[-1]]] - taken[known[order[0]]]
+    if span < _MIN_SPAN:
         return ""
     # By rank, so that one image does not decide.
     ranks = np.argsort(np.argsort(values[order], kind="stable"), kind="stable") / len(order) - 0.5
@@ -280,17 +287,22 @@ def _since(now: Observed, drives_B: npt.NDArray[np.float64]) -> str:
     if after[cut] / (np.std(ranks) * np.sqrt(len(order))) < 2.0:
         return ""
     begin = taken[known[order[cut]]]
-    return f"{begin:%H:%M}"
+    return f"{begin:%H:%M}" if span < timedelta(days=1) else f"{begin:%Y-%m-%d %H:%M}"
 
 
 def _pictures(alarms: list[_Tested]) -> tuple[Picture, ...]:
-    """Return the images that drive the changes most, by turns; rather those with a thumbnail."""
+    """Return the images that drive the changes most, by turns.
+
+    Rather those with a thumbnail, then those of the first change: of one camera, say.
+    """
     lists = []
+    first = alarms[0].now.table["uri"].combine_chunks() if alarms else None
     for number, one in enumerate(alarms):
         drives_B = np.nan_to_num(_drives(one), nan=-np.inf)
         has_B = one.now.table["has_picture"].fill_null(False).to_numpy(zero_copy_only=False)
         is_far_B = drives_B >= np.quantile(drives_B, _FAR) if np.isfinite(drives_B).all() else has_B
-        order = np.lexsort((-drives_B, ~(has_B & is_far_B)))[:NUM_PICTURES]
+        is_of_first_B = pc.is_in(one.now.table["uri"], value_set=first).to_numpy()
+        order = np.lexsort((-drives_B, ~is_of_first_B, ~(has_B & is_far_B)))[:NUM_PICTURES]
         order = order[np.isfinite(drives_B[order])]
         names = one.now.table.select(_OF_A_PICTURE).take(order).to_pylist()
         lists.append([Picture(**name, shows=number) for name in names if name["uri"] is not None])

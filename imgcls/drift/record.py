@@ -50,7 +50,8 @@ class Finding:
     num_images: int
     category: str = ""
     since: str = ""
-    """When it began within the night, as HH:MM in UTC; "" where it was so from the first image."""
+    """When it began within the night, as HH:MM in UTC, with the date before it where the night took
+    a day or more; "" where it was so from the first image."""
     interval: tuple[float, float] | None = None
     """Of a number: the mean of the night less the mean before, 95 %, drawn by group."""
 

@@ -5,37 +5,40 @@ from imgcls.drift.observed import CARRIED
 from imgcls.drift.record import TRAINING
 from imgcls.drift.statistics import Difference
 
-_EVERYTHING = "the pictures"
+_EVERYTHING = "the whole night"
 
 
 def sentence_of(
     axis: Axis, found: Difference, column: str, group: str, since: str, against: str
 ) -> str:
-    """Return what changed, where, and since when: `camera 3: 41 grey levels darker since 02:10`."""
+    """Return what changed, where, and since when: `camera 3: 41 grey levels darker since 02:10`.
+
+    A share is that of the whole night, so what began within it is only told to be more since then.
+    """
     subject = f"{column} {group}" if column else _EVERYTHING
-    when = f" since {since}" if since else ""
-    return f"{subject}: {_what(axis, found)}{when} (beside {against})"
-
-
-def _what(axis: Axis, found: Difference) -> str:
-    if axis.name == "embedding":
-        return "they look otherwise to the model"
     if axis.kind == "number":
-        return _number(axis, found)
+        when = f" since {since} UTC" if since else ""
+        what, values = _number(axis, found)
+        end = f"{values} in {against}" if values else f"compared with {against}"
+        return f"{subject}: {what}{when}, {end}"
+    more = "more" if found.now > found.before else "fewer"
+    when = f" ({more} since {since} UTC)" if since else ""
+    what = axis.more if axis.kind == "defect" else f"have {_category(axis, found.category)}"
     now, before = _percent(found.now), _percent(found.before)
-    if axis.kind == "defect":
-        return f"{now} {axis.more}, {before} before"
-    return f"{_category(axis, found.category)} in {now} of them, {before} before"
+    return f"{subject}: {now} of the pictures {what}{when}, {before} in {against}"
 
 
-def _number(axis: Axis, found: Difference) -> str:
+def _number(axis: Axis, found: Difference) -> tuple[str, str]:
+    """Return what changed, and the values of the night and before where they say more."""
+    if axis.name == "embedding":
+        return "the pictures look different to the model", ""
     word = axis.more if found.shift > 0 else axis.less
     if axis.unit == "grey levels" and abs(found.shift) >= 1:
         amount = f"{abs(found.shift):.0f} grey levels"
-        return f"{amount} {word}" if axis.name == "brightness" else f"{word} by {amount}"
+        return (f"{amount} {word}" if axis.name == "brightness" else f"{word} by {amount}"), ""
     if found.shift == 0 or f"{found.now:.3g}" == f"{found.before:.3g}":
-        return f"{axis.name} is spread otherwise"
-    return f"{word} ({axis.name} {found.now:.3g}, {found.before:.3g} before)"
+        return f"{axis.name} is spread differently", ""
+    return word, f"{axis.name} {found.now:.3g}, {found.before:.3g}"
 
 
 def _category(axis: Axis, category: str) -> str:
@@ -54,7 +57,8 @@ def _percent(share: float) -> str:
 def summary_of(sentences: list[str], num_images: int, against: tuple[str, ...]) -> str:
     """Return the night in a sentence."""
     if sentences:
-        more = f", and {len(sentences) - 1} more" if len(sentences) > 1 else ""
+        num_more = len(sentences) - 1
+        more = f", and {num_more} more change{'s' * (num_more > 1)}" if num_more else ""
         return f"{sentences[0]}{more}"
     if not against:
         return "nothing to compare these pictures with yet"

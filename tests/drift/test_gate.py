@@ -1,5 +1,6 @@
 """What alarms and what does not, on samples made for it: no image is read."""
 
+import re
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
@@ -70,6 +71,21 @@ def test_a_lamp_that_went_dark_is_told_with_its_time() -> None:
     hour, minute = map(int, first.since.split(":"))
     assert abs(hour * 60 + minute - 130) < 15
     assert f"grey levels darker since {first.since}" in judged.sentence
+
+
+@pytest.mark.parametrize(
+    ("seconds_apart", "since"), [(1.0, r"^$"), (60.0, r"^0\d:\d\d$"), (600.0, r"^2026-11-2\d ")]
+)
+def test_the_time_is_told_where_it_says_something(seconds_apart: float, since: str) -> None:
+    """Not of files that were copied within minutes; with its day where a night took days."""
+    night = sample(400, 1, darker=41, dark_from=130)
+    times = [MIDNIGHT + timedelta(seconds=seconds_apart * n) for n in range(400)]
+    at = night.table.schema.get_field_index("taken_at")
+    field = night.table.schema.field(at)
+    table = night.table.set_column(at, field, pa.array(times, field.type))
+    [first, *_] = judge("n", Observed(table, 400), sample(1500, 0)).findings
+    assert re.match(since, first.since)
+    assert (f"since {first.since} UTC" in first.sentence) == bool(first.since)
 
 
 def test_large_nights_do_not_alarm_for_a_difference_too_small_to_matter() -> None:
