@@ -10,8 +10,9 @@ from imgcls.report.cards import Card, CardList, Pictures
 from imgcls.report.choose import Key
 from imgcls.report.names import Name, plain_names
 from imgcls.report.read import pictures_of
+from imgcls.runs.held import command_of
 from imgcls.runs.run import Run
-from imgcls.storage.objects import put
+from imgcls.storage.objects import exists, put
 
 HELD_PAGE = "held.html"
 
@@ -27,6 +28,8 @@ def changes_of(run: Run, judged: Judged | None, pictures: Pictures, name: Name) 
         return []
     lines = [judged.sentence[:1].upper() + judged.sentence[1:] + "."]
     lines += [f"  {_told(finding)}" for finding in judged.findings]
+    if exists(run.released):
+        lines.append("  The night was held for a person to look at it, and then released.")
     lines += [f"  Known since a night that was released: {f.sentence}" for f in judged.accepted]
     if name is not plain_names:
         # Values of carried columns are in the sentences.
@@ -34,26 +37,30 @@ def changes_of(run: Run, judged: Judged | None, pictures: Pictures, name: Name) 
     parts = [Part("changes", "Whether pictures have changed", "sentences.html", lines)]
     if judged.pictures:
         cards = [_card(run, one, judged, pictures, name) for one in judged.pictures]
-        remark = "The pictures that show most of what changed."
-        parts.append(
-            Part("changed", "What changed", "cards.html", CardList(remark, len(cards), cards),
-                 len(cards))
-        )  # fmt: skip
+        remark = "The pictures that show it most, each with the change that it shows."
+        shown = CardList(remark, len(cards), cards)
+        parts.append(Part("changed", "Pictures that show it", "cards.html", shown, len(cards)))
     return parts
 
 
 def write_held_page(run: Run, date: str, judged: Judged) -> str:
-    """Write the page of a run that is about to be held; return where it is."""
+    """Write the page of a run that is about to be held, or was released; return where it is."""
     pictures = pictures_of(run, keys_of(judged))
-    flags = f"--output {run.output} --run-id {run.run_id}"
+    if exists(run.released):
+        now = "Was held, and released since"
+        remarks = ["The night is published: its own page is report.html, beside this one."]
+    else:
+        now = "Held, and not published"
+        remarks = [
+            f"If these pictures are as they should be, publish them: {command_of('release', run)}",
+            "If they are not, take them back, and the next night scores them again: "
+            + command_of("rollback", run),
+        ]
     page = Page(
         title=f"{date} · held",
         above=f"{date} · run {run.run_id}",
-        headline=f"Held, and not published: {judged.sentence}",
-        remarks=[
-            f"If these pictures are as they should be: imgcls release {flags}",
-            f"If they are not: imgcls rollback {flags}, and the next night scores them again.",
-        ],
+        headline=f"{now}: {judged.sentence}",
+        remarks=remarks,
         parts=changes_of(run, judged, pictures, plain_names),
         is_medical=judged.is_medical,
     )
@@ -70,7 +77,7 @@ def _told(finding: Finding) -> str:
     told = f"{finding.sentence}: {finding.num_images:,} pictures"
     if finding.interval is not None:
         low, high = finding.interval
-        told += f"; on average {low:+.3g} to {high:+.3g} (95 %)"
+        told += f"; the mean moved by {low:+.3g} to {high:+.3g} (95 % interval)"
     return told
 
 

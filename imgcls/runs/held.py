@@ -6,6 +6,7 @@ the rows of the run count as done, and it is published by `imgcls release` or ta
 back rolled_back.json.
 """
 
+import shlex
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any, Final
@@ -27,6 +28,8 @@ class Held:
     held_at: str
     decoders: dict[str, Any] | None = None
     """As in a manifest: by what its rows were made."""
+    delta: bool = False
+    """Whether the night was asked to keep a Delta table: its release does it then."""
 
 
 def read_held(run: Run) -> Held | None:
@@ -55,12 +58,17 @@ def refuse_held(run: Run) -> None:
 
 def describe_held(run: Run, held: Held) -> str:
     """Say why a run is held, and what a person may do."""
-    flags = f"--output {run.output} --run-id {run.run_id}"
     return (
         f"run {run.run_id} is held, and no reader sees it: {held.sentence}. Look at its pictures "
-        f"({run.page('held.html')}). If they are as they should be: imgcls release {flags}. If "
-        f"not: imgcls rollback {flags}, and the next night scores its images again"
+        f"({run.page('held.html')}). If they are as they should be, publish it "
+        f"({command_of('release', run)}); if not, take it back, and the next night scores its "
+        f"images again ({command_of('rollback', run)})"
     )
+
+
+def command_of(command: str, run: Run) -> str:
+    """Return what a person types to end a hold by `release` or `rollback`."""
+    return f"imgcls {command} --output {shlex.quote(run.output)} --run-id {run.run_id}"
 
 
 def list_held(output: str, besides: Collection[str] = ()) -> Iterator[tuple[Run, Held]]:

@@ -174,7 +174,7 @@ def finish_run(
             progress.publishing()
             commits = {commit.shard_id: commit for commit in read_commits(plan.run)}
             if config.drift == "hold":
-                hold_if_changed(plan, commits.values())
+                hold_if_changed(plan, commits.values(), delta=config.delta)
             manifest = publish(plan, commits, before_manifest)
             log_published(manifest)
     else:

@@ -21,6 +21,8 @@ from imgcls.model.bundle import read_bundle
 from imgcls.model.registry import resolve
 from imgcls.nightly import nightly
 from imgcls.operations.kubernetes import FINAL_EXIT_CODES
+from imgcls.report.make import PAGE
+from imgcls.results.delta import is_delta
 from imgcls.runs.held import list_held
 from imgcls.runs.latest import read_latest
 from imgcls.runs.published import list_published
@@ -30,6 +32,7 @@ from imgcls.scoring.next_night import show_plan
 from imgcls.scoring.publishing.hold import release
 from imgcls.scoring.publishing.retention import gc, rollback
 from imgcls.scoring.publishing.verify import verify
+from imgcls.storage.objects import read
 from tests.drift.cameras import make_line, write_pictures
 from tests.scoring.tiny import published_rows
 
@@ -83,6 +86,17 @@ def test_the_camera_that_changed_is_named_in_a_sentence(night: NightlyConfig) ->
     assert -50 < first.interval[0] < -41 < first.interval[1] < -34
     assert len(judged.pictures) == 12
     assert all("camera=3/second" in picture.uri for picture in judged.pictures)
+    page = read(run.page("held.html")).decode()
+    assert f"<h1>Held, and not published: {judged.sentence}</h1>" in page
+    for command in ("release", "rollback"):
+        # At the end of its line, so that nothing else is copied with it.
+        assert f"imgcls {command} --output {night.output} --run-id {run.run_id}</p>" in page
+    assert page.count('alt="second-') == 12
+    release(ReleaseConfig(night.output, run.run_id))
+    page = read(run.page("held.html")).decode()
+    assert f"<h1>Was held, and released since: {judged.sentence}</h1>" in page
+    assert "imgcls release" not in page
+    assert "held for a person to look at it, and then released" in read(run.page(PAGE)).decode()
 
 
 def test_a_held_night_is_seen_by_no_reader_and_done_by_no_start(night: NightlyConfig) -> None:
@@ -103,12 +117,16 @@ def test_a_held_night_is_seen_by_no_reader_and_done_by_no_start(night: NightlyCo
 
 def test_a_run_by_hand_is_held_too_and_not_resumed(night: NightlyConfig, tmp_path: Path) -> None:
     flags = {n: v for n, v in vars(night).items() if n in ScoreConfig.__dataclass_fields__}
-    config = ScoreConfig(**flags | {"run_id": "by-hand", "output": str(tmp_path / "by-hand")})
+    flags |= {"run_id": "by-hand", "output": str(tmp_path / "by-hand"), "delta": True}
+    config = ScoreConfig(**flags)
     for _ in range(2):
         with pytest.raises(NightHeldError, match="camera 3"):
             score(config)
     assert list(list_published(config.output)) == []
+    assert not is_delta(config.output)
     assert release(ReleaseConfig(config.output, "by-hand"))["rows"] == 240
+    # What the run was asked for beside its rows is made now.
+    assert is_delta(config.output)
 
 
 def test_the_next_night_goes_on_without_it(night: NightlyConfig, tmp_path: Path) -> None:

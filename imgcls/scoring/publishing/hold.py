@@ -14,6 +14,7 @@ from typing import Any
 from imgcls.config.choices import check_name
 from imgcls.config.scoring import ReleaseConfig, ScoreConfig, VerifyConfig
 from imgcls.drift.nights import judge_run, tell
+from imgcls.drift.record import read_judged
 from imgcls.errors import ConfigError, ObjectExistsError, SourceError
 from imgcls.report.changes import write_held_page
 from imgcls.runs.commits import Commit, read_commits
@@ -34,8 +35,13 @@ from imgcls.storage.uri import canonical
 log = logging.getLogger(__name__)
 
 
-def hold_if_changed(plan: Plan, commits: Iterable[Commit]) -> None:
+def hold_if_changed(plan: Plan, commits: Iterable[Commit], *, delta: bool) -> None:
     """Judge a run before it is published, and hold it if its pictures have changed.
+
+    Args:
+        plan: of the run.
+        commits: of all its shards.
+        delta: whether a Delta table is to be kept of it, once it is released.
 
     Raises:
         NightHeldError: it is held now.
@@ -48,6 +54,7 @@ def hold_if_changed(plan: Plan, commits: Iterable[Commit]) -> None:
         sentence=judged.sentence,
         held_at=_now(),
         decoders=record_of_run(commit.decoders for commit in commits),
+        delta=delta,
     )
     # For the person who decides, so it is there first.
     write_held_page(plan.run, plan.date, judged)
@@ -84,7 +91,10 @@ def release(config: ReleaseConfig) -> dict[str, Any]:
     log.info("released: %s", held.sentence)
     verify(VerifyConfig(output, config.run_id))
     result = describe_run(plan, manifest)
-    result |= after_night(ScoreConfig(plan.source, plan.model, output))
+    result |= after_night(ScoreConfig(plan.source, plan.model, output, delta=held.delta))
+    judged = read_judged(run)
+    if judged is not None:
+        write_held_page(run, plan.date, judged)  # whoever is sent there reads how it ended
     return result | {"released": held.sentence, "verified": True}
 
 
