@@ -176,7 +176,7 @@ class ImportConfig(Config):
     the most frequent class, or it is not imported.
     """
     max_check: int = 200
-    """Images of --check at most."""
+    """Images of --check at most, drawn by their names."""
     preprocess: Uri = ""
     """File that says how pictures are prepared: preprocessor_config.json of Hugging Face, timm's
     config.json, or a preprocess spec. Of an ONNX file or weights; folders bring their own.

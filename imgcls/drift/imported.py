@@ -14,7 +14,7 @@ from imgcls.errors import ImgclsError
 from imgcls.inference.device import num_cores_here
 from imgcls.model.bundle import Bundle
 from imgcls.model.importing import driver
-from imgcls.storage.bulk_get import GetRequest
+from imgcls.sources.located import Located, request_for
 
 log = logging.getLogger(__name__)
 
@@ -24,8 +24,8 @@ def import_model(config: ImportConfig) -> dict[str, Any]:
     return driver.import_model(config, finish=_with_reference)
 
 
-def _with_reference(bundle: Bundle, uris: Sequence[str]) -> Bundle:
-    requests = [GetRequest(index, uri) for index, uri in enumerate(uris)]
+def _with_reference(bundle: Bundle, images: Sequence[Located]) -> Bundle:
+    requests = [request_for(index, image) for index, image in enumerate(images)]
     try:
         bundle, _ = with_reference(
             bundle, requests, made_by="imgcls import --check", num_cores=num_cores_here()

@@ -34,6 +34,7 @@ from imgcls.model.bundle import Bundle
 from imgcls.model.bundle_files import REFERENCE, SUMS, parse_sums, read_file, read_sums
 from imgcls.runs.facts import FACTS_SCHEMA, lot_of
 from imgcls.schema import Status
+from imgcls.sources.located import in_reading_order
 from imgcls.sources.read import get_images
 from imgcls.storage.bulk_get import GetRequest
 
@@ -140,7 +141,7 @@ def _calibration_of(calibration: dict[str, Any] | None) -> str:
 def _spread(requests: Sequence[GetRequest]) -> list[GetRequest]:
     """Return at most MAX_IMAGES, drawn by hash of their names."""
     drawn = sorted(requests, key=lambda one: lot_of(one.uri, getattr(one, "member", None)))
-    return sorted(drawn[:MAX_IMAGES], key=lambda one: one.index)
+    return in_reading_order(sorted(drawn[:MAX_IMAGES], key=lambda one: one.index))
 
 
 def observe(

@@ -33,7 +33,8 @@ from imgcls.model.importing.foreign import Foreign, digests, with_version
 from imgcls.model.importing.pictures import make_pictures
 from imgcls.model.importing.prove import Proof, prove
 from imgcls.model.registry import check_name, register
-from imgcls.sources.located import read_image
+from imgcls.runs.facts import lot_of
+from imgcls.sources.located import Located, read_image
 
 _EMBEDDING = "embedding-{:04d}"
 
@@ -41,7 +42,7 @@ _log = logging.getLogger(__name__)
 
 
 def import_model(
-    config: ImportConfig, finish: Callable[[Bundle, Sequence[str]], Bundle] | None = None
+    config: ImportConfig, finish: Callable[[Bundle, Sequence[Located]], Bundle] | None = None
 ) -> dict[str, Any]:
     """Run `imgcls import`.
 
@@ -71,7 +72,7 @@ def import_model(
         samples = read_dataset(config.check, val_fraction=0.0, test_fraction=0.0, seed=0)
         checked = _check(bundle, config, samples)
         if finish is not None:
-            bundle = finish(bundle, [sample.uri for sample in samples.samples])
+            bundle = finish(bundle, samples.samples)
     _warn(foreign, config)
     version = register(config.registry, config.name, bundle)
     return {
@@ -277,7 +278,9 @@ def _check(bundle: Bundle, config: ImportConfig, dataset: Dataset) -> dict[str, 
             f"{enumerate_names(bundle.class_names.names)}"
         )
     model, right, labels = bundle.to_model(), 0, []
-    for sample in dataset.samples[: config.max_check]:
+    # Not the first ones: those are of one class.
+    drawn = sorted(dataset.samples, key=lambda sample: lot_of(sample.key, None))
+    for sample in drawn[: config.max_check]:
         try:
             [crop, *_] = decode_one(read_image(sample), bundle.decode_spec, bundle.preprocess_spec)
         except DecodeError as error:

@@ -31,7 +31,7 @@ from imgcls.model.bundle import Bundle, read_facts
 from imgcls.model.bundle_files import GOLDEN_FILES
 from imgcls.model.golden_files import pack_files
 from imgcls.model.registry import ModelVersion, list_versions
-from imgcls.storage.bulk_get import GetRequest
+from imgcls.sources.located import request_for
 from imgcls.storage.objects import put, read
 from imgcls.storage.uri import join
 from imgcls.training.data.loader import SplitLoader
@@ -89,7 +89,7 @@ def _with_reference(bundle: Bundle, plan: TrainPlan, place: Place) -> Bundle:
     try:
         bundle, _ = with_reference(
             bundle,
-            [GetRequest(index, sample.uri) for index, sample in enumerate(samples)],
+            [request_for(index, sample) for index, sample in enumerate(samples)],
             made_by="imgcls train",
             num_cores=torch.get_num_threads(),
             device="cpu" if on_cpu else "cuda",
