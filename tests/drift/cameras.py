@@ -7,6 +7,7 @@ import numpy.typing as npt
 
 from imgcls.config.scoring import NightlyConfig, ReferenceConfig
 from imgcls.image.png import encode_png
+from imgcls.metrics.calibration import Calibration
 from imgcls.model.registry import promote, register
 from imgcls.scoring.reference import reference
 from imgcls.storage.objects import put
@@ -36,10 +37,12 @@ def write_pictures(
         put(str(root / f"camera={camera}" / f"{name}-{number:04d}.png"), data)
 
 
-def make_line(folder: Path, num_reference: int = 240) -> NightlyConfig:
+def make_line(
+    folder: Path, num_reference: int = 240, *, calibration: Calibration | None = None
+) -> NightlyConfig:
     """Register a model with a reference of its own; return the config of nights over its line."""
     registry = str(folder / "registry")
-    register(registry, "tiny", make_bundle())
+    register(registry, "tiny", make_bundle(calibration=calibration))
     write_pictures(folder / "good", "good", num_reference, seed=100_000)
     made = reference(
         ReferenceConfig(str(folder / "good"), f"{registry}/tiny@v1", carry=("camera",))
