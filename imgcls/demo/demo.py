@@ -1,9 +1,9 @@
-"""The embedded default: real handwritten digits become a bucket, a model and a published night.
+"""The embedded default: real handwritten digits become a bucket, a model and two nights.
 
 In: the 1,797 digits that scikit-learn ships (8x8 grey, UCI "Optical Recognition of Handwritten
 Digits"). Out: DEMO/{digits,bucket,registry,predictions,labels.csv} and a small table. Invariant:
 the model never sees a label of the bucket; the accuracy is that of published Parquet rows against
-labels held back.
+labels held back. The second night shows what happens when the pictures change.
 """
 
 import csv
@@ -22,17 +22,22 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
+from imgcls.config.choices import Executor as ExecutorName
 from imgcls.config.models import EvaluateConfig, PromoteConfig
 from imgcls.config.operations import DemoConfig
-from imgcls.config.scoring import ScoreConfig
+from imgcls.config.scoring import NightlyConfig, ReleaseConfig, ScoreConfig
 from imgcls.config.training import TrainConfig
 from imgcls.demo.embedded_s3 import embedded_s3
-from imgcls.errors import ConfigError
+from imgcls.errors import ConfigError, NightHeldError
 from imgcls.evaluation import evaluate
 from imgcls.image.png import encode_png
 from imgcls.model import registry
+from imgcls.nightly import nightly
+from imgcls.report.changes import HELD_PAGE
+from imgcls.runs.held import list_held
 from imgcls.schema import Status
 from imgcls.scoring import driver as scoring
+from imgcls.scoring.publishing.hold import release
 from imgcls.storage.objects import put, read
 from imgcls.storage.uri import join
 from imgcls.training import driver as training
@@ -40,6 +45,7 @@ from imgcls.training import driver as training
 log = logging.getLogger(__name__)
 
 NUM_BUCKET = 597
+NUM_SECOND = 180
 MODEL_NAME = "digits"
 _MARKER = ".imgcls-demo"
 _PUTS_IN_FLIGHT = 16
@@ -74,14 +80,17 @@ def demo(config: DemoConfig) -> dict[str, Any]:
                 model=f"{reference}@production",
                 output=join(root, "predictions"),
                 executor=config.executor,
+                carry=("scanner",),
             )
         )
         measured = evaluate.evaluate(
             EvaluateConfig(predictions=join(root, "predictions"), labels=join(root, "labels.csv"))
         )
+        held = _second_night(root, f"{reference}@production", images, config.executor)
         not_ok = _rows_not_ok(scored["parts"])
         parquet = _keep(scored["parts"], folder) if config.s3 else scored["parts"]
-        [page] = _keep([scored["page"]], folder) if config.s3 else [scored["page"]]
+        pages = [scored["page"], held["held_page"]]
+        page, held["held_page"] = _keep(pages, folder) if config.s3 else pages
     result = {
         "accuracy": measured["accuracy"],
         "rows": scored["rows"],
@@ -93,10 +102,46 @@ def demo(config: DemoConfig) -> dict[str, Any]:
         "run_output": scored["output"],
         "model": f"{reference}@production",
         "test_accuracy": trained["test_accuracy"],
+        **held,
         "elapsed_s": round(time.monotonic() - start_s, 1),
     }
     _explain(result, root)
     return result
+
+
+def _second_night(
+    root: str, model: str, images: np.ndarray, executor: ExecutorName
+) -> dict[str, Any]:
+    """Score what came from a second scanner that sends negatives: it is held, then released.
+
+    Returns:
+        held_for, the sentence; held_page; and rows_released.
+    """
+    for number, image in enumerate(images[:NUM_SECOND]):
+        scanner, picture = ("B", 255 - image) if number % 3 else ("A", image)
+        uri = join(root, "bucket", f"scanner={scanner}", f"second-{number:04d}.png")
+        put(uri, encode_png(picture))
+    output = join(root, "predictions")
+    try:
+        nightly(
+            NightlyConfig(
+                source=join(root, "bucket"),
+                model=model,
+                output=output,
+                executor=executor,
+                carry=("scanner",),
+                drift="hold",
+            )
+        )
+    except NightHeldError as error:
+        log.warning("%s", error)
+    [(run, held)] = list_held(output)
+    released = release(ReleaseConfig(output, run.run_id))
+    return {
+        "held_for": held.sentence,
+        "held_page": run.page(HELD_PAGE),
+        "rows_released": released["rows"],
+    }
 
 
 def _fresh_folder(folder: Path) -> Path:
@@ -147,15 +192,16 @@ def _write_images(root: str, images: np.ndarray, labels: np.ndarray) -> None:
     bucket_labels = []
     for number, (image, label) in enumerate(zip(images, labels, strict=True)):
         if number < NUM_BUCKET:
-            uri = join(root, "bucket", f"scan-{number:04d}.png")
+            uri = join(root, "bucket", "scanner=A", f"scan-{number:04d}.png")
             bucket_labels.append((uri, str(label)))
         else:
             uri = join(root, "digits", str(label), f"digit-{number:04d}.png")
         files[uri] = encode_png(image)
     page = b"<!DOCTYPE html><html><body>503 Service Unavailable</body></html>"
-    files[join(root, "bucket", "scan-empty.png")] = b""
-    files[join(root, "bucket", "scan-page.png")] = page
-    files[join(root, "bucket", "scan-truncated.png")] = encode_png(images[0])[:60]
+    scanner = join(root, "bucket", "scanner=A")
+    files[join(scanner, "scan-empty.png")] = b""
+    files[join(scanner, "scan-page.png")] = page
+    files[join(scanner, "scan-truncated.png")] = encode_png(images[0])[:60]
     table = io.StringIO()
     writer = csv.writer(table)
     writer.writerow(("uri", "label"))
@@ -199,11 +245,14 @@ def _explain(result: dict[str, Any], root: str) -> None:
     table.add_row("  of which ok", str(result["rows_ok"]))
     for name, status in result["rows_not_ok"].items():
         table.add_row(f"  {name}", status)
-    table.add_row("page for people", result["page"])
+    table.add_row("second night held for", result["held_for"])
+    table.add_row("  rows published by its release", str(result["rows_released"]))
+    table.add_row("page of the first night", result["page"])
+    table.add_row("page of the held night", result["held_page"])
     table.add_row("Parquet", result["output"])
     table.add_row("model", result["model"])
     table.add_row("time", f"{result['elapsed_s']:.1f} s")
-    longest = max(len(result["output"]), len(result["page"]))
+    longest = max(len(result[name]) for name in ("output", "page", "held_page", "held_for"))
     console = Console(file=sys.stderr, soft_wrap=True, width=longest + 40)
     console.print(table)
     show = f"import duckdb; print(duckdb.read_parquet('{result['output']}/*.parquet'))"
@@ -213,12 +262,14 @@ def _explain(result: dict[str, Any], root: str) -> None:
         else f"Prove it again from the stored objects: imgcls verify --output {root}/predictions"
     )
     console.print(
-        "A CNN was trained on 1,200 labelled digits, registered as version 1 and promoted to\n"
-        "production. It then scored a bucket of 600 files that it had never seen, 3 of them\n"
-        "broken: each got its row, with its status.\n"
-        "The accuracy compares the published rows with labels that were held back until then.\n"
+        "First night: a CNN, trained on 1,200 labelled digits, scored 600 files that it had "
+        "never seen, 3 of them broken; each has its row.\n"
+        "Second night: a new scanner B sent negatives, so it was held until imgcls release "
+        "published it; imgcls rollback would have thrown it away.\n"
+        "The accuracy compares the rows of the first night with labels held back until then.\n"
         f"{where}\n"
-        f"Open the page of the run in a browser: {result['page']}\n"
+        f"Open the pages in a browser: {result['page']}\n"
+        f"                             {result['held_page']}\n"
         f'Look at the rows: python -c "{show}"',
         highlight=False,
         markup=False,

@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -16,6 +17,11 @@ def check(result: dict[str, object]) -> None:
         "scan-page.png": "unsupported",
         "scan-truncated.png": "corrupt",
     }
+    assert re.match(r"scanner B: \d+ grey levels brighter, compared with", str(result["held_for"]))
+    assert result["rows_released"] == 180
+    held_page = Path(str(result["held_page"])).read_text()
+    assert f"Was held, and released since: {result['held_for']}" in held_page
+    assert held_page.count('alt="second-') == 12
     parts = list(Path(str(result["output"])).glob("*.parquet"))
     assert "600 images: 597 scored, " in Path(str(result["page"])).read_text()
     assert sum(pq.read_metadata(part).num_rows for part in parts) == 600
