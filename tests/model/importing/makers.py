@@ -36,6 +36,19 @@ def spread_head(model: nn.Module, x_BCHW: torch.Tensor, head: nn.Linear | nn.Con
         head.bias.sub_(middle_K).mul_(scale_K)
 
 
+def _settle(model: nn.Module, x_BCHW: torch.Tensor) -> None:
+    """Give batch norms the statistics of these inputs, as training would.
+
+    With those of a new network a deep one's answers differ by rounding alone.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.momentum = None  # the mean over all batches, which is this one
+            module.reset_running_stats()
+    with torch.no_grad():
+        model.train()(x_BCHW)
+
+
 def timm_folder(
     folder: Path, name: str, pictures: Sequence[Image.Image] = (), **given: Any
 ) -> Path:
@@ -48,8 +61,9 @@ def timm_folder(
     model.pretrained_cfg = dict(model.pretrained_cfg) | given
     data = timm.data.resolve_data_config({}, pretrained_cfg=dict(model.pretrained_cfg))
     transform = timm.data.create_transform(**data, is_training=False)
-    head = model.get_classifier()
-    spread_head(model, torch.stack([transform(one) for one in pictures or pil_pictures()]), head)
+    x_BCHW = torch.stack([transform(one) for one in pictures or pil_pictures()])
+    _settle(model, x_BCHW)
+    spread_head(model, x_BCHW, model.get_classifier())
     save_for_hf(
         model,
         str(folder),
