@@ -2,6 +2,7 @@
 
 import csv
 import shutil
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from imgcls.config.operations import DoctorConfig
+from imgcls.data.dataset import read_dataset
 from imgcls.errors import ConfigError
+from imgcls.labelling.doctor.look import look_at
 from imgcls.labelling.doctor.suspects import find_label_issues
 from imgcls.operations.doctor import doctor
 from imgcls.training.head.solver import out_of_fold_probs
@@ -149,3 +152,20 @@ def test_few_images_and_two_questions_are_refused(tmp_path: Path) -> None:
         doctor(DoctorConfig(data=str(tmp_path), to=str(tmp_path / "out")))
     with pytest.raises(ConfigError, match="not both"):
         doctor(DoctorConfig(data=str(tmp_path), cluster_file=str(tmp_path / "cluster.yaml")))
+
+
+def test_pictures_in_a_tar_are_looked_at_like_files(
+    data: tuple[Path, set[str]], tmp_path: Path
+) -> None:
+    with tarfile.open(tmp_path / "data.tar", "w") as archive:
+        archive.add(data[0], arcname=".")
+    files, packed = (
+        look_at(
+            read_dataset(str(place), val_fraction=0.0, test_fraction=0.0, seed=0).samples,
+            num_decoders=1,
+        )
+        for place in (data[0], tmp_path / "data.tar")
+    )
+    assert len(packed.digests) > 400
+    assert sorted(packed.digests) == sorted(files.digests)
+    assert [reason for _, reason in packed.unreadable] == [reason for _, reason in files.unreadable]

@@ -26,8 +26,7 @@ from imgcls.image.facts.thumbnail import encode_thumbnail
 from imgcls.image.outcome import outcome_of
 from imgcls.image.spec import DecodeSpec, PreprocessSpec
 from imgcls.progress import Progress
-from imgcls.storage.access import Access, spread
-from imgcls.storage.bulk_get import GetRequest
+from imgcls.sources.located import access_to, in_reading_order, request_for
 
 _SIDE_PX = 128
 _FEATURE_PX = 12
@@ -65,10 +64,10 @@ def look_at(samples: Sequence[Sample], num_decoders: int) -> Looked:
     digest_by_index: dict[int, str] = {}
     found: dict[int, tuple[npt.NDArray[np.uint8], tuple[int, int], ImageFacts, bytes]] = {}
     unreadable = []
-    requests = (GetRequest(index, uri) for index, uri in enumerate(uris))
+    requests = in_reading_order(request_for(n, sample) for n, sample in enumerate(samples))
 
     def read() -> Iterator[tuple[int, bytes | BaseException]]:
-        for index, item in Access(lambda: spread(uris)).read(requests):
+        for index, item in access_to(samples).read(requests):
             if isinstance(item, bytes):
                 digest_by_index[index] = hashlib.sha256(item).hexdigest()
             yield index, item
