@@ -41,7 +41,7 @@ _NUM_RESAMPLES: Final = 200
 _MIN_SPAN: Final = timedelta(minutes=10)
 _FAR: Final = 0.75  # of the images: an image beyond drives a change
 _OF_A_PICTURE: Final = ["uri", "member", "frame", "width_px", "height_px"]
-_ANSWERS: Final = ("embedding", "class", "decision", "confidence")
+_ANSWERS: Final = ("unfamiliar", "embedding", "class", "decision", "confidence")
 
 log = logging.getLogger(__name__)
 

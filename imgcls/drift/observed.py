@@ -19,9 +19,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from imgcls.errors import SourceError
 from imgcls.inference.sketch import SKETCH_SIZE
 from imgcls.runs.facts import lot_of
 from imgcls.schema import TIMESTAMP
+from imgcls.storage.json_text import parse_object
 
 # So many images tell a twentieth of all from none; their file is smaller than a megabyte.
 MAX_IMAGES: Final = 4096
@@ -171,9 +173,9 @@ def parse_observed(data: bytes) -> Observed:
     """
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            about = json.loads(archive.read(_ABOUT))
+            about = parse_object(archive.read(_ABOUT), _ABOUT, SourceError)
             table = pq.read_table(io.BytesIO(archive.read(_TABLE)))
-    except (zipfile.BadZipFile, KeyError, pa.ArrowException) as error:
+    except (zipfile.BadZipFile, KeyError, pa.ArrowException, SourceError) as error:
         raise ValueError(f"not what imgcls observed: {error}") from error
     if about["format_version"] != 1:
         raise ValueError(f"observed by another version of imgcls ({about['format_version']!r})")

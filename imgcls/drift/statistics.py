@@ -13,11 +13,10 @@ Legend: B image, K category, D the two sides.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import betainc, chdtrc, kolmogorov
 
 from imgcls.metrics.bootstrap import FEW_UNITS
 
@@ -44,6 +43,13 @@ class Difference:
     now: float = 0.0
 
 
+def _special() -> Any:  # noqa: ANN401  (scipy is untyped)
+    """Return scipy's distributions: a night too small to be judged never loads them."""
+    from scipy import special
+
+    return special
+
+
 def compare_numbers(
     now_B: Numbers, units_now: Units, before_B: Numbers, units_before: Units
 ) -> Difference | None:
@@ -63,7 +69,7 @@ def compare_numbers(
     num_now = effective_size(ranks[: len(now)].astype(np.float64), of_now)
     num_before = effective_size(ranks[len(now) :].astype(np.float64), of_before)
     root = float(np.sqrt(num_now * num_before / (num_now + num_before)))
-    p = float(kolmogorov(root * distance))
+    p = float(_special().kolmogorov(root * distance))
     middle_now, middle_before = float(np.median(now)), float(np.median(before))
     return Difference(p, distance, middle_now - middle_before, "", middle_before, middle_now)
 
@@ -117,7 +123,7 @@ def _test_categories(counts_DK: Numbers) -> float:
         return _g_test(np.concatenate([kept, rest_D[:, None]], axis=1))
     of_first, total = float(rest_D[0]), float(rest_D.sum())
     tails = [
-        float(betainc(found, total - found + 1, chance)) if found > 0 else 1.0
+        float(_special().betainc(found, total - found + 1, chance)) if found > 0 else 1.0
         for found, chance in ((of_first, share), (total - of_first, 1 - share))
     ]
     return min(1.0, 2 * min(_g_test(kept), min(1.0, 2 * min(tails))))
@@ -130,7 +136,7 @@ def _g_test(counts_DK: Numbers) -> float:
     is_there = counts_DK > 0
     ratio_DK = np.where(is_there, counts_DK, 1.0) / np.where(is_there, expected_DK, 1.0)
     g = 2 * float((counts_DK * np.log(ratio_DK)).sum())
-    return float(chdtrc(counts_DK.shape[1] - 1, max(g, 0.0)))
+    return float(_special().chdtrc(counts_DK.shape[1] - 1, max(g, 0.0)))
 
 
 def effective_size(values_B: Numbers, units: Units) -> float:

@@ -190,7 +190,7 @@ def test_cron_job_forbids_overlap_and_starts_again_only_what_can_go_on(
     job = spec["jobTemplate"]["spec"]
     assert job["activeDeadlineSeconds"] == 6 * 3600
     [rule] = job["podFailurePolicy"]["rules"]
-    assert rule["onExitCodes"]["values"] == [2, 3, 4], "5, stopped, is started again"
+    assert rule["onExitCodes"]["values"] == [2, 3, 4, 6], "5, stopped, is started again"
     assert containers(job["template"])[0]["name"] == rule["onExitCodes"]["containerName"]
 
 

@@ -295,6 +295,6 @@ def test_the_same_image_in_two_nights_of_two_thresholds_is_a_problem(
     nightly(moving)
     move_to(moving, decided_at(0.7))
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("imgcls.runs.ledger._is_same_network", lambda *_: False)
+        patched.setattr("imgcls.runs.ledger.is_same_network", lambda *_: False)
         with pytest.raises(ImgclsError, match=r"9 rows of run .* are published by run .* too"):
             nightly(moving)

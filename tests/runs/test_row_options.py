@@ -27,6 +27,9 @@ OTHER: dict[str, Any] = {
     "carry": ("folder:1",),
     "write_tiles": True,
     "review_unfamiliar": True,
+    "heatmaps": "all",
+    "unit": "folder:1",
+    "unit_rule": "mean",
 }
 
 

@@ -22,7 +22,6 @@ from imgcls.storage.objects import exists, list_objects, put
 
 RUN = Run("s3://b/out", "night")
 WITH_NAME = {"commit": "000000", "int8_network": "d" * 64, "log": "start", "page": "index.html"}
-WITH_NAME |= {"picture": "000000.webp"}
 
 
 def files_of(run: Run) -> dict[str, str]:
