@@ -98,8 +98,8 @@ def main(argv: list[str] | None = None) -> int:
         words[0] = RENAMED[words[0]]
     parser = Parser(
         prog="imgcls",
-        description="Train an image classifier; score whole folders or buckets with it. Begin with "
-        "`imgcls demo`; with images of your own: train, promote, nightly, report.",
+        description="Train an image classifier; score whole folders or buckets with it.\n"
+        "Begin with `imgcls demo`; with images of your own: train, promote, nightly, report.",
     )
     parser.add_argument(
         "--version", action=_Version, nargs=0, default=argparse.SUPPRESS, help="show the version"

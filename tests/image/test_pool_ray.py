@@ -15,7 +15,7 @@ from imgcls.image.spec import DecodeSpec, PreprocessSpec
 @pytest.mark.ray
 def test_a_ray_actor_decodes_as_this_process_does_and_leaves_no_child() -> None:
     ray = pytest.importorskip("ray")
-    ray.init(num_cpus=1, include_dashboard=False, runtime_env={"env_vars": {
+    ray.init(address="local", num_cpus=1, include_dashboard=False, runtime_env={"env_vars": {
         "PYTHONPATH": str(Path(__file__).parents[2])}})  # fmt: skip
     try:
 

@@ -21,6 +21,7 @@ SHAPE = (3, SIDE_PX, SIDE_PX)
 class Sample:
     uri: str
     labels: tuple[int, ...]
+    member: None = None
 
 
 def numbered_samples(folder: Path, num: int) -> list[Sample]:

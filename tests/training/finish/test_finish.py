@@ -209,7 +209,7 @@ def test_the_verdict_stands_first_and_the_configuration_last(trained: Any) -> No
     assert set(first["slices"]) == set(second["slices"]) == {"x", "y"}
     card = (Path(result["uri"]) / "MODEL_CARD.md").read_text()
     titles = [line[3:] for line in card.splitlines() if line.startswith("## ")]
-    assert titles[:3] == ["Verdict", "Data", "Limits"]
+    assert titles[:4] == ["Verdict", "Pictures", "Data", "Limits"]
     assert titles[-1] == "Configuration"
     assert "better than guessing, as far as 36 test images can tell" in card
     # Of two classes there is one AUROC.
