@@ -72,6 +72,8 @@ def test_passes_of_few_pictures_add_up_to_the_whole_batch(tmp_path: Path) -> Non
 
 
 class _Sample:
+    member = None
+
     def __init__(self, uri: str, label: int) -> None:
         self.uri, self.labels, self.boxes = uri, (label,), ()
 
