@@ -10,8 +10,11 @@ Parquet) goes through their own libraries, which quote; what a person looks at g
     a picture of matplotlib    in_picture   no formulas, one line
 """
 
+import csv
+import io
 import re
 import unicodedata
+from collections.abc import Iterable
 
 # Controls, unseen formats (zero-width, turned direction), separators of lines, surrogates.
 _ACTIVE_CATEGORIES = frozenset({"Cc", "Cf", "Zl", "Zp", "Cs"})
@@ -52,6 +55,19 @@ def in_csv(text: str) -> str:
         return text
     escaped = in_log(text.replace("\\", "\\\\"))
     return f"'{escaped}"
+
+
+def spreadsheet(rows: Iterable[Iterable[object]]) -> bytes:
+    """Return a CSV for Excel: every cell inert, numbers of six digits, nothing for None."""
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    for row in rows:
+        writer.writerow([
+            "" if cell is None else f"{cell:.6g}" if isinstance(cell, float) else in_csv(str(cell))
+            for cell in row
+        ])  # fmt: skip
+    # Excel takes a file for UTF-8 only where it begins so.
+    return b"\xef\xbb\xbf" + text.getvalue().encode()
 
 
 def from_csv(cell: str) -> str:

@@ -25,7 +25,7 @@ from imgcls.diff.pairs import Bools, Pairs, Side, carried_columns, read_pairs
 from imgcls.errors import ConfigError
 from imgcls.model.bundle import read_bundle
 from imgcls.runs.diff_record import DiffRecord
-from imgcls.runs.published import list_published, read_manifest
+from imgcls.runs.published import list_published, pick_published, read_manifest
 from imgcls.runs.run import Run
 from imgcls.scoring.driver import new_run_id, score
 from imgcls.sources.members import Member
@@ -214,11 +214,8 @@ def _side(output: str, text: str) -> Side:
         return Side(
             Run(canonical_uri(found[1], str(Path.cwd())), manifest.run_id), folder, manifest
         )
-    published = {manifest.run_id: (folder, manifest) for folder, manifest in list_published(output)}
-    if text not in published:
-        known = ", ".join(sorted(published)[-5:]) or "none"
-        raise ConfigError(f"{output}: run {text} is not published there; published: {known}")
-    return Side(Run(output, text), *published[text])
+    [(folder, manifest)] = pick_published(list(list_published(output)), output, text)
+    return Side(Run(output, text), folder, manifest)
 
 
 def _paired(

@@ -5,15 +5,13 @@ all of them. Invariant: a list that is cut short says so, and the CSV never is; 
 disagreement comes first: by the less sure of the two answers.
 """
 
-import csv
-import io
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Final
 
 from imgcls.diff.pairs import Pairs, Side
-from imgcls.inert import in_csv
+from imgcls.inert import spreadsheet
 from imgcls.pages.kit import Page, Part, render
 from imgcls.report.cards import Card, CardList, Picture, card_of, heatmaps_of
 from imgcls.report.choose import Key, key_of
@@ -138,19 +136,11 @@ def _numbers(by_class: Counter[str], by_decision: Counter[str]) -> Part:
 
 
 def _csv(rows: Sequence[Row]) -> bytes:
-    text = io.StringIO()
-    writer = csv.writer(text)
-    writer.writerow(_CSV)
+    lines: list[list[object]] = [[*_CSV]]
     for row in rows:
         merged = row | {
             name: row[f"{name}_a"] if row[f"{name}_a"] is not None else row[f"{name}_b"]
             for name in ("uri", "member", "frame")
         }
-        values = (merged.get(name) for name in _CSV)
-        writer.writerow([
-            "" if value is None else f"{value:.6g}" if isinstance(value, float)
-            else in_csv(str(value))
-            for value in values
-        ])  # fmt: skip
-    # Excel takes a file for UTF-8 only where it begins so.
-    return b"\xef\xbb\xbf" + text.getvalue().encode()
+        lines.append([merged.get(name) for name in _CSV])
+    return spreadsheet(lines)

@@ -91,7 +91,7 @@ def calibrate(config: CalibrateConfig) -> dict[str, Any]:
         _log.info("%s", line)
     return {
         "verdict": verdict.to_dict(),
-        "model": f"{made.uri.removesuffix(f'/v{made.version}')}@v{made.version}",
+        "model": made.reference,
         "uri": made.uri,
         "version": made.version,
         "digest": made.digest,

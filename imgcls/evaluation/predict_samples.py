@@ -7,7 +7,6 @@ images would have here.
 Shape legend: B image, K class.
 """
 
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
@@ -18,6 +17,7 @@ from imgcls.image.decoders.pool import Decoded, DecoderPool
 from imgcls.inference.backends.demand import demand_of_run
 from imgcls.inference.collect import Collected, collect
 from imgcls.inference.decision_rule import DecisionRule
+from imgcls.inference.device import num_cores_here
 from imgcls.inference.pixel_check import check_pixels
 from imgcls.inference.predictor import make_predictor
 from imgcls.metrics.calibration import Calibration
@@ -76,7 +76,7 @@ def predict_samples(
     bundle: Bundle, samples: Sequence[Sample], flags: RunFlags, *, embedding: bool = False
 ) -> Predicted:
     """Predict every sample, and give what the network makes of it where `embedding` asks so."""
-    num_cpus = len(os.sched_getaffinity(0))
+    num_cpus = num_cores_here()
     uris = [sample.uri for sample in samples]
     requests = in_reading_order(request_for(n, sample) for n, sample in enumerate(samples))
     access = access_to(samples)

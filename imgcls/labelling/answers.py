@@ -17,8 +17,9 @@ from imgcls.config.labelling import LabelsConfig
 from imgcls.errors import ConfigError
 from imgcls.inert import in_csv, in_log
 from imgcls.labelling.exports import Answer, read_export
-from imgcls.labelling.tasks import name_of, path_of
+from imgcls.labelling.tasks import name_in_tools, name_of
 from imgcls.runs.answers import Row, read_answers, read_queues, write_answers
+from imgcls.runs.row_keys import path_of
 from imgcls.storage.access import head_many
 from imgcls.storage.info import ObjectInfo
 from imgcls.storage.objects import put
@@ -94,9 +95,9 @@ def _join(
     """Return the label by id, what no queue asked, what has two labels, and how many have none."""
     by_path: defaultdict[str, set[str]] = defaultdict(set)
     for key, row in asked.items():
-        for path in _endings(path_of(row)):
+        for path in _endings(name_in_tools(row)):
             by_path[path].add(key)
-        by_path["/".join(filter(None, (row["uri"], row["member"])))].add(key)
+        by_path[path_of(row["uri"], row["member"])].add(key)
     said: defaultdict[str, set[str]] = defaultdict(set)
     unknown, num_open = list[str](), 0
     for answer in found:
@@ -153,7 +154,7 @@ def _manifest(rows: list[Row]) -> bytes:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["uri", "label", *carried])
     for row in rows:
-        path = "/".join(filter(None, (row["uri"], row["member"])))
+        path = path_of(row["uri"], row["member"])
         writer.writerow(
             map(in_csv, [path, row["label"], *(row["carried"].get(name, "") for name in carried)])
         )

@@ -15,6 +15,7 @@ from xml.etree import ElementTree
 from imgcls.data.columns import Columns, is_table, read_rows
 from imgcls.errors import SourceError
 from imgcls.inert import from_csv
+from imgcls.runs.row_keys import path_of
 from imgcls.storage.json_text import parse_json
 from imgcls.storage.objects import list_objects, read
 
@@ -62,7 +63,7 @@ def _of_table(place: str) -> Iterator[Answer]:
     columns = Columns(("label",), ("id", "uri", "member", "name"))
     for row in read_rows(read(place), place, columns):
         cells = {name: from_csv(str(cell)) for name, cell in row.cells.items() if cell is not None}
-        path = "/".join(filter(None, (cells.get("uri"), cells.get("member"))))
+        path = path_of(cells.get("uri", ""), cells.get("member"))
         yield Answer(
             cells.get("label", "").strip(), cells.get("id", ""), path or cells.get("name", ""),
             row.where,
@@ -79,7 +80,7 @@ def _of_label_studio(place: str) -> Iterator[Answer]:
         if not isinstance(task, dict):
             raise SourceError(f"{where} is not an object")
         data = task["data"] if isinstance(task.get("data"), dict) else task
-        path = "/".join(filter(None, (_text(data.get("uri")), _text(data.get("member")))))
+        path = path_of(_text(data.get("uri")), _text(data.get("member")))
         path = path or _text(data.get("image"))
         labels = {_choice(one, where) for one in task.get("annotations") or ()} - {""}
         if "annotations" not in task:

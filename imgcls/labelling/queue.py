@@ -18,11 +18,18 @@ from imgcls.errors import ConfigError, ObjectMissingError, StorageError
 from imgcls.labelling.choose import Candidates, Choice, choose
 from imgcls.labelling.links import parse_expires, signed
 from imgcls.labelling.tasks import write_tasks
-from imgcls.model.bundle import read_facts as read_bundle_facts
+from imgcls.model.bundle import read_facts
 from imgcls.runs.answers import id_of, read_queues, write_queue
 from imgcls.runs.commits import read_commits
-from imgcls.runs.facts import lot_of, read_facts
-from imgcls.runs.published import Manifest, list_published, open_part, read_columns
+from imgcls.runs.facts import iter_facts, lot_of
+from imgcls.runs.published import (
+    Manifest,
+    list_published,
+    open_part,
+    pick_published,
+    read_columns,
+    with_comparable_etags,
+)
 from imgcls.runs.run import Run
 from imgcls.schema import ROW_COLUMNS, Status
 
@@ -59,7 +66,8 @@ def queue(config: QueueConfig) -> dict[str, Any]:
     if not 0 <= config.random_share <= 1:
         raise ConfigError(f"--random-share {config.random_share}: must be from 0 to 1")
     expires_s = parse_expires(config.expires)
-    folder, manifest = _night(config)
+    published = sorted(list_published(config.output), key=lambda pair: pair[1].published_at)
+    folder, manifest = pick_published(published, config.output, config.run_id)[-1]
     known = read_queues(config.output)
     rows = {
         key: row
@@ -70,7 +78,7 @@ def queue(config: QueueConfig) -> dict[str, Any]:
         raise ConfigError(
             f"run {manifest.run_id} has no scored image that nobody was asked about yet"
         )
-    others = _other_answers(config.output, manifest, rows)
+    others = _other_answers(published, manifest, rows)
     choices = choose(
         _candidates(config.output, manifest, rows, others), config.most, config.random_share
     )
@@ -104,16 +112,6 @@ def queue(config: QueueConfig) -> dict[str, Any]:
     }
 
 
-def _night(config: QueueConfig) -> tuple[str, Manifest]:
-    found = list(list_published(config.output))
-    wanted = [pair for pair in found if config.run_id in ("", pair[1].run_id)]
-    if not wanted:
-        known = ", ".join(manifest.run_id for _, manifest in found[-5:]) or "none"
-        what = f"run {config.run_id}" if config.run_id else "a run"
-        raise ConfigError(f"{config.output}: {what} is not published there; published: {known}")
-    return max(wanted, key=lambda pair: pair[1].published_at)
-
-
 def _rows_of(folder: str, manifest: Manifest) -> dict[Key, Row]:
     """Return a row for each scored image: of several frames, the one with the most doubt."""
     found: dict[Key, Row] = {}
@@ -133,7 +131,8 @@ def _read(folder: str, manifest: Manifest) -> Iterator[Row]:
     for part in manifest.parts:
         names = open_part(folder, part).schema_arrow.names
         carried = [name for name in names if name not in ROW_COLUMNS]
-        yield from read_columns(folder, part, [*_COLUMNS, *carried]).to_pylist()
+        table = read_columns(folder, part, [*_COLUMNS, *carried])
+        yield from with_comparable_etags(table).to_pylist()
 
 
 def _doubt(row: Row) -> float:
@@ -147,18 +146,16 @@ def _doubt(row: Row) -> float:
     return 1.0 - abs(2.0 * float(row["confidence"] if calibrated is None else calibrated) - 1.0)
 
 
-def _other_answers(output: str, manifest: Manifest, rows: dict[Key, Row]) -> dict[Key, float]:
+def _other_answers(
+    published: Sequence[tuple[str, Manifest]], manifest: Manifest, rows: dict[Key, Row]
+) -> dict[Key, float]:
     """Return how sure another model was of another class, of the same versions of images."""
-    others = [
-        (folder, other)
-        for folder, other in list_published(output)
-        if other.model_digest != manifest.model_digest
-    ]
+    others = [pair for pair in published if pair[1].model_digest != manifest.model_digest]
     found: dict[Key, float] = {}
-    for folder, other in sorted(others, key=lambda pair: pair[1].published_at)[-1:]:
+    for folder, other in others[-1:]:
         wanted = ["uri", "member", "etag", "status", "class_name", "confidence"]
         for part in other.parts:
-            for row in read_columns(folder, part, wanted).to_pylist():
+            for row in with_comparable_etags(read_columns(folder, part, wanted)).to_pylist():
                 key = (row["uri"], row.get("member") or "")
                 mine = rows.get(key)
                 if mine is None or row["status"] != Status.OK or mine["etag"] != row["etag"]:
@@ -198,15 +195,13 @@ def _embeddings(run: Run, rows: dict[Key, Row]) -> dict[Key, np.ndarray[Any, Any
     found: dict[Key, np.ndarray[Any, Any]] = {}
     for commit in read_commits(run):
         try:
-            facts = read_facts(run, commit)
+            for facts in iter_facts(run, commit, ("uri", "member", "sketch")):
+                for row in facts:
+                    key = (row["uri"], row["member"] or "")
+                    if key in rows and row.get("sketch") is not None:
+                        found[key] = np.asarray(row["sketch"], np.float32)
         except ObjectMissingError:
-            continue
-        if "sketch" not in facts.column_names:
-            return {}
-        for row in facts.select(["uri", "member", "sketch"]).to_pylist():
-            key = (row["uri"], row["member"] or "")
-            if key in rows and row["sketch"] is not None:
-                found[key] = np.asarray(row["sketch"], np.float32)
+            continue  # somebody removed them
     return found
 
 
@@ -248,7 +243,7 @@ def _asked(
 def _classes(manifest: Manifest, rows: dict[Key, Row]) -> list[str]:
     """Return the classes that a person may choose: the model's, else those of the rows."""
     try:
-        return list(read_bundle_facts(manifest.model_uri).class_names.names)
+        return list(read_facts(manifest.model_uri).class_names.names)
     except (ConfigError, StorageError) as error:
         log.warning("the model is gone, its classes are taken from the rows: %s", error)
         return sorted({row["class_name"] for row in rows.values()})

@@ -9,14 +9,13 @@ Formats: Label Studio's tasks with predictions (labelstud.io/guide/predictions);
 images 1.1" (docs.cvat.ai/docs/dataset_management/formats/format-cvat).
 """
 
-import csv
-import io
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 from xml.etree import ElementTree
 
-from imgcls.inert import in_csv, in_log
+from imgcls.inert import in_log, spreadsheet
+from imgcls.runs.row_keys import path_of
 from imgcls.storage.objects import put
 from imgcls.storage.uri import is_local, join, split_uri
 
@@ -34,7 +33,9 @@ def write_tasks(
         "queue.csv": _spreadsheet(rows, links),
         "label_studio.json": _label_studio(rows, links),
         "label_studio.xml": _label_studio_config(classes),
-        "cvat_images.txt": "".join(f"{links.get(r['id']) or path_of(r)}\n" for r in rows).encode(),
+        "cvat_images.txt": "".join(
+            f"{links.get(r['id']) or name_in_tools(r)}\n" for r in rows
+        ).encode(),
         "cvat_labels.json": json.dumps(
             [{"name": name, "type": "tag", "attributes": []} for name in classes], indent=1
         ).encode(),
@@ -45,10 +46,10 @@ def write_tasks(
     return [join(folder, name) for name in files]
 
 
-def path_of(row: Row) -> str:
+def name_in_tools(row: Row) -> str:
     """Return how a tool calls an image: its key in the bucket, or its path below the root."""
     path = row["uri"].lstrip("/") if is_local(row["uri"]) else split_uri(row["uri"])[2]
-    return "/".join(filter(None, (path, row["member"])))
+    return path_of(path, row["member"])
 
 
 def name_of(row: Row) -> str:
@@ -58,20 +59,18 @@ def name_of(row: Row) -> str:
 
 def _spreadsheet(rows: Sequence[Row], links: Mapping[str, str]) -> bytes:
     carried = list(dict.fromkeys(name for row in rows for name in row["carried"]))
-    text = io.StringIO(newline="")
-    writer = csv.writer(text)
-    writer.writerow(map(in_csv, [*_FIRST, *carried, *_LAST, *(["link"] if links else [])]))
+    lines: list[list[object]] = [[*_FIRST, *carried, *_LAST, *(["link"] if links else [])]]
     for row in rows:
         probability = row["probability"]
         cells = {**row, "label": "", "name": name_of(row)}
-        cells["probability"] = "" if probability is None else f"{probability:.3f}"
-        values = [cells[name] for name in _FIRST]
-        values += [row["carried"].get(name) for name in carried]
-        values += [cells[name] for name in _LAST]
-        values += [links.get(row["id"], "")] if links else []
-        writer.writerow(["" if value is None else in_csv(str(value)) for value in values])
-    # Excel takes a file for UTF-8 only where it begins so.
-    return b"\xef\xbb\xbf" + text.getvalue().encode("utf-8", "surrogateescape")
+        cells["probability"] = None if probability is None else f"{probability:.3f}"
+        lines.append([
+            *(cells[name] for name in _FIRST),
+            *(row["carried"].get(name) for name in carried),
+            *(cells[name] for name in _LAST),
+            *([links.get(row["id"], "")] if links else []),
+        ])  # fmt: skip
+    return spreadsheet(lines)
 
 
 def _label_studio(rows: Sequence[Row], links: Mapping[str, str]) -> bytes:
@@ -124,7 +123,7 @@ def _cvat(rows: Sequence[Row], classes: Sequence[str]) -> bytes:
             root,
             "image",
             id=str(number),
-            name=_in_xml(path_of(row)),
+            name=_in_xml(name_in_tools(row)),
             width=str(row.get("width_px") or 1),
             height=str(row.get("height_px") or 1),
         )

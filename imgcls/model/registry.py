@@ -52,6 +52,11 @@ class ModelVersion:
     version: int
     digest: str
 
+    @property
+    def reference(self) -> str:
+        """What commands call it: REGISTRY/NAME@v<N>."""
+        return f"{self.uri.removesuffix(f'/v{self.version}')}@v{self.version}"
+
 
 @dataclass(frozen=True, slots=True)
 class _Reference:

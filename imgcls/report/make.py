@@ -21,7 +21,7 @@ from imgcls.report.csv_lists import CsvLists
 from imgcls.report.names import Name, hashed_names, plain_names
 from imgcls.report.page import render_night, render_nights
 from imgcls.report.read import Night, nights_before, pictures_of, write_counts
-from imgcls.runs.published import Manifest, list_published
+from imgcls.runs.published import Manifest, list_published, pick_published
 from imgcls.runs.run import Run, pages_folder
 from imgcls.storage.objects import delete, exists, list_objects, put
 from imgcls.storage.uri import join
@@ -42,11 +42,7 @@ def report(config: ReportConfig) -> dict[str, Any]:
         ConfigError: no such night is published, or it has no units.
     """
     found = sorted(list_published(config.output), key=lambda pair: pair[1].published_at)
-    wanted = [pair for pair in found if config.run_id in ("", pair[1].run_id)]
-    if not wanted:
-        known = ", ".join(manifest.run_id for _, manifest in found[-5:]) or "none"
-        what = f"run {config.run_id}" if config.run_id else "a run"
-        raise ConfigError(f"{config.output}: {what} is not published there; published: {known}")
+    wanted = pick_published(found, config.output, config.run_id)
     if config.last < 0 or (config.last and config.run_id):
         raise ConfigError(
             f"--last {config.last}: a number of runs, 1 or more, and not together with --run-id"

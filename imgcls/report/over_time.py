@@ -15,7 +15,7 @@ from imgcls.errors import ConfigError, SourceError
 from imgcls.metrics.sampled import Stratum, estimate
 from imgcls.metrics.threshold_report import positive_class_of
 from imgcls.pages.kit import Part
-from imgcls.runs.answers import Row, read_answers, read_queues
+from imgcls.runs.answers import RANDOM, Row, read_answers, read_queues
 
 Period = Literal["day", "week", "month"]
 
@@ -122,7 +122,7 @@ def _strata(rows: Iterable[Row], answers: dict[str, Row], wanted: str) -> list[S
         answered = [answers[row["id"]] for row in of if row["id"] in answers]
         strata.append(
             Stratum(
-                is_chosen=of[0]["why"] != "random",
+                is_chosen=of[0]["why"] != RANDOM,
                 is_called_positive=_is_called(of[0], wanted),
                 num_images=of[0]["stratum_images"],
                 num_answered=len(answered),

@@ -17,7 +17,7 @@ from imgcls.results.csv_file import write_csv
 from imgcls.results.delta import keep_delta
 from imgcls.results.dicom_sr import write_reports
 from imgcls.runs.latest import read_latest, read_latest_units
-from imgcls.runs.published import list_published
+from imgcls.runs.published import list_published, pick_published
 from imgcls.runs.run import Run
 from imgcls.storage.objects import put, read
 from imgcls.storage.uri import canonical, join
@@ -39,9 +39,7 @@ def results(config: ResultsConfig) -> dict[str, Any]:
         return _to_csv(config, output)
     if config.to == "dicom-sr":
         return write_reports(config, output)
-    nights = list(list_published(output))
-    if not nights:
-        raise SourceError(f"nothing is published under {output}: score writes there first")
+    nights = pick_published(list(list_published(output)), output)
     where = join(keep_delta(output, nights, create=True), "_groups" if config.unit else "")
     files = [f for _, m in nights for f in (m.groups if config.unit else m.parts)]
     return {"to": "delta", "where": where.rstrip("/"), "num_rows": sum(f.num_rows for f in files)}
@@ -80,18 +78,13 @@ def _files(config: ResultsConfig, output: str) -> list[str]:
         SourceError: there are none.
     """
     uris = []
-    for folder, manifest in list_published(output):
-        if config.run_id not in ("", manifest.run_id):
-            continue
-        groups = Run(output, manifest.run_id).table("groups", manifest.date)
-        place = groups if config.unit else folder
-        uris += [
-            join(place, file.path) for file in (manifest.groups if config.unit else manifest.parts)
-        ]
+    for folder, manifest in pick_published(list(list_published(output)), output, config.run_id):
+        place = Run(output, manifest.run_id).table("groups", manifest.date)
+        files = manifest.groups if config.unit else manifest.parts
+        uris += [join(place if config.unit else folder, file.path) for file in files]
     if not uris:
-        what = f"run {config.run_id}" if config.run_id else "no run"
-        units = " with --unit" if config.unit else ""
-        raise SourceError(f"{output}: {what} is published there{units}")
+        what = "no run with --unit is" if config.unit else "no rows are"
+        raise SourceError(f"{output}: {what} published there")
     return uris
 
 

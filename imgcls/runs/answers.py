@@ -20,8 +20,7 @@ from imgcls.errors import ObjectExistsError
 from imgcls.storage.objects import list_objects, put_new, read
 from imgcls.storage.uri import canonical, join
 
-# Why an image is in a queue; all but the last are chosen for what they are.
-REASONS: Final = ("unfamiliar", "disagreeing", "uncertain", "diverse", "random")
+# Why an image is in a queue that was drawn; all others were chosen for what they are.
 RANDOM: Final = "random"
 
 QUEUE_SCHEMA: Final = pa.schema(

@@ -158,6 +158,19 @@ def read_plan(run: Run) -> Plan | None:
     return replace(record_of(found, run.plan, ConfigError, Plan), output=run.output)
 
 
+def read_planned(output: str, run_id: str) -> Plan:
+    """Read the plan of a run that somebody names.
+
+    Raises:
+        SourceError: there is no such run.
+        ConfigError: as for `read_plan`.
+    """
+    plan = read_plan(Run(output, run_id))
+    if plan is None:
+        raise SourceError(f"{output}: there is no run {run_id}")
+    return plan
+
+
 class PlannedRows:
     """The planned rows of a plan, shard by shard. Thread-safe.
 

@@ -5,7 +5,7 @@ written last and once; parts without it are not there for a reader, nor for the 
 """
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -159,3 +159,20 @@ def list_published(output: str) -> Iterator[tuple[str, Manifest]]:
         # None: rolled back between the listing and this read.
         if manifest is not None:
             yield folder, manifest
+
+
+def pick_published(
+    found: Sequence[tuple[str, Manifest]], output: str, run_id: str = ""
+) -> list[tuple[str, Manifest]]:
+    """Return all of the published runs of an output, or the one of an id, in their order.
+
+    Raises:
+        SourceError: there is none.
+    """
+    wanted = [pair for pair in found if run_id in ("", pair[1].run_id)]
+    if not found:
+        raise SourceError(f"{output}: no run is published there")
+    if not wanted:
+        known = ", ".join(sorted(manifest.run_id for _, manifest in found)[-5:])
+        raise SourceError(f"{output}: run {run_id} is not published there; published: {known}")
+    return wanted

@@ -50,6 +50,11 @@ def with_paths(rows: pa.Table) -> pa.Table:
     return rows.set_column(position, rows.field(position), pc.coalesce(paths, rows["uri"]))
 
 
+def path_of(uri: str, member: str | None) -> str:
+    """Return the path of an image as labels name it: of a member, CONTAINER/MEMBER."""
+    return f"{uri}/{member}" if member else uri
+
+
 def describe_key(key: str) -> str:
     """Return a key for people."""
     uri, _, member = key.partition(_BETWEEN)

@@ -27,7 +27,7 @@ _OF_A_RUN: Final = re.compile(
     r"|(?:pages|pictures)/[^/]+\.(?:html|csv|json|png|webp))$"
     r"|/date=[^/]+/run=[^/]+/(?:part-[0-9]+\.parquet|_manifest\.json)$"
     r"|/_(?:tiles|groups)/date=[^/]+/run=[^/]+/[^/]+\.parquet$"
-    r"|/_pages/[^/]+\.(?:html|csv)$"
+    r"|/_pages/[^/]+\.(?:html|csv)$|/_(?:queues|answers)/[0-9]+\.parquet$"
     r"|/_(?:lease|store_probe|clock)\.json$|/_delta_log/[^/]+\.(?:json|parquet)$"
     r"|/(?:results(?:-units)?\.csv|latest\.sql)$|/_reports/[^/]+\.dcm$"
 )

@@ -75,7 +75,7 @@ def quantize(config: QuantizeConfig) -> dict[str, Any]:
     }
     model = register(registry, name, int8.with_network(bundle, data, facts))
     return {
-        "model": f"{model.uri.removesuffix(f'/v{model.version}')}@v{model.version}",
+        "model": model.reference,
         "uri": model.uri,
         "version": model.version,
         "digest": model.digest,

@@ -62,7 +62,7 @@ def reference(config: ReferenceConfig) -> dict[str, Any]:
         )
     model = register(registry, name, made)
     return {
-        "model": f"{model.uri.removesuffix(f'/v{model.version}')}@v{model.version}",
+        "model": model.reference,
         "uri": model.uri,
         "version": model.version,
         "digest": model.digest,

@@ -27,7 +27,8 @@ from imgcls.labelling.queue import queue
 from imgcls.metrics.sampled import Stratum, estimate
 from imgcls.report.make import report
 from imgcls.runs.answers import read_answers, read_queues
-from imgcls.storage.objects import head, put
+from imgcls.runs.run import is_of_a_run
+from imgcls.storage.objects import head, list_objects, put
 from imgcls.storage.uri import join
 from tests.kit.stores import ROOT
 from tests.report.nights import publish_night, row_of
@@ -241,6 +242,29 @@ def test_an_image_that_was_overwritten_is_measured_and_not_trained_on(
     assert (result["num_answers"], result["num_changed"], result["num_for_training"]) == (10, 2, 8)
     assert asked[0]["uri"] not in (tmp_path / "l.csv").read_text()
     assert len(read_answers(output)) == 10
+
+
+def test_rows_of_earlier_versions_are_asked_about_as_the_same_images(tmp_path: Path) -> None:
+    """Up to 27535e0 the etag of a local file ended in its inode."""
+    output, rows = publish(tmp_path, 12)
+    old = [row | {"etag": f"{row['etag']}-1f2e"} for row in rows]
+    publish_night(output, old, run_id="night-24", day=24)
+    queue(QueueConfig(output=output, to=str(tmp_path / "q"), most=5))
+    back = in_spreadsheet(tmp_path / "q", {row["id"]: "ok" for row in asked_of(output)})
+    result = labels(LabelsConfig(output=output, from_=str(back), to=str(tmp_path / "l.csv")))
+    assert (result["num_answers"], result["num_changed"]) == (5, 0)
+
+
+def test_an_output_in_a_source_gives_no_rows_of_queues_and_answers(
+    night: tuple[str, list[Row]], tmp_path: Path
+) -> None:
+    output, _ = night
+    queue(QueueConfig(output=output, to=str(tmp_path / "q"), most=2))
+    back = in_spreadsheet(tmp_path / "q", {row["id"]: "ok" for row in asked_of(output)})
+    labels(LabelsConfig(output=output, from_=str(back), to=str(tmp_path / "l.csv")))
+    written = [info.uri for info in list_objects(output) if "/_runs/" not in info.uri]
+    assert sum("/_queues/" in uri or "/_answers/" in uri for uri in written) == 2
+    assert all(is_of_a_run(uri) for uri in written)
 
 
 def test_what_nobody_asked_and_what_two_people_see_unlike_is_left_out_by_name(

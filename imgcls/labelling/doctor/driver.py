@@ -5,8 +5,6 @@ person to correct and to train from. Invariant: the data stay as they are; what 
 said.
 """
 
-import csv
-import io
 import logging
 from collections import Counter
 from collections.abc import Sequence
@@ -21,7 +19,7 @@ from imgcls.data.dataset import Dataset, read_dataset
 from imgcls.data.label_manifest import Roles
 from imgcls.errors import ConfigError
 from imgcls.evaluation.embed_samples import embed_samples
-from imgcls.inert import in_csv
+from imgcls.inert import spreadsheet
 from imgcls.labelling.doctor.look import Looked, look_at
 from imgcls.labelling.doctor.page import render_doctor
 from imgcls.labelling.doctor.suspects import (
@@ -174,19 +172,16 @@ def _manifest(looked: Looked, suspects: list[Suspect]) -> bytes:
     by_index: dict[int, list[Suspect]] = {}
     for suspect in suspects:
         by_index.setdefault(suspect.index, []).append(suspect)
-    text = io.StringIO(newline="")
-    writer = csv.writer(text)
-    writer.writerow(["uri", "label", "group", "suspect", "suggested", "reason"])
+    lines = [["uri", "label", "group", "suspect", "suggested", "reason"]]
     order = [*by_index, *(i for i in range(len(looked.samples)) if i not in by_index)]
     for index in order:
         sample, of = looked.samples[index], by_index.get(index, [])
-        cells = [
+        lines.append([
             sample.uri,
             sample.class_name,
             sample.group,
             ", ".join(suspect.kind for suspect in of),
             next((suspect.suggested for suspect in of if suspect.suggested), ""),
             "; ".join(suspect.reason for suspect in of),
-        ]
-        writer.writerow(map(in_csv, cells))
-    return b"\xef\xbb\xbf" + text.getvalue().encode("utf-8", "surrogateescape")
+        ])  # fmt: skip
+    return spreadsheet(lines)

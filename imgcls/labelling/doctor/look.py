@@ -8,7 +8,6 @@ Shape legend: N image, E feature, C channel, S side.
 """
 
 import hashlib
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -25,6 +24,7 @@ from imgcls.image.facts.image_facts import ImageFacts
 from imgcls.image.facts.thumbnail import encode_thumbnail
 from imgcls.image.outcome import outcome_of
 from imgcls.image.spec import DecodeSpec, PreprocessSpec
+from imgcls.inference.device import num_cores_here
 from imgcls.progress import Progress
 from imgcls.sources.located import access_to, in_reading_order, request_for
 
@@ -73,9 +73,7 @@ def look_at(samples: Sequence[Sample], num_decoders: int) -> Looked:
             yield index, item
 
     with (
-        DecoderPool(
-            DecodeSpec(), spec, num_decoders or len(os.sched_getaffinity(0)), look="facts"
-        ) as pool,
+        DecoderPool(DecodeSpec(), spec, num_decoders or num_cores_here(), look="facts") as pool,
         Progress("looking", len(samples), "images") as progress,
     ):
         for decoded in pool.decode_many(read()):

@@ -15,13 +15,12 @@ from imgcls.config.choices import check_name
 from imgcls.config.scoring import ReleaseConfig, ScoreConfig, VerifyConfig
 from imgcls.drift.nights import judge_run, tell
 from imgcls.drift.record import read_judged
-from imgcls.errors import ConfigError, ObjectExistsError, SourceError
+from imgcls.errors import ConfigError, ObjectExistsError
 from imgcls.report.changes import write_held_page
 from imgcls.runs.commits import Commit, read_commits
 from imgcls.runs.held import Held, read_held, refuse_held
-from imgcls.runs.plan import Plan, read_plan
+from imgcls.runs.plan import Plan, read_planned
 from imgcls.runs.published import list_published
-from imgcls.runs.run import Run
 from imgcls.scoring.planning.decoders import record_of_run
 from imgcls.scoring.publishing.after_night import after_night
 from imgcls.scoring.publishing.publish import publish
@@ -74,10 +73,8 @@ def release(config: ReleaseConfig) -> dict[str, Any]:
     """
     check_name(config.run_id, "--run-id")
     output = canonical(config.output)
-    run = Run(output, config.run_id)
-    plan = read_plan(run)
-    if plan is None:
-        raise SourceError(f"{output}: there is no run {config.run_id}")
+    plan = read_planned(output, config.run_id)
+    run = plan.run
     refuse_rolled_back(run)
     held = read_held(run)
     if held is None:

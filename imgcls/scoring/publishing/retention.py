@@ -15,10 +15,10 @@ from typing import Any
 
 from imgcls.config.choices import check_name
 from imgcls.config.scoring import GcConfig, RollbackConfig
-from imgcls.errors import ConfigError, ObjectExistsError, SourceError
+from imgcls.errors import ConfigError, ObjectExistsError
 from imgcls.runs.facts import remove_pictures
 from imgcls.runs.held import read_held
-from imgcls.runs.plan import Plan, read_plan
+from imgcls.runs.plan import Plan, read_plan, read_planned
 from imgcls.runs.published import MANIFEST, read_manifest
 from imgcls.runs.run import Run, is_facts, is_for_eyes, pages_folder, runs_folder
 from imgcls.scoring.publishing.after_night import undo_after_night
@@ -53,10 +53,8 @@ def rollback(config: RollbackConfig) -> dict[str, Any]:
     """
     check_name(config.run_id, "--run-id")
     output = canonical(config.output)
-    run = Run(output, config.run_id)
-    plan = read_plan(run)
-    if plan is None:
-        raise SourceError(f"{output}: there is no run {config.run_id}")
+    plan = read_planned(output, config.run_id)
+    run = plan.run
     folder = plan.published
     manifest = read_manifest(folder)
     record = {"rolled_back_at": datetime.now(UTC).isoformat(timespec="seconds")}

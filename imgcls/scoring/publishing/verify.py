@@ -18,9 +18,9 @@ import pyarrow.parquet as pq
 from imgcls.config.scoring import VerifyConfig
 from imgcls.errors import ImgclsError, ObjectMissingError, RunStoppedError, SourceError
 from imgcls.runs.commits import Commit, read_attempt, read_commits
-from imgcls.runs.plan import OF_THE_RUN, Plan, PlannedRows, read_plan
+from imgcls.runs.plan import OF_THE_RUN, Plan, PlannedRows, read_planned
 from imgcls.runs.published import MANIFEST, Manifest, read_manifest
-from imgcls.runs.run import Run, list_run_ids
+from imgcls.runs.run import list_run_ids
 from imgcls.schema import MEMBER_FIELD
 from imgcls.scoring.publishing.publish import compare_provenance, compare_with_plan
 from imgcls.scoring.publishing.tables import check_committed_tiles, check_tables
@@ -45,9 +45,7 @@ def verify(config: VerifyConfig) -> dict[str, Any]:
     problems: list[str] = []
     num_rows = num_published = 0
     for run_id in run_ids:
-        plan = read_plan(Run(output, run_id))
-        if plan is None:
-            raise SourceError(f"{output}: there is no run {run_id}")
+        plan = read_planned(output, run_id)
         found = [f"run {run_id}: {problem}" for problem in check_run(plan)]
         for problem in found:
             log.error("%s", problem)

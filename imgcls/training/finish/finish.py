@@ -246,7 +246,7 @@ def describe_model(bundle: Bundle, model: ModelVersion) -> dict[str, Any]:
     test = bundle.metrics.get("test", {})
     return {
         "verdict": bundle.verdict,
-        "model": f"{model.uri.removesuffix(f'/v{model.version}')}@v{model.version}",
+        "model": model.reference,
         "uri": model.uri,
         "version": model.version,
         "digest": model.digest,
