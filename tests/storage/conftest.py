@@ -6,8 +6,10 @@ import pytest
 
 from tests.kit.stores import SERVERS, new_bucket
 
+_PARAMS = [pytest.param(name, marks=[pytest.mark.s3] if name == "s3" else []) for name in SERVERS]
 
-@pytest.fixture(params=("local", *SERVERS))
+
+@pytest.fixture(params=["local", *_PARAMS])
 def root(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """A URI under which nothing is yet."""
     if request.param == "local":

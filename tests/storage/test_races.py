@@ -11,6 +11,7 @@ import pytest
 from imgcls.errors import ObjectChangedError, ObjectExistsError
 from imgcls.storage.objects import put_first, put_if_match, put_new, read, read_with_etag
 from imgcls.storage.uri import join
+from tests.kit.stores import ATOMIC_SERVERS
 
 NUM_RACES = 20
 NUM_WRITERS = 8
@@ -58,6 +59,7 @@ def assert_one_winner_each(place: str, results: dict[int, list[bool]]) -> None:
         assert read(join(place, f"commit-{number}")) == f"writer {winners[0]}".encode()
 
 
+@pytest.mark.parametrize("root", ["local", *ATOMIC_SERVERS], indirect=True)
 def test_put_new_has_exactly_one_winner_among_threads(root: str) -> None:
     # Several races at a time: SeaweedFS lets a writer that found the name locked wait a second.
     barriers = [threading.Barrier(NUM_WRITERS) for _ in range(NUM_RACES)]
@@ -96,6 +98,7 @@ def test_put_new_has_exactly_one_winner_among_processes(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("root", ["local", *ATOMIC_SERVERS], indirect=True)
 def test_compare_and_swap_loses_no_update_among_threads(root: str) -> None:
     uri = join(root, "counter")
     put_new(uri, b"0")

@@ -1,7 +1,6 @@
 """--frames pool: all frames of a file are one sample, in training as in scoring."""
 
 import io
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +25,7 @@ from imgcls.training.data.loader import SplitLoader
 from imgcls.training.data.sampler import Share
 from imgcls.training.driver import train
 from imgcls.training.instances.cache import InstanceCache
+from tests.kit.samples import labelled
 from tests.scoring.tiny import published_rows
 
 SIDE_PX = 32
@@ -57,15 +57,6 @@ def write_data(folder: Path, count: int) -> dict[str, int]:
         if bad is not None:
             where[str(path)] = bad
     return where
-
-
-@dataclass(frozen=True)
-class Labelled:
-    """A file of the first class."""
-
-    uri: str
-    labels: tuple[int, ...] = (0,)
-    boxes: tuple[()] = ()
 
 
 def config_of(tmp_path: Path, **changes: object) -> TrainConfig:
@@ -126,7 +117,7 @@ def test_any_frame_of_a_file_trains_and_validation_sees_the_same_one(tmp_path: P
         paths.append(tmp_path / f"{number}.tif")
         frames[0].save(paths[-1], save_all=True, append_images=frames[1:])
         values.append({20 * number + 3 * frame for frame in range(4)})
-    samples = [Labelled(str(path)) for path in paths]
+    samples = [labelled(str(path), 0) for path in paths]
     index_B = np.arange(8)
     with DecoderPool(DecodeSpec(frames="all"), SPEC, 1) as pool:
         for cache in (None, InstanceCache(8, on_disk=False)):

@@ -18,6 +18,7 @@ from imgcls.cli import main
 from imgcls.config.training import TrainConfig
 from imgcls.data.dataset import read_dataset
 from imgcls.errors import ConfigError
+from imgcls.metrics.bootstrap import wilson
 from imgcls.model.bundle import read_bundle
 from imgcls.storage.objects import read
 from imgcls.training.augment.geometric import build_recipe
@@ -116,7 +117,10 @@ def test_trained_scored_and_evaluated_by_the_command_line(
     assert bundle.multi_label
     assert bundle.class_names.names == MARKS
     assert bundle.metrics["test"]["auroc_macro"] > 0.97
-    assert bundle.metrics["test"]["intervals"]["auroc_macro"][0] > 0.9
+    # Faultless on so few images of the rarest mark: Wilson's interval of that many, not [1, 1].
+    num_dots = bundle.metrics["test"]["per_class"]["dot"]["support"]
+    bounds = bundle.metrics["test"]["intervals"]["auroc_macro"]
+    assert bounds[0] >= wilson(1.0, num_dots)[0] > 0.75
     assert bundle.training["history"][-1]["val_auroc"] > 0.95
     assert bundle.calibration is not None
     [point] = bundle.calibration["operating_points"]

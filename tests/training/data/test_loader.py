@@ -1,5 +1,4 @@
 import threading
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -7,28 +6,23 @@ import pytest
 import torch
 from PIL import Image
 
+from imgcls.data.dataset import Sample
 from imgcls.errors import AccessDeniedError, BudgetExceededError, ConfigError
 from imgcls.image.decoders.pool import DecoderPool
 from imgcls.training.data.image_cache import CacheKind, ImageCache, num_bytes, private_buffer
 from imgcls.training.data.loader import Batch, SplitLoader
 from tests.kit.modes import refuse_reads
+from tests.kit.samples import labelled
 
 SIDE_PX = 12
 SHAPE = (3, SIDE_PX, SIDE_PX)
-
-
-@dataclass(frozen=True)
-class Sample:
-    uri: str
-    labels: tuple[int, ...]
-    member: None = None
 
 
 def numbered_samples(folder: Path, num: int) -> list[Sample]:
     """Image i is all grey level i; its label is i modulo 3."""
     for i in range(num):
         Image.new("RGB", (SIDE_PX, SIDE_PX), (i, i, i)).save(folder / f"{i:03d}.png")
-    return [Sample(str(folder / f"{i:03d}.png"), (i % 3,)) for i in range(num)]
+    return [labelled(str(folder / f"{i:03d}.png"), i % 3) for i in range(num)]
 
 
 def make_loader(
@@ -172,7 +166,7 @@ def test_too_many_that_may_not_be_read_are_too_many_bad_images(
 
 
 def test_a_store_that_cannot_be_read_is_no_bad_image(pool: DecoderPool) -> None:
-    loader = make_loader([Sample("nosuch://bucket/key", (0,))] * 3, pool)
+    loader = make_loader([labelled("nosuch://bucket/key", 0)] * 3, pool)
     with pytest.raises(ConfigError, match="nosuch"):
         list(loader.batches([np.arange(3)]))
     assert not loader.bad

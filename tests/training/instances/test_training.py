@@ -15,6 +15,7 @@ from imgcls.training.data.loader import SplitLoader
 from imgcls.training.instances.cache import InstanceCache
 from imgcls.training.instances.labels import InstanceTargets
 from imgcls.training.ranks.rank import Place
+from tests.kit.samples import labelled
 from tests.training.optim.test_loop import run_ranks
 from tests.training.rank_main import run_rank
 
@@ -71,19 +72,12 @@ def test_passes_of_few_pictures_add_up_to_the_whole_batch(tmp_path: Path) -> Non
         torch.testing.assert_close(in_parts.model.state_dict()[name], tensor, rtol=1e-3, atol=1e-4)
 
 
-class _Sample:
-    member = None
-
-    def __init__(self, uri: str, label: int) -> None:
-        self.uri, self.labels, self.boxes = uri, (label,), ()
-
-
 @pytest.mark.parametrize("cache", ["none", "ram", "disk", "too small"])
 def test_a_batch_holds_all_tiles_of_its_pictures_epoch_after_epoch(
     tmp_path: Path, cache: str
 ) -> None:
     data = make_plates(tmp_path, 6)
-    samples = [_Sample(str(p), int(p.parent.name[-1])) for p in sorted(data.rglob("*.png"))]
+    samples = [labelled(str(p), int(p.parent.name[-1])) for p in sorted(data.rglob("*.png"))]
     (data / "class0" / "002.png").write_bytes(b"damaged")
     spec = PreprocessSpec(SIDE_PX, SIDE_PX, fit="tiles", overlap_px=4)
     caches: dict[str, Any] = {
