@@ -130,6 +130,11 @@ def default_size(arch: str) -> tuple[int, int]:
     return height_px, width_px
 
 
+def library_of(arch: str) -> str:
+    """Return the package that builds an architecture."""
+    return "timm" if timm_archs.is_timm(arch) else "imgcls" if is_own(arch) else "torchvision"
+
+
 def to_size(image_px: int | tuple[int, int]) -> tuple[int, int]:
     """Return height and width in pixels."""
     return (image_px, image_px) if isinstance(image_px, int) else image_px

@@ -1,6 +1,5 @@
 """What a backend must prove before it predicts, and what it does when it cannot."""
 
-import logging
 import threading
 from dataclasses import replace
 from functools import partial
@@ -13,7 +12,7 @@ import torch
 
 from imgcls.errors import ConfigError, DeviceFailedError
 from imgcls.inference import device
-from imgcls.inference.backends import choose, golden_check
+from imgcls.inference.backends import golden_check
 from imgcls.inference.backends.backend import Backend
 from imgcls.inference.backends.demand import choose_batch_size, choose_num_streams, demand_of_run
 from imgcls.inference.backends.features import Features
@@ -22,19 +21,6 @@ from imgcls.inference.device import pick_device
 from imgcls.model.bundle import make_golden
 from tests.inference.resnet import IMAGE_PX, images, make_resnet
 from tests.kit.predictors import open_predictor
-
-
-@pytest.fixture
-def log_of_imgcls(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
-    caplog.set_level(logging.INFO, logger="imgcls")
-    logging.getLogger("imgcls").propagate = True
-    return caplog
-
-
-@pytest.fixture
-def fast_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every CPU can run bf16; only some can fast."""
-    monkeypatch.setattr(choose, "has_fast_bf16", lambda: True)
 
 
 def test_batches_at_a_time_give_what_one_at_a_time_gives() -> None:

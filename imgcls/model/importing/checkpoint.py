@@ -12,9 +12,8 @@ import torch
 
 from imgcls.errors import ConfigError
 from imgcls.image.spec import PreprocessSpec
-from imgcls.model.architectures import build_model, find_head
+from imgcls.model.architectures import build_model, find_head, library_of
 from imgcls.model.importing.foreign import Foreign, with_version
-from imgcls.model.networks import timm_archs
 from imgcls.model.pretrained import load_weights, read_weights_file
 
 
@@ -66,7 +65,7 @@ def read_checkpoint(
         preprocess_spec=spec,
         state_dict=dict(model.state_dict()),
         run=run,
-        runtime=with_version("timm" if timm_archs.is_timm(arch) else "torchvision"),
+        runtime=with_version(library_of(arch)),
         preprocessing="as the flags of the import say",
         is_backbone=is_backbone,
         files=(path,),

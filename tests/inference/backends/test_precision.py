@@ -1,6 +1,5 @@
 """Which arithmetic and which library a run gets, and who decides."""
 
-import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -28,19 +27,6 @@ MANY_IMAGES = 10_000_000
 
 
 Make = Callable[..., Bundle]
-
-
-@pytest.fixture
-def log_of_imgcls(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
-    caplog.set_level(logging.INFO, logger="imgcls")
-    logging.getLogger("imgcls").propagate = True
-    return caplog
-
-
-@pytest.fixture
-def fast_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every CPU can run bf16; only some can fast."""
-    monkeypatch.setattr(choose, "has_fast_bf16", lambda: True)
 
 
 @pytest.mark.usefixtures("fast_bf16")
