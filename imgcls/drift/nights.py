@@ -5,14 +5,12 @@ observed.zip and drift.json beside the run. Invariant: it reads what the run lef
 what it leaves is for people and for later nights: no row depends on it.
 """
 
-import io
 import itertools
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from imgcls.data.keys import Key
 from imgcls.drift.gate import judge
@@ -20,17 +18,17 @@ from imgcls.drift.observed import Observed, Observing, parse_observed
 from imgcls.drift.record import Finding, Judged, read_judged
 from imgcls.drift.reference import read_reference
 from imgcls.errors import ConfigError, ObjectMissingError
+from imgcls.in_order import in_order
 from imgcls.model.bundle import BundleFacts, read_facts
-from imgcls.runs.commits import read_attempt, read_commits
+from imgcls.runs.commits import Commit, read_attempt, read_commits
 from imgcls.runs.facts import read_facts as read_facts_of_shard
 from imgcls.runs.ledger import is_same_network
 from imgcls.runs.plan import Plan
-from imgcls.runs.published import Manifest
+from imgcls.runs.published import Manifest, Night, open_part, read_columns
 from imgcls.runs.run import Run
 from imgcls.schema import ROW_COLUMNS
 from imgcls.storage.objects import exists, put, read
 from imgcls.storage.records import record_text
-from imgcls.storage.uri import join
 
 # So many nights before are one side of the comparison; of small ones so many are looked through.
 NUM_BEFORE: Final = 14
@@ -42,8 +40,6 @@ NO_REFERENCE: Final = (
 )
 
 log = logging.getLogger(__name__)
-
-Night = tuple[str, Manifest]
 
 
 def judge_run(plan: Plan, nights: Sequence[Night], manifest: Manifest | None = None) -> Judged:
@@ -83,14 +79,15 @@ def tell(judged: Judged) -> None:
 
 def observe_run(plan: Plan, facts: BundleFacts, manifest: Manifest | None) -> Observed:
     """Return a sample of what a run saw."""
-    tables = _rows_by_shard(plan, manifest)
+    commits = list(read_commits(plan.run))
+    tables = _rows_by_shard(plan, commits, manifest)
     first = next(tables, None)
     carried: list[str] = []
     if first is not None:
         carried = [name for name in first.column_names if name not in ROW_COLUMNS]
         tables = itertools.chain([first], tables)
     observing = Observing(carried, _unit_of(facts))
-    for rows, commit in zip(tables, read_commits(plan.run), strict=True):
+    for rows, commit in zip(tables, commits, strict=True):
         try:
             seen = read_facts_of_shard(plan.run, commit)
         except ObjectMissingError:
@@ -100,24 +97,26 @@ def observe_run(plan: Plan, facts: BundleFacts, manifest: Manifest | None) -> Ob
     return observing.done({"run_id": plan.run_id, "date": plan.date})
 
 
-def _rows_by_shard(plan: Plan, manifest: Manifest | None) -> Iterator[pa.Table]:
+def _rows_by_shard(
+    plan: Plan, commits: Sequence[Commit], manifest: Manifest | None
+) -> Iterator[pa.Table]:
     """Yield the rows of each shard, of what is watched: from the parts, or from the attempts."""
     if manifest is None:
-        for commit in read_commits(plan.run):
-            yield _watched(read_attempt(plan.run, commit))
+        for commit in commits:
+            rows = read_attempt(plan.run, commit)
+            yield rows.select(_watched(rows.column_names))
         return
-    sizes = (commit.num_rows for commit in read_commits(plan.run))
+    sizes = (commit.num_rows for commit in commits)
     for part in manifest.parts:
-        data = read(join(plan.published, part.path))
-        rows, start = _watched(pq.read_table(io.BytesIO(data))), 0
+        names = _watched(open_part(plan.published, part).schema_arrow.names)
+        rows, start = read_columns(plan.published, part, names), 0
         for num_rows in itertools.islice(sizes, part.num_shards):
             yield rows.slice(start, num_rows)
             start += num_rows
 
 
-def _watched(rows: pa.Table) -> pa.Table:
-    names = [n for n in rows.column_names if n in _COLUMNS or n not in ROW_COLUMNS]
-    return rows.select(names)
+def _watched(names: Iterable[str]) -> list[str]:
+    return [name for name in names if name in _COLUMNS or name not in ROW_COLUMNS]
 
 
 def _unit_of(facts: BundleFacts) -> str:
@@ -149,13 +148,13 @@ def _read_before(
     before: list[Observed] = []
     accepted: list[Finding] = []
     has_said = False
-    for manifest in earlier[: NUM_BEFORE + _MAX_SMALL]:
-        run = Run(output, manifest.run_id)
-        judged = read_judged(run)
+    runs = [Run(output, manifest.run_id) for manifest in earlier[: NUM_BEFORE + _MAX_SMALL]]
+    for run, judged in zip(runs, in_order(read_judged, runs), strict=True):
         if judged is None:
             continue
         has_said = True
-        if exists(run.released):
+        # No other was ever held.
+        if judged.state == "changed" and exists(run.released):
             accepted += [*judged.findings, *judged.accepted]
         if len(before) == NUM_BEFORE:
             continue

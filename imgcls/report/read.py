@@ -6,7 +6,7 @@ and at most one batch of rows of one part is in memory as Python values.
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any, Final
@@ -18,7 +18,7 @@ from imgcls.report.cards import Picture
 from imgcls.report.choose import Chosen, Key, Row, key_of
 from imgcls.runs.commits import read_commits
 from imgcls.runs.facts import iter_facts
-from imgcls.runs.published import Manifest, Part, TableFile, open_part
+from imgcls.runs.published import Manifest, files_of, open_part
 from imgcls.runs.run import Run
 from imgcls.schema import WIDE_COLUMNS
 from imgcls.storage.json_text import parse_object
@@ -65,11 +65,8 @@ class Night:
         return next(map(_narrow, self._files()), [])
 
     def _files(self) -> Iterator[pq.ParquetFile]:
-        files: Sequence[Part | TableFile] = self.manifest.parts
-        folder = self.folder
-        if self.by_unit:
-            files, folder = self.manifest.groups, self.run.table("groups", self.manifest.date)
-        for file in files:
+        night = (self.folder, self.manifest)
+        for folder, file in files_of(self.output, night, of_units=self.by_unit):
             yield open_part(folder, file)
 
 

@@ -6,10 +6,10 @@ inert.py gives every text back. Columns of many numbers (probs, embedding) stay 
 """
 
 import csv
-import tempfile
+import io
 from collections.abc import Iterable, Sequence
 from datetime import datetime
-from typing import IO, Any, Final
+from typing import Any, Final
 
 import pyarrow as pa
 
@@ -23,7 +23,6 @@ _FIRST: Final = (
 )
 _LEFT_OUT: Final = ("probs", "embedding", "topk_label", "topk_prob", "label", "etag")
 _DIGITS: Final = 6
-_IN_MEMORY: Final = 16 << 20
 _SEPARATORS: Final = {"comma": ",", "semicolon": ";", "tab": "\t"}
 
 
@@ -36,19 +35,17 @@ def write_csv(tables: Iterable[pa.Table], columns: Sequence[str], separator: Csv
         separator: Between cells; with semicolons numbers have a comma, as where those are used.
     """
     names = columns_of(columns)
-    with tempfile.SpooledTemporaryFile(_IN_MEMORY, "w+", encoding="utf-8-sig", newline="") as file:
-        writer = csv.writer(_as_text(file), delimiter=_SEPARATORS[separator])
-        writer.writerow([in_csv(name) for name in names])
-        has_comma = separator == "semicolon"
-        for table in tables:
-            kept = table.select([name for name in names if name in table.column_names])
-            for batch in kept.to_batches(max_chunksize=4096):
-                for row in batch.to_pylist():
-                    row["image"] = _image(row)
-                    writer.writerow([_cell(row.get(name), has_comma=has_comma) for name in names])
-        file.seek(0)
-        file.flush()
-        return _bytes_of(file)
+    file = io.StringIO(newline="")
+    writer = csv.writer(file, delimiter=_SEPARATORS[separator])
+    writer.writerow([in_csv(name) for name in names])
+    has_comma = separator == "semicolon"
+    for table in tables:
+        kept = table.select([name for name in names if name in table.column_names])
+        for batch in kept.to_batches(max_chunksize=4096):
+            for row in batch.to_pylist():
+                row["image"] = _image(row)
+                writer.writerow([_cell(row.get(name), has_comma=has_comma) for name in names])
+    return file.getvalue().encode("utf-8-sig")
 
 
 def columns_of(columns: Iterable[str]) -> list[str]:
@@ -78,13 +75,3 @@ def _cell(value: Any, *, has_comma: bool) -> str | int:  # noqa: ANN401 - of wha
     if isinstance(value, list):
         return in_csv(", ".join(map(str, value)))
     return in_csv(str(value))
-
-
-def _as_text(file: Any) -> IO[str]:  # noqa: ANN401 - typeshed has no text of spooled files
-    text: IO[str] = file
-    return text
-
-
-def _bytes_of(file: Any) -> bytes:  # noqa: ANN401 - as above
-    text: str = file.read()
-    return f"\ufeff{text}".encode()

@@ -2,13 +2,13 @@
 
 In: an output and its published runs. Out: OUT/_delta_log, and where there are units
 OUT/_groups/_delta_log. Invariant: the table names the files that manifests name, no others; what a
-kill left out, or a rollback took away, is set right by whoever calls next, in one commit.
+kill left out, or a rollback took away, is set right by whoever calls next, in one commit. A file
+goes only where its manifest does not name it now: a list of nights may be older than the table.
 
 deltalake opens the store by itself, with the credentials of the environment: this file alone does.
 Needs the extra `delta`.
 """
 
-import io
 import json
 import logging
 import os
@@ -18,13 +18,21 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Final
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from imgcls.errors import ConfigError
 from imgcls.runs.plan import Plan
-from imgcls.runs.published import Manifest, Part, TableFile, list_published
+from imgcls.runs.published import (
+    Manifest,
+    Night,
+    Part,
+    TableFile,
+    files_of,
+    list_published,
+    open_part,
+    read_manifest,
+)
 from imgcls.runs.run import Run
-from imgcls.storage.objects import head, list_objects, read
+from imgcls.storage.objects import head, list_objects
 from imgcls.storage.uri import join
 
 if TYPE_CHECKING:
@@ -38,7 +46,6 @@ _LOG: Final = "_delta_log"
 _PARTITIONS: Final = (pa.field("date", pa.date32()), pa.field("run", pa.string()))
 _PARTITION_NAMES: Final = tuple(each.name for each in _PARTITIONS)
 _GROUPS: Final = "_groups"
-Night = tuple[str, Manifest]
 
 
 @dataclass(frozen=True)
@@ -46,6 +53,7 @@ class _File:
     """A file that the table should name."""
 
     path: str  # below the root of the table
+    folder: str
     manifest: Manifest
     what: Part | TableFile
 
@@ -100,14 +108,10 @@ def forget_run(plan: Plan) -> None:
 
 def _wanted(output: str, root: str, nights: Sequence[Night]) -> dict[str, _File]:
     found = dict[str, _File]()
-    for folder, manifest in nights:
-        run = Run(output, manifest.run_id)
-        of_units = root != output
-        place = run.table("groups", manifest.date) if of_units else folder
-        files: Sequence[Part | TableFile] = manifest.groups if of_units else manifest.parts
-        for file in files:
-            path = join(place, file.path).removeprefix(f"{root}/")
-            found[path] = _File(path, manifest, file)
+    for night in nights:
+        for folder, file in files_of(output, night, of_units=root != output):
+            path = join(folder, file.path).removeprefix(f"{root}/")
+            found[path] = _File(path, folder, night[1], file)
     return found
 
 
@@ -123,12 +127,15 @@ def _sync(output: str, root: str, wanted: dict[str, _File]) -> None:
         actions = pa.table(table.get_add_actions(flatten=True))
         there = {row["path"]: row for row in actions.to_pylist()}
     new = [file for path, file in wanted.items() if path not in there]
-    new = [file for file in new if not Run(output, file.manifest.run_id).is_rolled_back()]
-    gone = [row for path, row in there.items() if path not in wanted]
+    taken_back = _taken_back(output, new)
+    new = [file for file in new if file.manifest.run_id not in taken_back]
+    unlisted = [row for path, row in there.items() if path not in wanted]
+    named = _named_now(output, root, unlisted)
+    gone = [row for row in unlisted if row["path"] not in named]
     if not new and not gone:
         return
     schema, refused = _joined_schema(table, root, new)
-    adds = [_add(root, file) for file in new if file.manifest.run_id not in refused]
+    adds = [_add(file) for file in new if file.manifest.run_id not in refused]
     if table is None and adds:
         _create(root, schema, adds, options)
     elif table is not None and (adds or gone):
@@ -152,12 +159,26 @@ def _sync(output: str, root: str, wanted: dict[str, _File]) -> None:
     if refused:
         raise ConfigError("; ".join(refused.values()))
     # Rollback marks first: whichever of us is second sees the other.
-    if any(Run(output, file.manifest.run_id).is_rolled_back() for file in new):
-        _sync(output, root, {p: f for p, f in wanted.items() if not _is_gone(output, f)})
+    if taken_back := _taken_back(output, new):
+        left = {p: f for p, f in wanted.items() if f.manifest.run_id not in taken_back}
+        _sync(output, root, left)
 
 
-def _is_gone(output: str, file: _File) -> bool:
-    return Run(output, file.manifest.run_id).is_rolled_back()
+def _taken_back(output: str, files: Sequence[_File]) -> set[str]:
+    """Return which runs of these files were rolled back."""
+    run_ids = {file.manifest.run_id for file in files}
+    return {run_id for run_id in run_ids if Run(output, run_id).is_rolled_back()}
+
+
+def _named_now(output: str, root: str, rows: Sequence[dict[str, Any]]) -> set[str]:
+    """Return the paths, of files of the table, that a manifest names now."""
+    named = set[str]()
+    for date, run_id in {(str(row["partition.date"]), row["partition.run"]) for row in rows}:
+        run = Run(output, run_id)
+        manifest = read_manifest(run.published(date))
+        if manifest is not None and not run.is_rolled_back():
+            named |= set(_wanted(output, root, [(run.published(date), manifest)]))
+    return named
 
 
 def _joined_schema(
@@ -174,7 +195,7 @@ def _joined_schema(
         if run_id in seen:
             continue  # the parts of a run have the same columns
         seen.add(run_id)
-        ours = [_plain(field) for field in _schema_of(root, file)]
+        ours = [_plain(field) for field in open_part(file.folder, file.what).schema_arrow]
         for field in ours:
             if field.name in _PARTITION_NAMES:
                 refused[run_id] = (
@@ -195,10 +216,6 @@ def _joined_schema(
     return pa.schema([*fields.values(), *_PARTITIONS]), refused
 
 
-def _schema_of(root: str, file: _File) -> pa.Schema:
-    return pq.read_schema(io.BytesIO(read(join(root, file.path))))
-
-
 def _plain(field: pa.Field) -> pa.Field:
     """Return a field as a table of many files has it: plain text, and it may be null."""
     kind = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
@@ -214,14 +231,14 @@ def _delta_schema(schema: pa.Schema) -> Any:  # noqa: ANN401 - deltalake is opti
     return Schema.from_arrow(schema)
 
 
-def _add(root: str, file: _File) -> "AddAction":
+def _add(file: _File) -> "AddAction":
     from deltalake.transaction import AddAction
 
     return AddAction(
         file.path,
         file.what.size_bytes,
         dict(zip(_PARTITION_NAMES, (file.manifest.date, file.manifest.run_id), strict=True)),
-        int(head(join(root, file.path)).last_modified.timestamp() * 1000),
+        int(head(join(file.folder, file.what.path)).last_modified.timestamp() * 1000),
         True,
         json.dumps({"numRecords": file.what.num_rows}),
     )

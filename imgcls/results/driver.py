@@ -4,22 +4,27 @@ In: an output. Out: a CSV file, a Delta Lake table, or DICOM reports. Invariant:
 name; asked for again, the same is there again.
 """
 
-import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from imgcls.config.scoring import ResultsConfig
 from imgcls.errors import ConfigError, SourceError
-from imgcls.results.csv_file import write_csv
+from imgcls.results.csv_file import columns_of, write_csv
 from imgcls.results.delta import keep_delta
 from imgcls.results.dicom_sr import write_reports
 from imgcls.runs.latest import read_latest, read_latest_units
-from imgcls.runs.published import list_published, pick_published
-from imgcls.runs.run import Run
-from imgcls.storage.objects import put, read
+from imgcls.runs.published import (
+    Part,
+    TableFile,
+    files_of,
+    list_published,
+    open_part,
+    pick_published,
+    read_columns,
+)
+from imgcls.storage.objects import put
 from imgcls.storage.uri import canonical, join
 
 
@@ -41,7 +46,7 @@ def results(config: ResultsConfig) -> dict[str, Any]:
         return write_reports(config, output)
     nights = pick_published(list(list_published(output)), output)
     where = join(keep_delta(output, nights, create=True), "_groups" if config.unit else "")
-    files = [f for _, m in nights for f in (m.groups if config.unit else m.parts)]
+    files = [f for night in nights for _, f in files_of(output, night, of_units=config.unit)]
     return {"to": "delta", "where": where.rstrip("/"), "num_rows": sum(f.num_rows for f in files)}
 
 
@@ -62,39 +67,30 @@ def _to_csv(config: ResultsConfig, output: str) -> dict[str, Any]:
         found = read_latest_units(output) if config.unit else read_latest(output)
         tables, columns, num_rows = iter([found]), found.column_names, found.num_rows
     else:
-        uris = _files(config, output)
-        columns, num_rows = _columns_of(uris)
-        tables = (pq.read_table(io.BytesIO(read(uri)), partitioning=None) for uri in uris)
+        files = _files(config, output)
+        opened = (open_part(folder, file).schema_arrow.names for folder, file in files)
+        columns = list(dict.fromkeys(name for names in opened for name in names))
+        num_rows = sum(file.num_rows for _, file in files)
+        shown = columns_of(columns)
+        tables = (read_columns(folder, file, shown) for folder, file in files)
     into = config.into or join(output, "results-units.csv" if config.unit else "results.csv")
     # It may name patients, in paths and in carried columns.
     put(into, write_csv(_plain(tables), columns, config.separator), is_private=True)
     return {"to": "csv", "where": into, "num_rows": num_rows}
 
 
-def _files(config: ResultsConfig, output: str) -> list[str]:
-    """Return the files of published rows, or of units.
+def _files(config: ResultsConfig, output: str) -> Sequence[tuple[str, Part | TableFile]]:
+    """Return the files of published rows, or of units, each with its folder.
 
     Raises:
         SourceError: there are none.
     """
-    uris = []
-    for folder, manifest in pick_published(list(list_published(output)), output, config.run_id):
-        place = Run(output, manifest.run_id).table("groups", manifest.date)
-        files = manifest.groups if config.unit else manifest.parts
-        uris += [join(place if config.unit else folder, file.path) for file in files]
-    if not uris:
+    nights = pick_published(list(list_published(output)), output, config.run_id)
+    files = [pair for night in nights for pair in files_of(output, night, of_units=config.unit)]
+    if not files:
         what = "no run with --unit is" if config.unit else "no rows are"
         raise SourceError(f"{output}: {what} published there")
-    return uris
-
-
-def _columns_of(uris: list[str]) -> tuple[list[str], int]:
-    names, num_rows = dict[str, None](), 0
-    for uri in uris:
-        file = pq.ParquetFile(io.BytesIO(read(uri)))
-        names |= dict.fromkeys(file.schema_arrow.names)
-        num_rows += file.metadata.num_rows
-    return list(names), num_rows
+    return files
 
 
 def _plain(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:

@@ -10,7 +10,7 @@ from typing import Final
 
 from imgcls.errors import ObjectMissingError
 from imgcls.runs.latest import latest_of, latest_units_of
-from imgcls.runs.published import Manifest
+from imgcls.runs.published import Night
 from imgcls.storage.objects import put, read
 from imgcls.storage.uri import join
 
@@ -66,7 +66,7 @@ def views_of(output: str, *, has_units: bool) -> str:
     return text
 
 
-def write_views(output: str, nights: Sequence[tuple[str, Manifest]]) -> str:
+def write_views(output: str, nights: Sequence[Night]) -> str:
     """Write OUT/latest.sql where it is not what it should be; return where it is, "" for nowhere.
 
     Args:

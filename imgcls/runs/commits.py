@@ -8,7 +8,6 @@ import hashlib
 import io
 import re
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -16,11 +15,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from imgcls.errors import ImgclsError, SourceError
+from imgcls.in_order import in_order
 from imgcls.runs.run import Run
 from imgcls.storage.objects import list_objects, read
 from imgcls.storage.records import parse_record
 
-READS_IN_FLIGHT: Final = 16
 _COMMIT_NAME: Final = re.compile(r"/commits/(\d+)\.json$")
 
 
@@ -69,13 +68,8 @@ def read_commits(run: Run) -> Iterator[Commit]:
     """Yield every commit of a run, in order of shard, several reads in flight."""
     uris = (info.uri for info in list_objects(run.commits))
     named = sorted(uri for uri in uris if _COMMIT_NAME.search(uri))
-    pool = ThreadPoolExecutor(READS_IN_FLIGHT)
-    try:
-        for uri, data in zip(named, pool.map(read, named), strict=True):
-            yield parse_commit(data, uri)
-    finally:
-        # Not waited for: a run that is stopped must not sit out a store that stalls.
-        pool.shutdown(wait=False, cancel_futures=True)
+    for uri, data in zip(named, in_order(read, named), strict=True):
+        yield parse_commit(data, uri)
 
 
 def read_attempt(run: Run, commit: Commit) -> pa.Table:

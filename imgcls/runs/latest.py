@@ -4,21 +4,16 @@ In: published rows. Out: the latest ones. Invariant: the rows of one image come 
 that frames of two nights never mix; whoever asks for "latest" asks here.
 """
 
-import io
 from collections.abc import Mapping
 from typing import Any
 
 import duckdb
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from imgcls.errors import SourceError
-from imgcls.runs.published import list_published
+from imgcls.runs.published import files_of, list_published, read_whole
 from imgcls.runs.row_keys import with_members
-from imgcls.runs.run import Run
 from imgcls.schema import MEMBER_FIELD
-from imgcls.storage.objects import read
-from imgcls.storage.uri import join
 
 
 def latest_of(relation: str) -> str:
@@ -66,9 +61,9 @@ def read_latest(output: str) -> pa.Table:
         SourceError: nothing is published there.
     """
     tables = [
-        _plain(pq.read_table(io.BytesIO(read(join(folder, part.path)))))
-        for folder, manifest in list_published(output)
-        for part in manifest.parts
+        _plain(read_whole(folder, part))
+        for night in list_published(output)
+        for folder, part in files_of(output, night)
     ]
     if not tables:
         raise SourceError(f"nothing is published under {output}: score writes there first")
@@ -89,9 +84,9 @@ def read_latest_units(output: str) -> pa.Table:
         SourceError: no run with --unit is published there.
     """
     tables = [
-        pq.read_table(io.BytesIO(read(join(Run(output, m.run_id).table("groups", m.date), f.path))))
-        for _, m in list_published(output)
-        for f in m.groups
+        read_whole(folder, file)
+        for night in list_published(output)
+        for folder, file in files_of(output, night, of_units=True)
     ]
     if not tables:
         raise SourceError(f"no units are published under {output}: score with --unit writes them")

@@ -27,6 +27,7 @@ import pyarrow.compute as pc
 from imgcls.image.formats.abilities import AT_27535E0, Abilities, abilities_here, grown
 from imgcls.image.outcome import family_by_name
 from imgcls.image.versions import from_json, moved_between, versions_here
+from imgcls.in_order import in_order
 from imgcls.runs.commits import read_attempt, read_commits
 from imgcls.runs.held import list_held
 from imgcls.runs.plan import ModelDigests, read_plan
@@ -43,6 +44,8 @@ from imgcls.storage.uri import canonical
 
 _COLUMNS: Final = ["uri", "etag", "status"]
 _READ: Final = (*_COLUMNS, MEMBER_FIELD.name, "format")
+# Each takes a few requests; the keys of a large one are 30 MB.
+_PARTS_AHEAD: Final = 4
 
 
 @dataclass
@@ -76,17 +79,21 @@ def published_keys(
     now = cache(abilities)
     outdated = outdated if outdated is not None else Outdated()
     seen = set()
-    for folder, manifest in list_published(output):
-        seen.add(manifest.run_id)
-        theirs = manifest.digests
-        if theirs.spec == model.spec and theirs.model != model.model:
-            theirs = digests_of(manifest)
-        if not is_same_network(theirs, model):
-            continue
-        has_older = theirs.model != model.model and theirs.calibration != model.calibration
-        for part in manifest.parts:
-            table = _read_keys(folder, part)
-            yield _judged(table, manifest.decoders, has_older, now, outdated)
+
+    def parts() -> Iterator[tuple[str, Part, Manifest, bool]]:
+        for folder, manifest in list_published(output):
+            seen.add(manifest.run_id)
+            theirs = manifest.digests
+            if theirs.spec == model.spec and theirs.model != model.model:
+                theirs = digests_of(manifest)
+            if not is_same_network(theirs, model):
+                continue
+            has_older = theirs.model != model.model and theirs.calibration != model.calibration
+            for part in manifest.parts:
+                yield folder, part, manifest, has_older
+
+    for table, manifest, has_older in in_order(_read_keys, parts(), _PARTS_AHEAD):
+        yield _judged(table, manifest.decoders, has_older, now, outdated)
     # After the published ones, so that a run that is published meanwhile is in one of the two.
     for run, held in list_held(canonical(output), seen):
         plan = read_plan(run)
@@ -122,8 +129,9 @@ def is_same_network(one: ModelDigests, other: ModelDigests) -> bool:
     return one.model == other.model or (one.network == other.network != "")
 
 
-def _read_keys(folder: str, part: Part) -> pa.Table:
-    return _keys_of(read_columns(folder, part, _READ))
+def _read_keys(found: tuple[str, Part, Manifest, bool]) -> tuple[pa.Table, Manifest, bool]:
+    folder, part, manifest, has_older = found
+    return _keys_of(read_columns(folder, part, _READ)), manifest, has_older
 
 
 def _keys_of(table: pa.Table) -> pa.Table:

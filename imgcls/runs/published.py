@@ -4,6 +4,7 @@ In: an output prefix. Out: folders and manifests. Invariant: OUT/date=<D>/run=<R
 written last and once; parts without it are not there for a reader, nor for the ledger.
 """
 
+import io
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -14,7 +15,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from imgcls.errors import ObjectMissingError, SourceError
+from imgcls.in_order import in_order
 from imgcls.runs.plan import RunFacts
+from imgcls.runs.run import Run
 from imgcls.sources.ranged_file import RangedFile
 from imgcls.storage.info import EPOCH, ObjectInfo
 from imgcls.storage.objects import list_objects, read
@@ -84,6 +87,10 @@ class Manifest(RunFacts):
         return files
 
 
+Night = tuple[str, Manifest]
+"""A published run: its folder and its manifest."""
+
+
 def read_manifest(folder: str) -> Manifest | None:
     """Read the manifest of a published folder, or None when it is not published.
 
@@ -130,6 +137,19 @@ def read_columns(folder: str, part: Part | TableFile, wanted: Iterable[str]) -> 
         raise _damaged(join(folder, part.path), error) from error
 
 
+def read_whole(folder: str, part: Part | TableFile) -> pa.Table:
+    """Read a part with all of its columns, in one request.
+
+    Raises:
+        SourceError: as `open_part`.
+    """
+    uri = join(folder, part.path)
+    try:
+        return pq.read_table(io.BytesIO(read(uri)))
+    except (pa.ArrowException, OSError) as error:
+        raise _damaged(uri, error) from error
+
+
 def _damaged(uri: str, error: Exception) -> SourceError:
     return SourceError(
         f"{uri} is not the file that its {MANIFEST} names ({error}): `imgcls verify` says more"
@@ -147,23 +167,30 @@ def with_comparable_etags(table: pa.Table) -> pa.Table:
     return table.set_column(table.schema.get_field_index("etag"), table.field("etag"), etags)
 
 
-def list_published(output: str) -> Iterator[tuple[str, Manifest]]:
+def list_published(output: str) -> Iterator[Night]:
     """Yield every published run of an output: its folder and its manifest, oldest date first."""
     root = f"{canonical(output)}/"
     # What lies before "date=", such as the attempts of every run, need not be listed.
-    for info in list_objects(root, start_after=f"{root}date="):
-        if not _PLACE.fullmatch(info.uri.removeprefix(root)):
-            continue
-        folder = info.uri.rpartition("/")[0]
-        manifest = read_manifest(folder)
+    listed = (info.uri for info in list_objects(root, start_after=f"{root}date="))
+    named = (uri for uri in listed if _PLACE.fullmatch(uri.removeprefix(root)))
+    folders = [uri.rpartition("/")[0] for uri in named]
+    for folder, manifest in zip(folders, in_order(read_manifest, folders), strict=True):
         # None: rolled back between the listing and this read.
         if manifest is not None:
             yield folder, manifest
 
 
-def pick_published(
-    found: Sequence[tuple[str, Manifest]], output: str, run_id: str = ""
-) -> list[tuple[str, Manifest]]:
+def files_of(
+    output: str, night: Night, *, of_units: bool = False
+) -> Sequence[tuple[str, Part | TableFile]]:
+    """Return the files with the rows of a published run, or of its units, each with its folder."""
+    folder, manifest = night
+    if of_units:
+        folder = Run(output, manifest.run_id).table("groups", manifest.date)
+    return [(folder, file) for file in (manifest.groups if of_units else manifest.parts)]
+
+
+def pick_published(found: Sequence[Night], output: str, run_id: str = "") -> list[Night]:
     """Return all of the published runs of an output, or the one of an id, in their order.
 
     Raises:

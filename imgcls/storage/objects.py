@@ -78,12 +78,14 @@ def list_folder(prefix_uri: str) -> Folder | None:
 
     Returns:
         The folders (URIs that end in "/") and the entries beside them; None where that is more than
-        one page, or where the store is a local disk, Google's or Azure's.
+        one page, or where the store is Azure's.
 
     Raises:
         ConfigError, AccessDeniedError, StorageError: as for `list_entries`.
     """
-    return None if is_local(prefix_uri) else remote.list_folder(prefix_uri)
+    if is_local(prefix_uri):
+        return local.list_folder(_path(prefix_uri))
+    return remote.list_folder(prefix_uri)
 
 
 def is_folder(uri: str) -> bool:

@@ -23,7 +23,9 @@ from imgcls.inert import from_csv
 from imgcls.nightly import nightly
 from imgcls.results import delta
 from imgcls.results.driver import results
+from imgcls.runs.published import MANIFEST, list_published
 from imgcls.scoring.publishing.retention import rollback
+from tests.report.nights import publish_night, row_of
 from tests.scoring.tiny import image_bytes, published_rows
 
 HOSTILE = '=HYPERLINK("evil"),\u202e-1.png'
@@ -166,6 +168,25 @@ def test_killed_between_manifest_and_registration_the_next_start_mends_it(
 @pytest.mark.timeout(3600)
 def test_twenty_kills_between_manifest_and_registration(config: NightlyConfig) -> None:
     campaign(config, 20)
+
+
+def test_a_list_of_nights_that_is_too_old_takes_nothing_out_of_the_table(tmp_path: Path) -> None:
+    """Of two nights that end together, one has listed what is published before the other is."""
+    output = str(tmp_path)
+    folders = []
+    for day, run_id in enumerate(("one", "two"), 1):
+        older = list(list_published(output))
+        rows = [row_of(number) for number in range(3)]
+        folders.append(publish_night(output, rows, run_id=run_id, day=day)[0])
+    delta.keep_delta(output, list(list_published(output)), create=True)
+    delta.keep_delta(output, older, create=False)
+    assert_all_see_what_is_published(output)
+    assert set(published(output)) == {"one", "two"}
+    # What is not published any more goes, whoever says so.
+    Path(folders[1], MANIFEST).unlink()
+    delta.keep_delta(output, older, create=False)
+    assert_all_see_what_is_published(output)
+    assert set(published(output)) == {"one"}
 
 
 def test_a_failure_of_delta_never_harms_the_night(

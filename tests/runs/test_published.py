@@ -18,6 +18,7 @@ from imgcls.runs.commits import read_commits
 from imgcls.runs.ledger import published_keys
 from imgcls.runs.plan import read_plan
 from imgcls.runs.published import (
+    MANIFEST,
     Part,
     list_published,
     read_columns,
@@ -115,10 +116,17 @@ def test_a_run_that_was_rolled_back_is_not_there(night: NightlyConfig) -> None:
 def test_a_run_that_is_rolled_back_while_they_are_listed_is_passed_over(
     night: NightlyConfig,
 ) -> None:
+    december = [f"nightly-2026-12-{day:02d}" for day in range(1, 32)]
+    for run_id in december:
+        folder_of(night, run_id).mkdir(parents=True)
+        shutil.copy(folder_of(night, FIRST) / MANIFEST, folder_of(night, run_id))
     runs = list_published(night.output)
     assert next(runs)[1].run_id == FIRST
-    rollback(RollbackConfig(night.output, SECOND))
-    assert list(runs) == []
+    # Some are read ahead, the last is not yet.
+    (folder_of(night, december[-1]) / MANIFEST).unlink()
+    assert [Path(folder).name for folder, _ in runs] == [
+        f"run={run_id}" for run_id in (SECOND, *december[:-1])
+    ]
 
 
 def test_fields_that_a_later_version_added_are_passed_over(night: NightlyConfig) -> None:

@@ -5,11 +5,13 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from imgcls.errors import ObjectChangedError, ObjectExistsError, ObjectMissingError
+from imgcls.storage.bucket import Folder
 from imgcls.storage.objects import (
     delete,
     exists,
     head,
     list_entries,
+    list_folder,
     list_objects,
     put,
     put_if_match,
@@ -44,6 +46,16 @@ def test_head_and_listing_and_put_agree(root: str) -> None:
     assert '"' not in etag
     assert abs(datetime.now(UTC) - listed.last_modified) < timedelta(minutes=1)
     assert listed.last_modified.utcoffset() == timedelta(0)
+
+
+def test_one_level_is_listed_without_what_is_below(root: str) -> None:
+    for name in ("p/1", "p/q/2", "p/q/r/3", "x"):
+        put(join(root, name), b"x")
+    level = list_folder(join(root, "p"))
+    assert level is not None
+    assert level.folders == [f"{join(root, 'p/q')}/"]
+    assert [entry.uri for entry in level.entries] == [join(root, "p/1")]
+    assert list_folder(join(root, "nothing")) == Folder([], [])
 
 
 def test_missing_object_is_said_to_be_missing(root: str) -> None:

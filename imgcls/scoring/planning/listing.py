@@ -280,7 +280,7 @@ def _expand(prefix: str) -> tuple[list[str], list[ObjectInfo | Skipped]]:
             break
         below = []
         for folder in folders:
-            level = list_folder(folder)
+            level = None if is_local(folder) else list_folder(folder)
             below += [folder] if level is None else level.folders
             entries += [] if level is None else level.entries
         if below == folders:

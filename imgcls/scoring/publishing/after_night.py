@@ -16,13 +16,10 @@ from imgcls.report.make import make_missing_pages, remove_pages
 from imgcls.results.delta import forget_run, keep_delta
 from imgcls.results.views import write_views
 from imgcls.runs.plan import Plan, read_plan
-from imgcls.runs.published import Manifest, list_published
+from imgcls.runs.published import Night, list_published
 from imgcls.runs.run import Run
 
 log = logging.getLogger(__name__)
-
-Night = tuple[str, Manifest]
-"""A published run: its folder and its manifest."""
 
 
 @dataclass(frozen=True, slots=True)

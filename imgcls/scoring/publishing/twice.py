@@ -4,7 +4,8 @@ In: an output prefix. Out: in words, which nights hold the same rows. Invariant:
 (uri, member, frame, etag, network, spec, decoders); of all nights one alone holds it, but for those
 that were asked to score failures again. `score` scores what it is asked to; repeats are counted.
 
-Memory: the rows are compared on local disk by DuckDB, in SORT_MEMORY.
+Memory: the rows are compared on local disk by DuckDB, in SORT_MEMORY. Where a small run is asked
+about, of all others only the rows of its images are.
 """
 
 import json
@@ -18,6 +19,7 @@ from pathlib import Path
 import duckdb
 import pyarrow as pa
 
+from imgcls.in_order import in_order
 from imgcls.runs.plan import read_plan
 from imgcls.runs.published import (
     Manifest,
@@ -36,6 +38,8 @@ _COLUMNS = ["uri", "frame", "etag", "status"]
 # Rows that another night may hold too: nothing was learnt of the version that was planned, or there
 # is more to be learnt by now.
 _TRIED_AGAIN = (*NOTHING_LEARNT, *ASKED_AGAIN, *READ_LATER)
+_PARTS_AHEAD = 4
+_SMALL_ROWS = 262_144
 
 
 @dataclass(frozen=True)
@@ -78,9 +82,9 @@ def _comparable(output: str) -> Iterator[list[_Run]]:
     # Versions that differ in thresholds alone are one; what an older imgcls published says no
     # network digest, and is compared with all others of its very version.
     network_by_model = {m.model_digest: m.network_digest for _, m in published if m.network_digest}
-    for folder, manifest in published:
+    plans = in_order(read_plan, [Run(output, manifest.run_id) for _, manifest in published])
+    for (folder, manifest), plan in zip(published, plans, strict=True):
         decoders = json.dumps(manifest.decoders, sort_keys=True)
-        plan = read_plan(Run(output, manifest.run_id))
         is_night = plan is not None and plan.is_night
         retry_failed = plan is not None and bool(plan.config.get("retry_failed"))
         network = network_by_model.get(manifest.model_digest, manifest.model_digest)
@@ -100,22 +104,34 @@ def _compare(runs: list[_Run], run_id: str, folder: str, found: Twice) -> None:
             "CREATE TABLE published (uri VARCHAR, member VARCHAR, frame INTEGER, etag VARCHAR,"
             " ok BOOLEAN, run_id VARCHAR, is_night BOOLEAN, retry_failed BOOLEAN)"
         )
-        for run in runs:
-            for part in run.manifest.parts:
-                _insert(database, run, part)
+        # First: then only its images are taken of all others.
+        runs = sorted(runs, key=lambda run: run.manifest.run_id != run_id)
+        is_small = bool(run_id) and runs[0].manifest.counts["rows"] <= _SMALL_ROWS
+        parts = ((run, part) for run in runs for part in run.manifest.parts)
+        for run, rows in in_order(_read, parts, _PARTS_AHEAD):
+            _insert(database, run, rows, of_first=is_small and run is not runs[0])
         found.problems += _list_problems(database, run_id)
         found.num_repeated += _count_repeated(database, run_id)
     finally:
         database.close()
 
 
-def _insert(database: duckdb.DuckDBPyConnection, run: _Run, part: Part) -> None:
+def _read(found: tuple[_Run, Part]) -> tuple[_Run, pa.Table]:
+    run, part = found
     table = with_members(read_columns(run.folder, part, (*_COLUMNS, MEMBER_FIELD.name)))
     status = table.schema.get_field_index("status")
     table = with_comparable_etags(table)
-    database.register("part", table.set_column(status, "status", table["status"].cast(pa.string())))
+    return run, table.set_column(status, "status", table["status"].cast(pa.string()))
+
+
+def _insert(
+    database: duckdb.DuckDBPyConnection, run: _Run, rows: pa.Table, *, of_first: bool
+) -> None:
+    """Take in rows; `of_first`: only those of images that are there already."""
+    database.register("part", rows)
     database.execute(
-        "INSERT INTO published SELECT uri, member, frame, etag, status = 'ok', ?, ?, ? FROM part"
+        "INSERT INTO published SELECT uri, member, frame, etag, status = 'ok', ?, ?, ?"  # noqa: S608
+        f" FROM {'part SEMI JOIN published USING (uri, member)' if of_first else 'part'}"
         " WHERE NOT list_contains(?, status)",
         [run.manifest.run_id, run.is_night, run.retry_failed, [str(s) for s in _TRIED_AGAIN]],
     )

@@ -28,9 +28,8 @@ from imgcls.model.bundle_files import read_digest
 from imgcls.runs.latest import latest_of
 from imgcls.runs.ledger import is_same_network
 from imgcls.runs.plan import Plan
-from imgcls.runs.published import Manifest, TableFile, list_published, read_columns
+from imgcls.runs.published import Night, TableFile, files_of, list_published, read_columns
 from imgcls.runs.row_keys import with_members
-from imgcls.runs.run import Run
 from imgcls.schema import GROUPS_SCHEMA, PLACE_FIELDS, UnitStatus
 from imgcls.scoring.planning.staging import SORT_MEMORY
 from imgcls.scoring.publishing.tables import put_table
@@ -119,7 +118,7 @@ class Units(Closing):
             for part in manifest.parts:
                 keys = read_columns(folder, part, _KEYS)
                 self._insert(keys, _KEYS, "INSERT INTO keys SELECT DISTINCT * FROM part")
-            self._note_before(manifest)
+            self._note_before((folder, manifest))
         self._choose()
         found = self._database.sql("SELECT DISTINCT run_id FROM chosen").fetchall()
         wanted = {run_id for (run_id,) in found}
@@ -142,9 +141,9 @@ class Units(Closing):
         self._database.close()
         self._folder.cleanup()
 
-    def _earlier(self) -> list[tuple[str, Manifest]]:
+    def _earlier(self) -> list[Night]:
         """Return the published runs of the same network with units by the same key."""
-        plan, alike, num_others = self._plan, list[tuple[str, Manifest]](), 0
+        plan, alike, num_others = self._plan, list[Night](), 0
         for folder, manifest in list_published(plan.output):
             is_alike = is_same_network(manifest.digests, plan.digests)
             if manifest.run_id == plan.run_id or not is_alike:
@@ -177,10 +176,9 @@ class Units(Closing):
         self._database.execute(statement)
         self._database.unregister("part")
 
-    def _note_before(self, manifest: Manifest) -> None:
+    def _note_before(self, night: Night) -> None:
         """Note the rows of units that an earlier run published."""
-        folder = Run(self._plan.output, manifest.run_id).table("groups", manifest.date)
-        for file in manifest.groups:
+        for folder, file in files_of(self._plan.output, night, of_units=True):
             self._insert(
                 read_columns(folder, file, _BEFORE),
                 _BEFORE,

@@ -30,6 +30,7 @@ from imgcls.storage.stores.local_listing import (
     etag_of,
     info_of,
     list_entries,
+    list_folder,
     without_inode,
 )
 
@@ -38,6 +39,7 @@ __all__ = [
     "head",
     "is_folder",
     "list_entries",
+    "list_folder",
     "put",
     "put_if_match",
     "put_new",

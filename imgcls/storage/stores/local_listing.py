@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 
 from imgcls.errors import AccessDeniedError, StorageError
+from imgcls.storage.bucket import Folder
 from imgcls.storage.info import ObjectInfo, Skipped
 
 TEMP_PREFIX = ".imgcls-tmp-"
@@ -69,13 +70,27 @@ def list_entries(folder: str, start_after: str | None) -> Iterator[ObjectInfo | 
     """
     bound = None if start_after is None else os.fsencode(start_after)
     root = os.fsencode(folder)
-    try:
-        content = _look_into(root)
-    except (FileNotFoundError, NotADirectoryError):
-        return
-    except OSError as error:
-        raise _refused(root, error) from error
-    yield from _walk(root, content, bound, ancestors=())
+    content = _look_into_root(root)
+    if content is not None:
+        yield from _walk(root, content, bound, ancestors=())
+
+
+def list_folder(folder: str) -> Folder:
+    """List one level; the names of folders end in "/".
+
+    Raises:
+        AccessDeniedError, StorageError: as for `list_entries`.
+    """
+    root = os.fsencode(folder)
+    found = Folder([], [])
+    _, entries = _look_into_root(root) or (None, [])
+    for name, is_folder in entries:
+        path = os.path.join(root, name)  # noqa: PTH118  (pathlib knows no bytes)
+        if is_folder:
+            found.folders.append(f"{_shown(path)}/")
+        else:
+            found.entries.extend(_entry(path))
+    return found
 
 
 def _walk(
@@ -98,6 +113,15 @@ def _walk(
                 yield _unseen_folder(path, error, folder)
             else:
                 yield from _walk(path, below, bound, (*ancestors, identity))
+
+
+def _look_into_root(folder: bytes) -> _Content | None:
+    try:
+        return _look_into(folder)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise _refused(folder, error) from error
 
 
 def _look_into(folder: bytes) -> _Content:
