@@ -139,7 +139,10 @@ def _still_there(rows: Iterable[Row]) -> tuple[list[Row], list[str]]:
     """Return the answers to images that are what they were, and the names of the others."""
     rows = sorted(rows, key=lambda row: (row["uri"], row["member"] or ""))
     current, changed = list[Row](), list[str]()
-    for row, info in zip(rows, head_many([row["uri"] for row in rows]), strict=True):
+    uris = list(dict.fromkeys(row["uri"] for row in rows))  # many images of one container are one
+    heads = dict(zip(uris, head_many(uris), strict=True))
+    for row in rows:
+        info = heads[row["uri"]]
         is_same = isinstance(info, ObjectInfo) and info.etag == row["etag"]
         if is_same:
             current.append(row)

@@ -1,8 +1,9 @@
 """What people were asked about an output's images, and what they said.
 
 In: an output. Out: the images of all queues, and the answers, the latest of an image for all.
-Invariants: a file is written once, under the next free number, so that what comes later is known
-without a clock; the same rows written again are no second file.
+Invariants: a file is written once, under a number higher than all that are there, so that what
+comes later is known without a clock. A queue that was asked before is no second file, nor are the
+answers that came last; answers that others followed are: what is said last counts.
 
     OUT/_queues/00001.parquet     one row per image that a person was asked about
     OUT/_answers/00001.parquet    one row per answer, with what the queue says of its image
@@ -10,6 +11,7 @@ without a clock; the same rows written again are no second file.
 
 import hashlib
 import io
+import re
 from collections.abc import Iterator
 from typing import Any, Final
 
@@ -17,11 +19,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from imgcls.errors import ObjectExistsError
+from imgcls.storage.info import ObjectInfo
 from imgcls.storage.objects import list_objects, put_new, read
 from imgcls.storage.uri import canonical, join
 
 # Why an image is in a queue that was drawn; all others were chosen for what they are.
 RANDOM: Final = "random"
+_NUMBER: Final = re.compile(r"/(\d+)\.parquet$")
 
 QUEUE_SCHEMA: Final = pa.schema(
     [
@@ -61,12 +65,12 @@ def id_of(uri: str, member: str | None, etag: str) -> str:
 
 def write_queue(output: str, rows: list[Row]) -> str:
     """Keep what people are asked; return where."""
-    return _write(join(canonical(output), "_queues"), rows, QUEUE_SCHEMA)
+    return _write(join(canonical(output), "_queues"), rows, QUEUE_SCHEMA, last=False)
 
 
 def write_answers(output: str, rows: list[Row]) -> str:
     """Keep what people said; return where."""
-    return _write(join(canonical(output), "_answers"), rows, ANSWERS_SCHEMA)
+    return _write(join(canonical(output), "_answers"), rows, ANSWERS_SCHEMA, last=True)
 
 
 def read_queues(output: str) -> dict[str, Row]:
@@ -82,16 +86,18 @@ def read_answers(output: str) -> dict[str, Row]:
     return {row["id"]: row for row in _read(join(canonical(output), "_answers"))}
 
 
-def _write(folder: str, rows: list[Row], schema: pa.Schema) -> str:
+def _write(folder: str, rows: list[Row], schema: pa.Schema, *, last: bool) -> str:
+    """Write rows, unless the same are there: in the last file, or in any."""
     sink = io.BytesIO()
     pq.write_table(pa.Table.from_pylist(rows, schema), sink)
     data = sink.getvalue()
     while True:
-        there = [info.uri for info in list_objects(folder)]
-        for uri in there:
-            if read(uri) == data:
-                return uri
-        uri = join(folder, f"{len(there) + 1:05d}.parquet")
+        there = _numbered(folder)
+        for _, info in there[-1:] if last else there:
+            if info.size_bytes == len(data) and read(info.uri) == data:
+                return info.uri
+        number = there[-1][0] + 1 if there else 1
+        uri = join(folder, f"{number:05d}.parquet")
         try:
             put_new(uri, data)
         except ObjectExistsError:
@@ -100,8 +106,12 @@ def _write(folder: str, rows: list[Row], schema: pa.Schema) -> str:
 
 
 def _read(folder: str) -> Iterator[Row]:
-    for info in sorted(list_objects(folder), key=lambda info: info.uri):
-        if not info.uri.endswith(".parquet"):
-            continue
+    for _, info in _numbered(folder):
         for row in pq.read_table(io.BytesIO(read(info.uri))).to_pylist():
             yield row | {"carried": dict(row["carried"])}
+
+
+def _numbered(folder: str) -> list[tuple[int, ObjectInfo]]:
+    """Return the files with their numbers, in order; somebody may have removed some."""
+    found = ((_NUMBER.search(info.uri), info) for info in list_objects(folder))
+    return sorted(((int(name[1]), info) for name, info in found if name), key=lambda pair: pair[0])
