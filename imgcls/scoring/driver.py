@@ -23,7 +23,6 @@ from imgcls.progress import Progress
 from imgcls.runs.commits import read_commits
 from imgcls.runs.held import refuse_held
 from imgcls.runs.plan import Plan, Shard, read_plan
-from imgcls.runs.published import read_manifest
 from imgcls.runs.run import Run
 from imgcls.scoring.executors.executor import Executor, open_executor
 from imgcls.scoring.planning.carry import Carry
@@ -40,7 +39,7 @@ from imgcls.scoring.planning.shard_sizes import shard_sizes
 from imgcls.scoring.planning.staging import Staging, stage
 from imgcls.scoring.publishing.after_night import after_night
 from imgcls.scoring.publishing.hold import hold_if_changed
-from imgcls.scoring.publishing.publish import publish, remove_unnamed
+from imgcls.scoring.publishing.publish import find_published, publish
 from imgcls.scoring.publishing.retention import refuse_rolled_back
 from imgcls.scoring.reporting.best_effort import last_word_within_s
 from imgcls.scoring.reporting.failure_budget import Budget
@@ -165,7 +164,7 @@ def finish_run(
         "run %s: %d images in %d shards", plan.run_id, plan.counts["planned"], len(plan.shard_rows)
     )
     scored = Scored()
-    manifest = read_manifest(plan.published)
+    manifest = find_published(plan)
     if manifest is None:
         refuse_held(plan.run)
         run_log.belongs_to(plan.run)
@@ -177,8 +176,6 @@ def finish_run(
                 hold_if_changed(plan, commits.values(), delta=config.delta)
             manifest = publish(plan, commits, before_manifest)
             log_published(manifest)
-    else:
-        remove_unnamed(plan, manifest)
     return describe_run(plan, manifest) | scored.to_dict()
 
 

@@ -127,6 +127,9 @@ def test_a_run_by_hand_is_held_too_and_not_resumed(night: NightlyConfig, tmp_pat
     assert release(ReleaseConfig(config.output, "by-hand"))["rows"] == 240
     # What the run was asked for beside its rows is made now.
     assert is_delta(config.output)
+    # As where it was killed behind its manifest: released again it ends in the same, gc or not.
+    assert gc(GcConfig(config.output, older_than="0s"))["removed"]
+    assert release(ReleaseConfig(config.output, "by-hand"))["rows"] == 240
 
 
 def test_the_next_night_goes_on_without_it(night: NightlyConfig, tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from imgcls.runs.plan import Plan, read_planned
 from imgcls.runs.published import list_published
 from imgcls.scoring.planning.decoders import record_of_run
 from imgcls.scoring.publishing.after_night import after_night
-from imgcls.scoring.publishing.publish import publish
+from imgcls.scoring.publishing.publish import find_published, publish
 from imgcls.scoring.publishing.retention import refuse_rolled_back
 from imgcls.scoring.publishing.verify import verify
 from imgcls.scoring.reporting.result import describe_run
@@ -84,7 +84,9 @@ def release(config: ReleaseConfig) -> dict[str, Any]:
         put_new(run.released, json.dumps({"released_at": _now()}).encode())
     except ObjectExistsError:
         log.info("run %s was released before; finishing that", config.run_id)
-    manifest = publish(plan, {commit.shard_id: commit for commit in read_commits(run)})
+    # One that was killed behind the manifest: its attempts may be gone by now.
+    manifest = find_published(plan)
+    manifest = manifest or publish(plan, {c.shard_id: c for c in read_commits(run)})
     log.info("released: %s", held.sentence)
     verify(VerifyConfig(output, config.run_id))
     result = describe_run(plan, manifest)

@@ -94,20 +94,27 @@ def publish(
         text = record_text(manifest, format_version=FORMAT_VERSION, indent=1)
         put_new(join(folder, MANIFEST), text)
     except ObjectExistsError:
-        winner = read_manifest(folder)
+        winner = find_published(plan)
         if winner is None:
             raise ConfigError(f"run {plan.run_id} was rolled back while it published") from None
-        remove_unnamed(plan, winner)
         return winner
     # Rollback marks first and deletes then: whichever of us is second sees the other.
     if plan.run.is_rolled_back():
         delete(join(folder, MANIFEST))
         raise ConfigError(f"run {plan.run_id} was rolled back while it published")
-    remove_unnamed(plan, manifest)
+    _remove_unnamed(plan, manifest)
     return manifest
 
 
-def remove_unnamed(plan: Plan, manifest: Manifest) -> None:
+def find_published(plan: Plan) -> Manifest | None:
+    """Return the manifest of a run that is published already, and finish its publication."""
+    manifest = read_manifest(plan.published)
+    if manifest is not None:
+        _remove_unnamed(plan, manifest)
+    return manifest
+
+
+def _remove_unnamed(plan: Plan, manifest: Manifest) -> None:
     """Remove tables of starts that were killed, or came second, once it is known which count."""
     if manifest.unit:
         for info in unnamed_files(plan, manifest):

@@ -179,10 +179,10 @@ def _garbage(
     if max(info.last_modified for info in infos) >= before:
         return []
     plan = read_plan(run)
-    if plan is not None and is_published(plan):
-        manifest = read_manifest(plan.published)
-        left = list(unnamed_files(plan, manifest)) if manifest is not None else []
-        return [*left, *(info for info in infos if not run.stays_when_published(info.uri))]
+    manifest = read_manifest(plan.published) if plan is not None else None
+    if plan is not None and manifest is not None:
+        left = (info for info in infos if not run.stays_when_published(info.uri))
+        return [*unnamed_files(plan, manifest), *left]
     if not abandoned or run.is_rolled_back() or read_held(run) is not None:
         return []
     ordered = sorted(infos, key=lambda info: run.order_of_removal(info.uri))
