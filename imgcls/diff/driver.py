@@ -25,7 +25,7 @@ from imgcls.diff.pairs import Bools, Pairs, Side, carried_columns, read_pairs
 from imgcls.errors import ConfigError
 from imgcls.model.bundle import read_bundle
 from imgcls.runs.diff_record import DiffRecord
-from imgcls.runs.published import list_published, pick_published, read_manifest
+from imgcls.runs.published import Night, list_published, pick_published, read_manifest
 from imgcls.runs.run import Run
 from imgcls.scoring.driver import new_run_id, score
 from imgcls.sources.members import Member
@@ -178,7 +178,7 @@ def _sides(config: DiffConfig) -> tuple[Side, Side]:
             f"{config.first} {config.second}: name two runs, or two models (REGISTRY/NAME@v3)"
         )
     if not any(are_models):
-        return _side(config.output, asked[0]), _side(config.output, asked[1])
+        return _two_sides(config.output, asked)
     if not (config.source or config.data):
         raise ConfigError("two models need images to run on: --source, or --data with labels")
     made = []
@@ -201,10 +201,17 @@ def _sides(config: DiffConfig) -> tuple[Side, Side]:
                 )
             )["run_id"]
         )
-    return _side(config.output, made[0]), _side(config.output, made[1])
+    return _two_sides(config.output, made)
 
 
-def _side(output: str, text: str) -> Side:
+def _two_sides(output: str, asked: Sequence[str]) -> tuple[Side, Side]:
+    are_ids = any(not _FOLDER.fullmatch(text) for text in asked)
+    published = list(list_published(output)) if are_ids else []
+    first, second = (_side(output, text, published) for text in asked)
+    return first, second
+
+
+def _side(output: str, text: str, published: Sequence[Night]) -> Side:
     """Find a published run by its id, or by the folder that it is published to."""
     if found := _FOLDER.fullmatch(text):
         folder = canonical_uri(text, str(Path.cwd()))
@@ -214,7 +221,7 @@ def _side(output: str, text: str) -> Side:
         return Side(
             Run(canonical_uri(found[1], str(Path.cwd())), manifest.run_id), folder, manifest
         )
-    [(folder, manifest)] = pick_published(list(list_published(output)), output, text)
+    [(folder, manifest)] = pick_published(published, output, text)
     return Side(Run(output, text), folder, manifest)
 
 

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 
 from imgcls.errors import ConfigError
 from imgcls.report.read import Night
-from imgcls.runs.published import Manifest, read_columns
+from imgcls.runs.published import Manifest, read_columns, with_comparable_etags
 from imgcls.runs.row_keys import image_keys
 from imgcls.runs.run import Run
 from imgcls.schema import MEMBER_FIELD, ROW_COLUMNS, Status
@@ -119,7 +119,7 @@ def _read(side: Side) -> pa.Table:
     carried = (name for name in columns if name not in ROW_COLUMNS)
     wanted = [*_WANTED, MEMBER_FIELD.name, *carried]
     for part in side.manifest.parts:
-        table = read_columns(side.folder, part, wanted)
+        table = with_comparable_etags(read_columns(side.folder, part, wanted))
         for index, field in enumerate(table.schema):
             if pa.types.is_dictionary(field.type):
                 table = table.set_column(index, field.name, table[field.name].cast(pa.string()))
