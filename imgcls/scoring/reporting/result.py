@@ -8,8 +8,9 @@ of the published run are the manifest's, whoever scored it; what this start did 
 import json
 import logging
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final
 
 import pyarrow as pa
@@ -131,7 +132,8 @@ def describe_greys(greys: dict[str, int]) -> list[str]:
     return lines
 
 
-_TOLD_COLUMNS: Final = ("uri", "member", "status", "error", "class_name", "decision")
+_COUNTED: Final = ("status", "class_name", "decision")
+_NAMED: Final = ("uri", "member", "error")
 
 
 @dataclass
@@ -142,17 +144,25 @@ class Found:
     classes: Counter[str] = field(default_factory=Counter)
     examples: dict[str, list[dict[str, str]]] = field(default_factory=dict)
 
-    def add(self, rows: pa.Table) -> None:
-        """Count the rows of a part; an example is one of the first of its status."""
+    def add(self, rows: pa.Table, named: Callable[[], pa.Table]) -> None:
+        """Count the rows of a part; an example is one of the first of its status.
+
+        Args:
+            rows: the columns that are counted.
+            named: reads those that name an example: wide ones, which few parts are asked for.
+        """
         for name, counts in (("decision", self.decisions), ("class_name", self.classes)):
             if name in rows.column_names:
                 for entry in rows[name].drop_null().value_counts().to_pylist():
                     counts[entry["values"]] += entry["counts"]
         statuses = pc.cast(rows["status"], pa.string())
-        for status in set(statuses.unique().to_pylist()) - {Status.OK}:
+        failed = sorted(set(statuses.unique().to_pylist()) - {Status.OK})
+        wanted = [each for each in failed if len(self.examples.get(each, ())) < _NUM_EXAMPLES]
+        names = named() if wanted else rows
+        for status in wanted:
             kept = self.examples.setdefault(status, [])
             left = _NUM_EXAMPLES - len(kept)
-            some = rows.filter(pc.equal(statuses, status)).slice(0, left)
+            some = names.filter(pc.equal(statuses, status)).slice(0, left)
             kept += [
                 {"name": _name(row), "error": row.get("error") or ""} for row in some.to_pylist()
             ]
@@ -205,7 +215,8 @@ def describe_run(plan: Plan, manifest: Manifest) -> dict[str, Any]:
     num_ok = manifest.status_counts.get(Status.OK, 0)
     found = Found()
     for part in manifest.parts:
-        found.add(read_columns(plan.published, part, _TOLD_COLUMNS))
+        named = partial(read_columns, plan.published, part, _NAMED)
+        found.add(read_columns(plan.published, part, _COUNTED), named)
     result = {
         "run_id": plan.run_id,
         "output": plan.published,
