@@ -148,6 +148,49 @@ class Staging:
             new (never published), changed (published with other etags only, or with other pixels),
             failed_before (published, never ok) and unchanged (published, ok).
         """
+        self._take_in(published)
+        # Until something is deleted a row id stays what it is.
+        self._database.execute(
+            "CREATE TABLE found AS SELECT listing.rowid AS row, bool_or(ok) AS ok,"
+            " bool_or(done) AS done, coalesce(bool_and(older) FILTER (ok), false) AS older"
+            " FROM listing JOIN rows USING (uri, member, etag) GROUP BY listing.rowid"
+        )
+        self._database.execute(
+            "UPDATE listing SET failed_before = true FROM found"
+            " WHERE row = listing.rowid AND NOT ok"
+        )
+        [(num_listed, num_found)] = self._database.sql(
+            "SELECT (SELECT count(*) FROM listing), (SELECT count(*) FROM found)"
+        ).fetchall()
+        [(num_of_other_version,)] = self._database.sql(
+            "SELECT count(*) FROM (FROM listing ANTI JOIN found ON row = listing.rowid)"
+            " SEMI JOIN rows USING (uri, member)"
+        ).fetchall()
+        [(num_done, num_moved, num_failed, num_left, self.num_with_older_thresholds)] = (
+            self._database.execute(
+                "SELECT count(*) FILTER (ok AND done), count(*) FILTER (ok AND NOT done),"
+                " count(*) FILTER (NOT ok), count(*) FILTER (NOT ok AND (NOT done OR ?)),"
+                " count(*) FILTER (ok AND done AND older) FROM found",
+                [retry_failed],
+            ).fetchall()
+        )
+        self._database.execute(
+            "DELETE FROM listing USING found WHERE row = listing.rowid AND done AND (ok OR NOT ?)",
+            [retry_failed],
+        )
+        self._database.execute("DROP TABLE rows; DROP TABLE found")
+        self.num_excluded = num_listed - self.count()
+        self.planned_again = {"pixels_moved": num_moved, "failed_before": num_left}
+        self._has_failed_before = bool(num_left)
+        return {
+            "new": num_listed - num_found - num_of_other_version,
+            "changed": num_of_other_version + num_moved,
+            "failed_before": num_failed,
+            "unchanged": num_done,
+        }
+
+    def _take_in(self, published: Iterable[pa.Table]) -> None:
+        """Keep published rows as the table `rows`."""
         self._database.execute(
             "CREATE TABLE rows (uri VARCHAR, member VARCHAR, etag VARCHAR, ok BOOLEAN,"
             " done BOOLEAN, older BOOLEAN)"
@@ -167,43 +210,6 @@ class Staging:
                 [list(map(str, ASKED_AGAIN)), list(map(str, NOTHING_LEARNT))],
             )
             self._database.unregister("staged")
-        self._database.execute(
-            "CREATE TABLE ledger AS SELECT uri, member, etag, bool_or(ok) AS ok,"
-            " bool_or(done) AS done, bool_and(older) FILTER (ok) AS older FROM rows"
-            " GROUP BY ALL; DROP TABLE rows"
-        )
-        [(*counts, self.num_with_older_thresholds)] = self._database.sql(
-            "SELECT count(*) FILTER (ledger.uri IS NULL AND known.uri IS NULL),"
-            " count(*) FILTER (ledger.uri IS NULL AND known.uri IS NOT NULL"
-            " OR ledger.ok AND NOT ledger.done),"
-            " count(*) FILTER (NOT ledger.ok), count(*) FILTER (ledger.ok AND ledger.done),"
-            " count(*) FILTER (ledger.ok AND ledger.done AND ledger.older)"
-            " FROM listing LEFT JOIN ledger USING (uri, member, etag)"
-            " LEFT JOIN (SELECT DISTINCT uri, member FROM ledger) AS known"
-            " ON known.uri = listing.uri AND known.member = listing.member"
-        ).fetchall()
-        self._database.execute(
-            "DELETE FROM listing USING ledger WHERE listing.uri = ledger.uri"
-            " AND listing.member = ledger.member AND listing.etag = ledger.etag"
-            " AND ledger.done AND (ledger.ok OR NOT ?)",
-            [retry_failed],
-        )
-        self.num_excluded = sum(counts) - self.count()
-        self._mark_planned_again()
-        return dict(zip(("new", "changed", "failed_before", "unchanged"), counts, strict=True))
-
-    def _mark_planned_again(self) -> None:
-        """Mark what failed in an earlier night; it is judged apart from what is new."""
-        self._database.execute(
-            "UPDATE listing SET failed_before = true FROM ledger WHERE listing.uri = ledger.uri"
-            " AND listing.member = ledger.member AND listing.etag = ledger.etag AND NOT ledger.ok"
-        )
-        [(moved, failed)] = self._database.sql(
-            "SELECT count(*) FILTER (ledger.ok), count(*) FILTER (NOT ledger.ok)"
-            " FROM listing JOIN ledger USING (uri, member, etag)"
-        ).fetchall()
-        self.planned_again = {"pixels_moved": moved, "failed_before": failed}
-        self._has_failed_before = bool(failed)
 
     def count(self) -> int:
         """Return the number of staged objects."""
