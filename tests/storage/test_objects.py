@@ -52,6 +52,9 @@ def test_one_level_is_listed_without_what_is_below(root: str) -> None:
     for name in ("p/1", "p/q/2", "p/q/r/3", "x"):
         put(join(root, name), b"x")
     level = list_folder(join(root, "p"))
+    if root.startswith("az://"):
+        assert level is None, "listed in one stream"
+        return
     assert level is not None
     assert level.folders == [f"{join(root, 'p/q')}/"]
     assert [entry.uri for entry in level.entries] == [join(root, "p/1")]
