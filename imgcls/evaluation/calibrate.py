@@ -29,6 +29,7 @@ from imgcls.evaluation.of_units import (
     rule_to_fit,
 )
 from imgcls.evaluation.predict_samples import Predicted, RunFlags, predict_samples
+from imgcls.logs import tell
 from imgcls.metrics.calibration import Calibration, fit_calibration
 from imgcls.metrics.measures import sets_of
 from imgcls.metrics.operating_targets import check_operating_points, operating_targets
@@ -88,7 +89,7 @@ def calibrate(config: CalibrateConfig) -> dict[str, Any]:
     verdict = _judge(bundle, samples, judged, predicted[judged], metrics[judged], calibration)
     made = register(registry, name, _with(bundle, calibration, metrics, verdict, config))
     for line in verdict.lines():
-        _log.info("%s", line)
+        tell(line)
     return {
         "verdict": verdict.to_dict(),
         "model": made.reference,

@@ -14,7 +14,6 @@ from typing import Any
 from imgcls.config.operations import DoctorConfig
 from imgcls.errors import ConfigError
 from imgcls.image.capabilities import decode_capabilities
-from imgcls.labelling.doctor.driver import look_through
 from imgcls.operations.cluster_file import check_cluster_file
 
 log = logging.getLogger(__name__)
@@ -32,6 +31,8 @@ def doctor(config: DoctorConfig) -> dict[str, Any]:
     if config.cluster_file and config.data:
         raise ConfigError("doctor looks at a cluster.yaml, or at --data, not both")
     if config.data:
+        from imgcls.labelling.doctor.driver import look_through
+
         return look_through(config)
     if config.cluster_file:
         return _check(config.cluster_file)

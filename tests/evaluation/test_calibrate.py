@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from imgcls import logs
 from imgcls.config.models import CalibrateConfig, EvaluateConfig, ImportConfig
 from imgcls.config.scoring import NightlyConfig
 from imgcls.data.dataset import read_dataset
@@ -52,10 +53,13 @@ def _calibrate(model: str, data: str, **flags: Any) -> dict[str, Any]:
 
 
 def test_the_recall_target_is_reached_on_fresh_images_of_the_site(
-    registry: str, tmp_path: Path
+    registry: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     site = _write_site(tmp_path / "site", 240, seed=0)
+    logs.configure(result_is_shown=True)
     result = _calibrate(f"{registry}/lamp@v1", site, positive_class="light", target_recall=0.9)
+    log = capsys.readouterr().err
+    assert not [line for line in result["verdict"]["lines"] if line in log], "shown once"
     assert (result["model"], result["version"]) == (f"{registry}/lamp@v2", 2)
     made, before = read_bundle(result["uri"]), read_bundle(f"{registry}/lamp/v1")
     assert made.network_digest == before.network_digest

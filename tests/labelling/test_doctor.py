@@ -1,8 +1,10 @@
 """Labelled data looked through: planted wrong labels, copies, poor pictures, odd sizes."""
 
 import csv
+import io
 import shutil
 import tarfile
+from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from cleanlab.rank import get_label_quality_scores  # type: ignore[import-untype
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from imgcls import logs
 from imgcls.config.operations import DoctorConfig
 from imgcls.data.dataset import read_dataset
 from imgcls.errors import ConfigError
@@ -50,9 +53,12 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, set[str]]:
 @pytest.fixture(scope="module")
 def found(
     data: tuple[Path, set[str]], tmp_path_factory: pytest.TempPathFactory
-) -> tuple[dict[str, Any], Path]:
-    out = tmp_path_factory.mktemp("out")
-    return doctor(DoctorConfig(data=str(data[0]), to=str(out))), out
+) -> tuple[dict[str, Any], Path, str]:
+    """The result, where its files are, and the log that stands above it on a terminal."""
+    out, log = tmp_path_factory.mktemp("out"), io.StringIO()
+    logs.configure(result_is_shown=True)
+    with redirect_stderr(log):
+        return doctor(DoctorConfig(data=str(data[0]), to=str(out))), out, log.getvalue()
 
 
 def rows_of(out: Path) -> list[dict[str, str]]:
@@ -61,9 +67,9 @@ def rows_of(out: Path) -> list[dict[str, str]]:
 
 
 def test_planted_labels_come_first_and_all_else_is_named(
-    data: tuple[Path, set[str]], found: tuple[dict[str, Any], Path]
+    data: tuple[Path, set[str]], found: tuple[dict[str, Any], Path, str]
 ) -> None:
-    result, out = found
+    result, out, log = found
     rows = rows_of(out)
     assert len(rows) == 483  # all but the broken one, so that one may train from it
     labels = [Path(row["uri"]).name for row in rows if "label" in row["suspect"].split(", ")]
@@ -79,23 +85,30 @@ def test_planted_labels_come_first_and_all_else_is_named(
     assert result["num_unreadable"] == 1
     assert any("broken.png" in line for line in result["lines"])
     assert result["out_of_fold_accuracy"] > 0.8
+    assert "no --model" in log
+    assert not [line for line in result["lines"] if line in log], "a terminal shows it once"
 
 
 def test_the_page_shows_the_suspects_and_nothing_runs_on_it(
-    data: tuple[Path, set[str]], found: tuple[dict[str, Any], Path]
+    data: tuple[Path, set[str]], found: tuple[dict[str, Any], Path, str]
 ) -> None:
     with opened(str(found[1] / "doctor.html")) as shown:
-        text = shown.page.inner_text("body")
         assert "labels to check" in shown.page.inner_text("h1")
-        assert "=copy().png" in text or "scan" in text
-        assert shown.page.locator("#labels img").count() >= 20
+        [copy] = shown.page.locator("#conflicts .card").all_inner_texts()
+        assert "=copy().png" in copy
+        assert "which is labelled" in copy
+        labels = shown.page.locator("#labels .card")
+        cards = labels.all_inner_texts()
+        assert sum(any(name in card for name in data[1]) for card in cards) >= 0.8 * _NUM_PLANTED
+        assert all("→" in card for card in cards), "another class is suggested"
+        assert shown.page.locator("#labels img").count() == len(cards)
         assert not shown.complaints
     with opened(str(found[1] / "doctor.html"), bypass_csp=True) as shown:
         assert not shown.serious_findings()
 
 
 def test_a_corrected_manifest_goes_straight_into_training(
-    data: tuple[Path, set[str]], found: tuple[dict[str, Any], Path]
+    data: tuple[Path, set[str]], found: tuple[dict[str, Any], Path, str]
 ) -> None:
     from imgcls.data.label_manifest import read_manifest
 

@@ -30,6 +30,7 @@ from imgcls.labelling.doctor.suspects import (
     find_poor_pictures,
     overlapping_classes,
 )
+from imgcls.logs import tell
 from imgcls.storage.objects import put
 from imgcls.storage.uri import join
 from imgcls.training.head.solver import out_of_fold_probs
@@ -91,7 +92,7 @@ def look_through(config: LabelDoctorOptions) -> dict[str, Any]:
     html = render_doctor(config.data, looked, suspects, overlapping, lines)
     put(page, html.encode(), is_private=True)
     for line in lines:
-        log.info("%s", line)
+        tell(line)
     return {
         "data": config.data,
         "num_images": len(looked.samples),

@@ -109,11 +109,9 @@ def find_duplicates(looked: Looked) -> list[Suspect]:
         if digest in first:
             suspects.append(_pair(looked, index, first[digest], "duplicate", "the same bytes as"))
         first.setdefault(digest, index)
-    named = {(s.index, s.other) for s in suspects} | {(s.other, s.index) for s in suspects}
     for leak in find_near_duplicates(samples, looked.prints):
         one, other = index_of[leak.uri], index_of[leak.other_uri]
-        is_copy = looked.digests[one] == looked.digests[other]
-        if not is_copy and (one, other) not in named:
+        if looked.digests[one] != looked.digests[other]:
             suspects.append(_pair(looked, one, other, "near-duplicate", "looks the same as"))
     return sorted(suspects, key=lambda suspect: suspect.kind != "conflict")
 
