@@ -14,7 +14,6 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, Final
 
-import numpy as np
 import pyarrow as pa
 
 from imgcls.config.choices import Device
@@ -28,6 +27,7 @@ from imgcls.image.outcome import outcome_of
 from imgcls.inference.backends.demand import demand_of_run
 from imgcls.inference.decision_rule import DecisionRule
 from imgcls.inference.predictor import make_predictor
+from imgcls.inference.sketch import short_sketch
 from imgcls.inference.stream import Predicted, predict_stream
 from imgcls.metrics.operating_point import decide
 from imgcls.model.bundle import Bundle
@@ -236,7 +236,7 @@ class _Seen:
                     "levels": looks.levels,
                     "bits": source.bits,
                     "modality": source.modality or None,
-                    "sketch": None if sketch_S is None else sketch_S.astype(np.float16),
+                    "sketch": None if sketch_S is None else short_sketch(sketch_S),
                 },
             )
 

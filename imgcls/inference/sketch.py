@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 SKETCH_SIZE: Final = 32
+_MAX_FLOAT16: Final = 65_504.0
 _SEED: Final = b"imgcls sketch 1"
 
 
@@ -29,3 +30,8 @@ def projection_ES(width: int) -> npt.NDArray[np.float32]:
     signs = bits[: width * SKETCH_SIZE].reshape(width, SKETCH_SIZE).astype(np.float32) * 2 - 1
     scaled: npt.NDArray[np.float32] = signs / np.float32(np.sqrt(SKETCH_SIZE))
     return scaled
+
+
+def short_sketch(sketch_BS: npt.NDArray[np.float32]) -> npt.NDArray[np.float16]:
+    """Return sketches as they are kept: of a network with huge features the ends of float16."""
+    return sketch_BS.clip(-_MAX_FLOAT16, _MAX_FLOAT16).astype(np.float16)

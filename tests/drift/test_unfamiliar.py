@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 
 from imgcls.config.scoring import ScoreConfig
+from imgcls.drift.reference import observe
 from imgcls.errors import ConfigError
 from imgcls.image.png import encode_png
 from imgcls.model.registry import register
 from imgcls.scoring.driver import score
+from imgcls.storage.bulk_get import GetRequest
 from imgcls.storage.objects import put
 from tests.drift.cameras import make_line, write_pictures
 from tests.scoring.tiny import make_bundle, make_calibration, published_rows
@@ -56,3 +58,18 @@ def test_a_model_that_decides_nothing_or_knows_nothing_is_refused(tmp_path: Path
         with pytest.raises(ConfigError, match=told):
             score(replace(config, review_unfamiliar=True, executor="local"))
     assert not (tmp_path / "out" / "_runs").exists()
+
+
+def test_features_beyond_float16_are_kept_by_a_reference_as_nights_keep_them(
+    tmp_path: Path,
+) -> None:
+    bundle = make_bundle()
+    weights = dict(bundle.state_dict)
+    for name, times in (("1.weight", 1e7), ("1.bias", 1e7), ("4.weight", 1e-7)):
+        weights[f"classifier.{name}"] = weights[f"classifier.{name}"] * times
+    bundle = replace(bundle, state_dict=weights)
+    write_pictures(tmp_path, "one", 4)
+    requests = [GetRequest(n, str(path)) for n, path in enumerate(sorted(tmp_path.rglob("*.png")))]
+    sketch_BS = observe(bundle, requests, 1, "cpu", 1, {}).sketches()
+    assert sketch_BS.shape == (4, 32)
+    assert np.abs(sketch_BS).max() == np.finfo(np.float16).max

@@ -25,6 +25,7 @@ from imgcls.image.facts.image_facts import ImageFacts
 from imgcls.image.facts.levels import loses_levels
 from imgcls.image.facts.thumbnail import encode_thumbnail
 from imgcls.image.spec import PreprocessSpec
+from imgcls.inference.sketch import short_sketch
 from imgcls.inference.stream import Sample
 from imgcls.runs.facts import FACTS_SCHEMA, lot_of
 from imgcls.schema import Status
@@ -40,7 +41,6 @@ _FLAGGED_FRACTION: Final = 0.05
 _NUM_UNCERTAIN: Final = 8
 FLAGS: Final = ("positive", "review")
 """Decisions that a person looks at."""
-_MAX_FLOAT16: Final = 65_504.0
 _AXES: Final = ("brightness", "contrast", "sharpness", "levels")
 
 
@@ -95,8 +95,7 @@ class ShardFacts:
             self._count(seen.facts)
             self._choose(seen, crop, key, row)
         if sketch_BS is not None:
-            short_BS = sketch_BS.clip(-_MAX_FLOAT16, _MAX_FLOAT16).astype(np.float16)
-            for seen, sketch_S, row in zip(found, short_BS, rows, strict=True):
+            for seen, sketch_S, row in zip(found, short_sketch(sketch_BS), rows, strict=True):
                 seen.sketch_S = sketch_S if row["status"] == Status.OK else None
         return found
 
