@@ -36,6 +36,9 @@ MIN_TIMES: Final = 3.0
 MIN_RARE: Final = 0.02
 # Of something that should not be there at all.
 MIN_DEFECT: Final = 0.02
+# How far from the known images, how many times as far as what is unfamiliar, and where along the
+# directions in which known images differ most: [B,P].
+_DISTANCE, _TIMES, _ALONG = "distance", "times", "along"
 _FLAT: Final = 2.0  # grey levels of standard deviation: an empty frame, a closed shutter
 
 
@@ -73,7 +76,34 @@ AXES: Final = (
     Axis("decision", "mix"),
     Axis("confidence", "number", "the model is surer", "the model is less sure"),
 )
-AXIS_BY_NAME: Final = {axis.name: axis for axis in AXES}
+
+
+def beside_known(night: Observed, known: Observed) -> tuple[Observed, Observed]:
+    """Tell of a night, and of what it is compared with, where its pictures lie among the known.
+
+    Done once, for all images: a picture of one camera is unfamiliar if the model knows none like it
+    of any. Of too few known images neither gets the numbers.
+    """
+    familiar = Familiar.of(known.sketches())
+    if familiar is None:
+        return night, known
+    # Those that decided where known images lie are nearer to there than any other.
+    is_fitted_B = np.zeros(len(known.table), bool)
+    is_fitted_B[np.flatnonzero(_has_sketch(known))[::2]] = True
+    return _placed(night, familiar), _placed(known, familiar, is_fitted_B)
+
+
+def _placed(
+    one: Observed, familiar: Familiar, leave_out_B: npt.NDArray[np.bool_] | None = None
+) -> Observed:
+    sketch_BS = one.sketches().copy()
+    if leave_out_B is not None:
+        sketch_BS[leave_out_B] = np.nan
+    distance_B = familiar.distances(sketch_BS)
+    times_B = distance_B / (np.nan if familiar.threshold is None else familiar.threshold)
+    return one.with_numbers(
+        **{_DISTANCE: distance_B, _TIMES: times_B, _ALONG: familiar.along(sketch_BS)}
+    )
 
 
 def compare(
@@ -87,8 +117,8 @@ def compare(
     """Yield how a sample differs from another one, axis by axis, as far as both have it.
 
     Args:
-        now: the night, or one group of it.
-        before: what it is compared with.
+        now: the night, or one group of it, from `beside_known`.
+        before: what it is compared with, from there too.
         by_group: only what is watched of a group by itself.
         is_reference: `before` is what the model was made with.
         only: one axis; "" for all.
@@ -97,28 +127,21 @@ def compare(
     if not by_group:
         names = set(now.carried) & set(before.carried) - {FOLDER}
         axes += [Axis(name, "mix") for name in sorted(names)]
-    needs_familiar = only in ("", "embedding", "unfamiliar")
-    familiar = Familiar.of(before.sketches()) if needs_familiar else None
     for axis in axes:
         if only in ("", axis.name) and (axis.name != "unfamiliar" or is_reference):
-            found = _compare_on(axis, now, before, familiar)
+            found = _compare_on(axis, now, before)
             if found is not None:
                 yield axis, found
 
 
-def _compare_on(
-    axis: Axis, now: Observed, before: Observed, familiar: Familiar | None
-) -> Difference | None:
+def _compare_on(axis: Axis, now: Observed, before: Observed) -> Difference | None:
     if axis.name == "embedding":
-        return _compare_embeddings(now, before, familiar)
+        return _compare_embeddings(now, before)
     if axis.kind == "number":
-        read = _NUMBERS[axis.name]
-        return compare_numbers(read(now), now.units(), read(before), before.units())
-    now_B, before_B = (texts_of(axis.name, one, familiar) for one in (now, before))
-    if axis.name == "unfamiliar":
-        # Those that decided where known images lie are nearer to there than any other.
-        before_B[np.flatnonzero(_has_sketch(before))[::2]] = None
-    return compare_categories(now_B, now.units(), before_B, before.units())
+        now_B, before_B = (numbers_of(axis.name, one) for one in (now, before))
+        return compare_numbers(now_B, now.units(), before_B, before.units())
+    texts_now_B, texts_before_B = (texts_of(axis.name, one) for one in (now, before))
+    return compare_categories(texts_now_B, now.units(), texts_before_B, before.units())
 
 
 def matters(axis: Axis, found: Difference) -> bool:
@@ -131,7 +154,7 @@ def matters(axis: Axis, found: Difference) -> bool:
     return found.effect >= MIN_MOVED or is_new
 
 
-def texts_of(name: str, one: Observed, familiar: Familiar | None = None) -> Texts:
+def texts_of(name: str, one: Observed) -> Texts:
     """Return the category of each image on an axis, None where it has none."""
     if name.startswith(CARRIED):
         return one.texts(name)
@@ -148,25 +171,13 @@ def texts_of(name: str, one: Observed, familiar: Familiar | None = None) -> Text
         column = one.table["is_repeated"].to_numpy(zero_copy_only=False)
         return np.array([None if v is None else "yes" if v else "no" for v in column], object)
     assert name == "unfamiliar", name
-    threshold = familiar.threshold if familiar is not None else None
-    distance_B = distances_of(one, familiar)
-    if threshold is None:
-        return np.full(len(distance_B), None, object)
-    return _yes_or_no(distance_B > threshold, np.isfinite(distance_B))
+    times_B = one.numbers(_TIMES)
+    return _yes_or_no(times_B > 1, np.isfinite(times_B))
 
 
-def distances_of(one: Observed, familiar: Familiar | None) -> Numbers:
-    """Return how far each image is from the known ones, NaN where nobody can tell."""
-    if familiar is None:
-        return np.full(len(one.table), np.nan)
-    return familiar.distances(one.sketches())
-
-
-def numbers_of(name: str, one: Observed, familiar: Familiar | None = None) -> Numbers:
+def numbers_of(name: str, one: Observed) -> Numbers:
     """Return the value of each image on an axis of numbers."""
-    if name == "embedding":
-        return distances_of(one, familiar)
-    return _NUMBERS[name](one)
+    return one.numbers(_DISTANCE) if name == "embedding" else _NUMBERS[name](one)
 
 
 def _has_sketch(one: Observed) -> npt.NDArray[np.bool_]:
@@ -202,31 +213,16 @@ _NUMBERS: Final[dict[str, Callable[[Observed], Numbers]]] = {
 }
 
 
-def _compare_embeddings(
-    now: Observed,
-    before: Observed,
-    familiar: Familiar | None,
-) -> Difference | None:
+def _compare_embeddings(now: Observed, before: Observed) -> Difference | None:
     """Compare where images lie in the directions in which known ones differ, and how far away.
 
     The least likely of several tests, times how many they are (Bonferroni).
     """
-    if familiar is None:
-        return None
-    sketch_now, sketch_before = now.sketches(), before.sketches()
-    measured_B = np.flatnonzero(_has_sketch(before))[1::2]
-    along_now, along_before = familiar.along(sketch_now), familiar.along(sketch_before)
-    units_now, units_measured = now.units(), before.units()[measured_B]
-    found = [
-        compare_numbers(along_now[:, p], units_now, along_before[measured_B, p], units_measured)
-        for p in range(along_now.shape[1])
+    values = [
+        np.column_stack([one.numbers(_ALONG), one.numbers(_DISTANCE)]) for one in (now, before)
     ]
-    # The half that decided where known images lie is nearer to there than any other image.
-    found.append(
-        compare_numbers(
-            familiar.distances(sketch_now), units_now, familiar.distance_B, units_measured
-        )
-    )
+    pairs = zip(values[0].T, values[1].T, strict=True)
+    found = [compare_numbers(one, now.units(), two, before.units()) for one, two in pairs]
     there = [one for one in found if one is not None]
     if not there:
         return None

@@ -19,11 +19,18 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow.compute as pc
 
-from imgcls.drift.axes import Axis, compare, matters, numbers_of, texts_of
-from imgcls.drift.familiar import Familiar
+from imgcls.drift.axes import (
+    MIN_DISTANCE,
+    Axis,
+    beside_known,
+    compare,
+    matters,
+    numbers_of,
+    texts_of,
+)
 from imgcls.drift.observed import CARRIED, FOLDER, Observed, pool
 from imgcls.drift.record import BEFORE, TRAINING, Finding, Judged, Picture
-from imgcls.drift.statistics import Difference, holm
+from imgcls.drift.statistics import Difference, distance_beyond_mix, holm
 from imgcls.drift.words import sentence_of, summary_of
 from imgcls.metrics.bootstrap import draw, middle
 
@@ -41,7 +48,7 @@ _NUM_RESAMPLES: Final = 200
 _MIN_SPAN: Final = timedelta(minutes=10)
 _FAR: Final = 0.75  # of the images: an image beyond drives a change
 _OF_A_PICTURE: Final = ["uri", "member", "frame", "width_px", "height_px"]
-_ANSWERS: Final = ("unfamiliar", "embedding", "class", "decision", "confidence")
+_ANSWERS: Final = ("unfamiliar", "class", "decision", "confidence")
 
 log = logging.getLogger(__name__)
 
@@ -105,14 +112,16 @@ def judge(
         one
         for name, side in sides
         if side is not None and len(side.table)
-        for one in _test(joined, side, name)
+        for one in _test(*beside_known(joined, side), name)
     ]
     proven = holm([one.found.p for one in tested], alpha)
     alarms = [
         one for one, is_sure in zip(tested, proven, strict=True)
         if is_sure and matters(one.axis, one.found)
     ]  # fmt: skip
-    alarms = sorted(_without_repeats(alarms, joined), key=_rank)
+    alarms = _without_repeats(alarms)
+    mixed = {(one.column, one.group) for one in alarms if one.axis.name == "class"}
+    alarms.sort(key=lambda one: _rank(one, follows=_follows_the_mix(one, mixed)))
     findings = [(_finding(one), one) for one in alarms]
     known = [one for one, _ in findings if _is_accepted(one, accepted)]
     new = [(one, of) for one, of in findings if one not in known]
@@ -157,7 +166,7 @@ def _test(night: Observed, side: Observed, against: str) -> Iterator[_Tested]:
                     yield _Tested(axis, found, name, group, against, now, before)
 
 
-def _without_repeats(alarms: list[_Tested], night: Observed) -> list[_Tested]:
+def _without_repeats(alarms: list[_Tested]) -> list[_Tested]:
     """Leave out what another alarm says better: the group that explains all, or all of the groups.
 
     And of two comparisons of the same thing the one with the larger effect.
@@ -173,6 +182,7 @@ def _without_repeats(alarms: list[_Tested], night: Observed) -> list[_Tested]:
         whole = best.get((axis, "", ""))
         if whole is None or not groups:
             continue
+        night = whole.now
         is_rest = np.ones(len(night.table), bool)
         for one in groups:
             is_rest &= night.texts(f"{CARRIED}{one.column}") != one.group
@@ -195,9 +205,33 @@ def _differs_too(rest: Observed, whole: _Tested) -> bool:
     return any(matters(axis, difference) for axis, difference in found)
 
 
-def _rank(one: _Tested) -> tuple[int, float]:
-    """Order what is told: how pictures are taken, who takes them, what the model makes of it."""
-    tier = 2 if one.axis.name in _ANSWERS else 1 if one.axis.name.startswith(CARRIED) else 0
+def _follows_the_mix(one: _Tested, mixed: set[tuple[str, str]]) -> bool:
+    """Tell whether pictures look different because other things are on them.
+
+    That is so where the mix of classes has changed, and the pictures of each class look as before:
+    of a dark camera they do not, whatever the model makes of it.
+    """
+    if one.axis.kind != "number" or (one.column, one.group) not in mixed:
+        return False
+    sides = [
+        part
+        for side in (one.now, one.before)
+        for part in (numbers_of(one.axis.name, side), texts_of("class", side))
+    ]
+    return distance_beyond_mix(*sides) < MIN_DISTANCE
+
+
+def _rank(one: _Tested, *, follows: bool) -> tuple[int, float]:
+    """Order what is told: how pictures are taken, who takes them, what the model makes of it.
+
+    Then what says the same in other words: that pictures are different, and how, if only since
+    other things are on them.
+    """
+    name = one.axis.name
+    if follows or name == "embedding":
+        tier = 3
+    else:
+        tier = 2 if name in _ANSWERS else 1 if name.startswith(CARRIED) else 0
     return tier, -one.found.effect
 
 
@@ -247,18 +281,14 @@ def _interval(one: _Tested) -> tuple[float, float] | None:
 def _drives(one: _Tested) -> npt.NDArray[np.float64]:
     """Return how much each image of the night drives a change; NaN of those that do not."""
     axis, found, now = one.axis, one.found, one.now
-    is_far = axis.name in ("embedding", "unfamiliar")
-    familiar = Familiar.of(one.before.sketches()) if is_far else None
     if axis.name == "unfamiliar":
-        return numbers_of("embedding", now, familiar)
+        return numbers_of("embedding", now)
     if axis.kind == "number":
-        values_B = numbers_of(axis.name, now, familiar)
+        values_B = numbers_of(axis.name, now)
         sign = 1.0 if axis.name == "embedding" or found.shift >= 0 else -1.0
         return values_B * sign
     category = "yes" if axis.kind == "defect" else found.category
     is_it_B = np.array([text == category for text in texts_of(axis.name, now)], bool)
-    if found.now < found.before:
-        is_it_B = ~is_it_B
     return np.where(is_it_B, 1.0, np.nan if axis.kind == "defect" else 0.0)
 
 

@@ -10,7 +10,7 @@ import io
 import json
 import zipfile
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import numpy as np
@@ -76,7 +76,7 @@ class Observed:
     table: pa.Table
     num_images: int
     about: dict[str, Any] = field(default_factory=dict)
-    _seen: dict[str, npt.NDArray[Any]] = field(default_factory=dict)  # columns that were asked for
+    _seen: dict[str, npt.NDArray[Any]] = field(default_factory=dict)  # what was asked for, or added
 
     @property
     def carried(self) -> list[str]:
@@ -110,6 +110,11 @@ class Observed:
         found: npt.NDArray[np.float64] = self._once("sketch", self._read_sketches)
         return found
 
+    def with_numbers(self, **numbers: npt.NDArray[np.float64]) -> "Observed":
+        """Return the same images, of which more is known: numbers by name, [B] or [B,P]."""
+        more = {f"number {name}": values for name, values in numbers.items()}
+        return replace(self, _seen=self._seen | more)
+
     def _once(self, name: str, read: Callable[[], npt.NDArray[Any]]) -> npt.NDArray[Any]:
         if name not in self._seen:
             self._seen[name] = read()
@@ -120,6 +125,8 @@ class Observed:
         return np.asarray(codes.to_numpy(zero_copy_only=False), np.int64)
 
     def _read_numbers(self, name: str) -> npt.NDArray[np.float64]:
+        if name not in self.table.column_names:
+            return np.full(len(self.table), np.nan)
         column = self.table[name].cast(pa.float64())
         return np.asarray(column.to_numpy(zero_copy_only=False), np.float64)
 

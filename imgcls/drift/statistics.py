@@ -74,6 +74,30 @@ def compare_numbers(
     return Difference(p, distance, middle_now - middle_before, "", middle_before, middle_now)
 
 
+def distance_beyond_mix(
+    now_B: Numbers, kinds_now_B: Texts, before_B: Numbers, kinds_before_B: Texts
+) -> float:
+    """Return how far numbers would be apart if kinds had been as frequent before as they are now.
+
+    The largest distance of the two distributions, each image before weighted by how much more
+    frequent its kind became. A kind that is new is a difference, whatever it looks like.
+    """
+    is_there_now, is_there_before = np.isfinite(now_B), np.isfinite(before_B)
+    kinds = [kinds_now_B[is_there_now], kinds_before_B[is_there_before]]
+    _, code = np.unique(np.concatenate(kinds).astype(str), return_inverse=True)
+    of_now, of_before = code[: len(kinds[0])], code[len(kinds[0]) :]
+    times_K = np.bincount(of_now, minlength=code.max() + 1) / np.maximum(
+        np.bincount(of_before, minlength=code.max() + 1), 1
+    )
+    weight_B = times_K[of_before]
+    if not weight_B.sum():
+        return 1.0
+    signed = np.concatenate([np.full(len(of_now), 1 / len(of_now)), -weight_B / weight_B.sum()])
+    values = np.concatenate([now_B[is_there_now], before_B[is_there_before]])
+    _, at = np.unique(values, return_inverse=True)
+    return float(np.abs(np.cumsum(np.bincount(at, weights=signed))).max())
+
+
 def compare_categories(
     now_B: Texts, units_now: Units, before_B: Texts, units_before: Units
 ) -> Difference | None:

@@ -21,8 +21,7 @@ def sentence_of(
         what, values = _number(axis, found)
         end = f"{values} in {against}" if values else f"compared with {against}"
         return f"{subject}: {what}{when}, {end}"
-    more = "more" if found.now > found.before else "fewer"
-    when = f" ({more} since {since} UTC)" if since else ""
+    when = f" (more since {since} UTC)" if since else ""
     what = axis.more if axis.kind == "defect" else f"have {_category(axis, found.category)}"
     now, before = _percent(found.now), _percent(found.before)
     return f"{subject}: {now} of the pictures {what}{when}, {before} in {against}"

@@ -2,17 +2,25 @@
 
 import io
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import torch
 from PIL import Image, ImageFilter
 
+from imgcls.data.class_names import ClassNames
+from imgcls.data.dataset import Sample
 from imgcls.drift.observed import CARRIED, Observed
 from imgcls.drift.reference import observe as see
+from imgcls.evaluation.embed_samples import embed_samples
 from imgcls.image.png import encode_png
+from imgcls.model.architectures import find_head
+from imgcls.model.bundle import Bundle, make_golden, write_bundle
 from imgcls.storage.bulk_get import GetRequest
+from imgcls.training.head.solver import fit_linear_head
 from tests.scoring.tiny import make_bundle
 
 Grey = npt.NDArray[np.uint8]
@@ -81,7 +89,7 @@ PIXELS: dict[str, tuple[Callable[[Grey], Grey], set[str]]] = {
 }  # fmt: skip
 NAMES = (*PIXELS, "another class mix", "12 to 16 bits", "duplicates")
 AXES = {name: axes for name, (_, axes) in PIXELS.items()} | {
-    "another class mix": {"class", "embedding", "contrast", "confidence", "brightness"},
+    "another class mix": {"class"},
     "12 to 16 bits": {"bits"},
     "duplicates": {"repeated"},
 }
@@ -105,7 +113,36 @@ def _rgb(grey: Grey) -> bytes:
     return encode_png(np.repeat(grey[:, :, None], 3, axis=2))
 
 
-def observe(folder: Path, change: str, count: int, start: int) -> Observed:
+def knowing_bundle(folder: Path, count: int = 200) -> Bundle:
+    """A small network that tells bars from round parts, and nothing else: its head was fitted."""
+    bundle = make_bundle(num_classes=2)
+    write_bundle(bundle, str(folder / "model"))
+    is_bar_N = np.arange(count) % 2 == 1
+    samples = []
+    for number, is_bar in enumerate(is_bar_N):
+        path = folder / f"{number:05d}.png"
+        path.write_bytes(_rgb(part(9_000_000 + number, is_bar=bool(is_bar))))
+        samples.append(Sample(str(path), (int(is_bar),), "", "train", path.stem, path.stem, 1.0))
+    head = fit_linear_head(
+        embed_samples(str(folder / "model"), samples, 1),
+        np.eye(2, dtype=bool)[is_bar_N.astype(int)],
+        weight_N=np.ones(count, np.float32),
+        group_N=np.arange(count),
+        multi_label=False,
+        seed=0,
+    )
+    model = bundle.to_model()
+    _, last = find_head(model)
+    last.weight.data, last.bias.data = map(torch.from_numpy, (head.weight_KE, head.bias_K))
+    return replace(
+        bundle,
+        class_names=ClassNames(("round", "bar")),
+        state_dict=model.state_dict(),
+        golden_probs_BK=make_golden(model, bundle.golden_x_BCHW, bundle.preprocess_spec),
+    )
+
+
+def observe(bundle: Bundle, folder: Path, change: str, count: int, start: int) -> Observed:
     """Write pictures, and see them as a night does."""
     there = folder / (change or "as ever").replace(" ", "-")
     there.mkdir(parents=True)
@@ -118,7 +155,7 @@ def observe(folder: Path, change: str, count: int, start: int) -> Observed:
         "camera": [str(number % NUM_CAMERAS) for number in range(count)],
         "scanner": ["B" if change == "another scanner" else "A"] * count,
     }
-    return see(make_bundle(), requests, 1, "cpu", 1, columns)
+    return see(bundle, requests, 1, "cpu", 1, columns)
 
 
 def night_of(

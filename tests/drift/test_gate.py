@@ -26,14 +26,16 @@ def sample(
     spread: float = 20.0,
     cameras: int = 0,
     unlike: int = 0,
+    scratched: float = 0.1,
 ) -> Observed:
-    """Images that differ by chance; those from `dark_from` on are darker."""
+    """Images that differ by chance; those from `dark_from` on are darker, scratches are flat."""
     rng = np.random.default_rng(seed)
     unit = rng.integers(0, groups, count) if groups else np.arange(count)
     of_group = rng.normal(0, 15, groups)[unit] if groups else np.zeros(count)
     dark = np.where(np.arange(count) >= dark_from, darker, 0)
     sketch = np.maximum(rng.normal(size=(count, 12)), 0)
     sketch[:unlike] += 6
+    class_name = rng.choice(["good", "scratch"], count, p=[1 - scratched, scratched])
     mixed = np.random.default_rng(0).normal(size=(12, 32))
     columns = {
         "uri": [f"{seed}/{n}" for n in range(count)],
@@ -44,11 +46,11 @@ def sample(
         "width_px": [640] * count,
         "height_px": [480] * count,
         "brightness": rng.normal(120, spread, count) + of_group - dark,
-        "contrast": rng.gamma(9, 4, count),
+        "contrast": rng.gamma(9, 4, count) - 15 * (class_name == "scratch"),
         "sharpness": rng.gamma(3, 100, count),
         "levels": rng.integers(120, 250, count),
         "bits": [8] * count,
-        "class_name": rng.choice(["good", "scratch"], count, p=[0.9, 0.1]),
+        "class_name": class_name,
         "confidence": rng.beta(9, 2, count),
         "is_repeated": [False] * count,
         "has_picture": [True] * count,
@@ -153,6 +155,17 @@ def test_one_camera_is_named_and_all_of_them_are_not_named_one_by_one() -> None:
     assert [(f.column, f.group) for f in judged.findings] == [("camera", "3")]
     everywhere = judge("n", sample(400, 1, darker=60, cameras=4), reference)
     assert [(f.axis, f.column) for f in everywhere.findings] == [("brightness", "")]
+
+
+def test_more_scratches_are_told_as_such_and_a_model_that_is_fooled_is_not_believed() -> None:
+    reference = sample(1600, 0)
+    judged = judge("n", sample(400, 1, scratched=0.6), reference)
+    assert [finding.axis for finding in judged.findings] == ["class", "contrast"]
+    assert judged.sentence.startswith("the whole night: 6")
+    assert "have class scratch" in judged.sentence
+    # A dark lamp, of which the model makes scratches.
+    fooled = judge("n", sample(400, 1, scratched=0.4, darker=50), reference)
+    assert [finding.axis for finding in fooled.findings][:2] == ["brightness", "class"]
 
 
 def test_what_is_unfamiliar_is_a_stated_share_and_far_away() -> None:
