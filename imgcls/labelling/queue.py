@@ -35,8 +35,8 @@ from imgcls.schema import ROW_COLUMNS, Status
 
 _COLUMNS: Final = (
     *("uri", "member", "frame", "etag", "status", "class_name", "confidence", "topk_prob"),
-    *("decision", "threshold_id", "calibrated_prob", "labels", "unfamiliar"),
-    *("width_px", "height_px"),
+    *("decision", "threshold_id", "calibrated_prob", "labels"),
+    *("unfamiliar", "unfamiliarity", "width_px", "height_px"),
 )
 _TAKEN_OVER: Final = (
     *("uri", "member", "frame", "etag", "width_px", "height_px"),
@@ -179,7 +179,8 @@ def _candidates(
         lot=np.array([lot_of(row["uri"], row.get("member")) for row in rows.values()]),
         doubt=np.array([_doubt(row) for row in rows.values()]),
         unfamiliar=np.array(
-            [1.0 if row.get("unfamiliar") else np.nan for row in rows.values()], np.float64
+            [row["unfamiliarity"] if row.get("unfamiliar") else np.nan for row in rows.values()],
+            np.float64,
         ),
         disagreeing=np.array([others.get(key, np.nan) for key in rows], np.float64),
         embedding_NE=embedding_NE,

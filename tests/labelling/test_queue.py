@@ -13,7 +13,7 @@ from typing import Any
 from urllib.parse import urlsplit
 from xml.etree import ElementTree
 
-import numpy as np
+import pyarrow as pa
 import pytest
 
 from imgcls.config.labelling import LabelsConfig, QueueConfig
@@ -22,9 +22,7 @@ from imgcls.config.scoring import ReportConfig
 from imgcls.errors import ConfigError
 from imgcls.evaluation.evaluate import evaluate
 from imgcls.labelling.answers import labels
-from imgcls.labelling.choose import Candidates, choose
 from imgcls.labelling.queue import queue
-from imgcls.metrics.sampled import Stratum, estimate
 from imgcls.report.make import report
 from imgcls.runs.answers import read_answers, read_queues
 from imgcls.runs.run import is_of_a_run
@@ -60,47 +58,6 @@ def asked_of(output: str) -> list[Row]:
     return list(read_queues(output).values())
 
 
-def test_a_queue_takes_turns_and_draws_the_rest_from_all() -> None:
-    number = 1000
-    rng = np.random.default_rng(0)
-    called = ["positive" if i < 50 else "negative" for i in range(number)]
-    found = Candidates(
-        called=called,
-        lot=rng.random(number),
-        doubt=rng.random(number),
-        unfamiliar=np.where(np.arange(number) < 10, 1.0, np.nan),
-        disagreeing=np.full(number, np.nan),
-        embedding_NE=rng.normal(size=(number, 8)).astype(np.float32),
-    )
-    chosen = choose(found, 60, 0.5)
-    assert len({choice.index for choice in chosen}) == len(chosen) == 60
-    by_reason = {why: [c for c in chosen if c.why == why] for why in {c.why for c in chosen}}
-    assert {why: len(of) for why, of in by_reason.items()} == {
-        "unfamiliar": 10, "uncertain": 10, "diverse": 10, "random": 30,
-    }  # fmt: skip
-    drawn = by_reason["random"]
-    # Each kind is drawn in its share, and what is drawn stands for all that were not chosen.
-    assert 2 <= sum(called[c.index] == "positive" for c in drawn) <= 4
-    chosen_positive = sum(called[c.index] == "positive" for c in chosen if c.why != "random")
-    sizes = {c.stratum: c.stratum_images for c in drawn}
-    assert sizes == {
-        "random: positive": 50 - chosen_positive,
-        "random: negative": 950 - (30 - chosen_positive),
-    }
-    assert choose(found, 60, 0.5) == chosen
-    assert len(choose(found, 5000, 0.2)) == number
-
-
-def test_diverse_pictures_come_from_every_cluster() -> None:
-    rng = np.random.default_rng(1)
-    cluster_N = np.repeat(np.arange(8), [500, 200, 100, 50, 20, 10, 5, 3])
-    x_NE = (rng.normal(size=(8, 16))[cluster_N] * 20 + rng.normal(size=(888, 16))).astype("f4")
-    unknown = np.full(888, np.nan)
-    found = Candidates(["a"] * 888, rng.random(888), unknown, unknown, unknown, x_NE)
-    picked = {int(cluster_N[choice.index]) for choice in choose(found, 8, 0.0)}
-    assert picked == set(range(8))
-
-
 def test_nobody_is_asked_twice_about_one_version(night: tuple[str, list[Row]]) -> None:
     output, rows = night
     first = queue(QueueConfig(output=output, to=f"{output}-q1", most=40))
@@ -115,6 +72,24 @@ def test_nobody_is_asked_twice_about_one_version(night: tuple[str, list[Row]]) -
     assert first["num_images"] == len(ok)
     with pytest.raises(ConfigError, match="--most 0"):
         queue(QueueConfig(output=output, to=f"{output}-q3", most=0))
+
+
+def test_the_most_unfamiliar_are_asked_about_first(tmp_path: Path) -> None:
+    _, rows = publish(tmp_path, 60)
+    rows = [
+        row | {"unfamiliar": times > 1, "unfamiliarity": times}
+        for i, row in enumerate(rows)
+        for times in [0.5 + i * 37 % 60 / 40]
+    ]
+    extra = (pa.field("unfamiliar", pa.bool_()), pa.field("unfamiliarity", pa.float32()))
+    publish_night(str(tmp_path / "out"), rows, run_id="night-24", extra=extra)
+    output = str(tmp_path / "out")
+    queue(QueueConfig(output=output, to=str(tmp_path / "q"), most=12, random_share=0.0))
+    asked = [row["uri"] for row in asked_of(output) if row["why"] == "unfamiliar"]
+    times = {row["uri"]: row["unfamiliarity"] for row in rows if row["status"] == "ok"}
+    assert len(asked) >= 4
+    assert times[asked[0]] == max(times.values())
+    assert asked == sorted(asked, key=lambda uri: -times[uri])
 
 
 def in_spreadsheet(folder: Path, answers: dict[str, str]) -> Path:
@@ -337,51 +312,6 @@ def test_no_link_is_made_where_nothing_signs(night: tuple[str, list[Row]]) -> No
         queue(QueueConfig(output=output, to=f"{output}-q", most=5, links=True))
     # Refused before anything is kept: nobody was asked.
     assert not asked_of(output)
-
-
-def _stream(rng: np.random.Generator) -> tuple[list[Stratum], float, float]:
-    """A week of nights whose queue picks the uncertain, and what the model is truly worth."""
-    strata, cells = [], np.zeros((2, 2))
-    for _ in range(7):
-        truth = rng.random(400) < 0.06
-        called = np.where(truth, rng.random(400) < 0.85, rng.random(400) > 0.95)
-        np.add.at(cells, (truth.astype(int), called.astype(int)), 1)
-        doubt = rng.random(400) + 0.6 * (called != truth)
-        found = Candidates(
-            ["positive" if c else "negative" for c in called], rng.random(400), doubt,
-            *[np.full(400, np.nan)] * 2,
-        )  # fmt: skip
-        chosen = choose(found, 40, 0.25)
-        for name in {choice.stratum for choice in chosen}:
-            of = [choice for choice in chosen if choice.stratum == name]
-            positive = int(sum(truth[choice.index] for choice in of))
-            strata.append(
-                Stratum(
-                    not name.startswith("random"), name.endswith("positive"),
-                    of[0].stratum_images, len(of), positive, len(of),
-                )
-            )  # fmt: skip
-    return strata, cells[1, 1] / cells[1].sum(), cells[0, 0] / cells[0].sum()
-
-
-def test_weekly_estimates_hold_the_truth_while_the_queue_picks_the_uncertain() -> None:
-    rng = np.random.default_rng(7)
-    held, off, naive = [], [], []
-    for _ in range(60):
-        strata, sensitivity, specificity = _stream(rng)
-        found = estimate(strata)
-        for name, truth in (("sensitivity", sensitivity), ("specificity", specificity)):
-            low, high = found[f"{name}_interval"]
-            held.append(low <= truth <= high)
-        off.append(found["sensitivity"] - sensitivity)
-        seen = [s for s in strata if s.is_called_positive]
-        missed = [s for s in strata if not s.is_called_positive]
-        found_ones = sum(s.num_positive for s in seen)
-        naive.append(found_ones / (found_ones + sum(s.num_positive for s in missed)) - sensitivity)
-    assert np.mean(held) >= 19 / 20
-    assert abs(np.mean(off)) < 0.02
-    # Without weights the queue would make the model look far worse than it is.
-    assert np.mean(naive) < -0.1
 
 
 def test_evaluate_measures_week_by_week(tmp_path: Path) -> None:
