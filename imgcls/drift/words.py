@@ -15,7 +15,7 @@ def sentence_of(
 
     A share is that of the whole night, so what began within it is only told to be more since then.
     """
-    subject = f"{column} {group}" if column else _EVERYTHING
+    subject = f"{_in_words(column)} {group}" if column else _EVERYTHING
     if axis.kind == "number":
         when = f" since {since} UTC" if since else ""
         what, values = _number(axis, found)
@@ -44,8 +44,12 @@ def _category(axis: Axis, category: str) -> str:
     if axis.name == "bits":
         return f"{category} bits a sample"
     if axis.name.startswith(CARRIED):
-        return f"{axis.name.removeprefix(CARRIED)} {category}"
+        return f"{_in_words(axis.name.removeprefix(CARRIED))} {category}"
     return f"{axis.name} {category}"
+
+
+def _in_words(column: str) -> str:
+    return column.replace("_", " ")
 
 
 def _percent(share: float) -> str:

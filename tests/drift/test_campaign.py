@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +10,12 @@ import pytest
 
 from imgcls.drift.gate import ALPHA, judge
 from imgcls.drift.observed import Observed, pool
-from imgcls.drift.record import Judged
+from imgcls.drift.record import Judged, read_judged
 from imgcls.metrics.bootstrap import wilson
 from imgcls.model.bundle import Bundle
+from imgcls.nightly import nightly
+from imgcls.runs.run import Run
+from tests.drift.cameras import make_line, write_pictures
 from tests.drift.changes import AXES, NAMES, knowing_bundle, night_of, observe, of_camera
 
 SHARES = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0)
@@ -59,6 +63,22 @@ def test_nights_without_a_change_alarm_at_the_promised_rate_or_below(
     low, high = wilson(rate, num_nights)
     _keep("null", {"nights": num_nights, "alarms": len(alarms), "interval": [low, high]})
     assert low <= ALPHA, alarms
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_ten_whole_nights_without_a_change_are_all_published(tmp_path: Path) -> None:
+    config = make_line(tmp_path)
+    states = []
+    for number in range(10):
+        write_pictures(Path(config.source), f"night {number}", 80, seed=1000 * number)
+        found = nightly(replace(config, date=f"2026-11-{number + 1:02d}"))
+        judged = read_judged(Run(config.output, found["run_id"]))
+        assert judged is not None
+        states.append(judged.state)
+        assert found["rows"] == 80
+    _keep("whole", {"nights": 10, "states": states})
+    assert states == ["quiet"] * 10
 
 
 @pytest.mark.timeout(1800)

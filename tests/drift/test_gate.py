@@ -9,7 +9,7 @@ import pytest
 
 from imgcls.drift.familiar import UNFAMILIAR_SHARE, Familiar
 from imgcls.drift.gate import judge
-from imgcls.drift.observed import SCHEMA, Observed, Observing, parse_observed
+from imgcls.drift.observed import SCHEMA, Observed, Observing, parse_observed, pool
 from imgcls.drift.statistics import compare_categories, compare_numbers, effective_size, holm
 from imgcls.runs.facts import FACTS_SCHEMA
 
@@ -155,6 +155,19 @@ def test_one_camera_is_named_and_all_of_them_are_not_named_one_by_one() -> None:
     assert [(f.column, f.group) for f in judged.findings] == [("camera", "3")]
     everywhere = judge("n", sample(400, 1, darker=60, cameras=4), reference)
     assert [(f.axis, f.column) for f in everywhere.findings] == [("brightness", "")]
+
+
+def test_a_column_of_dicom_is_named_in_words() -> None:
+    def of_models(one: Observed) -> Observed:
+        names = [*one.table.column_names[:-1], "carried:model_name"]
+        return Observed(one.table.rename_columns(names), one.num_images)
+
+    dark, other = sample(400, 1, darker=60, cameras=2), sample(400, 2, cameras=2)
+    is_of_one = [one.texts("carried:camera") == "1" for one in (dark, other)]
+    night = pool([dark.where(is_of_one[0]), other.where(~is_of_one[1])])
+    assert night is not None
+    judged = judge("n", of_models(night), of_models(sample(1600, 0, cameras=2)))
+    assert judged.sentence.startswith("model name 1: "), judged.sentence
 
 
 def test_more_scratches_are_told_as_such_and_a_model_that_is_fooled_is_not_believed() -> None:

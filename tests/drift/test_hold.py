@@ -34,6 +34,7 @@ from imgcls.scoring.publishing.retention import gc, rollback
 from imgcls.scoring.publishing.verify import verify
 from imgcls.storage.objects import read
 from tests.drift.cameras import make_line, write_pictures
+from tests.report.browser import opened
 from tests.scoring.tiny import published_rows
 
 
@@ -74,7 +75,9 @@ def test_a_reference_makes_a_version_that_scores_nothing_again(line: NightlyConf
     assert b"good-0" not in after.attachments["reference.zip"], "no name of an image"
 
 
-def test_the_camera_that_changed_is_named_in_a_sentence(night: NightlyConfig) -> None:
+def test_the_camera_that_changed_is_named_in_a_sentence(
+    night: NightlyConfig, tmp_path: Path
+) -> None:
     run = hold(night)
     judged = read_judged(run)
     assert judged is not None
@@ -92,11 +95,16 @@ def test_the_camera_that_changed_is_named_in_a_sentence(night: NightlyConfig) ->
         # At the end of its line, so that nothing else is copied with it.
         assert f"imgcls {command} --output {night.output} --run-id {run.run_id}</p>" in page
     assert page.count('alt="second-') == 12
+    (tmp_path / "held.html").write_text(page)
     release(ReleaseConfig(night.output, run.run_id))
     page = read(run.page("held.html")).decode()
     assert f"<h1>Was held, and released since: {judged.sentence}</h1>" in page
     assert "imgcls release" not in page
     assert "held for a person to look at it, and then released" in read(run.page(PAGE)).decode()
+    with opened(str(tmp_path / "held.html"), width=390) as shown:
+        assert shown.complaints == []
+        overflow = "document.documentElement.scrollWidth > document.documentElement.clientWidth"
+        assert not shown.page.evaluate(overflow), "a phone scrolls it sideways"
 
 
 def test_a_held_night_is_seen_by_no_reader_and_done_by_no_start(night: NightlyConfig) -> None:

@@ -114,14 +114,13 @@ def _next_probs(
 def _learn(data: str, random_share: float, seed: int, *, diverse: bool) -> float:
     """Label 30 images of each of three nights, by the queue; return how good the next model is.
 
-    The accuracy of ten digits; of one digit that is a thirtieth of the images, average precision.
+    Accuracy of five or ten digits; of one that is a thirtieth of the images, average precision.
     """
     rng = np.random.default_rng(seed)
-    digits = load_digits()
+    digits = load_digits(n_class=5 if data == "five digits" else 10)
     x_NE = (digits.data / 16).astype(np.float32)
-    label_N = digits.target if data == "ten digits" else (digits.target == 8).astype(np.int64)
-    order = rng.permutation(len(x_NE))
-    test, pool = order[:600], order[600:]
+    label_N = (digits.target == 8).astype(np.int64) if data == "a rare one" else digits.target
+    test, pool = np.split(rng.permutation(len(x_NE)), [len(x_NE) // 3])
     if data == "a rare one":
         is_rare = label_N[pool] == 1
         # Three are known to begin with.
@@ -150,23 +149,22 @@ def _learn(data: str, random_share: float, seed: int, *, diverse: bool) -> float
 @pytest.mark.parametrize(
     ("data", "seeds"),
     [
-        pytest.param("a rare one", (0,), id="sample"),
+        pytest.param("five digits", (0,), id="sample"),
         pytest.param("ten digits", range(5), marks=pytest.mark.slow),
         pytest.param("a rare one", range(5), marks=pytest.mark.slow),
     ],
 )
-def test_a_model_learns_more_from_the_uncertain_than_from_as_many_drawn_at_random(
+def test_a_model_learns_more_from_the_queue_than_from_as_many_drawn_at_random(
     data: str, seeds: tuple[int, ...]
 ) -> None:
-    """A fifth of them is drawn at random all the same; docs/labels.md says what was measured."""
-    arms = {"uncertain": (0.2, False), "random": (1.0, False)}
+    """What was measured, also of uncertain ones alone, is in docs/labels.md."""
+    arms = {"queue": (0.2, True), "random": (1.0, False)}
     if len(seeds) > 1:
-        arms["uncertain and diverse"] = (0.2, True)
+        arms["uncertain alone"] = (0.2, False)
     found = {
         name: np.array([_learn(data, share, s, diverse=diverse) for s in seeds])
         for name, (share, diverse) in arms.items()
     }
     for name, worth in found.items():
         print(f"{data}, {name}: {worth.mean():.3f} +- {worth.std():.3f}, {worth.round(3)}")  # noqa: T201
-    drawn = found.pop("random").mean()
-    assert all(worth.mean() > drawn for worth in found.values())
+    assert found["queue"].mean() > found["random"].mean()
