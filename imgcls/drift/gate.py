@@ -213,12 +213,9 @@ def _follows_the_mix(one: _Tested, mixed: set[tuple[str, str]]) -> bool:
     """
     if one.axis.kind != "number" or (one.column, one.group) not in mixed:
         return False
-    sides = [
-        part
-        for side in (one.now, one.before)
-        for part in (numbers_of(one.axis.name, side), texts_of("class", side))
-    ]
-    return distance_beyond_mix(*sides) < MIN_DISTANCE
+    now_B, before_B = (numbers_of(one.axis.name, side) for side in (one.now, one.before))
+    of_now_B, of_before_B = (texts_of("class", side) for side in (one.now, one.before))
+    return distance_beyond_mix(now_B, of_now_B, before_B, of_before_B) < MIN_DISTANCE
 
 
 def _rank(one: _Tested, *, follows: bool) -> tuple[int, float]:
