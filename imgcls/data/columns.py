@@ -37,6 +37,7 @@ _MAX_UNPACKED_BYTES = 1 << 31
 # What programs write where there is no value; read as text, it would be a class or a patient.
 _NO_VALUES = ("nan", "<na>")
 _MAX_CELL_CHARS = 1 << 20
+_ROWS_AT_A_TIME = 4096
 
 _log = logging.getLogger(__name__)
 
@@ -128,9 +129,9 @@ class Columns:
         return found
 
     @property
-    def found(self) -> dict[str, str]:
-        """What the wanted columns are called, of the header that was read last."""
-        return next(reversed(self._found.values()), {})
+    def used(self) -> set[str]:
+        """What the wanted columns are called, in any header that was read."""
+        return {theirs for found in self._found.values() for theirs in found.values()}
 
     def name(self, row: Row, column: str) -> str:
         """Return a cell as text, as it is; "" where the row says nothing.
@@ -347,10 +348,24 @@ def _read_parquet(data: bytes, table: str, columns: Columns) -> Iterator[Row]:
     at = columns.find(names, table)
     wanted = list(dict.fromkeys(at.values()))
     _tell_unused(names, wanted, table)
+    yield from parquet_rows(file, at, table)
+
+
+def parquet_rows(file: pq.ParquetFile, at: Mapping[str, str], table: str) -> Iterator[Row]:
+    """Yield the rows of a Parquet file, numbered from 1.
+
+    Args:
+        file: It.
+        at: What the wanted columns are called; none gives rows without cells.
+        table: Its URI.
+    """
+    wanted = list(dict.fromkeys(at.values()))
+    if not wanted:
+        yield from (Row({}, f"{table}, row {n + 1}") for n in range(file.metadata.num_rows))
+        return
     number = 0
-    for batch in file.iter_batches(columns=wanted):
+    for batch in file.iter_batches(_ROWS_AT_A_TIME, columns=wanted, use_threads=False):
         for cells in batch.to_pylist():
             number += 1
-            yield Row(
-                {ours: cells[theirs] for ours, theirs in at.items()}, f"{table}, row {number}"
-            )
+            found = {ours: cells[theirs] for ours, theirs in at.items()}
+            yield Row(found, f"{table}, row {number}")

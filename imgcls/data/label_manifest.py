@@ -270,7 +270,7 @@ def read_cells(manifest: str, shape: TableShape) -> pa.Table:
     names = {"uri": shape.names.get("uri", "uri")}
     header = Columns(("uri",), names=names)
     uris = [_uri(row, folder) for row, folder in _read_rows(manifest, header, shape)]
-    others = [n for n in header.given if n and n not in ("uri", *header.found.values())]
+    others = [n for n in header.given if n and n not in {"uri", *header.used}]
     columns = Columns(("uri",), asked=tuple(others), names=names)
     rows = [row.cells for row, _ in _read_rows(manifest, columns, shape)]
     kinds = parquet_types(objects.read(manifest)) if manifest.lower().endswith(".parquet") else {}

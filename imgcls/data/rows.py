@@ -40,7 +40,6 @@ class Reading:
         """How labels in containers are read."""
         return PackedOptions(
             shape=TableShape.of(self.options),
-            image_column=self.options.image_column,
             asked=columns_of(self.roles.keys),
             has_label=self.roles.label is not None,
             multi_label=self.multi_label,

@@ -16,6 +16,8 @@ from functools import partial
 from itertools import islice
 from typing import Final
 
+from pyarrow.parquet import ParquetFile
+
 from imgcls.config.globs import is_glob
 from imgcls.config.source_options import ListingOptions
 from imgcls.errors import (
@@ -108,8 +110,8 @@ def has_images(info: ObjectInfo, options: ContainerOptions) -> bool:
     Raises:
         ConfigError, StorageError: as for `open_containers`.
     """
-    schema = parquet.read_schema(info)
-    return schema is not None and bool(parquet.image_column(schema, options.image_column, info.uri))
+    file = parquet.open_table(info)
+    return file is not None and bool(_image_column(info, file, options))
 
 
 def list_members(info: ObjectInfo, options: ContainerOptions) -> Iterator[Entry]:
@@ -169,9 +171,13 @@ def _list(info: ObjectInfo, options: ContainerOptions) -> Iterator[Entry]:
 
 
 def _list_parquet(info: ObjectInfo, options: ContainerOptions) -> Iterator[Entry]:
-    schema = parquet.read_schema(info)
-    column = parquet.image_column(schema, options.image_column, info.uri) if schema else ""
-    return parquet.list_rows(info, column) if column else iter([info])
+    file = parquet.open_table(info)
+    column = _image_column(info, file, options) if file is not None else ""
+    return parquet.list_rows(info, file, column) if file is not None and column else iter([info])
+
+
+def _image_column(info: ObjectInfo, file: ParquetFile, options: ContainerOptions) -> str:
+    return parquet.image_column(file.schema_arrow, options.image_column, info.uri)
 
 
 def _list_zip(info: ObjectInfo, _: ContainerOptions) -> Iterator[Entry]:

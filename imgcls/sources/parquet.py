@@ -75,27 +75,31 @@ def _is_binary(kind: pa.DataType) -> bool:
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
 
-def read_schema(info: ObjectInfo) -> pa.Schema | None:
-    """Return the columns of a Parquet file, None where it is not one.
+def open_table(info: ObjectInfo) -> pq.ParquetFile | None:
+    """Open a Parquet file, None where it is not one.
 
     Raises:
         StorageError: the store failed, or it is another version by now.
     """
     try:
-        return _open(info).schema_arrow
+        return _open(info)
     except _ERRORS:
         return None
 
 
-def list_rows(info: ObjectInfo, column: str) -> Iterator[Member]:
+def list_rows(info: ObjectInfo, file: pq.ParquetFile, column: str) -> Iterator[Member]:
     """Yield a member for each row.
+
+    Args:
+        info: the file.
+        file: the same, opened.
+        column: with the images.
 
     Raises:
         StorageError: the store failed, or it is another version by now.
     """
     names, number = UniqueNames(), 0
     try:
-        file = _open(info)
         is_struct = _is_image_struct(file.schema_arrow.field(column).type)
         total = file.metadata.num_rows
         paths = _paths(file, column) if is_struct else iter(())

@@ -34,7 +34,6 @@ class PackedOptions:
 
     Args:
         shape: What columns, and fields of a .json, are called.
-        image_column: Column of a Parquet file that holds the images.
         asked: Columns and fields that flags ask for.
         has_label: A flag says where labels are.
         multi_label: A label may be a list, or none; None where that is not known.
@@ -43,7 +42,6 @@ class PackedOptions:
     """
 
     shape: TableShape = field(default_factory=TableShape)
-    image_column: str = ""
     asked: tuple[str, ...] = ()
     has_label: bool = False
     multi_label: bool | None = None
@@ -170,18 +168,19 @@ def _of_table(
 ) -> Iterator[tuple[LabelRow, bool]]:
     """Yield the rows of a Parquet file, and whether it has a column with their labels."""
     info = meant[0].member.container
-    table = read_table(info, options.image_column, columns)
-    has_labels = "label" in columns.found
-    if not (has_labels or options.has_label) and not all("/" in each.names.key for each in meant):
+    table = read_table(info, meant[0].member.place.column, columns)
+    if not (table.has_labels or options.has_label) and not all(
+        "/" in each.names.key for each in meant
+    ):
         raise SourceError(
             f"{info.uri} has no column label, and its images lie in no folders; its columns are "
-            f"{', '.join(columns.given)}. {advise(['label'], list(columns.given))}"
+            f"{', '.join(table.header)}. {advise(['label'], table.header)}"
         )
     for named in meant:
-        row = table[named.member.place.start]
-        facts = _facts(row, columns, options, is_labelled=has_labels)
+        row = table.rows[named.member.place.start]
+        facts = _facts(row, columns, options, is_labelled=table.has_labels)
         kept = {name: row.cells[name] for name in options.asked if name in row.cells}
-        yield _row(named, **facts, cells=kept), has_labels
+        yield _row(named, **facts, cells=kept), table.has_labels
 
 
 def _cells_beside(

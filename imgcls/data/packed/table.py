@@ -5,22 +5,21 @@ file. Invariant: a cell is of the image in its own row; where Hugging Face's met
 classes, a label is its name.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Final, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from imgcls.data.columns import Columns, Row
+from imgcls.data.columns import Columns, Row, parquet_rows
 from imgcls.data.tables.shape import TableShape
 from imgcls.errors import SourceError
-from imgcls.sources.parquet import image_column
 from imgcls.sources.ranged_file import RangedFile
 from imgcls.storage.info import ObjectInfo
 from imgcls.storage.json_text import parse_json
 
 _OPTIONAL: Final = ("label", "split", "group", "weight")
-_ROWS_AT_A_TIME: Final = 4096
 # What Hugging Face writes where a class is not known.
 _NO_CLASS: Final = -1
 
@@ -36,12 +35,22 @@ def columns_wanted(asked: Sequence[str], shape: TableShape) -> Columns:
     return Columns((), _OPTIONAL, asked=tuple(asked), names=names)
 
 
-def read_table(info: ObjectInfo, asked: str, columns: Columns) -> list[Row]:
+@dataclass(frozen=True, slots=True)
+class Table:
+    """The cells of every row of one file, and which columns this very file has."""
+
+    rows: list[Row]
+    has_labels: bool
+    header: Sequence[str]
+    """All columns but that of the images."""
+
+
+def read_table(info: ObjectInfo, image_column: str, columns: Columns) -> Table:
     """Return the cells of every row.
 
     Args:
         info: The file.
-        asked: --image-column.
+        image_column: The column that holds the images.
         columns: Those that are wanted.
 
     Raises:
@@ -52,30 +61,19 @@ def read_table(info: ObjectInfo, asked: str, columns: Columns) -> list[Row]:
     try:
         file = pq.ParquetFile(RangedFile(info), pre_buffer=False)
         schema = file.schema_arrow
-        images = image_column(schema, asked, info.uri)
-        at = columns.find([name for name in schema.names if name != images], info.uri)
+        header = [name for name in schema.names if name != image_column]
+        at = columns.find(header, info.uri)
         names = _class_names(schema, info.uri)
-        return list(_rows(file, at, names, info.uri))
+        rows = [_with_names(row, at, names) for row in parquet_rows(file, at, info.uri)]
+        return Table(rows, "label" in at, header)
     except (pa.ArrowException, OSError, ValueError) as error:
         raise SourceError(f"{info.uri} cannot be read: {error}") from error
 
 
-def _rows(
-    file: pq.ParquetFile, at: dict[str, str], names: dict[str, list[str]], uri: str
-) -> Iterator[Row]:
-    wanted = list(dict.fromkeys(at.values()))
-    number = 0
-    if not wanted:
-        yield from (Row({}, f"{uri}, row {n + 1}") for n in range(file.metadata.num_rows))
-        return
-    for batch in file.iter_batches(_ROWS_AT_A_TIME, columns=wanted, use_threads=False):
-        for cells in batch.to_pylist():
-            number += 1
-            where = f"{uri}, row {number}"
-            found = {
-                ours: _named(cells[theirs], names.get(theirs), where) for ours, theirs in at.items()
-            }
-            yield Row(found, where)
+def _with_names(row: Row, at: Mapping[str, str], names: dict[str, list[str]]) -> Row:
+    """Return a row whose classes have their names."""
+    cells = {ours: _named(cell, names.get(at[ours]), row.where) for ours, cell in row.cells.items()}
+    return Row(cells, row.where)
 
 
 def _named(value: Any, names: list[str] | None, where: str) -> Any:  # noqa: ANN401  (a cell)

@@ -259,6 +259,23 @@ def test_a_label_column_under_another_name(tmp_path: Path) -> None:
     assert all(said.split()[0] == label for said, label in labels(found).items())
 
 
+def test_each_parquet_file_is_read_by_its_own_header(tmp_path: Path) -> None:
+    """The second has labels nowhere but in its folders; the third is like the first."""
+    rows, root = _rows(None, range(36)), tmp_path / "shards"
+    for row in rows[12:24]:
+        row["image"]["path"] = f"{row.pop('label')}/{row['image']['path']}"
+    for number, part in enumerate((rows[:12], rows[12:24], rows[24:])):
+        parquet(root / f"{number}.parquet", part, None)
+    found = read(root, may_lack_labels=True)
+    said = {name: label for name, label in labels(found).items() if label}
+    assert len(found.samples) == 36
+    assert all(name.split()[0] == label for name, label in said.items())
+    (root / "1.parquet").unlink()
+    parquet(root / "1.parquet", [{"image": row["image"], "lot": 1} for row in _rows(None)], None)
+    with pytest.raises(SourceError, match=r"1\.parquet has no column label.* columns are lot\."):
+        read(root)
+
+
 def test_names_of_files_tell_splits_where_there_are_two(tmp_path: Path) -> None:
     root = tmp_path / "data"
     parquet(root / "train-00000-of-00002.parquet", _rows(None, range(15)), None)
