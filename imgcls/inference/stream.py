@@ -27,7 +27,7 @@ import numpy.typing as npt
 from imgcls.image.decoded import Pixels
 from imgcls.image.decoders.pool import Crop, Decoded
 from imgcls.inference.predictor import Predictions, Predictor
-from imgcls.metrics.pooling import best_instance, pool
+from imgcls.metrics.pooling import best_instance, loudness, pool
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -129,7 +129,7 @@ class _Open:
     probs: list[npt.NDArray[np.float32]] = field(default_factory=list)
     embeddings: list[npt.NDArray[np.float32]] = field(default_factory=list)
     sketches: list[npt.NDArray[np.float32]] = field(default_factory=list)
-    kept: list[tuple[float, int, Crop]] = field(default_factory=list)
+    kept: list[tuple[float, float, int, Crop]] = field(default_factory=list)
     """A heap of the loudest instances."""
     error: str = ""
 
@@ -155,6 +155,10 @@ class _Pooled:
     def take(self, crops: _Crops, predictions: Predictions) -> Predicted:
         """Return the samples of which a batch had the last instance."""
         whole: list[tuple[Sample, _Open]] = []
+        bundle = self._bundle
+        loudness_B2 = loudness(
+            predictions.probs_BK, multi_label=bundle.multi_label, background=bundle.background
+        )
         for row, (decoded, crop) in enumerate(crops):
             key = (decoded.index, crop.sample)
             found = self._open[key]
@@ -162,7 +166,7 @@ class _Pooled:
             found.crops.append(replace(crop, x_CHW=crop.x_CHW[:0]))
             found.probs.append(predictions.probs_BK[row])
             if self._num_kept:
-                self._keep(found, crop)
+                self._keep(found, crop, loudness_B2[row])
             if predictions.embedding_BE is not None:
                 found.embeddings.append(predictions.embedding_BE[row])
             if predictions.sketch_BS is not None:
@@ -174,13 +178,11 @@ class _Pooled:
                 whole.append((self._close(decoded, found), found))
         return Predicted([sample for sample, _ in whole], self._pool(whole), len(crops))
 
-    def _keep(self, found: _Open, crop: Crop) -> None:
+    def _keep(self, found: _Open, crop: Crop, loudness_2: npt.NDArray[np.float64]) -> None:
         """Keep the pixels of the latest instance while it is among the loudest."""
-        background, probs_K = self._bundle.background, found.probs[-1]
-        is_each = self._bundle.multi_label or background is None
-        loudness = float(probs_K.max() if is_each else -probs_K[background])
+        first, second = loudness_2.tolist()
         push = heapq.heappush if len(found.kept) < self._num_kept else heapq.heappushpop
-        push(found.kept, (loudness, -len(found.probs), crop))
+        push(found.kept, (first, second, -len(found.probs), crop))
 
     def _close(self, decoded: Decoded, found: _Open) -> Sample:
         probs_IK = np.stack(found.probs)

@@ -100,7 +100,8 @@ def pool(
         pooled_K[background] = background_prob
     else:
         num = {"max": 1, "mean": len(p_IK), "top3_mean": _NUM_TOP}[rule]
-        first = _least_background(p_IK, background)[:num]
+        loudness_I2 = loudness(p_IK, multi_label=False, background=background)
+        first = _loudest_first(loudness_I2)[:num]
         pooled_K = p_IK[first].mean(axis=0)
     return pooled_K.astype(probs_IK.dtype)
 
@@ -136,9 +137,25 @@ def best_instance(probs_IK: Floats, *, multi_label: bool, background: int | None
     It is the instance that `max` takes, and the place that a row of a picture points to under every
     rule. The first of equal ones.
     """
-    if background is not None and not multi_label:
-        return int(_least_background(probs_IK.astype(np.float64), background)[0])
-    return int(probs_IK.max(axis=1).argmax())
+    return int(
+        _loudest_first(loudness(probs_IK, multi_label=multi_label, background=background))[0]
+    )
+
+
+def loudness(
+    probs_IK: Floats, *, multi_label: bool, background: int | None = None
+) -> npt.NDArray[np.float64]:
+    """Return how loud each instance speaks, [I,2]: the second number decides between equal first.
+
+    With a background: how little of it there is; where a model is so sure of it that this is the
+    same in every digit, the other classes tell. Else the highest probability.
+    """
+    p_IK = probs_IK.astype(np.float64)
+    if multi_label or background is None:
+        highest_I = p_IK.max(axis=1)
+        return np.stack([highest_I, np.zeros_like(highest_I)], axis=1)
+    others_I = np.delete(p_IK, background, axis=1).sum(axis=1)
+    return np.stack([-p_IK[:, background], others_I], axis=1)
 
 
 def pool_logits(
@@ -192,15 +209,9 @@ def pool_logits(
     return _log_mean(chosen, is_real_SN1.gather(1, first_SN1))
 
 
-def _least_background(
-    p_IK: npt.NDArray[np.float64], background: int
-) -> npt.NDArray[np.integer[Any]]:
-    """Return the instances in order, that with the least background first.
-
-    Where a model is so sure that this probability is 1 in every digit, the other classes tell.
-    """
-    others_I = np.delete(p_IK, background, axis=1).sum(axis=1)
-    return np.lexsort((-others_I, p_IK[:, background]))
+def _loudest_first(loudness_I2: npt.NDArray[np.float64]) -> npt.NDArray[np.integer[Any]]:
+    """Return the instances in order, the first of equal ones first."""
+    return np.lexsort((-loudness_I2[:, 1], -loudness_I2[:, 0]))
 
 
 def _each(p_IK: npt.NDArray[np.float64], rule: Pooling) -> npt.NDArray[np.float64]:

@@ -169,6 +169,28 @@ def test_what_is_collected_does_not_depend_on_the_order_in_which_it_was_done() -
         np.testing.assert_array_equal(np.sort(mine, axis=0), np.sort(theirs, axis=0))
 
 
+def test_the_best_instance_is_the_one_whose_pixels_are_kept_where_the_background_ties() -> None:
+    """A model that is sure of the background to the last digit: the other classes decide."""
+    loud = 4
+    bundle = replace(pooled_bundle(), background_class="class-0")
+
+    def forward(x_BCHW: torch.Tensor) -> torch.Tensor:
+        is_loud = (x_BCHW == torch.from_numpy(pixels(3, loud))).flatten(1).all(dim=1)
+        logits_BK = torch.zeros(len(x_BCHW), len(bundle.class_names))
+        logits_BK[:, 0], logits_BK[:, 1] = 60.0, 10.0 * is_loud
+        return logits_BK
+
+    with open_predictor(bundle, device="cpu", batch_size=4) as predictor:
+        predictor._model = forward
+        with closing(predict_stream(iter([decoded(3)]), predictor, num_kept=2)) as stream:
+            samples = [s for one in stream if isinstance(one, Predicted) for s in one.samples]
+    [instances] = [sample.instances for sample in samples]
+    assert instances is not None
+    assert (instances.probs_IK[:, 0] == 1).all()
+    assert instances.best == loud
+    assert [crop.place for crop in instances.loudest] == [(40, 0, 10, 80), (0, 0, 10, 80)]
+
+
 def test_pixels_of_sixteen_bits_are_not_cut_to_eight_on_their_way() -> None:
     """Float pixels between two of 256 levels: rounded, the network would see other ones."""
     rng = np.random.default_rng(0)
