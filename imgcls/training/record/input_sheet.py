@@ -73,12 +73,18 @@ def draw_inputs(pairs: list[InputPair], spec: PreprocessSpec) -> bytes:
     axes = figure.subplots(len(pairs), 2, squeeze=False, width_ratios=(3, 2))
     for (left, right), pair in zip(axes, pairs, strict=True):
         _show(left, _shaded(pair))
-        width_px, height_px = pair.size_px
-        name = in_picture(pair.name, _MAX_NAME)
-        left.set_title(f"{name}, {height_px} x {width_px} pixels", fontsize=9, parse_math=False)
         _show(right, pair.x_CHW.transpose(1, 2, 0))
-        right.set_title(f"{spec.height_px} x {spec.width_px} pixels", fontsize=9)
+        for side, title in zip((left, right), titles_of(pair), strict=True):
+            side.set_title(title, fontsize=9, parse_math=False)
     return to_png(figure)
+
+
+def titles_of(pair: InputPair) -> tuple[str, str]:
+    """Return what stands above the two pictures; sizes are width x height, as people say them."""
+    _, input_height_px, input_width_px = pair.x_CHW.shape
+    sizes = pair.size_px, (input_width_px, input_height_px)
+    source, seen = (f"{width_px} x {height_px} pixels" for width_px, height_px in sizes)
+    return f"{in_picture(pair.name, _MAX_NAME)}, {source}", seen
 
 
 def _show(ax, image_HWC: _Pixels) -> None:  # type: ignore[no-untyped-def]  # noqa: ANN001 - Axes

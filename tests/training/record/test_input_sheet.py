@@ -10,7 +10,7 @@ from imgcls.image.crops import decode_one
 from imgcls.image.decoders.pool import DecoderPool
 from imgcls.training.driver import train
 from imgcls.training.planning.make_plan import make_plan
-from imgcls.training.record.input_sheet import INPUTS, draw_inputs, read_pairs
+from imgcls.training.record.input_sheet import INPUTS, InputPair, draw_inputs, read_pairs, titles_of
 from tests.training.planning.test_fit import config, strips
 
 
@@ -36,6 +36,11 @@ def test_right_hand_pictures_are_the_very_input(
             height, width, _ = pair.source_HWC.shape
             assert (right - left) * (bottom - top) / (height * width) == pytest.approx(share)
     assert draw_inputs(pairs, plan.preprocess_spec).startswith(b"\x89PNG")
+
+
+def test_sizes_are_width_by_height_on_both_sides() -> None:
+    pair = InputPair("a.png", np.zeros((4, 16, 3)), (160, 40), None, np.zeros((3, 20, 50)))
+    assert titles_of(pair) == ("a.png, 160 x 40 pixels", "50 x 20 pixels")
 
 
 def test_pictures_of_data_are_in_the_bundle_only_if_asked_for(tmp_path: Path) -> None:
