@@ -135,6 +135,7 @@ class Predictor(Closing):
         self.top_k = min(top_k, self.num_classes)
         self._model, self._features = backend.forward, backend.features
         self._gives_sketch = demand.sketch and backend.features is not None
+        self._signs_ES: torch.Tensor | None = None  # of sketches
         self._map_shape: tuple[int, ...] = ()  # of one image's feature map, once it was seen
         # Without its weights, which the backend has.
         self.bundle = replace(bundle, state_dict={}, attachments={})
@@ -258,8 +259,10 @@ class Predictor(Closing):
         demand, wanted = self.backend.demand, []
         if demand.sketch:
             embedding_BE = features.embedding_BE[:num_rows]
-            signs_ES = torch.from_numpy(projection_ES(embedding_BE.shape[1]))
-            wanted.append(embedding_BE @ signs_ES.to(embedding_BE.device))
+            if self._signs_ES is None:  # once: the device waits for a copy
+                signs_ES = torch.from_numpy(projection_ES(embedding_BE.shape[1]))
+                self._signs_ES = signs_ES.to(embedding_BE.device)
+            wanted.append(embedding_BE @ self._signs_ES)
         if demand.embedding:
             wanted.append(features.embedding_BE[:num_rows])
         if demand.feature_map and features.map_BEhw is not None:

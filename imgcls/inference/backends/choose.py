@@ -177,8 +177,7 @@ def _with_points(plain: Backend, bundle: Bundle) -> Backend:
     if not demand.wants_features:
         if not demand.sketch or bundle.arch == onnx_network.ARCH:
             return plain
-        assert isinstance(plain.module, Network)
-        return replace(plain, points=find_embedding(plain.module.classifier, "classifier."))
+        return replace(plain, points=find_embedding(plain.module))
     of_file = [m for m in plain.module.modules() if isinstance(m, onnx_network.OnnxNetwork)]
     if why := next((one.why_no_embedding for one in of_file), ""):
         return replace(plain, why_no_features=why)

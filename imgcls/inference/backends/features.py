@@ -82,15 +82,10 @@ def find_tap_points(classifier: nn.Module, x_BCHW: Tensor) -> TapPoints:
     return TapPoints(head, *_find_map(seen, width=shape[1] if len(shape) == 4 else shape[-1]))
 
 
-def find_embedding(classifier: nn.Module, prefix: str) -> TapPoints:
-    """Return where to tap for the embedding alone, without running anything.
-
-    Args:
-        classifier: a part of the network that will be tapped.
-        prefix: of its modules' names in that network.
-    """
+def find_embedding(classifier: nn.Module) -> TapPoints:
+    """Return where to tap for the embedding alone, without running anything."""
     head, _ = find_head(classifier)
-    return TapPoints(f"{prefix}{head}", last_map="", layout="")
+    return TapPoints(head, last_map="", layout="")
 
 
 def _find_map(
