@@ -144,6 +144,7 @@ class Model(Closing):
             )
         if pixels.shape[2] != spec.channels:
             pixels = np.repeat(pixels, 3, axis=2) if spec.channels == 3 else _luma(pixels)
+        pixels = pixels.astype(self.bundle.decode_spec.pixel_type, copy=False)
         height, width, _ = pixels.shape
         if spec.fit == "tiles":
             tiles = cut_tiles(pixels, spec, most=_MAX_TILES)

@@ -103,6 +103,11 @@ class TrainConfig(ListingOptions):
     """
     gray_bits: int = 16
     """Significant bits of a deep grey, for --gray-range bits: 12 for a 12-bit camera."""
+    depth: int = 8
+    """8 gives the network 256 levels of each pixel; 16 gives it numbers with a fraction, so that
+    every level of a deep grey reaches it. That takes 4 times the memory for batches and caches, and
+    half as much time again to decode a picture; a GPU then decodes no JPEGs.
+    """
     frames: Literal["first", "middle", "all", "pool"] = "first"
     """Frames of a multi-frame file: first, middle, all (a row each; training takes one of them by
     chance in each epoch, so a long file counts as much as a short one), or

@@ -4,7 +4,7 @@ In: encoded bytes. Out: one crop per frame, or per tile of a frame. Invariant: t
 the bytes and the two specs alone.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import astuple, dataclass
 from functools import partial
 from itertools import count
@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from imgcls.image.decode import iter_images
-from imgcls.image.decoded import DecodedImage, ignore_frame
+from imgcls.image.decoded import DecodedImage, Pixels, ignore_frame
 from imgcls.image.facts.image_facts import ImageFacts, Looks, measure
 from imgcls.image.facts.source import Look, SourceFacts, looking
 from imgcls.image.facts.thumbnail import count_picks, needs_picture, shrink
@@ -167,11 +167,7 @@ def decode_frames(
         if image is None:
             return
         sample = 0 if decode_spec.frames == "pool" else number
-        parts: Iterable[tuple[npt.NDArray[Any], Place | None]] = (
-            cut_tiles(image.image_HWC, preprocess_spec, num_left)
-            if is_tiled
-            else [(preprocess(image.image_HWC, preprocess_spec), None)]
-        )
+        parts = _cut(image.image_HWC, decode_spec, preprocess_spec, num_left)
         looked: tuple[Any, ...] = ()
         if look != "none":
             looked = _look_at(image, decode_spec, preprocess_spec, look, seen)
@@ -180,6 +176,18 @@ def decode_frames(
             yield Crop(x_CHW, *size, image.frame, sample, place, *looked)
             looked = ()
             num_left -= 1
+
+
+def _cut(
+    image_HWC: Pixels, decode_spec: DecodeSpec, preprocess_spec: PreprocessSpec, most: int
+) -> Iterator[tuple[Pixels, Place | None]]:
+    """Yield what the model gets of a frame, in the type that the spec says, and its place."""
+    pixel_type = decode_spec.pixel_type
+    if preprocess_spec.fit == "tiles":
+        for x_CHW, place in cut_tiles(image_HWC, preprocess_spec, most):
+            yield x_CHW.astype(pixel_type, copy=False), place
+    else:  # before the resize, which rounds to the type that it is given
+        yield preprocess(image_HWC.astype(pixel_type, copy=False), preprocess_spec), None
 
 
 def _look_at(

@@ -1,8 +1,8 @@
 """From a decoded image to the model's input: resize, cut or pad, normalise.
 
-In: uint8 [H,W,C]. Out: uint8 [C,Y,X] (`preprocess`), then float32 [B,C,Y,X] on the model's device
-(`normalize`). Invariant: integer arithmetic up to the crop, so the same pixels on every CPU; torch
-is not imported.
+In: uint8 [H,W,C], or float32 of a decode spec of depth 16. Out: the same type [C,Y,X]
+(`preprocess`), then float32 [B,C,Y,X] on the model's device (`normalize`). Invariant: of uint8
+integer arithmetic up to the crop, so the same pixels on every CPU; torch is not imported.
 
 Legend: H, W height and width of the source, C channels, Y, X height and width of the model's input,
 B batch.
@@ -29,11 +29,11 @@ def preprocess(image_HWC: Pixels, spec: PreprocessSpec) -> Pixels:
     resized image.
 
     Args:
-        image_HWC: uint8 [H,W,C] 0..255, C 1 or 3.
+        image_HWC: uint8 or float32 [H,W,C] 0..255, C 1 or 3.
         spec: the preprocess spec; not of tiles.
 
     Returns:
-        uint8 [C,Y,X], C-contiguous.
+        [C,Y,X] of the same type, C-contiguous.
     """
     height_px, width_px, _ = image_HWC.shape
     where = place(width_px, height_px, spec)

@@ -48,7 +48,8 @@ _CHOICES: Final[dict[str, tuple[str, ...]]] = {
 # In gray_ranges: the range of all kinds of greys together.
 POOLED: Final = ""
 # Fields that later versions added: left out of JSON at these values, so that no digest moves.
-_ADDED: Final[dict[str, Any]] = {"gray_ranges": (), "depth": 8}
+_BYTE_DEPTH: Final = 8
+_ADDED: Final[dict[str, Any]] = {"gray_ranges": (), "depth": _BYTE_DEPTH}
 
 IMAGENET_MEAN: Final = (0.485, 0.456, 0.406)
 IMAGENET_STD: Final = (0.229, 0.224, 0.225)
@@ -95,8 +96,9 @@ class DecodeSpec:
     a modality of DICOM, integer or float samples of other files; POOLED of all, which a kind takes
     that is not here. Where there are none, greys are as declared."""
     depth: int = 8
-    """8 rounds every pixel to one of 256 values, 16 leaves deep greys as float32 0..255
-    (by no profile: icc is then of the others)."""
+    """8 rounds every pixel to one of 256 values; 16 gives float32 0..255 and rounds nowhere between
+    the file and the network: deep greys keep their levels (by no profile: icc is then of the
+    others), and so do the means that a resize makes."""
     frames: Frames = "first"
     """Which frames of a multi-frame file: first, middle (index count // 2), all, one row each, or
     pool, all as the instances of one sample with one row."""
@@ -140,6 +142,11 @@ class DecodeSpec:
     def num_channels(self) -> int:
         """Channels of a decoded image: 3 or 1."""
         return 3 if self.color == "rgb" else 1
+
+    @property
+    def pixel_type(self) -> Literal["uint8", "float32"]:
+        """Type of the pixels of a crop, 0..255."""
+        return "uint8" if self.depth == _BYTE_DEPTH else "float32"
 
     @property
     def takes_all_frames(self) -> bool:

@@ -192,7 +192,7 @@ class Predictor(Closing):
         """Return memory for batch_size images like one, from which a GPU copies without waiting."""
         x_BCHW = torch.empty(
             (self.batch_size, *like_CHW.shape),
-            dtype=torch.from_numpy(like_CHW[:0]).dtype,
+            dtype=getattr(torch, like_CHW.dtype.name),
             pin_memory=self.device.type == "cuda",
         )
         memory: Pixels = x_BCHW.numpy()

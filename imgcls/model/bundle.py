@@ -69,7 +69,7 @@ class Bundle:
     metrics: dict[str, Any]
     split_digest: str
     training: dict[str, Any]  # config, seed, versions, counts: JSON-able
-    golden_x_BCHW: Tensor  # uint8, preprocessed
+    golden_x_BCHW: Tensor  # preprocessed: uint8, of depth 16 float32
     golden_probs_BK: Tensor  # float32
     digest: str = ""  # sha256 of SHA256SUMS, "" until stored
     network_digest: str = ""  # of all that decides probabilities (bundle_files.py), "" until stored
@@ -154,7 +154,7 @@ def make_golden(
 
     Args:
         model: The trained module, on any device; it is left as it is.
-        x_BCHW: uint8 [B,C,H,W], preprocessed.
+        x_BCHW: [B,C,H,W], preprocessed.
         preprocess_spec: The normalisation.
         multi_label: As in the bundle.
     """
@@ -365,8 +365,9 @@ def _check(bundle: Bundle, where: str) -> None:
         raise BundleError(f"{where}: {error}") from error
     check_tensors(bundle.state_dict, expected, f"{where} ({WEIGHTS})", bundle.arch)
     num_golden = len(bundle.golden_x_BCHW)
+    pixel_type = getattr(torch, bundle.decode_spec.pixel_type)
     golden_shapes = {
-        "x": torch.empty(num_golden, *bundle.preprocess_spec.shape_CHW, dtype=torch.uint8),
+        "x": torch.empty(num_golden, *bundle.preprocess_spec.shape_CHW, dtype=pixel_type),
         "probs": torch.empty(num_golden, len(bundle.class_names)),
     }
     golden = {"x": bundle.golden_x_BCHW, "probs": bundle.golden_probs_BK}

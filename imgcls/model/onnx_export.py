@@ -1,8 +1,9 @@
 """ONNX from a bundle, for runtimes without torch.
 
-In: a Bundle. Out: the bytes of one ONNX file: uint8 [B,C,P,P] preprocessed pixels -> float32 [B,K]
-probabilities. Invariant: normalisation and softmax (multi-label: sigmoid) are inside, so that
-nobody can forget them; the golden inputs of the bundle give its golden probabilities.
+In: a Bundle. Out: the bytes of one ONNX file: preprocessed pixels [B,C,H,W], uint8 or of depth 16
+float32, -> float32 [B,K] probabilities. Invariant: normalisation and softmax (multi-label: sigmoid)
+are inside, so that nobody can forget them; the golden inputs of the bundle give its golden
+probabilities.
 
 Decoding, resizing and cropping stay outside: they are the spec that the file's metadata names.
 """

@@ -48,13 +48,19 @@ def quantize(config: QuantizeConfig) -> dict[str, Any]:
         from), num_calibrated, num_judged, num_equal, agreement.
 
     Raises:
-        ConfigError: the model is in no registry, OpenVINO is not installed, or too few images.
+        ConfigError: the model is in no registry or takes more than 8 bits, OpenVINO is not
+            installed, or too few images.
         BundleError: too many labels or decisions differ from fp32; nothing was registered.
         StorageError: the store failed after all retries.
     """
     int8.require_openvino()
     registry, name = name_of(config.model)
     bundle = read_bundle(resolve(config.model))
+    if bundle.decode_spec.pixel_type != "uint8":
+        raise ConfigError(
+            f"{config.model} was trained with --depth 16: an int8 network would round its pixels "
+            "to 8 bits"
+        )
     num_cores = num_cores_here()
     torch.set_num_threads(num_cores)
     with DecoderPool(

@@ -36,7 +36,7 @@ GROUPS: Final[dict[str, tuple[str, ...]]] = {
     "proof": ("check", "max_check"),
     "what it sees of a picture": (
         *("image_px", "fit", "overlap", "pooling", "min_seen_fraction", "max_pixels", "color"),
-        *("gray_range", "gray_window", "gray_bits", "frames", "dicom_window"),
+        *("gray_range", "gray_window", "gray_bits", "depth", "frames", "dicom_window"),
         *("preprocess", "resize_px", "filter", "input_range", "mean", "std"),
     ),
     "thresholds": ("positive_class", "target_recall", "target_specificity"),

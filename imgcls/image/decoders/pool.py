@@ -88,6 +88,7 @@ class DecoderPool(Closing):
                 f"the preprocess spec takes {preprocess_spec.channels}"
             )
         self._num_processes = num_processes
+        self.pixel_type: Final = decode_spec.pixel_type
         self.memory: Final = memory_limits(
             num_processes,
             decode_spec.max_pixels,

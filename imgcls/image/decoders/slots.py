@@ -22,7 +22,6 @@ from imgcls.image.decoders.protocol import SLOTS_OFFSET, Progress
 from imgcls.image.facts.source import Look
 from imgcls.image.facts.thumbnail import MAX_PICTURE_PX, needs_picture
 from imgcls.image.fit.tiles import most_frames
-from imgcls.image.formats.gray import PIXEL_TYPES
 from imgcls.image.spec import DecodeSpec, PreprocessSpec
 
 _ALIGNMENT: Final = 16
@@ -43,7 +42,7 @@ class SlotLayout:
     @property
     def dtype(self) -> np.dtype[Any]:
         """Type of the pixels of a crop."""
-        return np.dtype(PIXEL_TYPES[self.decode_spec.depth])
+        return np.dtype(self.decode_spec.pixel_type)
 
     @property
     def crop_bytes(self) -> int:

@@ -10,7 +10,7 @@ FEW_LEVELS: Final = 32
 FEW_FRACTION: Final = 0.25
 
 
-def loses_levels(facts: ImageFacts) -> bool:
-    """Tell whether a deep grey lost nearly all of its levels."""
-    had = facts.source.levels
+def loses_levels(facts: ImageFacts, pixel_type: str) -> bool:
+    """Tell whether a deep grey lost nearly all of its levels in pixels of a type, not of floats."""
+    had = facts.source.levels if pixel_type == "uint8" else None
     return had is not None and facts.looks.levels < min(FEW_LEVELS, FEW_FRACTION * had)

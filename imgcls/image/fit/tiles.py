@@ -8,6 +8,7 @@ beyond the picture only where that is smaller than a tile, and is padded there.
 Legend: H, W height and width of the source, C channels, Y, X height and width of a tile.
 """
 
+import math
 from collections.abc import Iterator
 from typing import Final
 
@@ -67,7 +68,8 @@ def most_crops(decode_spec: DecodeSpec, preprocess_spec: PreprocessSpec) -> int:
     """Return how many crops one file may give."""
     if preprocess_spec.fit != "tiles":
         return most_frames(decode_spec)
-    return max(1, min(_MAX_TILES, _MAX_BYTES // int(np.prod(preprocess_spec.shape_CHW))))
+    num_bytes = math.prod(preprocess_spec.shape_CHW) * np.dtype(decode_spec.pixel_type).itemsize
+    return max(1, min(_MAX_TILES, _MAX_BYTES // num_bytes))
 
 
 def _starts(whole_px: int, tile_px: int, overlap_px: int) -> list[int]:

@@ -18,7 +18,7 @@ Kind = Literal["eager", "folded", "compiled", "openvino"]
 
 @dataclass(frozen=True, eq=False)
 class Backend:
-    """A way to run a network on a device: uint8 [B,C,H,W] -> logits float32 [B,K].
+    """A way to run a network on a device: pixels [B,C,H,W] 0..255 -> logits float32 [B,K].
 
     It was proven with B = `batch_size`: what was asked for, or less where memory is short.
     """

@@ -97,7 +97,7 @@ def _choose(bundle: Bundle, demand: Demand) -> Backend:
     kinds: Callable[[str], tuple[Kind, ...]] = (
         partial(_onnx_kinds, demand) if is_onnx else repaid_kinds(gmacs, demand, notes)
     )
-    for precision in _precisions(demand, gmacs, notes):
+    for precision in _precisions(bundle, demand, gmacs, notes):
         for kind in kinds(precision):
             set_fp32_arithmetic(precision)
             backend: Backend | None = plain
@@ -186,10 +186,15 @@ def _with_points(plain: Backend, bundle: Bundle) -> Backend:
     return replace(plain, points=points, why_no_features=why)
 
 
-def _precisions(demand: Demand, gmacs: float, notes: list[str]) -> tuple[Precision, ...]:
+def _precisions(
+    bundle: Bundle, demand: Demand, gmacs: float, notes: list[str]
+) -> tuple[Precision, ...]:
     """Return the precisions to try in turn, the fastest first."""
     if demand.precision != "auto":
         return (demand.precision,)
+    if bundle.decode_spec.pixel_type != "uint8":
+        notes.append("a model of --depth 16: other precisions round its pixels to 8 or 10 bits")
+        return ("fp32",)
     if demand.wants_features:
         notes.append("features have no golden values to check another precision with")
         return ("fp32",)

@@ -64,10 +64,10 @@ def require(*packages: str) -> None:
 
 
 def convert(network: nn.Module, x_BCHW: Tensor) -> Any:  # noqa: ANN401 - openvino.Model, untyped
-    """Return the network as OpenVINO's model, for batches of the shape of uint8 `x_BCHW`.
+    """Return the network as OpenVINO's model, for batches of the shape and type of `x_BCHW`.
 
     Args:
-        network: uint8 [B,C,H,W] -> logits float32 [B,K], on the CPU, in evaluation mode.
+        network: pixels [B,C,H,W] -> logits float32 [B,K], on the CPU, in evaluation mode.
         x_BCHW: any images.
 
     Raises:
@@ -161,6 +161,7 @@ def convert_once(network: nn.Module, x_BCHW: Tensor, key: str) -> bytes:
 
     batch_size, _, height_px, width_px = x_BCHW.shape
     shape = f"{batch_size}x{width_px}" + (f"x{height_px}" if height_px != width_px else "")
+    shape += "-float" if x_BCHW.is_floating_point() else ""
     versions = f"{openvino.__version__}-{torch.__version__}"
     name = f"{key}-{shape}-{versions}.zip"
     cached = cache_folder() / "openvino" / name

@@ -1,6 +1,6 @@
 """Decode on the nodes without a GPU, for an actor whose GPU starves.
 
-In: chunks of requests. Out: their crops, uint8, through Ray's object store. Invariant: it is help
+In: chunks of requests. Out: their crops through Ray's object store. Invariant: it is help
 and no more: whatever fails here, the shard does itself (remote_decode.py), and a node that failed
 again and again, or is gone, is not asked any more.
 
@@ -41,7 +41,7 @@ _MAX_CHUNK_BYTES: Final = 64 << 20
 
 # index, format, where each crop comes from, and its small picture.
 _Sources = list[tuple[int, str | None, list[Source], list[npt.NDArray[np.uint8] | None]]]
-_Answer = tuple[npt.NDArray[np.uint8] | None, _Sources]
+_Answer = tuple[npt.NDArray[Any] | None, _Sources]
 
 
 class DecodingActor:
@@ -53,11 +53,11 @@ class DecodingActor:
         self._pool = DecoderPool(decode_spec, preprocess_spec, num_decoders, look="facts")
 
     def decode(self, requests: list[GetRequest]) -> _Answer:
-        """Return the crops of a chunk, uint8 [B,C,P,P], and where each comes from.
+        """Return the crops of a chunk, [B,C,P,P], and where each comes from.
 
         What gives none is left out.
         """
-        crops: list[npt.NDArray[np.uint8]] = []
+        crops: list[npt.NDArray[Any]] = []
         sources: _Sources = []
         for decoded in self._pool.decode_many(get_images(requests, gives_unreadable=True)):
             found = decoded.crops

@@ -92,7 +92,7 @@ class ShardFacts:
         crops = [sample.looked_at for sample in samples]
         found = [Seen(facts) for facts in facts_of(crops, self._spec)]
         for seen, crop, key, row in zip(found, crops, keys, rows, strict=True):
-            self._count(seen.facts)
+            self._count(seen.facts, crop.x_CHW.dtype.name)
             self._choose(seen, crop, key, row)
         if sketch_BS is not None:
             for seen, sketch_S, row in zip(found, short_sketch(sketch_BS), rows, strict=True):
@@ -138,7 +138,7 @@ class ShardFacts:
         seen.heatmap, seen.heatmap_class = png, class_name
         self._encode(seen, sample.looked_at, "heatmap")
 
-    def _count(self, facts: ImageFacts) -> None:
+    def _count(self, facts: ImageFacts, pixel_type: str) -> None:
         source = facts.source
         if source.bits != 8:
             self._greys[f"bits_{source.bits}"] += 1
@@ -146,7 +146,7 @@ class ShardFacts:
             self._greys[f"new_bits_{source.bits}"] += 1
         if source.gray_rule:
             self._greys[source.gray_rule] += 1
-        if loses_levels(facts):
+        if loses_levels(facts, pixel_type):
             self._greys["few_levels"] += 1
 
     def _choose(self, seen: Seen, crop: Crop, key: Key, row: dict[str, Any]) -> None:

@@ -79,13 +79,18 @@ def make_gpu_decoder(bundle: Bundle, device: torch.device) -> DeviceJpegDecoder:
     """Return what decodes for a bundle on a GPU.
 
     Raises:
-        ConfigError: no GPU, nvImageCodec is not installed, or the model takes tiles,
-            or resizes by a filter that is not computed there.
+        ConfigError: no GPU, nvImageCodec is not installed, or the model takes tiles, or more than 8
+            bits, or resizes by a filter that is not computed there.
     """
     if bundle.preprocess_spec.fit == "tiles":
         raise ConfigError(
             "--gpu-decode on: this model takes pictures in tiles, which only the CPU cuts; use "
             "--gpu-decode off"
+        )
+    if bundle.decode_spec.pixel_type != "uint8":
+        raise ConfigError(
+            "--gpu-decode on: this model was trained with --depth 16, and a GPU decodes to 8 bits; "
+            "use --gpu-decode off"
         )
     if device.type not in DEVICES:
         raise ConfigError(

@@ -1,6 +1,6 @@
 """What is drawn for the images of an epoch, and the policies that change them one by one.
 
-In: uint8 images of a step, and which they are. Out: the images, and the numbers that `augment` is
+In: images of a step, and which they are. Out: the images, and the numbers that `augment` is
 to change them by on the device. Invariant: both are functions of (seed, epoch, sample), so they
 come out the same in whichever thread, on one worker and on eight, and after a resume.
 
@@ -57,11 +57,11 @@ class ImageChanges:
         """Return the images, and what is left to change on the device.
 
         Args:
-            x_BCHW: uint8 [B,C,P,P].
+            x_BCHW: [B,C,P,P]; of a policy uint8.
             index_B: int64, their places in the split.
 
         Returns:
-            uint8 [B,C,P,P] and float32 [B,N]; [B,0] where nothing is left.
+            [B,C,P,P] and float32 [B,N]; [B,0] where nothing is left.
         """
         nothing_B0 = np.zeros((len(index_B), 0), np.float32)
         if self._policy == "none" and self._recipe == AugmentRecipe():

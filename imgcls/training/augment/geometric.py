@@ -1,6 +1,6 @@
 """Change training images at random, a whole batch at once, on its device.
 
-In: uint8 [B,C,H,W] and a row of uniform numbers per image. Out: uint8 [B,C,H,W]. Invariant: a pure
+In: [B,C,H,W] and a row of uniform numbers per image. Out: [B,C,H,W] of its type. Invariant: a pure
 function. An image's result depends on its pixels, its numbers and the recipe only, not on its
 neighbours in the batch, so one worker and eight make the same images of the same sample.
 
@@ -96,12 +96,13 @@ def augment(x_BCHW: torch.Tensor, draws_BN: torch.Tensor, recipe: AugmentRecipe)
     """Change each image by its own row of draws.
 
     Args:
-        x_BCHW: uint8 [B,C,H,W].
+        x_BCHW: uint8 or float32 [B,C,H,W], 0..255.
         draws_BN: float32 [B,NUM_DRAWS] in [0,1), on the same device.
         recipe: how far.
 
     Returns:
-        uint8 [B,C,H,W]; x_BCHW itself where the recipe changes nothing.
+        [B,C,H,W] of the same type, floats not rounded; x_BCHW itself where the recipe changes
+        nothing.
     """
     if recipe == AugmentRecipe():
         return x_BCHW
@@ -114,7 +115,8 @@ def augment(x_BCHW: torch.Tensor, draws_BN: torch.Tensor, recipe: AugmentRecipe)
     x = _recolour(x, draws_BN, recipe)
     if recipe.erase_probability > 0:
         x = _erase(x, draws_BN, recipe)
-    return x.round_().clamp_(0, 255).to(torch.uint8)
+    x = x.clamp_(0, 255)
+    return x if x_BCHW.is_floating_point() else x.round_().to(x_BCHW.dtype)
 
 
 def _moves(recipe: AugmentRecipe) -> bool:

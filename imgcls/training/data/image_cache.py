@@ -1,13 +1,14 @@
 """Decoded images kept for the next epoch, so that it costs no GET and no decoding.
 
-In: uint8 images by sample index. Out: the same. Invariant: an index is unknown, known, or known to
-be bad, and never goes back. `ram` is memory, taken page by page as images arrive; `disk` is a
-mapped temporary file, whose pages the system may drop, so that memory does not grow with the number
-of images. The ranks on one machine share one table; it is gone with the last of them, however they
-end.
+In: images by sample index, of one type. Out: the same. Invariant: an index is unknown, known, or
+known to be bad, and never goes back. `ram` is memory, taken page by page as images arrive; `disk`
+is a mapped temporary file, whose pages the system may drop, so that memory does not grow with the
+number of images. The ranks on one machine share one table; it is gone with the last of them,
+however they end.
 """
 
 import logging
+import math
 import mmap
 import os
 import tempfile
@@ -20,6 +21,7 @@ from imgcls.errors import ConfigError
 
 CacheKind = Literal["none", "ram", "disk"]
 CacheFlag = Literal["auto", "none", "ram", "disk"]
+PixelType = Literal["uint8", "float32"]
 
 # What `auto` may take of the memory that is free when training starts. The rest is for the model,
 # the decoder processes and the system's own file cache.
@@ -37,16 +39,23 @@ class ImageCache:
     Args:
         buffer: from `private_buffer` or `shared_buffer`.
         num_samples: rows of the table.
-        shape_CHW: shape of one image, uint8.
+        shape_CHW: shape of one image.
+        pixel_type: of its pixels.
     """
 
     def __init__(
-        self, buffer: mmap.mmap, num_samples: int, shape_CHW: tuple[int, int, int]
+        self,
+        buffer: mmap.mmap,
+        num_samples: int,
+        shape_CHW: tuple[int, int, int],
+        pixel_type: PixelType = "uint8",
     ) -> None:
+        # The images first, where they lie on the borders that their type wants.
+        num_image_bytes = num_bytes(num_samples, shape_CHW, pixel_type) - num_samples
         whole = np.frombuffer(buffer, np.uint8)
-        self._state = whole[:num_samples]
-        images = whole[num_samples : num_bytes(num_samples, shape_CHW)]
+        images = whole[:num_image_bytes].view(pixel_type)
         self._x_NCHW = images.reshape(num_samples, *shape_CHW)
+        self._state = whole[num_image_bytes : num_image_bytes + num_samples]
 
     def put(self, index: int, x_CHW: np.ndarray) -> None:
         """Keep one image."""
@@ -67,13 +76,15 @@ class ImageCache:
         return np.asarray(self._state[index_B] == _KNOWN)
 
     def take(self, index_B: np.ndarray) -> np.ndarray:
-        """Return a copy of images, uint8 [B,C,P,P]."""
+        """Return a copy of images, [B,C,H,W]."""
         return np.asarray(self._x_NCHW[index_B])
 
 
-def num_bytes(num_samples: int, shape_CHW: tuple[int, int, int]) -> int:
-    """Return the size of a table: a byte of state per image, and the images."""
-    return num_samples * (1 + int(np.prod(shape_CHW)))
+def num_bytes(
+    num_samples: int, shape_CHW: tuple[int, int, int], pixel_type: PixelType = "uint8"
+) -> int:
+    """Return the size of a table: the images, and a byte of state for each."""
+    return num_samples * (1 + math.prod(shape_CHW) * np.dtype(pixel_type).itemsize)
 
 
 def private_buffer(kind: CacheKind, size_bytes: int) -> mmap.mmap:

@@ -1,6 +1,6 @@
 """Labelled samples to batches of pixels, ready before the step asks for them.
 
-In: the samples of one split and, per step, which of them. Out: Batch, uint8, in the order of the
+In: the samples of one split and, per step, which of them. Out: Batch, in the order of the
 steps. Invariant: a batch holds exactly the samples asked for, less those that give no image; such a
 sample is counted and named, weighs nothing, and no neighbour takes its place.
 
@@ -273,7 +273,7 @@ class SplitLoader:
         if num_missing > 0:
             if not len(index_B):
                 index_B, weight_B = np.zeros(1, np.int64), np.zeros(1, np.float32)
-                x_BCHW = np.zeros((1, *self._shape_CHW), np.uint8)
+                x_BCHW = np.zeros((1, *self._shape_CHW), self._pool.pixel_type)
                 if instances is not None:
                     nothing_IK = np.full((1, self._num_classes), np.nan, np.float32)
                     instances = Instances(np.zeros(1, np.int64), torch.from_numpy(nothing_IK))
@@ -324,7 +324,7 @@ class SplitLoader:
         return index_B[[x is not None for x in images]], x_BCHW, None
 
     def _no_images(self) -> np.ndarray:
-        return np.empty((0, *self._shape_CHW), np.uint8)
+        return np.empty((0, *self._shape_CHW), self._pool.pixel_type)
 
     def _known(
         self, index_B: np.ndarray, images: list["_Pixels | None"]
@@ -364,7 +364,7 @@ class SplitLoader:
         target_IK = [found.target_IK for _, found in good]
         return (
             np.array([index for index, _ in good], np.int64),
-            np.concatenate([np.empty((0, *self._shape_CHW), np.uint8), *x_ICHW]),
+            np.concatenate([self._no_images(), *x_ICHW]),
             Instances(
                 np.repeat(np.arange(len(good)), [len(x) for x in x_ICHW]),
                 torch.from_numpy(

@@ -8,7 +8,7 @@ Shape legend: C channels, H height, W width, B image, K class.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -30,7 +30,7 @@ class WrongImage:
     """An image that the model got wrong."""
 
     name: str
-    x_CHW: npt.NDArray[np.uint8]  # as the network saw it
+    x_CHW: npt.NDArray[Any]  # 0..255, as the network saw it
     shows: str
     said: str
     prob: float  # calibrated, of what the model said
@@ -51,7 +51,7 @@ def worst_errors(target_BK: Bools, predicted_BK: Bools, probs_BK: Doubles) -> li
     return [int(row) for row in order if is_wrong_BK[row].any()][:MAX_SHOWN]
 
 
-def as_seen(x_ICHW: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+def as_seen(x_ICHW: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """Return the only crop of an image; of several (tiles, frames) all, side by side in a square.
 
     Args:
@@ -59,13 +59,13 @@ def as_seen(x_ICHW: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     """
     num = min(len(x_ICHW), _MAX_CROPS)
     if num == 1:
-        only_CHW: npt.NDArray[np.uint8] = x_ICHW[0]
+        only_CHW: npt.NDArray[Any] = x_ICHW[0]
         return only_CHW
     num_columns = int(np.ceil(np.sqrt(num)))
     _, channels, height, width = x_ICHW.shape
     cell = (height + _GAP_PX, width + _GAP_PX)
-    seen: npt.NDArray[np.uint8] = np.full(
-        (channels, cell[0] * -(-num // num_columns), cell[1] * num_columns), 255, "u1"
+    seen: npt.NDArray[Any] = np.full(
+        (channels, cell[0] * -(-num // num_columns), cell[1] * num_columns), 255, x_ICHW.dtype
     )
     for number, x_CHW in enumerate(x_ICHW[:num]):
         top, left = number // num_columns * cell[0], number % num_columns * cell[1]
@@ -92,7 +92,7 @@ def draw_errors(wrong: Sequence[WrongImage], num_wrong: int, num_images: int, sp
     for ax in axes:
         ax.set_axis_off()
     for ax, one in zip(axes, wrong, strict=False):
-        x_HWC = one.x_CHW.transpose(1, 2, 0)
+        x_HWC = one.x_CHW.transpose(1, 2, 0).round().astype(np.uint8)
         is_gray = x_HWC.shape[2] == 1
         ax.imshow(x_HWC[..., 0] if is_gray else x_HWC, cmap="gray" if is_gray else None,
                   vmin=0, vmax=255)  # fmt: skip

@@ -48,7 +48,7 @@ class Instances:
 class Batch:
     """The images of one step, of one rank.
 
-    x_BCHW uint8, target_BK float32 (1 for each class that the image shows, else 0), weight_B
+    x_BCHW as decoded, target_BK float32 (1 for each class that the image shows, else 0), weight_B
     float32, index_B int64 (place in the split). Where too few images are left (bad ones took the
     rest), they are repeated as rows of weight 0: batch normalisation needs two rows in each forward
     pass, and a rank without a row would leave the others waiting for its gradient. Such a row

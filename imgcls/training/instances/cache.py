@@ -24,7 +24,7 @@ _NO_LIMIT: Final = 1 << 62
 class KnownInstances:
     """All instances of one sample.
 
-    x_ICHW uint8; target_IK float32, NaN where nothing is known of one.
+    x_ICHW uint8, or (depth 16) float32; target_IK float32, NaN where nothing is known of one.
     """
 
     x_ICHW: np.ndarray
@@ -51,7 +51,7 @@ class InstanceCache:
         self._file: IO[bytes] | None = None
         if on_disk:
             self._file = tempfile.TemporaryFile(prefix="imgcls-cache-")  # noqa: SIM115
-        self._on_disk: dict[int, tuple[int, tuple[int, ...], np.ndarray]] = {}
+        self._on_disk: dict[int, tuple[int, np.ndarray, np.ndarray]] = {}
 
     def put(self, index: int, found: KnownInstances) -> None:
         """Keep a sample, where it fits.
@@ -74,7 +74,8 @@ class InstanceCache:
                     f"--cache disk: no room in {tempfile.gettempdir()} ({error.strerror}); point "
                     "TMPDIR at a larger disk, or use --cache none"
                 ) from error
-            self._on_disk[index] = (offset, found.x_ICHW.shape, found.target_IK)
+            no_pixels = np.broadcast_to(np.zeros((), found.x_ICHW.dtype), found.x_ICHW.shape)
+            self._on_disk[index] = (offset, no_pixels, found.target_IK)
         self._state[index] = _KNOWN
 
     def put_bad(self, index: int) -> None:
@@ -89,7 +90,7 @@ class InstanceCache:
         """Return a sample that is not to be written to, None where it is not here."""
         if self._file is None or index not in self._on_disk:
             return self._in_memory.get(index)
-        offset, shape, target_IK = self._on_disk[index]
-        x_ICHW = np.empty(shape, np.uint8)
+        offset, like, target_IK = self._on_disk[index]
+        x_ICHW = np.empty(like.shape, like.dtype)
         os.preadv(self._file.fileno(), [x_ICHW.data.cast("B")], offset)
         return KnownInstances(x_ICHW, target_IK)

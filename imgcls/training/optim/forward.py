@@ -34,7 +34,7 @@ class ValidationForward:
         # A batch may be filled up to two images.
         self._passes = Passes(max(2, recipe.batch_size), self._check)
         self._model: nn.Module = nn.Identity()
-        self._shape: torch.Size = torch.Size()
+        self._black_CHW = torch.zeros(0)
 
     def __call__(self, model: nn.Module, batch: Batch, val: SplitLoader) -> tuple[Tensor, Batch]:
         """Return float32 logits [B,K] on the device; zeros for images that the model fails on.
@@ -42,7 +42,7 @@ class ValidationForward:
         Raises:
             DeviceFailedError: it fails on black images too, or there is no memory for one.
         """
-        self._model, self._shape = model, batch.x_BCHW.shape[1:]
+        self._model, self._black_CHW = model, torch.zeros_like(batch.x_BCHW[0])
         found = self._passes.run(
             len(batch.x_BCHW), lambda rows, _size: self._forward(batch.x_BCHW[rows])
         )
@@ -79,6 +79,6 @@ class ValidationForward:
 
     def _check(self, num_rows: int) -> None:
         """Run black images: no answer to them is known yet, but there has to be one."""
-        logits_BK = self._forward(torch.zeros((num_rows, *self._shape), dtype=torch.uint8))
+        logits_BK = self._forward(self._black_CHW.repeat(num_rows, 1, 1, 1))
         if len(logits_BK) != num_rows:
             raise DeviceFailedError(f"{num_rows} black images give {len(logits_BK)} rows of logits")

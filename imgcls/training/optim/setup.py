@@ -80,7 +80,8 @@ def make_loaders(plan: TrainPlan, pool: DecoderPool, place: Place) -> dict[str, 
 
 def make_caches(plan: TrainPlan, place: Place) -> dict[str, ImageCache]:
     """Return a cache per split, shared by the ranks of this machine; none where none is wanted."""
-    sizes = {split: num_bytes(len(s), plan.shape_CHW) for split, s in plan.splits.items()}
+    pixels = plan.shape_CHW, plan.decode_spec.pixel_type
+    sizes = {split: num_bytes(len(s), *pixels) for split, s in plan.splits.items()}
     # All ranks must agree, and machines may have unlike memory: the first one decides.
     kind = place.from_first(choose_kind(plan.config.cache, sum(sizes.values())))
     if kind == "none":
@@ -95,7 +96,7 @@ def make_caches(plan: TrainPlan, place: Place) -> dict[str, ImageCache]:
         for name in names.values():
             forget(kind, name)
     return {
-        split: ImageCache(buffers[split], len(samples), plan.shape_CHW)
+        split: ImageCache(buffers[split], len(samples), *pixels)
         for split, samples in plan.splits.items()
     }
 

@@ -160,7 +160,7 @@ def train_step(
 
 
 def to_model_input(x_BCHW: torch.Tensor, recipe: Recipe) -> torch.Tensor:
-    """Normalise uint8 pixels, in the memory format that the model was built for."""
+    """Normalise pixels 0..255, in the memory format that the model was built for."""
     x_BCHW = normalize(x_BCHW, recipe.preprocess)
     return x_BCHW.contiguous(memory_format=torch.channels_last) if recipe.channels_last else x_BCHW
 

@@ -26,7 +26,7 @@ _TRAINING_FLAGS: Final = (
 # What a backbone of its own brings along.
 _BACKBONE_FLAGS: Final = (
     *("arch", "weights", "image_px", "fit", "color"),
-    *("gray_range", "gray_window", "gray_bits", "frames", "dicom_window"),
+    *("gray_range", "gray_window", "gray_bits", "depth", "frames", "dicom_window"),
 )
 _DEFAULTS: Final = {field.name: field.default for field in fields(TrainConfig)}
 

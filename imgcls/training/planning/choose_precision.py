@@ -79,6 +79,8 @@ def _agree(plan: TrainPlan, place: Place) -> Chosen:
 
 def choose_precision(plan: TrainPlan, device: torch.device) -> Chosen:
     """Return fp32 or bf16, and why, by a measurement where the hardware has bf16 at all."""
+    if plan.decode_spec.pixel_type != "uint8":
+        return Chosen("fp32", "of a pixel of --depth 16 bf16 would keep 8 bits")
     has_bf16 = gpu_has_bf16(device) if device.type == "cuda" else has_fast_bf16()
     if not has_bf16:
         return Chosen("fp32", f"this {device.type} has no bf16 arithmetic")

@@ -66,7 +66,9 @@ class Greys:
             "deep": len(self.deep),
             "source_levels": _median([facts.source.levels or 0 for facts in self.deep]),
             "rules": dict(sorted(rules.items())),
-            "few_levels": sum(loses_levels(facts) for facts in self.facts),
+            "few_levels": sum(
+                loses_levels(facts, self.decode_spec.pixel_type) for facts in self.facts
+            ),
         }
 
 
@@ -124,9 +126,12 @@ def tell_greys(greys: Greys) -> None:
         if kind != POOLED:
             log.info("greys of %s: %g to %g, as measured, become black to white", kind, low, high)
     deep = greys.deep
+    if greys.decode_spec.pixel_type != "uint8":
+        _tell_depth(greys, kept)
+        return
     had = f"; the files have {_median([each.source.levels or 0 for each in deep])}" if deep else ""
     log.info("greys: crops use %d of 256 levels (median of %d images%s)", kept, len(facts), had)
-    lost = sum(loses_levels(each) for each in facts)
+    lost = sum(loses_levels(each, greys.decode_spec.pixel_type) for each in facts)
     ways = (
         "give the range that matters: --gray-range measured (the default), min_max, or "
         "--gray-window LOW:HIGH"
@@ -149,6 +154,24 @@ def tell_greys(greys: Greys) -> None:
             had,
             ways,
         )
+
+
+def _tell_depth(greys: Greys, kept: int) -> None:
+    """Say what --depth 16 gives, and what it costs."""
+    cost = "batches and caches take 4 times the memory, and no JPEG is decoded on a GPU"
+    if not (deep := greys.deep):
+        log.warning(
+            "--depth 16: none of %d images has greys deeper than 8 bits; %s", len(greys.facts), cost
+        )
+        return
+    log.info(
+        "greys: --depth 16 rounds nothing: the levels of the files (%d, median of %d images) reach "
+        "the model, spread over %d of 256 steps from black to white; %s",
+        _median([each.source.levels or 0 for each in deep]),
+        len(deep),
+        kept,
+        cost,
+    )
 
 
 def _facts(

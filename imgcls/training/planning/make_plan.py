@@ -184,6 +184,7 @@ def build_decode_spec(config: TrainConfig) -> DecodeSpec:
         color=config.color,
         gray_range="window" if config.gray_window else config.gray_range,
         gray_bits=config.gray_bits,
+        depth=config.depth,
         gray_window=gray_window(config),
         frames=config.frames,
         dicom_window=config.dicom_window,
@@ -229,6 +230,12 @@ def check_flags(config: TrainConfig) -> None:
         _refuse_unless(getattr(config, flag) >= 1, config, flag, "at least 1")
     is_fold_count = config.folds == 0 or config.folds >= MIN_FOLDS
     _refuse_unless(is_fold_count, config, "folds", "0, or 2 or more")
+    _refuse_unless(config.depth in (8, 16), config, "depth", "8 or 16")
+    if config.depth != DecodeSpec.depth:
+        is_plain = config.policy == "none"
+        _refuse_unless(is_plain, config, "policy", "none with --depth 16: they change 8 bits")
+        is_full = config.precision != "bf16"
+        _refuse_unless(is_full, config, "precision", "fp32 with --depth 16: bf16 keeps 8 bits")
     for flag in ("num_decoders", "max_failures", "freeze_stages", "patience_epochs"):
         _refuse_unless(getattr(config, flag) >= 0, config, flag, "0 or more")
     _refuse_unless(0 < config.lr < math.inf, config, "lr", "more than 0")
