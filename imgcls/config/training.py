@@ -206,6 +206,11 @@ class TrainConfig(ListingOptions):
     """Random changes of training images: light (small turns, shifts, zoom, exposure) to strong. No
     preset flips: left and right differ in an X-ray; see --flip.
     """
+    augment_from: Literal["input", "source"] = "input"
+    """What --augment zooms and turns. input: the picture as the model gets it, which may be kept
+    from epoch to epoch (--cache), but has no more detail than that; source: the file's own pixels,
+    read and decoded again in every epoch.
+    """
     policy: Literal["none", "randaugment", "trivialaugment", "augmix"] = "none"
     """A published augmentation policy, on top of --augment; they invert and posterise: for
     photographs.

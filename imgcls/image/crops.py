@@ -14,12 +14,13 @@ import numpy as np
 import numpy.typing as npt
 
 from imgcls.image.decode import iter_images
-from imgcls.image.decoded import DecodedImage, Pixels, ignore_frame
+from imgcls.image.decoded import DecodedImage, Pixels, WantedSize, ignore_frame
 from imgcls.image.facts.image_facts import ImageFacts, Looks, measure
 from imgcls.image.facts.source import Look, SourceFacts, looking
 from imgcls.image.facts.thumbnail import count_picks, needs_picture, shrink
 from imgcls.image.fit.placement import resized_size
 from imgcls.image.fit.tiles import Place, cut_tiles, most_crops
+from imgcls.image.fit.view import WHOLE, View, resize_view, size_for_view
 from imgcls.image.preprocess import preprocess
 from imgcls.image.spec import DecodeSpec, PreprocessSpec
 
@@ -143,6 +144,7 @@ def decode_frames(
     preprocess_spec: PreprocessSpec,
     begin_frame: Callable[[int], None] = ignore_frame,
     look: Look = "none",
+    view: View = WHOLE,
 ) -> Iterator[Crop]:
     """Yield the crops of one encoded image, one decoded frame in memory at a time.
 
@@ -152,13 +154,18 @@ def decode_frames(
         preprocess_spec: how those become crops.
         begin_frame: told the index of each frame of a multi-frame file before it is decoded.
         look: what to measure beside.
+        view: which part of the input is wanted, in its size; not of tiles.
 
     Raises:
         DecodeError: as `decode_one`.
     """
     is_tiled = preprocess_spec.fit == "tiles"  # of the picture in its full size
     is_scaled = decode_spec.dct_scaling and not is_tiled
-    wanted_size = partial(resized_size, spec=preprocess_spec) if is_scaled else None
+    wanted_size: WantedSize | None = None
+    if is_scaled and view == WHOLE:
+        wanted_size = partial(resized_size, spec=preprocess_spec)
+    elif is_scaled:
+        wanted_size = partial(size_for_view, spec=preprocess_spec, view=view)
     images = iter_images(data, decode_spec, wanted_size, begin_frame)
     num_left = most_crops(decode_spec, preprocess_spec)
     for number in count():
@@ -167,7 +174,7 @@ def decode_frames(
         if image is None:
             return
         sample = 0 if decode_spec.frames == "pool" else number
-        parts = _cut(image.image_HWC, decode_spec, preprocess_spec, num_left)
+        parts = _cut(image.image_HWC, decode_spec, preprocess_spec, num_left, view)
         looked: tuple[Any, ...] = ()
         if look != "none":
             looked = _look_at(image, decode_spec, preprocess_spec, look, seen)
@@ -179,15 +186,24 @@ def decode_frames(
 
 
 def _cut(
-    image_HWC: Pixels, decode_spec: DecodeSpec, preprocess_spec: PreprocessSpec, most: int
+    image_HWC: Pixels,
+    decode_spec: DecodeSpec,
+    preprocess_spec: PreprocessSpec,
+    most: int,
+    view: View,
 ) -> Iterator[tuple[Pixels, Place | None]]:
     """Yield what the model gets of a frame, in the type that the spec says, and its place."""
     pixel_type = decode_spec.pixel_type
     if preprocess_spec.fit == "tiles":
         for x_CHW, place in cut_tiles(image_HWC, preprocess_spec, most):
             yield x_CHW.astype(pixel_type, copy=False), place
-    else:  # before the resize, which rounds to the type that it is given
-        yield preprocess(image_HWC.astype(pixel_type, copy=False), preprocess_spec), None
+        return
+    # Before the resize, which rounds to the type that it is given.
+    pixels_HWC = image_HWC.astype(pixel_type, copy=False)
+    if view == WHOLE:
+        yield preprocess(pixels_HWC, preprocess_spec), None
+    else:
+        yield resize_view(pixels_HWC, preprocess_spec, view), None
 
 
 def _look_at(

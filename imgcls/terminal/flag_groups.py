@@ -45,7 +45,7 @@ GROUPS: Final[dict[str, tuple[str, ...]]] = {
         *("epochs", "train.batch_size", "accumulate", "patience_epochs", "best_by", "seed"),
         *("checkpoint_every", "keep_checkpoints"),
     ),
-    "augmentation": ("augment", "policy", "flip", "mixup", "cutmix"),
+    "augmentation": ("augment", "augment_from", "policy", "flip", "mixup", "cutmix"),
     "loss and optimizer": (
         *("loss", "balance", "label_smoothing", "optimizer", "lr", "weight_decay"),
         *("warmup_fraction", "schedule", "layer_decay", "freeze_stages", "max_grad_norm"),

@@ -22,6 +22,7 @@ from imgcls.image.crops import Crop, decode_one
 from imgcls.image.decoders.memory import memory_limits, pool_memory_bytes
 from imgcls.image.decoders.scheduler import WALL_LIMIT_S, Engine, Task
 from imgcls.image.facts.source import Look
+from imgcls.image.fit.view import WHOLE, View
 from imgcls.image.formats.sniff import family_of
 from imgcls.image.spec import DecodeSpec, PreprocessSpec
 
@@ -101,7 +102,11 @@ class DecoderPool(Closing):
         self._taker: TaskTaker | None = None
         self._finalize = weakref.finalize(self, self._engine.close)
 
-    def decode_many(self, items: Iterable[tuple[int, bytes | BaseException]]) -> Iterator[Decoded]:
+    def decode_many(
+        self,
+        items: Iterable[tuple[int, bytes | BaseException]],
+        view_of: Callable[[int], View] = lambda _: WHOLE,
+    ) -> Iterator[Decoded]:
         """Decode items as they come; yield results as they are done.
 
         A thread pulls the items, a bounded number ahead of the consumer. An exception among them
@@ -111,7 +116,7 @@ class DecoderPool(Closing):
         Raises:
             ImgclsError: the pool is closed, or its processes do not start.
         """
-        stream = _Stream(self._submit, items, self._max_in_flight)
+        stream = _Stream(self._submit, items, self._max_in_flight, view_of)
         try:
             yield from stream.results()
         finally:
@@ -171,8 +176,9 @@ class _Stream:
         submit: Callable[[Task], None],
         items: Iterable[tuple[int, bytes | BaseException]],
         max_in_flight: int,
+        view_of: Callable[[int], View],
     ) -> None:
-        self._submit, self._items = submit, items
+        self._submit, self._items, self._view_of = submit, items, view_of
         self._max_in_flight = max_in_flight
         self._done: queue.SimpleQueue[tuple[Decoded, int] | _Ended] = queue.SimpleQueue()
         self._is_cancelled = False
@@ -257,7 +263,7 @@ class _Stream:
             else:
                 self._done.put(_Ended(0, result))
 
-        self._submit(Task(item, finish, lambda: not self._is_cancelled))
+        self._submit(Task(item, finish, lambda: not self._is_cancelled, self._view_of(index)))
 
 
 def _num_bytes(decoded: Decoded) -> int:

@@ -6,7 +6,8 @@ over can only send numbers and text.
 
     parent -> child   setup: u32 length, JSON {decode, preprocess, num_slots, slot_crops, memory,
                       look}
-                      image: u32 slot, u64 length, bool is_large, the encoded bytes
+                      image: u32 slot, u64 length, bool is_large, 4 doubles (which view of
+                      it), the encoded bytes
     child -> parent   u32 length, JSON, one of {"ready": true, "unconfined": ""}: why no sandbox
                       {"answers": [...]}, one to each image, in order:
                       {"slot": s, "crops": [Crop.source, ...]}, pixels in slot s
@@ -42,7 +43,7 @@ class Progress(IntEnum):
 
 NO_FRAME: Final = -1
 SLOTS_OFFSET: Final = 4096
-IMAGE_HEADER: Final = struct.Struct("<IQ?")
+IMAGE_HEADER: Final = struct.Struct("<IQ?4d")
 LENGTH: Final = struct.Struct("<I")
 _MAX_MESSAGE_BYTES: Final = 1 << 20
 _MAX_STATUS_CHARS: Final = 32

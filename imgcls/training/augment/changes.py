@@ -19,8 +19,9 @@ from typing import Self
 import numpy as np
 import torch
 
+from imgcls.image.fit.view import WHOLE, View
 from imgcls.training.augment.counter_rng import hash64, image_seeds, uniform
-from imgcls.training.augment.geometric import NUM_DRAWS, AugmentRecipe, augment
+from imgcls.training.augment.geometric import NUM_DRAWS, AugmentRecipe, augment, views_of
 from imgcls.training.augment.policies import Policy, apply_policy
 
 
@@ -52,6 +53,15 @@ class ImageChanges:
     def chance(self, index: int) -> Callable[[int], np.ndarray]:
         """Return what gives n numbers, uint64, to order the instances of a sample by."""
         return lambda num: hash64(self._seed, self._epoch, index, np.arange(num), 3)
+
+    def view_of(self, index: int, aspect: float) -> View:
+        """Return which part of a sample's input is wanted; `aspect` is its width / height."""
+        if not self._recipe.from_source:
+            return WHOLE
+        draws_BN = uniform(self._seed, self._epoch, np.array([index]), NUM_DRAWS)
+        view_B4 = views_of(torch.from_numpy(draws_BN), self._recipe, aspect)
+        left, top, right, bottom = view_B4[0].tolist()
+        return left, top, right, bottom
 
     def apply(self, x_BCHW: np.ndarray, index_B: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the images, and what is left to change on the device.

@@ -38,6 +38,7 @@ class AugmentRecipe:
     erase_probability: float = 0.0  # of one rectangle, filled with the image's mean
     max_erase_fraction: float = 0.0  # of the side, in each direction
     flip: Flip = "none"
+    from_source: bool = False  # images come as the views of `views_of`, not whole
 
 
 PRESETS: dict[Preset, AugmentRecipe] = {
@@ -87,9 +88,22 @@ NUM_DRAWS = 16
 _LUMA = (0.299, 0.587, 0.114)
 
 
-def build_recipe(preset: Preset, flip: Flip = "none") -> AugmentRecipe:
-    """Return a preset, with flips if asked for."""
-    return replace(PRESETS[preset], flip=flip)
+def build_recipe(
+    preset: Preset, flip: Flip = "none", *, from_source: bool = False
+) -> AugmentRecipe:
+    """Return a preset, with flips if asked for, and of views if they move anything."""
+    recipe = replace(PRESETS[preset], flip=flip)
+    return replace(recipe, from_source=from_source and _moves(recipe))
+
+
+def views_of(draws_BN: torch.Tensor, recipe: AugmentRecipe, aspect: float) -> torch.Tensor:
+    """Return float32 [B,4]: which part of each input `augment` looks at, as shares of its sides.
+
+    Left, top, right and bottom, see image/fit/view.py; `aspect` is width / height of the input.
+    """
+    matrix_B23 = _affine(draws_BN, recipe, aspect)
+    half_B2, centre_B2 = matrix_B23[:, :, :2].abs().sum(2), matrix_B23[:, :, 2]
+    return (torch.cat([centre_B2 - half_B2, centre_B2 + half_B2], 1) + 1) / 2
 
 
 def augment(x_BCHW: torch.Tensor, draws_BN: torch.Tensor, recipe: AugmentRecipe) -> torch.Tensor:
@@ -109,6 +123,9 @@ def augment(x_BCHW: torch.Tensor, draws_BN: torch.Tensor, recipe: AugmentRecipe)
     x = x_BCHW.float()
     if _moves(recipe):
         matrix_B23 = _affine(draws_BN, recipe, x.shape[-1] / x.shape[-2])
+        if recipe.from_source:  # x is just what is looked at
+            matrix_B23 = matrix_B23 / matrix_B23[:, :, :2].abs().sum(2, keepdim=True)
+            matrix_B23[:, :, 2] = 0.0
         grid = affine_grid(matrix_B23, list(x.shape), align_corners=False)
         # Border: what lies outside continues the edge. Black corners would be a feature to learn.
         x = grid_sample(x, grid, mode="bilinear", padding_mode="border", align_corners=False)

@@ -23,6 +23,7 @@ import torch
 
 from imgcls.errors import BudgetExceededError, ObjectUnreadableError
 from imgcls.image.decoders.pool import Decoded, DecoderPool
+from imgcls.image.fit.view import WHOLE, View
 from imgcls.image.outcome import outcome_of
 from imgcls.schema import Status
 from imgcls.sources.located import access_to, request_for
@@ -77,8 +78,8 @@ class SplitLoader:
         num_classes: classes of the data set.
         shape_CHW: shape of a preprocessed image.
         pool: decodes and preprocesses.
-        cache: keeps what was decoded, or None to read it again each epoch; an InstanceCache where
-            samples have instances.
+        cache: keeps what was decoded, or None to read it again each epoch, as a recipe of changes
+            that are made from the source needs it; an InstanceCache where samples have instances.
         max_bad_fraction: of the split's images that may fail to give pixels.
         weight_N: float32, how much each sample weighs in the loss; 1 by default.
         pin_memory: page-lock batches, for copies to a CUDA device that do not block.
@@ -185,7 +186,13 @@ class SplitLoader:
             if watch is not None:
                 watch(int(index_P[position]), data)
 
-        with closing(self._decode(requests, on_bytes)) as decoded:
+        def view_of(position: int) -> View:
+            if changes is None:
+                return WHOLE
+            _, height_px, width_px = self._shape_CHW
+            return changes.view_of(int(index_P[position]), width_px / height_px)
+
+        with closing(self._decode(requests, on_bytes, view_of)) as decoded:
             start = 0
             for share in shares:
                 positions = range(start, start + len(share.index_B))
@@ -209,14 +216,17 @@ class SplitLoader:
         return np.asarray(first_P & self._cache.unknown(index_P))
 
     def _decode(
-        self, requests: Iterator[GetRequest], on_bytes: Callable[[int, bytes], None]
+        self,
+        requests: Iterator[GetRequest],
+        on_bytes: Callable[[int, bytes], None],
+        view_of: Callable[[int], View],
     ) -> Generator[Decoded]:
         first = next(requests, None)
         if (
             first is not None
         ):  # else everything is cached, and no GET and no decoder has to be woken
             results = self.read(chain([first], requests))
-            yield from self._pool.decode_many(_watched(results, on_bytes))
+            yield from self._pool.decode_many(_watched(results, on_bytes), view_of)
 
     def _accept(self, index: int, image: Decoded) -> "_Pixels | None":
         """Keep an image that arrived; where it is bad, count it and return None.

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from imgcls.data.dataset import Sample
 from imgcls.errors import ConfigError
 from imgcls.image.decoders.pool import DecoderPool
 from imgcls.sources.located import access_to
@@ -81,7 +82,8 @@ def make_loaders(plan: TrainPlan, pool: DecoderPool, place: Place) -> dict[str, 
 def make_caches(plan: TrainPlan, place: Place) -> dict[str, ImageCache]:
     """Return a cache per split, shared by the ranks of this machine; none where none is wanted."""
     pixels = plan.shape_CHW, plan.decode_spec.pixel_type
-    sizes = {split: num_bytes(len(s), *pixels) for split, s in plan.splits.items()}
+    splits = _cached_splits(plan)
+    sizes = {split: num_bytes(len(s), *pixels) for split, s in splits.items()}
     # All ranks must agree, and machines may have unlike memory: the first one decides.
     kind = place.from_first(choose_kind(plan.config.cache, sum(sizes.values())))
     if kind == "none":
@@ -97,7 +99,7 @@ def make_caches(plan: TrainPlan, place: Place) -> dict[str, ImageCache]:
             forget(kind, name)
     return {
         split: ImageCache(buffers[split], len(samples), *pixels)
-        for split, samples in plan.splits.items()
+        for split, samples in splits.items()
     }
 
 
@@ -109,7 +111,8 @@ def make_instance_caches(plan: TrainPlan, place: Place) -> Mapping[str, Instance
     wanted = plan.config.cache
     if wanted == "none":
         return {}
-    num_images = max(1, sum(map(len, plan.splits.values())))
+    splits = _cached_splits(plan)
+    num_images = max(1, sum(map(len, splits.values())))
     limit_bytes = int(RAM_FRACTION * free_memory_bytes() / place.world_size)
     return {
         split: InstanceCache(
@@ -117,8 +120,14 @@ def make_instance_caches(plan: TrainPlan, place: Place) -> Mapping[str, Instance
             on_disk=wanted == "disk",
             max_bytes=limit_bytes * len(samples) // num_images if wanted == "auto" else 0,
         )
-        for split, samples in plan.splits.items()
+        for split, samples in splits.items()
     }
+
+
+def _cached_splits(plan: TrainPlan) -> dict[str, list[Sample]]:
+    """Return the splits of which each epoch sees the same pixels."""
+    looks_anew = plan.recipe.augment.from_source
+    return {split: s for split, s in plan.splits.items() if split != "train" or not looks_anew}
 
 
 def weigh_samples(plan: TrainPlan) -> np.ndarray:

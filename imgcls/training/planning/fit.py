@@ -82,11 +82,15 @@ def check_seen(config: TrainConfig, seen: Seen) -> None:
         ConfigError: less than --min-seen-fraction reaches the model.
     """
     log.info("%s", seen.describe())
-    if config.augment != "none" and seen.shrink > 1:
+    is_source = config.augment_from == "source"
+    if config.augment != "none" and (is_source or seen.shrink > 1):
         log.info(
-            "--augment %s zooms into the model's input, not into the picture: it shows no more "
-            "detail than the input has",
+            "--augment %s zooms into %s",
             config.augment,
+            "the pictures themselves: each is read and decoded in every epoch"
+            if is_source
+            else "the model's input, not into the picture: it shows no more detail than the input "
+            "has; --augment-from source does, and decodes each picture in every epoch",
         )
     if seen.median_fraction < config.min_seen_fraction:
         raise ConfigError(

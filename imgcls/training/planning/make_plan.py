@@ -231,6 +231,13 @@ def check_flags(config: TrainConfig) -> None:
     is_fold_count = config.folds == 0 or config.folds >= MIN_FOLDS
     _refuse_unless(is_fold_count, config, "folds", "0, or 2 or more")
     _refuse_unless(config.depth in (8, 16), config, "depth", "8 or 16")
+    is_of_tiles = config.fit == "tiles" or config.frames == "pool"
+    _refuse_unless(
+        config.augment_from == "input" or not is_of_tiles,
+        config,
+        "augment_from",
+        "input with tiles, which are cut out of the source already, and pooled frames",
+    )
     if config.depth != DecodeSpec.depth:
         is_plain = config.policy == "none"
         _refuse_unless(is_plain, config, "policy", "none with --depth 16: they change 8 bits")
@@ -288,7 +295,9 @@ def build_train_recipe(config: TrainConfig, preprocess_spec: PreprocessSpec) -> 
         values["epochs"] = 0
     return Recipe(
         preprocess=preprocess_spec,
-        augment=build_recipe(config.augment, config.flip),
+        augment=build_recipe(
+            config.augment, config.flip, from_source=config.augment_from == "source"
+        ),
         global_batch_size=global_batch_size(config),
         **values,
     )
@@ -322,6 +331,8 @@ def decisive_values(
     """Return what decides the weights; where and how fast it runs is left out."""
     values = asdict(recipe) | {"preprocess": recipe.preprocess.to_dict()}
     del values["batch_size"]
+    if not recipe.augment.from_source:  # likewise
+        del values["augment"]["from_source"]
     if not recipe.pooling:  # as versions counted it that knew of none
         del values["pooling"], values["background"]
     if config.head == "linear":  # not in the fingerprints of before there was such a thing

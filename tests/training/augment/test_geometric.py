@@ -1,12 +1,18 @@
+import numpy as np
 import pytest
 import torch
 
+from imgcls.image.fit.view import resize_view
+from imgcls.image.preprocess import preprocess
+from imgcls.image.spec import PreprocessSpec
 from imgcls.training.augment.geometric import (
     NUM_DRAWS,
     PRESETS,
     AugmentRecipe,
+    Preset,
     augment,
     build_recipe,
+    views_of,
 )
 
 
@@ -91,3 +97,27 @@ def test_erase_blanks_only_the_drawn_share_of_images() -> None:
     out = augment(x, u, AugmentRecipe(erase_probability=0.25, max_erase_fraction=0.5))
     changed = (out != x).flatten(1).any(dim=1).float().mean()
     assert 0.12 < changed < 0.33
+
+
+@pytest.mark.parametrize("preset", ["light", "standard", "strong"])
+@pytest.mark.parametrize("shape", [(48, 48), (32, 80)])
+def test_changes_of_a_view_are_those_of_the_whole(preset: Preset, shape: tuple[int, int]) -> None:
+    """Of a smooth picture, which has no detail to gain."""
+    height, width = shape
+    y, x = np.mgrid[0 : 4 * height, 0 : 4 * width]
+    image_HW = 120 + 80 * np.sin(x / 4 / 9) * np.cos(y / 4 / 9)
+    image_HWC = image_HW[..., None].astype(np.float32)
+    spec = PreprocessSpec(
+        height, width, fit="stretch", resize="exact", channels=1, mean=(0.0,), std=(1.0,)
+    )
+    u = draws(12)
+    recipe, of_views = (build_recipe(preset, "both", from_source=is_so) for is_so in (False, True))
+    whole = torch.from_numpy(preprocess(image_HWC, spec))
+    expected = augment(whole[None].repeat(12, 1, 1, 1), u, recipe)
+    views = views_of(u, of_views, width / height).tolist()
+    seen = torch.stack([torch.from_numpy(resize_view(image_HWC, spec, v)) for v in views])
+    found = augment(seen, u, of_views)
+    difference = (found - expected).abs()
+    assert expected.std() > 20
+    assert difference.quantile(0.99) < 6
+    assert difference.median() < 1.5
