@@ -69,7 +69,6 @@ def test_export_gives_the_golden_probabilities_at_any_batch_size(
 
 
 @pytest.mark.usefixtures("onnx")
-@pytest.mark.usefixtures("onnx")
 def test_an_input_that_is_no_square_is_exported_in_its_shape_and_range(
     make_bundle: MakeBundle,
 ) -> None:
@@ -105,6 +104,7 @@ def test_an_input_that_is_no_square_is_exported_in_its_shape_and_range(
         check_onnx(data, plain)
 
 
+@pytest.mark.usefixtures("onnx")
 def test_multi_label_export_gives_a_probability_of_each_class(make_bundle: MakeBundle) -> None:
     single = make_bundle()
     golden_BK = make_golden(
