@@ -22,6 +22,7 @@ from imgcls.errors import ConfigError
 
 # Inverse of the penalty on the squared weights, of which the folds choose; strong ones first.
 STRENGTHS: Final = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0, 1000.0)
+_WITHOUT_FOLDS: Final = 1e-2
 _NUM_FOLDS: Final = 5
 # Images that the strength is chosen on; more hardly change it, and cost minutes.
 _MAX_FOLD_IMAGES: Final = 5_000
@@ -67,13 +68,8 @@ def fit_linear_head(
         multi_label: a class by itself each.
         seed: of the folds.
     """
-    mean_E = features_NE.mean(axis=0, dtype=np.float64)
-    spread_E = features_NE.std(axis=0, dtype=np.float64)
-    spread_E[spread_E < 1e-6 * max(float(spread_E.max(initial=0.0)), 1e-6)] = 1.0
-    x_NE = (features_NE - mean_E) / spread_E
-    losses = _losses(x_NE, target_NK, weight_N, group_N, multi_label, seed)
-    # The strongest of equal ones; without folds, one in the middle.
-    strength = min(losses, key=losses.__getitem__) if losses else 1e-2
+    x_NE, mean_E, spread_E = _standardise(features_NE)
+    strength, losses = _choose_strength(x_NE, target_NK, weight_N, group_N, multi_label, seed)
     weight_KE, bias_K = _fit(x_NE, target_NK, weight_N, strength, multi_label)
     weight_KE = weight_KE / spread_E
     bias_K = bias_K - weight_KE @ mean_E
@@ -102,20 +98,13 @@ def out_of_fold_probs(
     Raises:
         ConfigError: fewer than two groups.
     """
-    num_folds = min(_NUM_FOLDS, len(np.unique(group_N)))
-    if num_folds < 2:
+    parts = _folds(target_NK, group_N, False, seed)
+    if not parts:
         raise ConfigError("all images are of one group: no model can be kept from seeing it")
-    mean_E = features_NE.mean(axis=0, dtype=np.float64)
-    spread_E = features_NE.std(axis=0, dtype=np.float64)
-    x_NE = (features_NE - mean_E) / np.maximum(spread_E, 1e-6)
+    x_NE, _, _ = _standardise(features_NE)
     weight_N = np.ones(len(x_NE), np.float32)
     # One number that all images chose together tells a model nothing of one of them.
-    losses = _losses(x_NE, target_NK, weight_N, group_N, False, seed)
-    strength = min(losses, key=losses.__getitem__)
-    folds = StratifiedGroupKFold(num_folds, shuffle=True, random_state=seed)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # of a class with fewer images than folds
-        parts = list(folds.split(x_NE, target_NK.argmax(axis=1), group_N))
+    strength, _ = _choose_strength(x_NE, target_NK, weight_N, group_N, False, seed)
     probs_NK = np.zeros(target_NK.shape)
     for train, test in parts:
         weight_KE, bias_K = _fit(x_NE[train], target_NK[train], weight_N[train], strength, False)
@@ -133,6 +122,46 @@ def balanced_weights(target_NK: npt.NDArray[np.bool_]) -> npt.NDArray[np.float32
     return weight_N
 
 
+def _standardise(features_NE: npt.NDArray[np.float32]) -> tuple[Doubles, Doubles, Doubles]:
+    """Return features of mean 0 and spread 1, and what was taken from them: mean, spread [E].
+
+    What is the same in all images, but for rounding, is left at 0.
+    """
+    mean_E = features_NE.mean(axis=0, dtype=np.float64)
+    spread_E = features_NE.std(axis=0, dtype=np.float64)
+    spread_E[spread_E < 1e-6 * max(float(spread_E.max(initial=0.0)), 1e-6)] = 1.0
+    return (features_NE - mean_E) / spread_E, mean_E, spread_E
+
+
+def _folds(
+    target_NK: npt.NDArray[np.bool_], group_N: npt.NDArray[np.int64], multi_label: bool, seed: int
+) -> list[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
+    """Return (rows that fit, rows held out) per fold, whole groups; none of a single group."""
+    num_folds = min(_NUM_FOLDS, len(np.unique(group_N)))
+    if num_folds < 2:
+        return []
+    folds: Any = GroupKFold(num_folds)
+    if not multi_label:
+        folds = StratifiedGroupKFold(num_folds, shuffle=True, random_state=seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of a class with fewer images than folds
+        return list(folds.split(group_N, target_NK.argmax(axis=1), group_N))
+
+
+def _choose_strength(
+    x_NE: Doubles,
+    target_NK: npt.NDArray[np.bool_],
+    weight_N: npt.NDArray[np.float32],
+    group_N: npt.NDArray[np.int64],
+    multi_label: bool,
+    seed: int,
+) -> tuple[float, dict[float, float]]:
+    """Return the strength of the least loss, and the losses that `_losses` found."""
+    losses = _losses(x_NE, target_NK, weight_N, group_N, multi_label, seed)
+    # The strongest of equal ones; without folds, one in the middle.
+    return min(losses, key=losses.__getitem__, default=_WITHOUT_FOLDS), losses
+
+
 def _losses(
     x_NE: Doubles,
     target_NK: npt.NDArray[np.bool_],
@@ -144,18 +173,12 @@ def _losses(
     """Return the log loss on held-out folds by strength; empty where there are too few groups."""
     rng = np.random.default_rng(seed)
     rows = np.sort(rng.permutation(len(x_NE))[:_MAX_FOLD_IMAGES])
-    num_folds = min(_NUM_FOLDS, len(np.unique(group_N[rows])))
-    if num_folds < 2:
+    parts = [
+        (rows[train], rows[test])
+        for train, test in _folds(target_NK[rows], group_N[rows], multi_label, seed)
+    ]
+    if not parts:
         return {}
-    folds: Any = GroupKFold(num_folds)
-    if not multi_label:
-        folds = StratifiedGroupKFold(num_folds, shuffle=True, random_state=seed)
-    label_N = target_NK[rows].argmax(axis=1)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # of a class with fewer images than folds
-        parts = [
-            (rows[train], rows[test]) for train, test in folds.split(rows, label_N, group_N[rows])
-        ]
 
     def loss_of(features_NE: Doubles, strength: float) -> float:
         found = []

@@ -6,7 +6,12 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 
 from imgcls.training.head import solver
-from imgcls.training.head.solver import LinearHead, balanced_weights, fit_linear_head
+from imgcls.training.head.solver import (
+    LinearHead,
+    balanced_weights,
+    fit_linear_head,
+    out_of_fold_probs,
+)
 
 NUM, WIDTH = 240, 6
 
@@ -120,3 +125,23 @@ def test_too_few_groups_to_choose_by_are_said() -> None:
     x_NE, label_N = made(2)
     head = fit(x_NE, one_hot(label_N, 2), group_N=np.zeros(NUM, np.int64))
     assert head.loss_by_strength == {}
+
+
+def test_a_group_that_the_choice_of_a_strength_does_not_see_is_judged_all_the_same() -> None:
+    """Of another patient than all others is one image, not among the 5,000 that choose."""
+    num = solver._MAX_FOLD_IMAGES + 50
+    alone = np.random.default_rng(0).permutation(num)[-1]
+    label_N = np.arange(num) % 2
+    x_NE = (label_N[:, None] + np.random.default_rng(1).normal(size=(num, 1))).astype(np.float32)
+    group_N = (np.arange(num) == alone).astype(np.int64)
+    probs_NK = out_of_fold_probs(x_NE, one_hot(label_N, 2), group_N, seed=0)
+    assert probs_NK.sum(axis=1) == pytest.approx(1.0)
+
+
+def test_a_feature_that_is_the_same_in_all_images_but_for_rounding_changes_nothing() -> None:
+    x_NE, label_N = made(2)
+    dead_NE = 1e-3 + np.random.default_rng(0).normal(size=(NUM, 1)) * 1e-8
+    both_NE = np.concatenate([x_NE * 1e3, dead_NE], axis=1, dtype=np.float32)
+    group_N = np.arange(NUM)
+    found = [out_of_fold_probs(x, one_hot(label_N, 2), group_N, 0) for x in (x_NE, both_NE)]
+    np.testing.assert_allclose(*found, atol=1e-3)
