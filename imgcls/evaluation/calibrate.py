@@ -25,7 +25,6 @@ from imgcls.evaluation.of_units import (
     collect_units,
     fit_units,
     measure_units,
-    rule_of,
     rule_to_fit,
 )
 from imgcls.evaluation.predict_samples import Predicted, RunFlags, predict_samples
@@ -72,20 +71,15 @@ def calibrate(config: CalibrateConfig) -> dict[str, Any]:
     without = {fit[failure.index].uri for failure in predicted[FITTED].found.failures}
     check_operating_points(config, bundle.class_names, fit, without)
     calibration = _fit(config, bundle, fit, predicted[FITTED])
-    if config.unit:
-        bundle = _with_units(config, bundle, fit, predicted[FITTED])
     metrics = {
         split: _measure(bundle, samples[split], of_split, calibration)
         for split, of_split in predicted.items()
     }
-    judged_units = dict[str, Any]()
-    if (of_units := UnitCalibration.of(bundle.unit_calibration)) is not None and config.unit:
-        split = TESTED if test else FITTED
-        rule = rule_of("auto", bundle)
-        units = collect_units(predicted[split], samples[split], rule)
-        judged_units = measure_units(units, rule, rule.calibration, bundle)
-        metrics[split]["units"] = judged_units
     judged = TESTED if test else FITTED
+    judged_units = dict[str, Any]()
+    if config.unit:
+        bundle, judged_units = _with_units(config, bundle, samples, predicted, judged)
+        metrics[judged]["units"] = judged_units
     verdict = _judge(bundle, samples, judged, predicted[judged], metrics[judged], calibration)
     made = register(registry, name, _with(bundle, calibration, metrics, verdict, config))
     for line in verdict.lines():
@@ -101,7 +95,7 @@ def calibrate(config: CalibrateConfig) -> dict[str, Any]:
         "num_measured": len(samples[judged]),
         "temperature": calibration.temperature,
         "operating_points": calibration.to_dict()["operating_points"],
-        "unit_calibration": of_units.to_dict() if of_units is not None else None,
+        "unit_calibration": bundle.unit_calibration,
         "units": judged_units,
         "accuracy": metrics[judged]["accuracy"],
         "backend": predicted[judged].backend,
@@ -157,14 +151,24 @@ def _fit(
 
 
 def _with_units(
-    config: CalibrateConfig, bundle: Bundle, fit: list[Sample], predicted: Predicted
-) -> Bundle:
-    """Return the bundle with thresholds per unit, fitted on what pooling makes of its images."""
+    config: CalibrateConfig,
+    bundle: Bundle,
+    samples: dict[str, list[Sample]],
+    predicted: dict[str, Predicted],
+    judged: str,
+) -> tuple[Bundle, dict[str, Any]]:
+    """Return the bundle with thresholds per unit, and what they achieve on the images judged.
+
+    They are fitted on what pooling makes of the images of a unit.
+    """
     rule = rule_to_fit(config.unit_rule, bundle, config.positive_class.split("|")[0])
-    units = collect_units(predicted, fit, rule)
+    units = {
+        split: collect_units(found, samples[split], rule) for split, found in predicted.items()
+    }
     targets = operating_targets(config, bundle.class_names)
-    fitted = fit_units(units, rule, config.unit, bundle, targets)
-    return replace(bundle, unit_calibration=fitted.to_dict())
+    fitted = fit_units(units[FITTED], rule, config.unit, bundle, targets)
+    measured = measure_units(units[judged], rule, fitted.calibration, bundle)
+    return replace(bundle, unit_calibration=fitted.to_dict()), measured
 
 
 def _measure(
