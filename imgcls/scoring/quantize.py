@@ -1,9 +1,9 @@
 """`imgcls quantize`: a model's next version, with an int8 network of its own.
 
 In: a registered model, images of the kind to come. Out: the next version of its name: the same
-weights, classes, thresholds and papers, and a network in int8 beside them. Invariant: images that
-calibrated nothing keep their labels and decisions in MIN_AGREEMENT of all cases, or there is no
-such version; every night of it runs these very bytes.
+weights, classes, thresholds and papers, and a network in int8 beside them. Invariant: of images
+that calibrated nothing MIN_AGREEMENT keep label and decision, and as many keep their probabilities
+within MAX_MOVED, or there is no such version; every night of it runs these very bytes.
 
 Calibrated once, here, a night starts as fast as any, be it of five images or of a million.
 """
@@ -14,8 +14,10 @@ from dataclasses import replace
 from itertools import repeat
 from typing import Any, Final
 
+import numpy as np
 import torch
 
+from imgcls.config.choices import Precision
 from imgcls.config.scoring import QuantizeConfig
 from imgcls.errors import BundleError, ConfigError
 from imgcls.image.decoders.pool import DecoderPool
@@ -24,7 +26,7 @@ from imgcls.inference.backends.demand import demand_of_run
 from imgcls.inference.backends.network import Network
 from imgcls.inference.decision_rule import DecisionRule
 from imgcls.inference.device import num_cores_here
-from imgcls.inference.predictor import make_predictor
+from imgcls.inference.predictor import Predictions, make_predictor
 from imgcls.model.bundle import Bundle, read_bundle
 from imgcls.model.registry import name_of, register, resolve
 from imgcls.scoring.planning.listing import list_source
@@ -45,12 +47,14 @@ def quantize(config: QuantizeConfig) -> dict[str, Any]:
 
     Returns:
         JSON-able: model (REGISTRY/NAME@v<N>), uri, version, digest, of (the version it was made
-        from), num_calibrated, num_judged, num_equal, agreement.
+        from), num_calibrated, num_judged, num_equal, agreement, largest_move of a probability,
+        usual_move (99 % of the images move less).
 
     Raises:
         ConfigError: the model is in no registry or takes more than 8 bits, OpenVINO is not
             installed, or too few images.
-        BundleError: too many labels or decisions differ from fp32; nothing was registered.
+        BundleError: too many labels, decisions or probabilities differ from fp32's; nothing was
+            registered.
         StorageError: the store failed after all retries.
     """
     int8.require_openvino()
@@ -71,13 +75,10 @@ def quantize(config: QuantizeConfig) -> dict[str, Any]:
     log.info("calibrating on %d images, judging by %d", len(calibration_BCHW), len(judges_BCHW))
     network = Network(bundle.to_model(), bundle.preprocess_spec, "fp32").eval()
     data = int8.quantize(network, calibration_BCHW)
-    num_equal = _count_equal(int8.with_network(bundle, data, {}), judges_BCHW, num_cores)
     facts = {
         "of": bundle.digest,
         "num_calibrated": len(calibration_BCHW),
-        "num_judged": len(judges_BCHW),
-        "num_equal": num_equal,
-        "agreement": round(num_equal / len(judges_BCHW), 4),
+        **_judge(int8.with_network(bundle, data, {}), judges_BCHW, num_cores),
     }
     model = register(registry, name, int8.with_network(bundle, data, facts))
     return {
@@ -135,29 +136,60 @@ def _divide(x_BCHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return x_BCHW[calibrates], x_BCHW[~calibrates]
 
 
-def _count_equal(bundle: Bundle, x_BCHW: torch.Tensor, num_cores: int) -> int:
-    """Return how many images get the same labels and decision in int8 as in fp32.
+def _judge(bundle: Bundle, x_BCHW: torch.Tensor, num_cores: int) -> dict[str, Any]:
+    """Return what the int8 network makes of images, beside fp32, as facts for the bundle.
+
+    An image that the network fails on in fp32 judges nothing: no night has a label of it.
 
     Raises:
-        BundleError: too few.
+        BundleError: too few images keep label, decision and probabilities.
     """
-    rule, answers = DecisionRule.of(bundle), []
-    for precision in ("fp32", "int8"):
-        demand = demand_of_run(
-            device="cpu",
-            precision=precision,
-            batch_size=0,
-            num_images=len(x_BCHW),
-            num_cores=num_cores,
-        )
-        with make_predictor(bundle, demand) as predictor:
-            answers.append(rule.all_answers(predictor.predict_all(x_BCHW).probs_BK))
-    num_equal = sum(map(tuple.__eq__, *answers))
-    said = f"{num_equal} of {len(x_BCHW)} images that calibrated nothing keep label and decision"
-    if num_equal < int8.MIN_AGREEMENT * len(x_BCHW):
+    exact, found = (_predict(bundle, x_BCHW, name, num_cores) for name in ("fp32", "int8"))
+    judges_B = exact.ok_B
+    num_judged = int(judges_B.sum())
+    if num_judged < int8.MIN_CALIBRATION:
         raise BundleError(
-            f"no int8 network for this model: only {said}; {int8.MIN_AGREEMENT:.0%} are needed. "
-            "Nothing was registered; score with --precision auto"
+            f"the model fails on {len(x_BCHW) - num_judged} of {len(x_BCHW)} images that were to "
+            f"judge its int8 network; {int8.MIN_CALIBRATION} are needed. Nothing was registered"
         )
-    log.info("int8: %s", said)
-    return num_equal
+    rule = DecisionRule.of(bundle)
+    both = [rule.all_answers(one.probs_BK[judges_B]) for one in (exact, found)]
+    is_equal_B = np.array(list(map(tuple.__eq__, *both))) & found.ok_B[judges_B]
+    moved_B = np.abs(found.probs_BK - exact.probs_BK)[judges_B].max(axis=1)
+    usual = float(np.quantile(moved_B, int8.MIN_AGREEMENT, method="higher"))
+    num_equal = int(is_equal_B.sum())
+    of = f"of {num_judged} images that calibrated nothing"
+    said = f"{num_equal} {of} keep label and decision"
+    moved = f"probabilities {of} move by up to {moved_B.max():.2g}, those of 99 % by {usual:.2g}"
+    why = ""
+    if num_equal < int8.MIN_AGREEMENT * num_judged:
+        why = f"only {said}; {int8.MIN_AGREEMENT:.0%} are needed"
+    elif not usual <= int8.MAX_MOVED:  # written so that a NaN is refused too
+        why = f"{moved}; allowed is {int8.MAX_MOVED:g}, although {said}"
+    if why:
+        raise BundleError(
+            f"no int8 network for this model: {why}. Nothing was registered; score with "
+            "--precision auto"
+        )
+    log.info("int8: %s; %s", said, moved)
+    return {
+        "num_judged": num_judged,
+        "num_equal": num_equal,
+        "agreement": round(num_equal / num_judged, 4),
+        "largest_move": round(float(moved_B.max()), 4),
+        "usual_move": round(usual, 4),
+    }
+
+
+def _predict(
+    bundle: Bundle, x_BCHW: torch.Tensor, precision: Precision, num_cores: int
+) -> Predictions:
+    demand = demand_of_run(
+        device="cpu",
+        precision=precision,
+        batch_size=0,
+        num_images=len(x_BCHW),
+        num_cores=num_cores,
+    )
+    with make_predictor(bundle, demand) as predictor:
+        return predictor.predict_all(x_BCHW)

@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from imgcls.config.scoring import NightlyConfig, PlanConfig, QuantizeConfig, ScoreConfig
 from imgcls.errors import BundleError, ConfigError
 from imgcls.inference.backends import int8
 from imgcls.metrics.calibration import Calibration
 from imgcls.metrics.operating_point import OperatingPoint
-from imgcls.model.bundle import Bundle, read_bundle
+from imgcls.model.architectures import find_head
+from imgcls.model.bundle import Bundle, make_golden, read_bundle
 from imgcls.model.registry import list_versions, register
 from imgcls.nightly import nightly
 from imgcls.scoring import quantize as quantize_module
@@ -104,6 +106,40 @@ def test_labels_or_decisions_that_change_refuse_it_and_nothing_is_registered(
     with pytest.raises(BundleError, match=r"refused|no int8 network for this model: only"):
         quantize(config)
     assert [version.version for version in list_versions(registry, "m")] == [1]
+
+
+def of_bias(bias: float) -> Bundle:
+    """A model that says the same of every image: class 0, more or less surely."""
+    bundle = make_bundle()
+    model = bundle.to_model()
+    _, head = find_head(model)
+    with torch.no_grad():
+        head.weight.zero_()
+        head.bias.zero_()[0] = bias
+    golden_BK = make_golden(model, bundle.golden_x_BCHW, bundle.preprocess_spec)
+    return replace(bundle, state_dict=model.state_dict(), golden_probs_BK=golden_BK)
+
+
+@needs_int8
+def test_probabilities_that_move_refuse_it_although_all_labels_stay(
+    config: QuantizeConfig, registry: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    register(registry, "steady", of_bias(2.0))
+    asked = replace(config, model=f"{registry}/steady@v1")
+    real = int8.quantize
+    for bias, is_let_in in ((1.4, False), (1.8, True)):
+        other = of_bias(bias)
+        network = quantize_module.Network(other.to_model(), other.preprocess_spec, "fp32").eval()
+        monkeypatch.setattr(int8, "quantize", lambda _, images, of=network: real(of, images))
+        if is_let_in:
+            made = quantize(asked)
+            assert (made["num_equal"], made["model"]) == (50, f"{registry}/steady@v2")
+            assert 0.03 < made["usual_move"] == made["largest_move"] < 0.06
+            break
+        with pytest.raises(
+            BundleError, match=r"move by up to 0\.15.*allowed is 0\.1, although 50 of 50 "
+        ):
+            quantize(asked)
 
 
 @needs_int8

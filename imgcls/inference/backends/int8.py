@@ -26,10 +26,13 @@ from imgcls.errors import BundleError
 from imgcls.inference.backends import openvino
 from imgcls.inference.backends.openvino import Forward
 from imgcls.metrics.top_classes import top_label
-from imgcls.model.bundle import Bundle
+from imgcls.model.bundle import Bundle, to_probs
 from imgcls.model.bundle_files import INT8, calibration_digest, why_no_int8
 
 MIN_AGREEMENT: Final = 0.99
+# By how much a probability of such an image may move; ten times what bf16 may. Labels alone say
+# little of a model that calls nearly everything by one name.
+MAX_MOVED: Final = 0.1
 # Images to calibrate with; at least as many as the least judge.
 NUM_CALIBRATION: Final = 128
 MIN_CALIBRATION: Final = 32
@@ -76,22 +79,22 @@ def with_network(bundle: Bundle, data: bytes, facts: Mapping[str, Any]) -> Bundl
 def check_agreement(
     forward: Forward, network: nn.Module, x_BCHW: Tensor, *, multi_label: bool
 ) -> None:
-    """Compare predictions of uint8 [n,C,H,W] with the fp32 network's.
+    """Compare predictions of uint8 [n,C,H,W] with the fp32 network's; say how far they move.
 
     Raises:
         BundleError: fewer than MIN_AGREEMENT are equal.
     """
-    agreement, num_images = 0, len(x_BCHW)
+    agreement, moved, num_images = 0, 0.0, len(x_BCHW)
     with torch.inference_mode():
         for images_BCHW in _batches(x_BCHW):
             num_rows = len(images_BCHW)
             padding_BCHW = images_BCHW.new_zeros((BATCH_SIZE - num_rows, *x_BCHW.shape[1:]))
             logits_BK = forward(torch.cat([images_BCHW, padding_BCHW]))[:num_rows]
-            decided, expected = (
-                of_BK >= 0 if multi_label else _top_B1(of_BK)
-                for of_BK in (logits_BK, network(images_BCHW))
-            )
+            both = logits_BK, network(images_BCHW)
+            decided, expected = (of_BK >= 0 if multi_label else _top_B1(of_BK) for of_BK in both)
             agreement += int((decided == expected).all(dim=1).sum())
+            now_BK, before_BK = (to_probs(of_BK, multi_label=multi_label) for of_BK in both)
+            moved = max(moved, float((now_BK - before_BK).abs().max()))
     fraction = agreement / num_images
     said = f"{agreement} of {num_images} golden images keep their fp32 labels"
     if fraction < MIN_AGREEMENT:
@@ -99,7 +102,13 @@ def check_agreement(
             f"--precision int8 refused: only {said} ({fraction:.1%}), {MIN_AGREEMENT:.0%} are "
             "needed. Take --precision auto."
         )
-    _log.info("int8: %s", said)
+    # A network that `quantize` made before it looked at probabilities still runs, and this is said.
+    _log.log(
+        logging.WARNING if moved > MAX_MOVED else logging.INFO,
+        "int8: %s; their probabilities move by up to %.2g",
+        said,
+        moved,
+    )
 
 
 def _top_B1(logits_BK: Tensor) -> Tensor:

@@ -95,6 +95,21 @@ def test_labels_that_change_refuse_the_network_with_the_figure() -> None:
         int8.check_agreement(Contrary(network), network, x_BCHW, multi_label=False)
 
 
+def test_a_network_of_before_whose_probabilities_move_runs_and_this_is_said(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    network, x_BCHW = network_of(make_sure_bundle()), sample(4)
+
+    with torch.inference_mode():
+        int8.check_agreement(network, network, x_BCHW, multi_label=False)
+        assert caplog.records[-1].levelname == "INFO"
+        int8.check_agreement(lambda x: network(x) / 5000, network, x_BCHW, multi_label=False)
+    assert caplog.records[-1].levelname == "WARNING"
+    assert "4 of 4 golden images keep their fp32 labels; their probabilities move by up to 0." in (
+        caplog.text
+    )
+
+
 def test_thresholds_that_were_fitted_again_refuse_the_network_that_was_judged_by_others(
     quantized: tuple[Bundle, bytes],
 ) -> None:

@@ -15,14 +15,16 @@ from typing import Any
 
 import pytest
 
-from imgcls.config.scoring import ScoreConfig
+from imgcls.config.scoring import QuantizeConfig, ScoreConfig
 from imgcls.errors import BudgetExceededError, RunStoppedError
 from imgcls.inference.backends.network import Network
+from imgcls.model.registry import register
 from imgcls.scoring.driver import score
 from imgcls.scoring.executors.ray_data import MAX_DEVICE_FAILURES
+from imgcls.scoring.quantize import quantize
 from imgcls.storage.objects import put
 from tests.scoring.faults.poison import environment, spoil, white_image
-from tests.scoring.tiny import comparable, published_rows, write_images
+from tests.scoring.tiny import comparable, make_sure_bundle, published_rows, write_images
 
 NUM_IMAGES = 998
 # A few digits more than float32 keeps of a probability: another place in the batch, or another
@@ -153,6 +155,18 @@ def test_a_network_that_fails_on_every_image_ends_by_the_budget_not_as_rows(
     not (find_spec("openvino") and find_spec("nncf")), reason="the extra int8 is not installed"
 )
 @pytest.mark.usefixtures("spoilt")
+def test_an_image_at_fault_does_not_keep_a_model_from_quantizing(tmp_path: Path) -> None:
+    """The plain network judges the calibrated one; an image that it fails on has no label there."""
+    write_images(str(tmp_path / "bucket"), 70)
+    # Of each two images one calibrates and the other one judges.
+    for number in range(2):
+        put(str(tmp_path / f"bucket/white-{number}.png"), white_image())
+    register(str(tmp_path / "registry"), "m", make_sure_bundle())
+    spoil("white")
+    made = quantize(QuantizeConfig(f"{tmp_path}/registry/m@v1", str(tmp_path / "bucket")))
+    assert (made["num_calibrated"], made["num_judged"], made["num_equal"]) == (36, 35, 35)
+
+
 def _run_job(
     source: str, model_ref: str, output: Path, environ: dict[str, str], executor: str, *more: str
 ) -> subprocess.CompletedProcess[str]:
