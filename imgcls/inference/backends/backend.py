@@ -5,15 +5,12 @@ Shape legend: B batch, C channels, H height, W width, K classes, E embedding.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from imgcls.inference.backends.demand import Demand
+from imgcls.inference.backends.demand import Demand, Kind
 from imgcls.inference.backends.features import Features, TapPoints
-
-Kind = Literal["eager", "folded", "compiled", "openvino"]
 
 
 @dataclass(frozen=True, eq=False)

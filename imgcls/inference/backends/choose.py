@@ -5,9 +5,10 @@ Invariant: the network as it was trained, in fp32, reproduces the golden probabi
 nothing runs; any other backend was checked against them too, on this device, in the batch shape
 that it will run.
 
-The choice depends on the bundle and the demand alone, never on a timing, and never on what memory
-happens to be free: two workers alike, or the same run resumed, must not mix backends. Where memory
-is short, a pass has fewer rows.
+What a short run takes depends on the bundle and the demand alone. For a long one the ways that may
+be the fastest are timed here, once (measured.py); a run keeps to what its first worker took, and
+the demands of others say so, because the rows of a run must not mix backends. Nothing depends on
+what memory happens to be free: where it is short, a pass has fewer rows.
 
 Shape legend: B batch, C channels, H height, W width, K classes.
 """
@@ -18,7 +19,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from functools import cache, partial
+from functools import cache
 from typing import Final, Literal
 
 import torch
@@ -33,7 +34,7 @@ from imgcls.inference.backends.arithmetic import (
     has_tf32,
     set_fp32_arithmetic,
 )
-from imgcls.inference.backends.backend import Backend, Kind, pad
+from imgcls.inference.backends.backend import Backend, pad
 from imgcls.inference.backends.demand import Demand
 from imgcls.inference.backends.features import (
     Features,
@@ -45,7 +46,8 @@ from imgcls.inference.backends.features import (
     tapped_network,
 )
 from imgcls.inference.backends.golden_check import check_as_trained, prove
-from imgcls.inference.backends.kinds import repaid_kinds
+from imgcls.inference.backends.kinds import is_long, likely_kinds
+from imgcls.inference.backends.measured import Way, fastest, key_of
 from imgcls.inference.backends.network import Network, compile_network, fold_batchnorm
 from imgcls.inference.device import set_num_threads
 from imgcls.inference.passes import Failure, describe_error
@@ -93,42 +95,62 @@ def _choose(bundle: Bundle, demand: Demand) -> Backend:
     if demand.precision == "int8":
         return _int8_backend(plain, bundle)
     notes: list[str] = []
-    is_onnx = bundle.arch == onnx_network.ARCH
-    kinds: Callable[[str], tuple[Kind, ...]] = (
-        partial(_onnx_kinds, demand) if is_onnx else repaid_kinds(gmacs, demand, notes)
-    )
-    for precision in _precisions(bundle, demand, gmacs, notes):
-        for kind in kinds(precision):
-            set_fp32_arithmetic(precision)
-            backend: Backend | None = plain
-            if (precision, kind) == ("fp32", "eager"):
-                # Proven above; on a CPU it takes no other memory than the images' own.
-                if demand.device.type == "cpu":
-                    return _chosen(plain, notes)
-            elif kind == "openvino":
-                backend = _build_openvino(plain, bundle, precision, notes)
-            else:
-                backend = _build(plain, bundle, precision, kind, notes)
-            if backend is None:
-                continue
-            backend, miss = prove(backend, bundle, notes)
-            if not miss:
-                return _chosen(backend, notes)
-            notes.append(f"{backend.name} refused: {miss}")
-    raise BundleError(
-        f"--precision {demand.precision}: this model does not keep its golden predictions with it: "
-        f"{'; '.join(notes)}. Take --precision fp32, or auto."
-    )
+    long = is_long(gmacs, demand)
+    ways = _ways(bundle, demand, gmacs, notes, long=long)
+
+    def make(way: Way) -> Backend | None:
+        return _make(plain, bundle, way, notes)
+
+    if long and not demand.kind:
+        key = key_of(bundle.network_digest, demand)
+        backend = fastest(ways, make, bundle.golden_x_BCHW, key, notes)
+    else:
+        backend = next(filter(None, map(make, ways)), None)
+    if backend is None:
+        raise BundleError(
+            f"--precision {demand.precision}: this model does not keep its golden predictions with "
+            f"it: {'; '.join(notes)}. Take --precision fp32, or auto."
+        )
+    return _chosen(backend, notes)
 
 
-def _onnx_kinds(demand: Demand, precision: str) -> tuple[Kind, ...]:
-    """Return how an ONNX network runs: OpenVINO reads it as it is, torch not at all.
-
-    Eager is OpenVINO too, by way of a module that can be tapped.
-    """
+def _ways(
+    bundle: Bundle, demand: Demand, gmacs: float, notes: list[str], *, long: bool
+) -> list[Way]:
+    """Return what may run this network: what the run has settled on, then the likely best."""
+    precisions = _precisions(bundle, demand, gmacs, notes, long=long)
+    settled = [Way(one, demand.kind) for one in precisions if demand.kind]
+    if bundle.arch != onnx_network.ARCH:
+        likely = likely_kinds(demand, long=long)
+        return settled + [Way(one, kind) for one in precisions for kind in likely]
+    # OpenVINO reads it as it is, torch not at all; eager is OpenVINO by way of a module that can be
+    # tapped.
     if demand.wants_features:
-        return ("eager",)
-    return ("openvino", "eager") if precision == "fp32" else ("openvino",)
+        return [Way(one, "eager") for one in precisions]
+    ways = [Way(one, "openvino") for one in precisions]
+    return [*ways, Way("fp32", "eager")] if "fp32" in precisions else ways
+
+
+def _make(plain: Backend, bundle: Bundle, way: Way, notes: list[str]) -> Backend | None:
+    """Return a backend that gives the golden predictions, or note why there is none."""
+    precision, kind = way
+    set_fp32_arithmetic(precision)
+    backend: Backend | None = plain
+    if way == ("fp32", "eager"):
+        # Proven already; on a CPU it takes no other memory than the images' own.
+        if plain.device.type == "cpu":
+            return plain
+    elif kind == "openvino":
+        backend = _build_openvino(plain, bundle, precision, notes)
+    else:
+        backend = _build(plain, bundle, precision, kind, notes)
+    if backend is None:
+        return None
+    backend, miss = prove(backend, bundle, notes)
+    if miss:
+        notes.append(f"{backend.name} refused: {miss}")
+        return None
+    return backend
 
 
 def _int8_backend(plain: Backend, bundle: Bundle) -> Backend:
@@ -187,9 +209,9 @@ def _with_points(plain: Backend, bundle: Bundle) -> Backend:
 
 
 def _precisions(
-    bundle: Bundle, demand: Demand, gmacs: float, notes: list[str]
+    bundle: Bundle, demand: Demand, gmacs: float, notes: list[str], *, long: bool
 ) -> tuple[Precision, ...]:
-    """Return the precisions to try in turn, the fastest first."""
+    """Return the precisions that the device has, the likely fastest first."""
     if demand.precision != "auto":
         return (demand.precision,)
     if bundle.decode_spec.pixel_type != "uint8":
@@ -198,7 +220,7 @@ def _precisions(
     if demand.wants_features:
         notes.append("features have no golden values to check another precision with")
         return ("fp32",)
-    if gmacs < _MIN_GMACS_FOR_LOW_PRECISION:
+    if gmacs < _MIN_GMACS_FOR_LOW_PRECISION and not long:
         notes.append(f"{gmacs:.3f} GMAC per image are too few to gain from another precision")
         return ("fp32",)
     device = demand.device

@@ -5,7 +5,7 @@ the backend; two workers alike make the same demand.
 """
 
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, Literal
 
 import torch
 
@@ -21,6 +21,8 @@ _GPU_BATCH_SIZE: Final = 128
 _MAX_CPU_STREAMS: Final = 8
 _GPU_STREAMS: Final = 2
 
+Kind = Literal["eager", "folded", "compiled", "openvino"]
+
 
 @dataclass(frozen=True, slots=True)
 class Demand:
@@ -30,6 +32,9 @@ class Demand:
     precision: Precision = "fp32"
     """`auto` takes less than fp32 where that is faster here and proves itself; any other is taken
     or refused.
+    """
+    kind: Kind | None = None
+    """What is to run it, settled by the worker that came first; another is taken where it cannot.
     """
     batch_size: int = 32
     """Rows of a forward pass; a backend takes fewer where memory is short."""

@@ -1,55 +1,45 @@
-"""Which ways of running a network repay what they cost to make, for a run of this length.
+"""Which ways of running a network are worth a try, for a run of this length.
 
-In: the network's work per image, the run's length, the machine. Out: kinds of backends, the best
-first. Invariant: nothing is timed, so that two workers alike come to the same answer.
+In: the network's work per image, the run's length, what is installed. Out: kinds of backends, the
+likely best first. Invariant: what is cheap to make comes without a measurement; what costs seconds
+to make, and the seconds of a measurement, are only for runs that are minutes or more of work.
 """
 
-from collections.abc import Callable
 from typing import Final
 
 from imgcls.inference.backends import openvino
-from imgcls.inference.backends.backend import Kind
-from imgcls.inference.backends.demand import Demand
+from imgcls.inference.backends.demand import Demand, Kind
 
 # Images that repay importing torch.fx, tracing and folding (0.5 s; 1 to 3 ms saved per image).
 _MIN_IMAGES_TO_FOLD: Final = 200
-# What OpenVINO costs once it has converted the network for this user: converting takes 2 to 10 s
-# more, the first night. And what compiling costs with an empty cache; with a full one 2 to 5 s.
-_COST_S: Final = {"openvino": 2.0, "compiled": 20.0}
-# Core seconds per 1e9 multiply-adds that they save on a CPU against a folded network: resnet18 on 2
-# cores, OpenVINO 52 -> 57 images/s in fp32 and 105 -> 120 in bf16 in one run, compiled 50 -> 55 and
-# 91 -> 105 in another.
-_SAVED_CORE_S_PER_GMAC: Final = {
-    "openvino": {"fp32": 0.0019, "bf16": 0.0014},
-    "compiled": {"fp32": 0.002, "bf16": 0.0016},
-}
+# Multiply-adds for each core, in 1e9: on a core of 2023 in fp32 half a minute of work. Measuring
+# takes 1 to 3 s, and to convert a network for OpenVINO 2 to 10 s, both once.
+_MIN_CORE_GMACS: Final = 1_500
+# What compiling costs with an empty cache, and the least share of a run's time that it saves.
+_COMPILE_S: Final = 20.0
+_SAVED_BY_COMPILING: Final = 0.05
 
 
-def repaid_kinds(
-    gmacs: float, demand: Demand, notes: list[str]
-) -> Callable[[str], tuple[Kind, ...]]:
-    """Return, per precision, the ways to run that repay themselves, the best first."""
-    num_images = demand.num_images
+def is_long(gmacs: float, demand: Demand) -> bool:
+    """Tell whether a run repays a measurement of what runs it fastest."""
+    return (demand.num_images or 0) * gmacs / demand.num_cores >= _MIN_CORE_GMACS
 
-    def kinds(precision: str) -> tuple[Kind, ...]:
-        if num_images is None or num_images < _MIN_IMAGES_TO_FOLD:
-            return ("eager",)
-        repaid: list[Kind] = []
-        for kind in ("openvino", "compiled"):
-            saved_core_s_per_gmac = _SAVED_CORE_S_PER_GMAC[kind].get(precision)
-            if demand.device.type != "cpu" or saved_core_s_per_gmac is None:
-                continue
-            if kind == "openvino" and not openvino.is_installed():
-                continue
-            saved_s = num_images * gmacs * saved_core_s_per_gmac / demand.num_cores
-            notes.append(
-                f"{kind} {precision} would save {saved_s:.0f} s over {num_images} images and costs "
-                f"{_COST_S[kind]:.0f} s"
-            )
-            if saved_s > _COST_S[kind]:
-                repaid.append(kind)
-        if demand.wants_features:  # folded and compiled code calls no module that could be tapped
-            return (*(kind for kind in repaid if kind == "openvino"), "eager")
-        return (*repaid, "folded", "eager")
 
-    return kinds
+def likely_kinds(demand: Demand, *, long: bool) -> tuple[Kind, ...]:
+    """Return the kinds to try, the likely best first."""
+    tried: list[Kind] = ["eager"]
+    # Folded code calls no module that could be tapped.
+    if (demand.num_images or 0) >= _MIN_IMAGES_TO_FOLD and not demand.wants_features:
+        tried.insert(0, "folded")
+    if long and demand.device.type == "cpu" and openvino.is_installed():
+        tried.insert(0, "openvino")
+    if long and demand.device.type == "cpu" and not demand.wants_features:
+        tried.append("compiled")  # where it is seen to repay itself
+    return tuple(tried)
+
+
+def repays_compiling(demand: Demand, kind: Kind, images_per_s: float) -> bool:
+    """Tell whether compiling saves a run at this rate more than it costs; not beside OpenVINO."""
+    return kind != "openvino" and (
+        _SAVED_BY_COMPILING * (demand.num_images or 0) > _COMPILE_S * images_per_s
+    )

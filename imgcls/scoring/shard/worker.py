@@ -26,8 +26,10 @@ from imgcls.errors import BundleError, ConfigError, ImgclsError
 from imgcls.image.decoders.pool import DecoderPool
 from imgcls.image.fit.seen import FEW_SEEN, measure_seen
 from imgcls.image.spec import PreprocessSpec
+from imgcls.inference.backends.backend import Backend
 from imgcls.inference.backends.choose import choose_backend
-from imgcls.inference.backends.demand import demand_of_run
+from imgcls.inference.backends.demand import Kind, demand_of_run
+from imgcls.inference.backends.measured import Way
 from imgcls.inference.device import set_num_threads
 from imgcls.inference.heatmaps.explainer import make_explainer
 from imgcls.inference.heatmaps.picked import ShardHeatmaps
@@ -189,9 +191,10 @@ class ShardWorker(Closing):
         )
         check_pixels(bundle, self._pool)
         backend = choose_backend(bundle, demand)
-        agreed = agree_on_precision(plan.run, backend.precision)
-        if agreed != backend.precision:
-            backend = choose_backend(bundle, replace(demand, precision=agreed))
+        agreed = agree_on_backend(plan.run, backend)
+        if agreed != (backend.precision, backend.kind):
+            settled = replace(demand, precision=agreed.precision, kind=agreed.kind)
+            backend = choose_backend(bundle, settled)
         self._predictor = Predictor(bundle, backend, top_k=self._rows.top_k)
         opened.callback(self._predictor.close)
         is_explained = self._rows.heatmaps != "none"
@@ -289,15 +292,20 @@ class _Agreed:
     """precision.json."""
 
     precision: Precision
+    kind: Kind | None = None
+    """What runs the network; runs of before say nothing of it."""
 
 
-def agree_on_precision(run: Run, mine: str) -> Precision:
-    """Return the precision of the run: that of the worker that came first, wherever it ran.
+def agree_on_backend(run: Run, mine: Backend) -> Way:
+    """Return how the network of a run is run: as by the worker that came first, wherever that was.
 
-    Machines may differ, and so may the next start: the rows of one run must not.
+    Machines may differ, and so may what was measured by the next start: the rows of one run must
+    not. A worker that lacks the kind takes another, in the same precision.
     """
-    first = put_first(run.precision, record_text(_Agreed(cast(Precision, mine))))
-    return parse_record(first, run.precision, ConfigError, _Agreed).precision
+    ours = _Agreed(cast(Precision, mine.precision), mine.kind)
+    first = put_first(run.precision, record_text(ours))
+    agreed = parse_record(first, run.precision, ConfigError, _Agreed)
+    return Way(agreed.precision, agreed.kind or mine.kind)
 
 
 def _tell_seen(rows: pa.Table, spec: PreprocessSpec) -> None:

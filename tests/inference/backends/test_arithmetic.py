@@ -98,7 +98,7 @@ def test_a_gpu_that_emulates_bf16_is_not_asked_for_it(
     monkeypatch.setattr(torch.cuda, "get_device_capability", of)
     # By default torch takes emulation for support.
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: True)
-    assert choose._precisions(Demand(CUDA, "auto"), 4.0, []) == expected
+    assert choose._precisions(make_bundle(), Demand(CUDA, "auto"), 4.0, [], long=False) == expected
     assert set(asked) == {CUDA}, "of the device that it is for"
     assert gpu_has_bf16(CUDA) == has_tf32(CUDA) == (capability[0] >= 8)
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from imgcls.inference.backends import kinds, openvino
+from imgcls.inference.backends import openvino
 from imgcls.inference.backends.choose import choose_backend
 from imgcls.inference.backends.demand import Demand
 from imgcls.inference.backends.features import Tap, find_tap_points
@@ -61,12 +61,11 @@ def test_batches_at_a_time_keep_their_features_apart() -> None:
 
 
 @needs_openvino
-def test_openvino_gives_the_features_that_torch_gives(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(kinds._COST_S, "openvino", 0.0)
+def test_openvino_gives_the_features_that_torch_gives() -> None:
     asked = {"device": "cpu", "batch_size": 4, "embedding": True, "feature_map": True}
     with open_predictor(make_resnet(1.0), **asked) as predictor:
         expected = predictor.predict_all(images(6))
-    with open_predictor(make_resnet(1.0), num_images=1000, num_streams=2, **asked) as predictor:
+    with open_predictor(make_resnet(1.0), kind="openvino", num_streams=2, **asked) as predictor:
         assert predictor.name == "openvino fp32 on cpu"
         found = predictor.predict_all(images(6))
     for name in ("probs_BK", "embedding_BE", "feature_map_BEhw"):
@@ -143,15 +142,13 @@ def test_tapping_changes_no_number(copy: Callable[[nn.Module], nn.Module]) -> No
     [("eager", "fp32"), ("folded", "bf16"), pytest.param("openvino", "bf16", marks=needs_openvino)],
 )
 def test_a_sketch_is_that_of_the_embedding_and_gives_up_no_fast_backend(
-    kind: str, precision: str, monkeypatch: pytest.MonkeyPatch
+    kind: str, precision: str
 ) -> None:
     bundle = make_resnet(1.0)
     with open_predictor(bundle, device="cpu", batch_size=4, embedding=True) as predictor:
         embedding_BE = predictor.predict_all(images(6)).embedding_BE
     assert embedding_BE is not None
-    monkeypatch.setitem(kinds._COST_S, "openvino", 0.0 if kind == "openvino" else 1e9)
-    monkeypatch.setitem(kinds._COST_S, "compiled", 1e9)
-    asked = {"precision": precision, "num_images": 1000 if kind != "eager" else 6}
+    asked = {"precision": precision, "kind": kind}
     with open_predictor(bundle, device="cpu", batch_size=4, sketch=True, **asked) as predictor:
         assert predictor.name == f"{kind} {precision} on cpu"
         found = predictor.predict_all(images(6))
@@ -166,9 +163,7 @@ def test_compiled_code_stays_compiled_and_gives_no_sketch(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     bundle = make_resnet(1.0)
-    demand = Demand(torch.device("cpu"), batch_size=4, num_images=1000, sketch=True)
-    monkeypatch.setattr(openvino, "is_installed", lambda: False)
-    monkeypatch.setitem(kinds._COST_S, "compiled", 0.0)
+    demand = Demand(torch.device("cpu"), batch_size=4, kind="compiled", sketch=True)
     monkeypatch.setattr("imgcls.inference.backends.choose.compile_network", lambda network: network)
     backend = choose_backend(bundle, demand)
     assert (backend.kind, backend.features) == ("compiled", None)

@@ -23,9 +23,6 @@ from imgcls.model.bundle import Bundle, make_golden, read_bundle, write_bundle
 from tests.inference.resnet import images, make_resnet
 from tests.kit.predictors import open_predictor
 
-MANY_IMAGES = 10_000_000
-
-
 Make = Callable[..., Bundle]
 
 
@@ -87,7 +84,7 @@ def test_bf16_is_not_taken_where_the_cpu_emulates_it(tmp_path: Path) -> None:
 def test_small_network_and_embedding_stay_in_fp32(make_bundle: Make) -> None:
     small = open_predictor(make_bundle(), precision="auto", device="cpu")
     assert small.name == "eager fp32 on cpu"
-    wide = open_predictor(make_resnet(), precision="auto", embedding=True, num_images=MANY_IMAGES)
+    wide = open_predictor(make_resnet(), precision="auto", embedding=True)
     assert "fp32" in wide.name
     assert wide.predict(images(1)).embedding_BE is not None
 
@@ -115,7 +112,7 @@ def test_network_that_cannot_be_traced_runs_unfolded(
     assert "not folded: TraceError" in log_of_imgcls.text
 
 
-def test_long_run_without_a_compiler_is_not_compiled_and_says_so(
+def test_run_without_a_compiler_is_not_compiled_and_says_so(
     log_of_imgcls: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def without_compiler(_network: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -124,9 +121,10 @@ def test_long_run_without_a_compiler_is_not_compiled_and_says_so(
 
         return forward
 
-    monkeypatch.setattr(openvino, "is_installed", lambda: False)
     monkeypatch.setattr(choose, "compile_network", without_compiler)
-    predictor = open_predictor(make_resnet(), batch_size=4, device="cpu", num_images=MANY_IMAGES)
+    predictor = open_predictor(
+        make_resnet(), batch_size=4, device="cpu", num_images=1000, kind="compiled"
+    )
     assert predictor.name == "folded fp32 on cpu"
     assert "refused: RuntimeError: No working C++ compiler found" in log_of_imgcls.text
 
@@ -138,7 +136,7 @@ needs_openvino = pytest.mark.skipif(
 
 @needs_openvino
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_long_run_on_a_cpu_is_openvinos_converted_once_and_cached(
+def test_openvinos_network_is_converted_once_and_cached(
     precision: Precision, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -152,7 +150,7 @@ def test_long_run_on_a_cpu_is_openvinos_converted_once_and_cached(
             batch_size=4,
             precision=precision,
             device="cpu",
-            num_images=MANY_IMAGES,
+            kind="openvino",
             num_streams=2,
         )
 
@@ -196,7 +194,7 @@ def test_openvino_must_keep_the_golden_predictions_too(
         openvino, "convert_once", lambda _network, *args: real(wrong_network, *args)
     )
     predictor = open_predictor(
-        other, batch_size=4, precision="fp32", device="cpu", num_images=MANY_IMAGES // 200
+        other, batch_size=4, precision="fp32", device="cpu", num_images=1000, kind="openvino"
     )
     assert "openvino fp32 on cpu refused: " in log_of_imgcls.text
     assert predictor.name == "folded fp32 on cpu"
@@ -208,10 +206,9 @@ def test_network_that_openvino_cannot_take_runs_without_it(
     def cannot(*_: object) -> bytes:
         raise NotImplementedError("no such operation")
 
-    monkeypatch.setattr(openvino, "is_installed", lambda: True)
     monkeypatch.setattr(openvino, "convert_once", cannot)
     predictor = open_predictor(
-        make_resnet(), batch_size=4, device="cpu", num_images=MANY_IMAGES // 200
+        make_resnet(), batch_size=4, device="cpu", num_images=1000, kind="openvino"
     )
     assert predictor.name == "folded fp32 on cpu"
     assert "not converted to OpenVINO: NotImplementedError" in log_of_imgcls.text
@@ -262,13 +259,12 @@ def test_compiled_network_agrees_is_compiled_once_and_cached_on_disk(
 ) -> None:
     from torch._dynamo.utils import counters
 
-    monkeypatch.setattr(openvino, "is_installed", lambda: False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
     bundle = make_resnet(1.0)
     plain = open_predictor(bundle, batch_size=4, precision=precision, device="cpu")
     compiled = open_predictor(
-        bundle, batch_size=4, precision=precision, device="cpu", num_images=MANY_IMAGES
+        bundle, batch_size=4, precision=precision, device="cpu", kind="compiled"
     )
     assert compiled.name == f"compiled {precision} on cpu"
     num_graphs = counters["stats"]["unique_graphs"]

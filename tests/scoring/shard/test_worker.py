@@ -3,6 +3,8 @@
 import threading
 from pathlib import Path
 
+import pytest
+
 from imgcls.config.scoring import ScoreConfig
 from imgcls.runs.run import Run
 from imgcls.scoring.driver import make_plan
@@ -15,18 +17,25 @@ def predict_threads() -> set[threading.Thread]:
     return {thread for thread in threading.enumerate() if thread.name.startswith("predict")}
 
 
+@pytest.mark.parametrize(
+    ("settled", "runs"),
+    [
+        (b'{"precision": "bf16"}', "eager bf16 on cpu"),  # as runs of before noted it
+        (b'{"precision": "bf16", "kind": "folded"}', "folded bf16 on cpu"),
+    ],
+)
 def test_worker_that_is_left_lets_the_threads_of_its_predictors_go(
-    model_ref: str, tmp_path: Path
+    settled: bytes, runs: str, model_ref: str, tmp_path: Path
 ) -> None:
-    """Another worker came first, with a precision that this one would not have chosen."""
+    """Another worker came first, with a backend that this one would not have chosen."""
     others = predict_threads()
     write_images(str(tmp_path / "bucket"), 3)
     config = ScoreConfig(str(tmp_path / "bucket"), model_ref, str(tmp_path / "out"))
     plan = make_plan(config, Run(config.output, "night"), 1)
-    put_new(plan.run.precision, b'{"precision": "bf16"}')
+    put_new(plan.run.precision, settled)
     with ShardWorker(plan, WorkerOptions(num_cpus=1, device="cpu")) as worker:
         [shard] = plan.shards()
-        assert worker.score(shard).backend.endswith("bf16 on cpu")
+        assert worker.score(shard).backend == runs
         started = predict_threads() - others
     for thread in started:
         thread.join(10)
