@@ -28,7 +28,7 @@ from imgcls.model.architectures import default_size
 from imgcls.model.bundle import Bundle, to_probs
 from imgcls.model.importing import checkpoint, hugging_face, onnx_file, timm_model
 from imgcls.model.importing.detect import kind_of
-from imgcls.model.importing.flags import in_words, read_class_names, spec_of_flags
+from imgcls.model.importing.flags import HOW_TO_NAME, in_words, read_class_names, spec_of_flags
 from imgcls.model.importing.foreign import Foreign, digests, with_version
 from imgcls.model.importing.pictures import make_pictures
 from imgcls.model.importing.prove import Proof, prove
@@ -134,12 +134,18 @@ def _read_onnx(
 ) -> tuple[Foreign, DecodeSpec]:
     found = onnx_file.read_facts(path, config.output_name)
     layout, (channels, height, width) = found.layout(config.layout)
+    names = names or ((), found.class_names())[not config.backbone]
     own = found.own_specs()
     if own is not None:
         decode_spec, spec = own
         preprocessing = "its own metadata, which imgcls wrote"
     else:
-        spec = spec_of_flags(config, size_px=(height, width), channels=channels)
+        spec = spec_of_flags(
+            config,
+            size_px=(height, width),
+            channels=channels,
+            lacks_names=not names and not config.backbone,
+        )
         decode_spec = _decode_spec(spec)
         preprocessing = "the flags of the import"
     if (spec.channels, spec.height_px, spec.width_px) != (
@@ -155,7 +161,7 @@ def _read_onnx(
         layout=layout,
         is_bgr=config.channel_order == "bgr",
         outputs=config.outputs,
-        class_names=names or ((), found.class_names())[not config.backbone],
+        class_names=names,
         is_backbone=config.backbone,
         preprocessing=preprocessing,
     )
@@ -197,8 +203,7 @@ def _named(foreign: Foreign, config: ImportConfig) -> ClassNames:
     names = in_words(foreign.class_names, {})
     if not names:
         raise ConfigError(
-            f"{config.from_} does not name its {foreign.num_outputs} classes: give --classes FILE, "
-            "a name per line in the order of the outputs; or --backbone, if it has no classes"
+            f"{config.from_} does not name its {foreign.num_outputs} classes: {HOW_TO_NAME}"
         )
     if len(names) != foreign.num_outputs:
         raise ConfigError(

@@ -7,7 +7,7 @@ decides a pixel is said by a flag or a file, or the import ends with the list of
 import re
 from collections import Counter
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 from imgcls.config.models import ImportConfig
 from imgcls.errors import BundleError, ConfigError, ObjectMissingError
@@ -15,6 +15,11 @@ from imgcls.image.spec import PreprocessSpec
 from imgcls.model.importing.preprocessing import processor_spec, timm_spec
 from imgcls.storage import objects
 from imgcls.storage.json_text import parse_json, parse_object
+
+HOW_TO_NAME: Final = (
+    "give --classes FILE, a name per line in the order of the outputs; or --backbone, if it has no "
+    "classes"
+)
 
 
 def read_class_names(uri: str) -> tuple[str, ...]:
@@ -82,7 +87,7 @@ def in_words(names: tuple[str, ...], described: Mapping[str, Any]) -> tuple[str,
 
 
 def spec_of_flags(
-    config: ImportConfig, *, size_px: tuple[int, int], channels: int
+    config: ImportConfig, *, size_px: tuple[int, int], channels: int, lacks_names: bool = False
 ) -> PreprocessSpec:
     """Return how pictures are prepared, as --preprocess or the flags say.
 
@@ -90,6 +95,7 @@ def spec_of_flags(
         config: The flags.
         size_px: Height and width of the input where the model says it, else 0.
         channels: Of the input.
+        lacks_names: Whether nobody has named the classes either.
 
     Raises:
         ConfigError: all that is missing, in one message; or a value that cannot be.
@@ -110,6 +116,7 @@ def spec_of_flags(
             "the model does not say how its pictures are prepared. Give --preprocess FILE "
             "(a preprocessor_config.json, or a timm config.json), or these flags: "
             + "; ".join(missing)
+            + (f". It does not name its classes either: {HOW_TO_NAME}" if lacks_names else "")
         )
     values: dict[str, Any] = {
         "height_px": height,

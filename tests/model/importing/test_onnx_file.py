@@ -146,8 +146,8 @@ def test_labelled_images_tell_a_wrong_range(tmp_path: Path) -> None:
 def test_silent_file_asks_for_all_that_it_does_not_say_at_once(tmp_path: Path) -> None:
     path = onnx_file(tmp_path / "net.onnx", _net())
     empty = dict.fromkeys(_FLAGS, "")
-    with pytest.raises(ConfigError, match=r"--input-range.*--mean.*--std.*--fit"):
-        _import(path, tmp_path, **empty)
+    with pytest.raises(ConfigError, match=r"--input-range.*--mean.*--std.*--fit.*--classes FILE"):
+        _import(path, tmp_path, classes="", **empty)
     with pytest.raises(ConfigError, match="flags say 32 x 32"):
         _import(path, tmp_path, image_px="32")
     with pytest.raises(ConfigError, match="the network itself ends with softmax"):
