@@ -22,7 +22,7 @@ MatchBy = Literal["uri", "suffix", "name"]
 Optimizer = Literal["adamw", "sgd"]
 Schedule = Literal["cosine", "step", "onecycle"]
 Loss = Literal["cross_entropy", "focal"]
-TrainPrecision = Literal["auto", "fp32", "bf16"]
+TrainPrecision = Literal["auto", "fp32", "bf16", "fp16"]
 BestBy = Literal["loss", "accuracy"]
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")

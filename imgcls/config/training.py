@@ -146,9 +146,10 @@ class TrainConfig(ListingOptions):
     register that; 0 for none.
     """
     precision: TrainPrecision = "fp32"
-    """bf16 runs forward and backward passes in bfloat16 where that is safe; weights stay fp32. auto
-    takes it where a measurement of a few steps says that it is faster here and agrees with fp32; a
-    run that continues, wherever that is, keeps what its first start chose.
+    """bf16 runs forward and backward passes in bfloat16 where that is safe; weights stay fp32. fp16
+    is for GPUs without bf16: the loss is scaled, so that small gradients are not lost. auto takes
+    the one that the hardware has where a measurement of a few steps says that it is faster here and
+    agrees with fp32; a run that continues keeps what its first start chose.
     """
     channels_last: bool = True
     """Lay images out pixel by pixel, not channel by channel: faster convolutions, mostly."""

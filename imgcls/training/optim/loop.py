@@ -221,6 +221,8 @@ def _train_epoch(
                 )
     while under_way:
         _look_at(under_way.popleft(), state, after_step)
+    if state.loss_scale is not None:
+        state.loss_scale.check(state.total_steps)
     epoch_s = time.monotonic() - start_s
     state.train_s += epoch_s
     loss_sum, weight_sum, num_right, num_seen = place.sum(

@@ -2,7 +2,8 @@
 
 In: a Batch of this rank. Out: sums of loss and weight; the model and optimizer, one step further.
 Invariants: the gradient is that of the weighted mean loss over the images of ALL ranks, so N
-workers step as one would; a loss that is not finite changes no weight, on any rank; nothing here
+workers step as one would; a loss or, in fp16, a gradient that is not finite changes no weight, on
+any rank; nothing here
 waits for the device, which would stand idle until it has the next step, but the choice of instances
 of samples that have many.
 
@@ -33,8 +34,8 @@ from imgcls.training.optim.ema import follow
 from imgcls.training.optim.late import LateRead
 from imgcls.training.optim.layer_groups import to_train_mode
 from imgcls.training.optim.losses import loss_per_image, smooth_targets
-from imgcls.training.optim.optimizer import set_lr
-from imgcls.training.optim.precision import autocast
+from imgcls.training.optim.optimizer import set_lr, settle_momentum
+from imgcls.training.optim.precision import LossScale, autocast
 from imgcls.training.optim.train_state import TrainState
 from imgcls.training.ranks.rank import Place
 from imgcls.training.train_plan import Recipe
@@ -131,21 +132,28 @@ def train_step(
     scale = place.world_size / weight_sum_all if weight_sum_all > 0 else 0.0
     state.optimizer.zero_grad(set_to_none=True)
     parts = list(batch.cut(batch.num_passes or -(-len(batch.index_B) // recipe.batch_size)))
+    if recipe.precision == "fp16" and state.loss_scale is None:
+        state.loss_scale = LossScale(place.device)
+        settle_momentum(state.optimizer)
+    factor = scale if state.loss_scale is None else scale * state.loss_scale.value
     losses, rights = [], []
     for number, part in enumerate(parts, 1):
         with place.without_sync(wrapped) if number < len(parts) else nullcontext():
             loss, right = _weighted_loss(state, wrapped, part, recipe, place)
-            (loss * scale).backward()  # type: ignore[no-untyped-call]  # torch
+            (loss * factor).backward()  # type: ignore[no-untyped-call]  # torch
             losses.append(loss.detach())
             rights.append(right)
     loss_N = torch.stack(losses)
     # Exactly 1, on however many ranks: with any other number the optimizer continues.
     is_bad = (place.add_up((~loss_N.isfinite()).any().float()) > 0).float()
+    is_left_out = is_bad
+    if state.loss_scale is not None:
+        is_left_out = is_bad.maximum(state.loss_scale.unscale(state.model.parameters()))
     if recipe.max_grad_norm > 0:
         nn.utils.clip_grad_norm_(state.model.parameters(), recipe.max_grad_norm)
     set_lr(state.optimizer, lr)
     # So does torch.amp.GradScaler tell an optimizer to change nothing, without asking the device.
-    state.optimizer.found_inf = is_bad  # type: ignore[attr-defined]
+    state.optimizer.found_inf = is_left_out  # type: ignore[attr-defined]
     state.optimizer.step()
     if state.ema is not None:
         follow(state.ema, state.model, recipe.ema_decay, state.total_steps + 1)

@@ -13,6 +13,8 @@ from uuid import uuid4
 import torch
 from torch import nn
 
+from imgcls.training.optim.precision import LossScale
+
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
@@ -47,6 +49,8 @@ class TrainState:
     best_metrics: dict[str, Any] = field(default_factory=dict)
     history: list[dict[str, Any]] = field(default_factory=list)
     train_s: float = 0.0
+    loss_scale: LossScale | None = None
+    """Of a training in fp16, from its first step on."""
     first_guess: list[int] = field(default_factory=list)
     """An instance of each training sample, see instances/first_guess.py; empty without any."""
     facts: dict[str, Any] = field(default_factory=dict)
@@ -78,6 +82,8 @@ class TrainState:
             for key, value in self.optimizer.state.get(parameter, {}).items():
                 if value is not None:
                     tensors[f"optimizer.{key}.{name}"] = value
+        if self.loss_scale is not None:
+            tensors["loss_scale"] = self.loss_scale.state_3
         return Snapshot(copy_to_cpu(tensors), {name: getattr(self, name) for name in _VALUES})
 
     def restore(self, snapshot: Snapshot) -> None:
@@ -92,6 +98,10 @@ class TrainState:
                 tensor = snapshot.tensors.get(f"optimizer.{key}.{name}")
                 if tensor is not None:
                     state[key] = _like(tensor, parameter)
+        if (scale_3 := snapshot.tensors.get("loss_scale")) is not None:
+            device = next(self.model.parameters()).device
+            self.loss_scale = LossScale(device)
+            self.loss_scale.state_3 = scale_3.to(device, copy=True)
         values = _ABSENT_IN_OLDER | snapshot.values
         for name in _VALUES:
             setattr(self, name, values[name])

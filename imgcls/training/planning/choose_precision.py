@@ -1,6 +1,6 @@
-"""`train --precision auto`: bf16 where this machine computes it faster and its first steps agree.
+"""`train --precision auto`: bf16, or fp16, where that is faster here and its first steps agree.
 
-In: a plan, a rank's place. Out: the plan, with fp32 or bf16 in its recipe. Invariant: one run has
+In: a plan, a rank's place. Out: the plan, with a precision in its recipe. Invariant: one run has
 one precision: its first start measures, and every later one, wherever it runs, takes the same.
 
 What is measured are a few training steps of the very network on images of noise, in about a second;
@@ -26,7 +26,7 @@ from imgcls.storage.objects import put_first, read
 from imgcls.storage.records import parse_record, record_text
 from imgcls.storage.uri import join
 from imgcls.training.optim.initial_model import initial_model
-from imgcls.training.optim.precision import autocast
+from imgcls.training.optim.precision import LossScale, autocast
 from imgcls.training.ranks.rank import Place
 from imgcls.training.train_plan import TrainPlan
 
@@ -46,7 +46,7 @@ log = logging.getLogger(__name__)
 class Chosen:
     """precision.json: what a run trains in, and why."""
 
-    precision: Literal["fp32", "bf16"]
+    precision: Literal["fp32", "bf16", "fp16"]
     because: str
 
 
@@ -78,25 +78,27 @@ def _agree(plan: TrainPlan, place: Place) -> Chosen:
 
 
 def choose_precision(plan: TrainPlan, device: torch.device) -> Chosen:
-    """Return fp32 or bf16, and why, by a measurement where the hardware has bf16 at all."""
+    """Return a precision, and why: by a measurement where the hardware has anything but fp32."""
     if plan.decode_spec.pixel_type != "uint8":
-        return Chosen("fp32", "of a pixel of --depth 16 bf16 would keep 8 bits")
-    has_bf16 = gpu_has_bf16(device) if device.type == "cuda" else has_fast_bf16()
-    if not has_bf16:
+        return Chosen("fp32", "of a pixel of --depth 16 bf16 would keep 8 bits, fp16 11")
+    low: Literal["bf16", "fp16"] = "bf16"
+    if device.type == "cuda" and not gpu_has_bf16(device):
+        low = "fp16"
+    elif device.type != "cuda" and not has_fast_bf16():
         return Chosen("fp32", f"this {device.type} has no bf16 arithmetic")
     set_fp32_arithmetic("fp32")
     losses_32, seconds_32 = _first_steps(plan, device, "fp32")
-    losses_16, seconds_16 = _first_steps(plan, device, "bf16")
+    losses_16, seconds_16 = _first_steps(plan, device, low)
     exact_N, low_N = np.array(losses_32), np.array(losses_16)
     # By numpy: of Python's max, a NaN that is not the first is not the result.
     moved = float(np.max(np.abs(low_N - exact_N) / np.maximum(np.abs(exact_N), 1e-6)))
     speedup = seconds_32 / seconds_16
     if not moved <= _MOST_MOVED:  # written so that a NaN is refused too
-        return Chosen("fp32", f"the first losses in bf16 are others by {moved:.1%}")
+        return Chosen("fp32", f"the first losses in {low} are others by {moved:.1%}")
     if speedup < _MIN_SPEEDUP:
-        return Chosen("fp32", f"bf16 is only {speedup:.2f} times as fast here")
+        return Chosen("fp32", f"{low} is only {speedup:.2f} times as fast here")
     reason = f"{speedup:.1f} times as fast here, and the first losses agree within {moved:.2%}"
-    return Chosen("bf16", reason)
+    return Chosen(low, reason)
 
 
 def _first_steps(
@@ -114,7 +116,8 @@ def _first_steps(
     x_BCHW = normalize(x_BCHW.to(torch.uint8).to(device), plan.preprocess_spec)
     label_B = torch.arange(_NUM_ROWS, device=device) % len(plan.class_names)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.SGD(trained, lr=_LR)
+    optimizer = torch.optim.SGD(trained, lr=_LR, fused=True)
+    scale = LossScale(device) if precision == "fp16" else None
     losses, start_s = list[float](), 0.0
     for step in range(_NUM_STEPS):
         if step == 1:
@@ -124,7 +127,10 @@ def _first_steps(
             with autocast(recipe, device):
                 loss = nn.functional.cross_entropy(model(x_BCHW), label_B)
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]  # torch
+        scaled = loss if scale is None else loss * scale.value
+        scaled.backward()  # type: ignore[no-untyped-call]  # torch
+        if scale is not None:
+            optimizer.found_inf = scale.unscale(trained)  # type: ignore[attr-defined]
         optimizer.step()
         losses.append(float(loss.detach()))  # waits for the device
     return losses, time.perf_counter() - start_s

@@ -30,7 +30,7 @@ def as_before() -> Iterator[None]:
     torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before[:2]
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_a_training_and_its_measure_set_the_same_arithmetic(
     precision: str, make_tree: MakeTree
 ) -> None:
@@ -47,6 +47,19 @@ def test_a_training_and_its_measure_set_the_same_arithmetic(
         run()
         found.append(switches())
     assert found == [(False, False, "highest")] * 2
+
+
+def test_a_training_in_fp16_learns_what_one_in_fp32_does(make_tree: MakeTree) -> None:
+    data = str(make_tree(8))
+    exact, low = (
+        run_rank(data, "plain", Place(), epochs=3, precision=precision)
+        for precision in ("fp32", "fp16")
+    )
+    assert exact.history[-1]["train_loss"] < 0.9 * exact.history[0]["train_loss"]
+    for expected, found in zip(exact.history, low.history, strict=True):
+        assert found["train_loss"] != expected["train_loss"], "another arithmetic"
+        assert found["train_loss"] == pytest.approx(expected["train_loss"], rel=0.02)
+    assert low.loss_scale is not None
 
 
 def test_the_bench_measures_what_train_does_by_default() -> None:

@@ -6,8 +6,10 @@ import pytest
 import torch
 from torch import nn
 
+from imgcls.errors import ConfigError
 from imgcls.training.augment.geometric import build_recipe
 from imgcls.training.data.loader import Batch
+from imgcls.training.optim import precision
 from imgcls.training.optim.optimizer import build_optimizer
 from imgcls.training.optim.step import StepResult, is_right, train_step
 from imgcls.training.optim.train_state import TrainState
@@ -73,3 +75,58 @@ def test_of_a_mixed_image_the_greater_share_counts() -> None:
     # Every image is mixed with its opposite in the batch: all of A with all of B, one share each.
     result = step([2.0, -1.0], [A, A, B, B], [1.0] * 4, mixup=1.0)
     assert (result.num_right, result.num_seen) == (2, 4)
+
+
+def linear_step(state: TrainState, arithmetic: str) -> StepResult:
+    generator = torch.Generator().manual_seed(1)
+    x_BCHW = torch.randint(0, 256, (4, 3, SIDE_PX, SIDE_PX), generator=generator).to(torch.uint8)
+    batch = Batch(x_BCHW, torch.tensor([A, B, A, B]), torch.ones(4), torch.arange(4))
+    recipe = make_recipe(1, augment=build_recipe("none"), precision=arithmetic)
+    return train_step(state, state.model, batch, 1e-3, recipe, Place(), [])
+
+
+def linear_state() -> TrainState:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(3 * SIDE_PX * SIDE_PX, 2))
+    return TrainState(model, build_optimizer(model, "sgd", lr=0.1, weight_decay=0.0))
+
+
+@pytest.mark.parametrize("scale", [1.0, 1024.0])
+def test_a_step_in_fp16_is_that_of_fp32_whatever_the_scale(
+    scale: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(precision, "_FIRST_SCALE", scale)
+    exact, scaled = linear_state(), linear_state()
+    before = exact.model[1].weight.detach().clone()  # type: ignore[index, union-attr]
+    linear_step(exact, "fp32").check()
+    linear_step(scaled, "fp16").check()
+    moved, expected = (one.model[1].weight - before for one in (scaled, exact))  # type: ignore[index, operator]
+    assert float(expected.detach().abs().max()) > 1e-4
+    torch.testing.assert_close(moved, expected, rtol=0.02, atol=1e-5)
+    assert scaled.loss_scale is not None
+    assert scaled.loss_scale.state_3.tolist() == [scale, 1.0, 0.0]
+
+
+def test_gradients_that_overflow_in_fp16_change_no_weight_and_halve_the_scale(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(precision, "_FIRST_SCALE", 2.0**30)
+    state = linear_state()
+    before = {name: tensor.clone() for name, tensor in state.model.state_dict().items()}
+    linear_step(state, "fp16").check()
+    assert state.loss_scale is not None
+    for name, tensor in state.model.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+    assert state.loss_scale.state_3.tolist() == [2.0**29, 0.0, 1.0]
+    resumed = linear_state()
+    resumed.restore(state.snapshot())
+    state.loss_scale.state_3[:2] = torch.tensor([8.0, 1_999.0])
+    for _ in range(2):
+        linear_step(state, "fp16").check()
+    assert state.loss_scale.state_3.tolist() == [16.0, 1.0, 1.0], "doubled, and counted from there"
+    assert resumed.loss_scale is not None
+    assert resumed.loss_scale.state_3.tolist() == [2.0**29, 0.0, 1.0]
+    state.loss_scale.check(3)
+    state.loss_scale.state_3[0] = 0.5
+    with pytest.raises(ConfigError, match=r"gradients are beyond .* in 1 of 3 steps"):
+        state.loss_scale.check(3)

@@ -69,6 +69,15 @@ def test_bf16_is_taken_where_it_is_faster_and_agrees(
     assert (chosen.precision, chosen.because) == (expected, reason)
 
 
+def test_a_gpu_without_bf16_is_measured_in_fp16(
+    config: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured = steps_of({"fp32": 1.0, "fp16": 0.5}, {"fp32": [0.7] * 3, "fp16": [0.7] * 3})
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _device: (7, 5))
+    monkeypatch.setattr(module, "_first_steps", measured)
+    assert choose_precision(make_plan(config), torch.device("cuda")).precision == "fp16"
+
+
 def test_a_real_measurement_of_both_agrees_and_leaves_no_seed_behind(config: TrainConfig) -> None:
     plan = make_plan(config)
     before = torch.random.get_rng_state()
