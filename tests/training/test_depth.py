@@ -113,6 +113,7 @@ def test_no_resize_and_no_change_rounds() -> None:
         ({"depth": 12}, "--depth 12"),
         ({"policy": "augmix"}, "--policy augmix: must be none with --depth 16"),
         ({"precision": "bf16"}, "--precision bf16: must be fp32 with --depth 16"),
+        ({"precision": "fp16"}, "--precision fp16: must be fp32 with --depth 16"),
     ],
 )
 def test_what_would_round_is_refused(flags: dict[str, Any], said: str, tmp_path: Path) -> None:

@@ -119,6 +119,7 @@ def make_batch(recipe: Recipe) -> Batch:
         {"multi_label": True, "pos_weight": (1.0, 2.0, 3.0), "loss": "focal"},
         {"policy": "randaugment", "mixup": 0.2, "cutmix": 1.0, "label_smoothing": 0.1},
         {"precision": "bf16", "channels_last": True, "optimizer": "sgd"},
+        {"precision": "fp16", "max_grad_norm": 1.0},
     ],
 )
 def test_a_step_reads_nothing_from_the_device_and_sends_it_no_number(

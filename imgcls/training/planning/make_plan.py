@@ -241,8 +241,9 @@ def check_flags(config: TrainConfig) -> None:
     if config.depth != DecodeSpec.depth:
         is_plain = config.policy == "none"
         _refuse_unless(is_plain, config, "policy", "none with --depth 16: they change 8 bits")
-        is_full = config.precision != "bf16"
-        _refuse_unless(is_full, config, "precision", "fp32 with --depth 16: bf16 keeps 8 bits")
+        is_full = config.precision in ("fp32", "auto")
+        what = "fp32 with --depth 16: bf16 keeps 8 bits, fp16 11"
+        _refuse_unless(is_full, config, "precision", what)
     for flag in ("num_decoders", "max_failures", "freeze_stages", "patience_epochs"):
         _refuse_unless(getattr(config, flag) >= 0, config, flag, "0 or more")
     _refuse_unless(0 < config.lr < math.inf, config, "lr", "more than 0")

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -144,8 +145,8 @@ def test_published_networks_keep_their_labels_on_244_photographs_in_every_precis
                 model = str(quantize(QuantizeConfig(model=model, data=str(images)))["model"])
             found = _scored(model, images, tmp_path / precision, precision)
         except BundleError as refused:
-            assert f"--precision {precision}" in str(refused)  # noqa: PT017
-            assert "golden" in str(refused)  # noqa: PT017
+            why = rf"--precision {precision}.*golden|no int8 network .*: probabilities .* move by"
+            assert re.search(why, str(refused))  # noqa: PT017
             continue
         assert _agreement(found, expected) >= 0.98
         assert precision == "int8" or _farthest(found, expected) < 0.02
