@@ -58,7 +58,7 @@ class Paired:
 def agreement(same_N: Bools, unit_N: Sequence[str] | None) -> tuple[float, list[float] | None]:
     """Return the share of equal answers and its interval."""
     share = float(same_N.mean()) if len(same_N) else 1.0
-    return share, _interval_of_mean(same_N.astype(np.float64), unit_N)
+    return share, _interval_of_mean(same_N.astype(np.float64), unit_N, least=0.0)
 
 
 def paired_test(right_a_N: Bools, right_b_N: Bools, unit_N: Sequence[str] | None) -> Paired | None:
@@ -77,7 +77,7 @@ def paired_test(right_a_N: Bools, right_b_N: Bools, unit_N: Sequence[str] | None
         only_b_right=only_b,
         p_value=mcnemar_exact(only_a, only_b),
         difference=float(difference_N.mean()),
-        difference_interval=_interval_of_mean(difference_N, unit_N),
+        difference_interval=_interval_of_mean(difference_N, unit_N, least=-1.0),
     )
 
 
@@ -97,16 +97,17 @@ def mcnemar_exact(only_a: int, only_b: int) -> float:
 
 
 def _interval_of_mean(
-    value_N: npt.NDArray[np.float64], unit_N: Sequence[str] | None
+    value_N: npt.NDArray[np.float64], unit_N: Sequence[str] | None, least: float
 ) -> list[float] | None:
+    """Return the interval of the mean of values from `least` to 1."""
     if not len(value_N):
         return None
     unit_of_N = number_units(len(value_N), unit_N)
     sum_U = np.bincount(unit_of_N, weights=value_N)
     count_U = np.bincount(unit_of_N).astype(np.float64)
     num_units = len(count_U)
-    if num_units > _MAX_UNITS and value_N.min() >= 0:
+    if num_units > _MAX_UNITS and least == 0:
         return list(wilson(float(value_N.mean()), num_units))
     draws = draw_weights(np.arange(num_units), min(NUM_RESAMPLES, 10**8 // num_units), seed=0)
     means = [float(weight_U @ sum_U / (weight_U @ count_U)) for weight_U in draws]
-    return interval(means, num_units)
+    return interval(means, num_units, limits=(least, 1.0))

@@ -9,7 +9,7 @@ interval holds the middle 95 % of what the number becomes. A draw is a weight pe
 
 Where a number is the same in all draws (15 of 15 found, whichever are drawn) the bootstrap would
 say that it is certain. Then it is Wilson's interval of a share of so many units: close to the rule
-of three, which leaves 3/n open where none of n is wrong.
+of three, which leaves 3/n open where none of n is wrong; of a difference on both sides of 0.
 
 Shape legend: B image, R draw; a measured number is [R], or [R,K] per class.
 """
@@ -101,7 +101,8 @@ def interval(
         values: The number in each draw.
         num_units: That were drawn from.
         num_counted: Of these, those that the number is a share of; by default all.
-        limits: Lowest and highest possible value; None where there is none: null without width.
+        limits: Lowest and highest possible value, 0 between them (a difference has a lowest one
+            below 0); None where there is none: null without width.
     """
     bounds = None if num_units < MIN_UNITS else middle(values)
     if bounds is None or bounds[1] - bounds[0] > _ROUNDING:
@@ -110,9 +111,16 @@ def interval(
     if limits is None or not num:
         return None
     low, high = limits
-    share = min(1.0, max(0.0, (bounds[0] - low) / (high - low)))
-    wide = [low + (high - low) * bound for bound in wilson(share, num)]
-    return [min(wide[0], bounds[0]), max(wide[1], bounds[1])]
+    up, down = _wide(bounds[0], high, num), _wide(-bounds[0], -low, num)
+    return [min(up[0] - down[1], bounds[0]), max(up[1] - down[0], bounds[1])]
+
+
+def _wide(value: float, most: float, num: int) -> tuple[float, float]:
+    """Return the interval of what pulls a number from 0 to one side, by `most` in each unit."""
+    if most <= 0:
+        return 0.0, 0.0
+    low, high = wilson(min(1.0, max(0.0, value / most)), num)
+    return most * low, most * high
 
 
 def count_units(

@@ -114,6 +114,26 @@ def test_images_of_one_group_are_not_independent_evidence() -> None:
     assert wide[1] - wide[0] > narrow[1] - narrow[0]
 
 
+@pytest.mark.parametrize(("only_a", "only_b"), [(0, 0), (50, 0), (0, 50)])
+def test_an_interval_without_width_still_holds_both_signs(only_a: int, only_b: int) -> None:
+    """All of 50 images, or none, differ: no draw changes that, but other images would."""
+    right_a, right_b = np.zeros((2, 50), bool)
+    right_a[:only_a], right_b[:only_b] = True, True
+    found = paired_test(right_a, right_b, None)
+    assert found is not None
+    assert found.difference_interval is not None
+    low, high = found.difference_interval
+    assert -1 <= low <= found.difference <= high <= 1
+    # Wilson: of 50 images of which none differs, up to 3.84 / 53.84 of all might, to either side.
+    left_open = 3.84 / 53.84
+    if found.difference == 0:
+        assert (low, high) == pytest.approx((-left_open, left_open), abs=1e-3)
+        assert found.verdict == "no_difference"
+    else:
+        assert high - low == pytest.approx(2 * left_open, abs=1e-3)
+        assert found.verdict == ("better" if only_b else "worse")
+
+
 def with_bias(bundle: Bundle, bias: list[float]) -> Bundle:
     """The same network with another last bias."""
     state = bundle.state_dict | {"classifier.bias": torch.tensor(bias)}
