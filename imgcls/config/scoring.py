@@ -105,7 +105,7 @@ class ScoreConfig(SourceOptions):
     """Show on the page which places of a picture its answer rests on, and add the columns peak_x_px
     and peak_y_px: flagged makes them of the flagged images, the least sure ones and a sample; all
     of every image; each costs a further pass of the model in fp32, or of models that do not end in
-    a mean and one linear layer (log: "by occlusion") about 50 passes.
+    a mean and one linear layer (log: "by occlusion") 50 to 100 passes.
     """
     delta: bool = False
     """Also register what is published as a Delta Lake table at OUTPUT, by metadata alone (needs

@@ -29,6 +29,7 @@ OVERLAY_PX: Final = 160
 _NUM_LEVELS: Final = 24  # few, so that the file is small
 _LEAST: Final = 0.2  # of the peak; below it all is transparent
 _MOST_OPAQUE: Final = 165  # of 255
+_SAME: Final = 0.05  # of the peak: no difference
 _VIRIDIS: Final = (
     (68, 1, 84), (72, 40, 120), (62, 74, 137), (49, 104, 142), (38, 130, 142), (31, 158, 137),
     (53, 183, 121), (109, 205, 89), (180, 222, 44), (253, 231, 37),
@@ -66,20 +67,32 @@ class Patch:
         return cls(heat_hw, input_px, (at.left_px, at.top_px, at.width_px, at.height_px), at.box)
 
     def peak(self) -> tuple[float, tuple[float, float]]:
-        """Return the highest value that is not of padding, and x and y of it in the source."""
+        """Return the highest value that is not of padding, and x and y of it in the source.
+
+        Of cells that are about as high it is the one with the highest around it, and in it the
+        middle of what is at least half as high there: a coarse map has an object that fills a cell
+        and half of the next.
+        """
         height, width = self.heat_hw.shape
         left, top, inner_w, inner_h = self.window
         x = (np.arange(width) + 0.5) * self.input_px[0] / width - left
         y = (np.arange(height) + 0.5) * self.input_px[1] / height - top
         inside = ((y >= 0) & (y <= inner_h))[:, None] & ((x >= 0) & (x <= inner_w))
         heat_hw = np.where(inside, self.heat_hw, -np.inf) if inside.any() else self.heat_hw
-        row, column = map(int, np.unravel_index(int(heat_hw.argmax()), heat_hw.shape))
+        highest = float(heat_hw.max())
+        padded_hw = np.pad(heat_hw.clip(0), 1)
+        around_hw = sum(padded_hw[y : y + height, x : x + width] for y, x in np.ndindex(3, 3))
+        about_as_high = np.where(heat_hw >= highest - _SAME * abs(highest), around_hw, -1.0)
+        row, column = map(int, np.unravel_index(int(about_as_high.argmax()), heat_hw.shape))
         x0, y0, x1, y1 = self.box
-        in_x = x[column] + _off_middle(self.heat_hw[row], column) * self.input_px[0] / width
-        in_y = y[row] + _off_middle(self.heat_hw[:, column], row) * self.input_px[1] / height
+        rows, columns = (slice(max(0, at - 1), at + 2) for at in (row, column))
+        near = heat_hw[rows, columns]
+        weights = np.where(near >= highest / 2, near, 0.0) if highest > 0 else np.ones_like(near)
+        in_x = float((weights.sum(axis=0) * x[columns]).sum() / weights.sum())
+        in_y = float((weights.sum(axis=1) * y[rows]).sum() / weights.sum())
         at_x = x0 + np.clip(in_x / inner_w, 0, 1) * (x1 - x0)
         at_y = y0 + np.clip(in_y / inner_h, 0, 1) * (y1 - y0)
-        return float(heat_hw[row, column]), (float(at_x), float(at_y))
+        return highest, (float(at_x), float(at_y))
 
     def drawn(self, size_px: tuple[int, int], shape_HW: tuple[int, int]) -> Floats:
         """Return the map as seen over the whole source, zero beside what the input shows."""
@@ -131,15 +144,6 @@ def draw_overlay(patches: Sequence[Patch], size_px: tuple[int, int]) -> Overlay 
     level_HW[np.abs(from_peak_HW - _RING_PX) < 1] = _NUM_LEVELS + 2
     peak_px = min(width - 1, int(at[0])), min(height - 1, int(at[1]))
     return Overlay(_encode(level_HW), peak_px)
-
-
-def _off_middle(values: Floats, at: int) -> float:
-    """Return how far the peak lies off the middle of its cell, -0.5..0.5: by a parabola."""
-    if not 0 < at < len(values) - 1:
-        return 0.0
-    before, peak, after = (float(value) for value in values[at - 1 : at + 2])
-    bend = before - 2 * peak + after
-    return float(np.clip((before - after) / (2 * bend), -0.5, 0.5)) if bend < 0 else 0.0
 
 
 def _weights(

@@ -32,7 +32,7 @@ class Explainer(Protocol):
 
     @property
     def num_passes(self) -> int:
-        """Forward passes that a map costs."""
+        """Forward passes that a map costs at most."""
         ...
 
     def maps(self, x_BCHW: Pixels, label_B: npt.NDArray[np.int64]) -> list[npt.NDArray[np.float32]]:
@@ -56,8 +56,8 @@ def make_explainer(bundle: Bundle, predictor: Predictor) -> Explainer:
         _log.info("heatmaps of this model (%s): by class activation, one pass each", bundle.arch)
     else:
         _log.info(
-            "heatmaps of this model (%s): by occlusion, %d passes each, since its last layers are "
-            "not a pooling of places and one linear layer%s",
+            "heatmaps of this model (%s): by occlusion, %d passes each at most, since its last "
+            "layers are not a pooling of places and one linear layer%s",
             bundle.arch,
             explainer.num_passes,
             " that can be seen: it gives logits alone" if bundle.arch == onnx_network.ARCH else "",
