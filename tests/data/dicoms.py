@@ -23,12 +23,12 @@ def dicom_file(
     image_HW: np.ndarray | None = None,
     **elements: Any,
 ) -> bytes:
-    """Return a picture, uint8 [H,W] or 4 x 4 black pixels, with these elements."""
+    """Return a picture, uint8 [H,W] (frames [N,H,W]) or 4 x 4 black pixels, with these elements."""
     pixels_HW = np.zeros((4, 4), np.uint8) if image_HW is None else image_HW
     dataset = pydicom.Dataset()
     for name, value in (_ALWAYS | elements).items():
         setattr(dataset, name, value)
-    dataset.Rows, dataset.Columns = pixels_HW.shape
+    dataset.Rows, dataset.Columns = pixels_HW.shape[-2:]
     dataset.PixelData = pixels_HW.tobytes()
     dataset.file_meta = pydicom.dataset.FileMetaDataset()
     dataset.file_meta.TransferSyntaxUID = transfer_syntax

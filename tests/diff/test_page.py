@@ -66,5 +66,7 @@ def test_both_heatmaps_are_shown_and_nothing_is_asked_for(tmp_path: Path, width:
         assert overlay.evaluate("e => getComputedStyle(e).backgroundColor") == "rgba(0, 0, 0, 0)"
         overflow = "document.documentElement.scrollWidth > document.documentElement.clientWidth"
         assert not shown.page.evaluate(overflow), "it scrolls sideways"
+        reached, expected = shown.walk()
+        assert reached == expected
     with opened(found["page"], width=width, bypass_csp=True) as shown:
         assert shown.serious_findings() == []

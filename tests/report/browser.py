@@ -14,6 +14,17 @@ ROOT = Path(__file__).parents[2]
 AXE = ROOT / ".tools" / "node_modules" / "axe-core" / "axe.min.js"
 
 
+# What a mouse can do something with, by its number among all elements; and what has the focus.
+_REACHABLE = """() => { const all = Array.from(document.querySelectorAll("*"));
+  const found = document.querySelectorAll("a[href], button, input, select, textarea, [tabindex]");
+  return Array.from(found).filter(e => e.checkVisibility()).map(e => all.indexOf(e)); }"""
+_START_AT_THE_TOP = """() => { const body = document.body; body.tabIndex = -1;
+  body.focus(); body.removeAttribute("tabindex"); }"""
+_FOCUSED = """() => { const e = document.activeElement, style = getComputedStyle(e);
+  return [Array.from(document.querySelectorAll("*")).indexOf(e), e === document.body,
+    style.outlineStyle !== "none" && parseFloat(style.outlineWidth) >= 2]; }"""
+
+
 @dataclass
 class Opened:
     """A page that is open, and all that it complained about or asked for since."""
@@ -21,6 +32,23 @@ class Opened:
     page: Any
     complaints: list[str] = field(default_factory=list)
     requests: list[str] = field(default_factory=list)
+
+    def start_at_the_top(self) -> None:
+        """Take the focus away, so that the next Tab leads to the first element."""
+        self.page.evaluate(_START_AT_THE_TOP)
+
+    def walk(self, key: str = "Tab") -> tuple[list[int], list[int]]:
+        """Press a key until the focus has been everywhere; return where, and where it should."""
+        expected, reached = self.page.evaluate(_REACHABLE), list[int]()
+        self.start_at_the_top()
+        for _ in range(len(expected) + 2):
+            self.page.keyboard.press(key)
+            number, is_outside, is_seen = self.page.evaluate(_FOCUSED)
+            if is_outside or number in reached:
+                break
+            assert is_seen, "where the focus is cannot be seen"
+            reached.append(number)
+        return reached, expected if key == "Tab" else expected[::-1]
 
     def serious_findings(self) -> list[str]:
         """Return what axe-core finds serious or worse."""

@@ -78,30 +78,53 @@ def test_the_page_shows_what_the_rows_say(tmp_path: Path) -> None:
         assert [row["uri"] for row in listed] == [row["uri"] for row in expected]
 
 
-def test_lists_are_searched_and_sorted_by_keyboard(tmp_path: Path) -> None:
+def test_everything_is_reached_and_done_by_keyboard(tmp_path: Path) -> None:
     output = str(tmp_path)
-    publish_night(output, rows(600))
+    links = [row | {"uri": f"https://host/{n:04d}.jpg"} for n, row in enumerate(rows(300))]
+    publish_night(output, links)
     made = report(ReportConfig(output))
     with opened(made["page"]) as shown:
         page = shown.page
-        first = page.inner_text("#positive-list li:not([hidden]) h3")
-        for _ in range(40):
+        for key in ("Tab", "Shift+Tab"):
+            reached, expected = shown.walk(key)
+            assert reached == expected, "in the order in which it is read, and nothing is a trap"
+        assert len(expected) > 2 * 300 * 0.03, "the link of each card, too"
+
+        shown.start_at_the_top()
+        while page.evaluate("document.activeElement.hash") != "#review":
             page.keyboard.press("Tab")
-            if page.evaluate("document.activeElement.dataset.list === 'positive-list'"):
-                break
-        page.keyboard.type("scratch")
-        visible = page.locator("#positive-list li:not([hidden])")
-        assert 0 < visible.count() < page.locator("#positive-list li").count()
-        assert all("scratch" in text for text in visible.all_inner_texts())
-        assert "shown" in page.inner_text("#positive output")
+        page.keyboard.press("Enter")
+        assert page.evaluate("location.hash") == "#review"
         page.keyboard.press("Tab")
-        page.keyboard.press("l")  # "probability, lowest first" is found by typing
-        page.select_option("#positive select", "low")
-        values = page.eval_on_selector_all(
-            "#positive-list li:not([hidden])", "all => all.map(e => Number(e.dataset.probability))"
-        )
-        assert values == sorted(values)
-        assert first
+        assert page.evaluate("document.activeElement.dataset.list") == "review-list", "it is there"
+
+        cards = page.locator("#review-list li")
+        number = cards.nth(3).inner_text().partition(".jpg")[0]
+        page.keyboard.type(number)
+        visible = page.locator("#review-list li:not([hidden])")
+        assert visible.count() == 1
+        assert page.inner_text("#review output") == f"1 of {cards.count()} shown"
+        reached, expected = shown.walk()
+        assert reached == expected, "what is hidden is not walked through"
+        while page.evaluate("document.activeElement.dataset.list") != "review-list":
+            page.keyboard.press("Shift+Tab")
+        if page.evaluate("document.activeElement.tagName") == "SELECT":
+            page.keyboard.press("Shift+Tab")
+        page.keyboard.press("Escape")
+        assert visible.count() == cards.count(), "Escape shows all again"
+
+        page.keyboard.press("Tab")
+        orders = {}
+        for name in ("name", "high", "low"):  # one further down, each time
+            page.keyboard.press("ArrowDown")
+            assert page.evaluate("document.activeElement.value") == name
+            orders[name] = visible.evaluate_all(
+                "all => all.map(e => [e.dataset.name, Number(e.dataset.probability)])"
+            )
+        assert orders["name"] == sorted(orders["name"])
+        assert [value for _, value in orders["low"]] == sorted(v for _, v in orders["low"])
+        assert [v for _, v in orders["high"]] == sorted((v for _, v in orders["low"]), reverse=True)
+        assert page.inner_text("h1").startswith("300 images"), "nothing was left by a key"
 
 
 def test_hostile_names_and_classes_are_text(tmp_path: Path) -> None:
@@ -299,6 +322,8 @@ def test_several_nights_are_one_page(tmp_path: Path) -> None:
             first = shown.page.inner_text("#positive-list li:first-child")
             assert "2026-11-2" in first
             assert shown.page.locator("#positive-list img").count() == num_positive
+            reached, expected = shown.walk()
+            assert reached == expected, "the table that scrolls, too"
     with opened(made["page"], bypass_csp=True) as shown:
         assert shown.serious_findings() == []
     text = (tmp_path / "_pages" / "nights-positive.csv").read_text("utf-8-sig")

@@ -2,6 +2,7 @@
 
 import base64
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from imgcls.report.make import report
 from imgcls.scoring.driver import score
 from tests.data.dicoms import dicom_file
 from tests.report.browser import opened
-from tests.scoring.tiny import make_bundle
+from tests.scoring.tiny import make_bundle, published_rows
 
 PLANTED = {
     "PatientName": "PLANTED^NAME",
@@ -102,3 +103,33 @@ def test_pictures_are_shown_by_their_window_and_without_metadata(night: Path) ->
     line = pictures["c.png"]
     assert line[0] < 30
     assert line[-1] > 225
+
+
+def test_of_many_frames_the_best_one_is_shown(tmp_path: Path) -> None:
+    """Frames of one grey each: how light a picture is says of which frame it is."""
+    grey_F = np.array([20, 70, 120, 170, 220], np.uint8)
+    frames = np.broadcast_to(grey_F[:, None, None], (5, 60, 100)).copy()
+    (tmp_path / "in").mkdir()
+    first, *others = [Image.fromarray(frame) for frame in frames]
+    first.save(tmp_path / "in" / "stack.tif", save_all=True, append_images=others)
+    cine = dicom_file(image_HW=frames[::-1], NumberOfFrames=5, WindowCenter=128, WindowWidth=256)
+    (tmp_path / "in" / "cine.dcm").write_bytes(cine)
+    bundle = make_bundle(num_classes=2, decode_spec=DecodeSpec(frames="pool"))
+    register(str(tmp_path / "registry"), "m", replace(bundle, pooling="max"))
+    output = str(tmp_path / "out")
+    score(
+        ScoreConfig(
+            str(tmp_path / "in"), str(tmp_path / "registry" / "m@v1"), output,
+            executor="local", run_id="night", num_decoders=1, heatmaps="all",
+        )
+    )  # fmt: skip
+    best = {Path(row["uri"]).name: row["frame"] for row in published_rows(output).to_pylist()}
+    assert best["stack.tif"] == 4 - best["cine.dcm"] > 0, "the same one, and not the first of each"
+    with opened(report(ReportConfig(output))["page"]) as shown:
+        for name, frame in best.items():
+            card = shown.page.locator(f"#sample-list li[data-name='{name}']")
+            assert f"frame {frame}" in card.inner_text()
+            source = card.locator("img").first.get_attribute("src")
+            assert card.locator("img").first.evaluate("e => e.naturalWidth") >= 96
+            grey = greys(base64.b64decode(source.partition(",")[2])).mean()
+            assert abs(grey - grey_F[best["stack.tif"]]) < 6, (name, frame)

@@ -3,8 +3,8 @@
 A program of its own, because a fork wants a process without threads: it imports everything once,
 then forks per point. `python -m tests.scoring.faults.crash_points SOURCE MODEL OUTPUT_ROOT` prints
 a line of JSON per point, until a night comes through untouched. Points may be named after it;
-`--about TEXT` counts only writes with TEXT in their name, `--write-tiles` and
-`--heatmaps all` go to the night.
+`--about TEXT` counts only writes with TEXT in their name, `--write-tiles`, `--heatmaps all` and
+`--unit KEY` go to the night.
 """
 
 import argparse
@@ -77,6 +77,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--about", default="")
     parser.add_argument("--write-tiles", action="store_true")
     parser.add_argument("--heatmaps", default="none")
+    parser.add_argument("--unit", default="")
     given = parser.parse_args(arguments)
     checks.MIN_SHARD_SIZE = 12
     for when in ("before", "after"):
@@ -91,6 +92,7 @@ def main(arguments: Sequence[str]) -> None:
                 num_decoders=1,
                 write_tiles=given.write_tiles,
                 heatmaps=given.heatmaps,
+                unit=given.unit,
             )
             killed = run_night(config, point, when, given.about)
             finished = run_night(config)

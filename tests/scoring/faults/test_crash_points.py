@@ -1,6 +1,9 @@
 """Kill anything, run the same command again: proved at every write that a night makes."""
 
+import csv
+import io
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -19,7 +22,15 @@ from imgcls.runs.facts import read_facts
 from imgcls.runs.run import Run, list_run_ids
 from imgcls.scoring import driver
 from imgcls.scoring.publishing.verify import verify
-from tests.scoring.tiny import IMAGE_PX, comparable, make_bundle, published_rows, write_images
+from tests.scoring.tiny import (
+    IMAGE_PX,
+    comparable,
+    image_bytes,
+    make_bundle,
+    make_calibration,
+    published_rows,
+    write_images,
+)
 
 IMAGES_PER_SHARD = 12
 
@@ -66,6 +77,7 @@ def test_killed_before_and_after_every_write_the_same_command_finishes(
     )
     undisturbed = comparable(published_rows(str(tmp_path / "oracle")))
     assert len(undisturbed) == num_images
+    for_people = pages_of(str(tmp_path / "oracle"))
     # Beyond the last write a night is untouched, which shows that there are no more.
     killed_at = [*range(1, num_writes(num_shards) + 1, step), num_writes(num_shards) + 1]
     points = run_campaign(tmp_path / "bucket", model_ref, tmp_path / "nights", *map(str, killed_at))
@@ -74,6 +86,53 @@ def test_killed_before_and_after_every_write_the_same_command_finishes(
         assert point["finished"] == 0, point
         assert comparable(published_rows(point["output"])) == undisturbed, point
         assert verify(VerifyConfig(point["output"]))["rows"] == num_images
+        assert pages_of(point["output"]) == for_people, point
+
+
+def pages_of(output: str) -> dict[str, Any]:
+    """Return what a person finds: of each page its sentence and its cards, of each CSV its rows."""
+    found: dict[str, Any] = {}
+    for path in Path(output).glob("_runs/*/pages/*"):
+        text = path.read_text("utf-8-sig")
+        if path.suffix == ".csv":
+            rows = [row | {"run_id": ""} for row in csv.DictReader(io.StringIO(text))]
+            found[path.name] = sorted(rows, key=lambda row: row["uri"])
+            continue
+        assert text.endswith("</html>"), path
+        cards = re.findall(r'<li class="card.*?</li>', text, re.DOTALL)
+        found[path.name] = re.findall("<h1>.*</h1>", text), sorted(cards)
+    assert "report.html" in found, f"{output} has no page"
+    return found
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(
+    "points",
+    # The second list of the page, and the last write, which is the page of the units.
+    [pytest.param((2, 6), id="two"), pytest.param((), id="every", marks=pytest.mark.slow)],
+)
+def test_killed_at_a_page_the_next_start_makes_the_same_one(
+    points: tuple[int, ...], tmp_path: Path
+) -> None:
+    bundle = make_bundle(calibration=make_calibration(1e-4, 3e-4, 6e-4))
+    model = f"{tmp_path}/registry/m@v{register(f'{tmp_path}/registry', 'm', bundle).version}"
+    bucket, unit = tmp_path / "bucket", "name:0*([0-9]+)[0-9]"
+    write_images(str(bucket), 24)
+    (bucket / "lot-0" / "00030.png").write_bytes(image_bytes(30)[:400])
+    oracle = str(tmp_path / "oracle")
+    driver.score(ScoreConfig(str(bucket), model, oracle, executor="local", unit=unit))
+    for_people = pages_of(oracle)
+    assert {"report.html", "units.html", "positive.csv", "failed.csv"} <= set(for_people)
+    some = [*points, len(for_people) + 1] if points else []
+    every = run_campaign(
+        *(bucket, model, tmp_path / "nights", *map(str, some)),
+        *("--about", "/pages/", "--unit", unit),
+    )
+    assert len(every) == 2 * len(some or [*for_people, 0])
+    for point in every:
+        assert point["finished"] == 0, point
+        assert pages_of(point["output"]) == for_people, point
+        assert len(published_rows(point["output"])) == 25
 
 
 @pytest.mark.timeout(900)
