@@ -241,3 +241,12 @@ def carried_fields(planned: pa.Schema) -> list[pa.Field]:
     """Return the fields of planned rows that rows take over beside their own."""
     usual = {*PLAN_SCHEMA.names, *(f.name for f in (*_OF_CONTAINERS, FAILED_BEFORE_FIELD))}
     return [each for each in planned if each.name not in usual]
+
+
+def plain_field(field: pa.Field) -> pa.Field:
+    """Return a field as a table of many files has it: plain text, and it may be null."""
+    kind = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        kind = pa.list_(kind.value_type)
+    kind = pa.string() if pa.types.is_large_string(kind) else kind
+    return pa.field(field.name, kind)

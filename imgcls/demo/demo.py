@@ -35,8 +35,7 @@ from imgcls.image.png import encode_png
 from imgcls.inference.device import set_num_threads
 from imgcls.model import registry
 from imgcls.nightly import nightly
-from imgcls.report.changes import HELD_PAGE
-from imgcls.runs.held import list_held
+from imgcls.runs.held import HELD_PAGE, list_held
 from imgcls.schema import Status
 from imgcls.scoring import driver as scoring
 from imgcls.scoring.publishing.hold import release

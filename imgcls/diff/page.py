@@ -53,7 +53,6 @@ def write_page(
             "Other answers",
             "cards.html",
             CardList("The surest disagreement first.", len(flips), cards, f"{name}.csv"),
-            len(flips),
         ),
     ]
     if lost:

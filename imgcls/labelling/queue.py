@@ -19,6 +19,7 @@ from imgcls.labelling.choose import Candidates, Choice, choose
 from imgcls.labelling.links import parse_expires, signed
 from imgcls.labelling.tasks import write_tasks
 from imgcls.model.bundle import read_facts
+from imgcls.report.choose import probability_of
 from imgcls.runs.answers import id_of, read_queues, write_queue
 from imgcls.runs.commits import read_commits
 from imgcls.runs.facts import iter_facts, lot_of
@@ -142,8 +143,7 @@ def _doubt(row: Row) -> float:
     probs: Sequence[float] = row.get("topk_prob") or ()
     if len(probs) > 1:
         return 1.0 - float(probs[0] - probs[1])
-    calibrated = row.get("calibrated_prob")
-    return 1.0 - abs(2.0 * float(row["confidence"] if calibrated is None else calibrated) - 1.0)
+    return 1.0 - abs(2.0 * (probability_of(row) or 0.0) - 1.0)
 
 
 def _other_answers(
@@ -222,7 +222,6 @@ def _asked(
                 f"--group {config.group}: no such carried column; there are "
                 + (", ".join(carried) or "none: score with --carry")
             )
-        calibrated = row.get("calibrated_prob")
         asked.append(
             {
                 "id": id_of(row["uri"], row.get("member"), row["etag"]),
@@ -231,7 +230,7 @@ def _asked(
                 "date": manifest.date,
                 "model_digest": manifest.model_digest,
                 "why": choice.why,
-                "probability": row["confidence"] if calibrated is None else calibrated,
+                "probability": probability_of(row),
                 "stratum": choice.stratum if is_first else "",
                 "stratum_images": choice.stratum_images if is_first else 0,
                 "group": carried.get(config.group),

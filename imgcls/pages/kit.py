@@ -34,8 +34,11 @@ class Part:
     template: str
     values: Any
     """For the template, as `part.values`; a text is shown as it is, whatever is in it."""
-    count: int | None = None
-    """Behind the title, where the page begins."""
+
+    @property
+    def count(self) -> int | None:
+        """How many things it shows, where it says so: behind the title, where the page begins."""
+        return getattr(self.values, "num_all", None)
 
 
 @dataclass(frozen=True, slots=True)

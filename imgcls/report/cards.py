@@ -5,7 +5,7 @@ published row; its picture is what the run left of it.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Final
 
@@ -57,18 +57,25 @@ class Card:
 
     name: str
     folder: str
-    link: str
     picture: str
-    picture_px: tuple[int, int]
     size_px: tuple[int, int]
-    box: tuple[int, int, int, int] | None
-    answer: str
-    probability: float | None
-    reason: str
+    """Width and height of the image; 0, 0 where they are not known."""
     facts: str
-    columns: dict[str, str]
-    tone: str
+    link: str = ""
+    box: tuple[int, int, int, int] | None = None
+    answer: str = ""
+    probability: float | None = None
+    reason: str = ""
+    columns: dict[str, str] = field(default_factory=dict)
+    tone: str = ""
     heatmaps: Sequence[Heatmap] = ()
+
+    @property
+    def picture_px(self) -> tuple[int, int]:
+        """Width and height of its picture."""
+        width, height = self.size_px
+        shrink = _THUMBNAIL_PX / max(width, height, 1)
+        return max(1, round(width * shrink)), max(1, round(height * shrink))
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +84,7 @@ class CardList:
 
     remark: str
     num_all: int
+    """Also behind its title, where the page begins."""
     cards: Sequence[Card]
     csv: str = ""
     """The file beside the page that has all of the list, where there is one."""
@@ -133,7 +141,7 @@ def lists_of(
         # A sample is not a list that continues behind what is shown.
         num_all = len(cards) if key == "sample" else shown.num_all
         csv = f"{prefix}{key}.csv" if key in WITH_CSV and cards else ""
-        parts.append(Part(key, title, "cards.html", CardList(remark, num_all, cards, csv), num_all))
+        parts.append(Part(key, title, "cards.html", CardList(remark, num_all, cards, csv)))
     return parts
 
 
@@ -155,7 +163,6 @@ def card_of(
 ) -> Card:
     """Return a row as the page shows it; `dates` are those of runs, where a page shows several."""
     width, height = row["width_px"] or 0, row["height_px"] or 0
-    shrink = _THUMBNAIL_PX / max(width, height, 1)
     uri, member = row["uri"] or "", row.get("member") or ""
     folder, _, last = uri.rpartition("/")
     image, where = name(member or last), name(uri if member else folder)
@@ -175,7 +182,6 @@ def card_of(
         folder=where,
         link=link_of(uri) if name is plain_names else "",
         picture=data_uri(picture.thumbnail, "image/jpeg") if picture else "",
-        picture_px=(max(1, round(width * shrink)), max(1, round(height * shrink))),
         size_px=(width, height),
         box=None if None in place else place,  # type: ignore[arg-type]
         answer=_answer(row) if is_ok else row["status"].replace("_", " "),

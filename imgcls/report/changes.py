@@ -10,11 +10,9 @@ from imgcls.report.cards import Card, CardList, Pictures
 from imgcls.report.choose import Key
 from imgcls.report.names import Name, plain_names
 from imgcls.report.read import pictures_of
-from imgcls.runs.held import command_of
+from imgcls.runs.held import HELD_PAGE, command_of
 from imgcls.runs.run import Run
 from imgcls.storage.objects import exists, put
-
-HELD_PAGE = "held.html"
 
 
 def keys_of(judged: Judged | None) -> set[Key]:
@@ -39,7 +37,7 @@ def changes_of(run: Run, judged: Judged | None, pictures: Pictures, name: Name) 
         cards = [_card(run, one, judged, pictures, name) for one in judged.pictures]
         remark = "The pictures that show it most, each with the change that it shows."
         shown = CardList(remark, len(cards), cards)
-        parts.append(Part("changed", "Pictures that show it", "cards.html", shown, len(cards)))
+        parts.append(Part("changed", "Pictures that show it", "cards.html", shown))
     return parts
 
 
@@ -88,21 +86,13 @@ def _key(one: Picture) -> Key:
 def _card(run: Run, one: Picture, judged: Judged, pictures: Pictures, name: Name) -> Card:
     found = pictures.get((run.run_id, _key(one)))
     width, height = one.width_px or 0, one.height_px or 0
-    shrink = 160 / max(width, height, 1)
     folder, _, last = one.uri.rpartition("/")
     about = judged.findings[one.shows].sentence if one.shows < len(judged.findings) else ""
     return Card(
         name=name(one.member or last),
         folder=name(one.uri if one.member else folder),
-        link="",
         picture=data_uri(found.thumbnail, "image/jpeg") if found else "",
-        picture_px=(max(1, round(width * shrink)), max(1, round(height * shrink))),
         size_px=(width, height),
-        box=None,
-        answer="",
-        probability=None,
         reason=about if name is plain_names else "",
         facts=f"{width} x {height}" if width else "",
-        columns={},
-        tone="",
     )

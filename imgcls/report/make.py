@@ -6,7 +6,7 @@ night is published before its page is begun: a page that cannot be made, or is k
 made at the next start, and no row depends on it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from itertools import chain
 from typing import Any, Final
 
@@ -83,8 +83,9 @@ def make_page(night: Night, published: Sequence[Manifest], name: Name = plain_na
     before = nights_before(night.output, published, night.manifest, NIGHTS_SHOWN)
     counts = [chosen.counts()] if night.by_unit else before
     judged = None if night.by_unit else read_judged(run)
-    changes = changes_of(run, judged, pictures_of(run, keys_of(judged)), name)
-    page = render_night(night, chosen, _pictures(chosen, [night]), counts, name, changes)
+    pictures = _pictures(chosen, [night], keys_of(judged))
+    changes = changes_of(run, judged, pictures, name)
+    page = render_night(night, chosen, pictures, counts, name, changes)
     for file, data in lists.files():
         put(run.page(f"unit-{file}" if night.by_unit else file), data, is_private=True)
     # Last: where it is, all is.
@@ -112,9 +113,11 @@ def make_nights_page(nights: Sequence[Night], name: Name = plain_names) -> str:
     return uri
 
 
-def _pictures(chosen: Chosen, nights: Sequence[Night]) -> Pictures:
-    """Return the thumbnails of the rows that are shown, by run and row."""
-    wanted: dict[str, set[Key]] = {}
+def _pictures(
+    chosen: Chosen, nights: Sequence[Night], also: Collection[Key] = frozenset()
+) -> Pictures:
+    """Return the pictures of the rows that are shown, and of others of the last night."""
+    wanted = {nights[-1].manifest.run_id: set(also)}
     for row in chain.from_iterable(shown.rows() for shown in chosen.lists):
         for run_id, key in picture_keys(row):
             wanted.setdefault(run_id, set()).add(key)

@@ -83,7 +83,7 @@ def render_nights(
     dates = {night.manifest.run_id: night.manifest.date for night in nights}
     prefix = "nights-unit-" if by_unit else "nights-"
     parts = [
-        Part("nights", "Nights", "nights.html", _lines_of(nights, counts), len(nights)),
+        Part("nights", "Nights", "nights.html", _lines_of(nights, counts)),
         numbers_of(chosen, counts, name),
         *lists_of(chosen, pictures, name, dates, prefix=prefix),
         *weeks_of(nights[-1].output),

@@ -32,6 +32,7 @@ from imgcls.runs.published import (
     read_manifest,
 )
 from imgcls.runs.run import Run
+from imgcls.schema import plain_field
 from imgcls.storage.objects import head, list_objects
 from imgcls.storage.uri import join
 
@@ -195,7 +196,7 @@ def _joined_schema(
         if run_id in seen:
             continue  # the parts of a run have the same columns
         seen.add(run_id)
-        ours = [_plain(field) for field in open_part(file.folder, file.what).schema_arrow]
+        ours = [plain_field(field) for field in open_part(file.folder, file.what).schema_arrow]
         for field in ours:
             if field.name in _PARTITION_NAMES:
                 refused[run_id] = (
@@ -203,26 +204,17 @@ def _joined_schema(
                     "the name of a partition there; carry it under another one, as in --carry "
                     f"my_{field.name}={field.name}"
                 )
-            known = fields.get(field.name)
-            if known is not None and not _plain(known).type.equals(field.type):
+            known = plain_field(fields.get(field.name, field)).type
+            if not known.equals(field.type):
                 refused[run_id] = (
                     f"run {run_id} is not in the Delta table {root}: its column {field.name!r} is "
-                    f"{field.type}, and {_plain(known).type} in the table, which has one type for "
+                    f"{field.type}, and {known} in the table, which has one type for "
                     "a column. Give the column one type in your manifests, or leave it out "
                     "(--carry none)"
                 )
         if run_id not in refused:
             fields |= {field.name: field for field in ours if field.name not in fields}
     return pa.schema([*fields.values(), *_PARTITIONS]), refused
-
-
-def _plain(field: pa.Field) -> pa.Field:
-    """Return a field as a table of many files has it: plain text, and it may be null."""
-    kind = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
-        kind = pa.list_(kind.value_type)
-    kind = pa.string() if pa.types.is_large_string(kind) else kind
-    return pa.field(field.name, kind)
 
 
 def _delta_schema(schema: pa.Schema) -> Any:  # noqa: ANN401 - deltalake is optional

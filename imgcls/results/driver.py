@@ -4,10 +4,8 @@ In: an output. Out: a CSV file, a Delta Lake table, or DICOM reports. Invariant:
 name; asked for again, the same is there again.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
-
-import pyarrow as pa
 
 from imgcls.config.scoring import ResultsConfig
 from imgcls.errors import ConfigError, SourceError
@@ -75,7 +73,7 @@ def _to_csv(config: ResultsConfig, output: str) -> dict[str, Any]:
         tables = (read_columns(folder, file, shown) for folder, file in files)
     into = config.into or join(output, "results-units.csv" if config.unit else "results.csv")
     # It may name patients, in paths and in carried columns.
-    put(into, write_csv(_plain(tables), columns, config.separator), is_private=True)
+    put(into, write_csv(tables, columns, config.separator), is_private=True)
     return {"to": "csv", "where": into, "num_rows": num_rows}
 
 
@@ -91,12 +89,3 @@ def _files(config: ResultsConfig, output: str) -> Sequence[tuple[str, Part | Tab
         what = "no run with --unit is" if config.unit else "no rows are"
         raise SourceError(f"{output}: {what} published there")
     return files
-
-
-def _plain(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
-    """Yield tables whose codes are texts."""
-    for table in tables:
-        for at, field in enumerate(table.schema):
-            if pa.types.is_dictionary(field.type):
-                table = table.set_column(at, field.name, table[field.name].cast(pa.string()))
-        yield table

@@ -17,6 +17,8 @@ from imgcls.storage.objects import list_folder, list_objects, read
 from imgcls.storage.records import parse_record
 
 _HELD: Final = "held.json"
+HELD_PAGE: Final = "held.html"
+"""Of the pages of a run: what changed, with pictures."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ def describe_held(run: Run, held: Held) -> str:
     """Say why a run is held, and what a person may do."""
     return (
         f"run {run.run_id} is held, and no reader sees it: {held.sentence}. Look at its pictures "
-        f"({run.page('held.html')}). If they are as they should be, publish it "
+        f"({run.page(HELD_PAGE)}). If they are as they should be, publish it "
         f"({command_of('release', run)}); if not, take it back, and the next night scores its "
         f"images again ({command_of('rollback', run)})"
     )

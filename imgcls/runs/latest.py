@@ -13,7 +13,7 @@ import pyarrow as pa
 from imgcls.errors import SourceError
 from imgcls.runs.published import files_of, list_published, read_whole
 from imgcls.runs.row_keys import with_members
-from imgcls.schema import MEMBER_FIELD
+from imgcls.schema import MEMBER_FIELD, plain_field
 
 
 def latest_of(relation: str) -> str:
@@ -101,10 +101,4 @@ def read_latest_units(output: str) -> pa.Table:
 
 def _plain(table: pa.Table) -> pa.Table:
     """Return a table with plain strings: dictionaries of several files do not join."""
-    fields = [
-        pa.field(
-            field.name, field.type.value_type if pa.types.is_dictionary(field.type) else field.type
-        )
-        for field in table.schema
-    ]
-    return table.cast(pa.schema(fields))
+    return table.cast(pa.schema(map(plain_field, table.schema)))

@@ -12,12 +12,14 @@ import textwrap
 from dataclasses import MISSING, Field, fields
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
+from typing import Any, Final, Literal, NoReturn, get_args, get_origin, get_type_hints
 
 from imgcls.config import labelling, models, operations, scoring, source_options, training
 from imgcls.config.paths import flag_of
 from imgcls.inert import in_log
 from imgcls.terminal.flag_groups import EXAMPLES, GROUPED, GROUPS, OTHERS, REQUIRED
+
+_GROUP_OF: Final = {name: title for title, names in GROUPS.items() for name in names}
 
 
 class _Append(argparse.Action):
@@ -136,8 +138,7 @@ def group_of(field: Field[Any], command: str) -> str:
     """Return the title of the group that a flag stands in."""
     if field.default is MISSING:
         return REQUIRED
-    of_name = {name: title for title, names in GROUPS.items() for name in names}
-    return of_name.get(f"{command}.{field.name}") or of_name.get(field.name, OTHERS)
+    return _GROUP_OF.get(f"{command}.{field.name}") or _GROUP_OF.get(field.name, OTHERS)
 
 
 def _add_flag(parser: Any, field: Field[Any], hint: Any, text: str) -> None:  # noqa: ANN401

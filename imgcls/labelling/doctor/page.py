@@ -13,7 +13,6 @@ from imgcls.pages.kit import Page, Part, data_uri, render
 from imgcls.report.cards import Card, CardList
 
 _LIMIT: Final = 200
-_THUMBNAIL_PX: Final = 160
 _LISTS: Final = (
     ("labels", "Labels that may be wrong", ("label",),
      "Models that had not seen the picture call it something else; the surest first."),
@@ -40,7 +39,7 @@ def render_doctor(
         of = [suspect for suspect in suspects if suspect.kind in kinds]
         cards = [_card(looked, suspect) for suspect in of[:_LIMIT]]
         listed = CardList(remark, len(of), cards, csv="labels.csv" if of else "")
-        parts.append(Part(key, title, "cards.html", listed, len(of)))
+        parts.append(Part(key, title, "cards.html", listed))
     pairs = [
         (f"{given} that look like {like}", f"{count} images") for given, like, count in overlapping
     ]
@@ -62,16 +61,12 @@ def render_doctor(
 def _card(looked: Looked, suspect: Suspect) -> Card:
     sample = looked.samples[suspect.index]
     width, height = looked.sizes[suspect.index]
-    shrink = _THUMBNAIL_PX / max(width, height, 1)
     folder, _, name = sample.uri.rpartition("/")
     return Card(
         name=name,
         folder=folder,
-        link="",
         picture=data_uri(looked.thumbnails[suspect.index], "image/jpeg"),
-        picture_px=(max(1, round(width * shrink)), max(1, round(height * shrink))),
         size_px=(width, height),
-        box=None,
         answer=f"{sample.class_name} → {suspect.suggested}"
         if suspect.suggested
         else sample.class_name,

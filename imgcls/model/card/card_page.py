@@ -72,7 +72,7 @@ def card_page(text: str, facts: Mapping[str, Any], attachments: Mapping[str, byt
 def _part(name: str, body: str, pictures: Sequence[Picture], verdict: Sequence[str]) -> Part:
     anchor = re.sub(r"[^a-z]+", "-", name.lower())
     if name == PICTURES:
-        return Part(anchor, name, "pictures.html", pictures, len(pictures))
+        return Part(anchor, name, "pictures.html", pictures)
     if anchor == "verdict" and verdict:
         return Part(anchor, name, "sentences.html", verdict[1:])
     return Part(anchor, name, "prose.html", _to_html(body))
