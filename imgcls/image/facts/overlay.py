@@ -52,19 +52,27 @@ class Patch:
     """What of the input is not padding: left, top, width, height."""
     box: Box
     """What that shows of the source as displayed: left, top, right, bottom."""
+    shift_px: tuple[float, float] = (0.0, 0.0)
+    """How far right and below of its cell lies what a place of the map saw; of the input."""
 
     @classmethod
     def of(
-        cls, heat_hw: Floats, size_px: tuple[int, int], tile: Place | None, spec: PreprocessSpec
+        cls,
+        heat_hw: Floats,
+        size_px: tuple[int, int],
+        tile: Place | None,
+        spec: PreprocessSpec,
+        shift_px: tuple[float, float] = (0.0, 0.0),
     ) -> Self:
         """Place the map of a crop: that of a tile, or of a whole picture of this size."""
         input_px = spec.width_px, spec.height_px
         if tile is not None:  # padded at the right and below
             x, y, width, height = tile
             box = (float(x), float(y), float(x + width), float(y + height))
-            return cls(heat_hw, input_px, (0, 0, width, height), box)
+            return cls(heat_hw, input_px, (0, 0, width, height), box, shift_px)
         at = place(*size_px, spec)
-        return cls(heat_hw, input_px, (at.left_px, at.top_px, at.width_px, at.height_px), at.box)
+        window = (at.left_px, at.top_px, at.width_px, at.height_px)
+        return cls(heat_hw, input_px, window, at.box, shift_px)
 
     def peak(self) -> tuple[float, tuple[float, float]]:
         """Return the highest value that is not of padding, and x and y of it in the source.
@@ -75,8 +83,8 @@ class Patch:
         """
         height, width = self.heat_hw.shape
         left, top, inner_w, inner_h = self.window
-        x = (np.arange(width) + 0.5) * self.input_px[0] / width - left
-        y = (np.arange(height) + 0.5) * self.input_px[1] / height - top
+        x = (np.arange(width) + 0.5) * self.input_px[0] / width - left + self.shift_px[0]
+        y = (np.arange(height) + 0.5) * self.input_px[1] / height - top + self.shift_px[1]
         inside = ((y >= 0) & (y <= inner_h))[:, None] & ((x >= 0) & (x <= inner_w))
         heat_hw = np.where(inside, self.heat_hw, -np.inf) if inside.any() else self.heat_hw
         highest = float(heat_hw.max())
@@ -99,12 +107,10 @@ class Patch:
         (width, height), (out_h, out_w) = size_px, shape_HW
         left, top, inner_w, inner_h = self.window
         x0, y0, x1, y1 = self.box
-        to_x = _weights(
-            out_w, width, (x0, x1), (left, inner_w), self.input_px[0], self.heat_hw.shape[1]
-        )
-        to_y = _weights(
-            out_h, height, (y0, y1), (top, inner_h), self.input_px[1], self.heat_hw.shape[0]
-        )
+        (num_y, num_x), (of_x, of_y) = self.heat_hw.shape, self.input_px
+        shift_x, shift_y = self.shift_px
+        to_x = _weights(out_w, width, (x0, x1), (left - shift_x, inner_w), of_x, num_x)
+        to_y = _weights(out_h, height, (y0, y1), (top - shift_y, inner_h), of_y, num_y)
         drawn: Floats = (to_y @ self.heat_hw @ to_x.T).astype(np.float32)
         return drawn
 
@@ -150,7 +156,7 @@ def _weights(
     num_out: int,
     size: int,
     box: tuple[float, float],
-    window: tuple[int, int],
+    window: tuple[float, int],
     input_px: int,
     num_cells: int,
 ) -> npt.NDArray[np.float64]:

@@ -28,6 +28,7 @@ from imgcls.inference.backends.features import Tap, TapPoints
 
 # Of the largest value; fp32 sums of a few thousand places differ by less.
 _TOLERANCE: Final = 1e-3
+_NUM_SEEN: Final = 2  # golden images that tell what a place sees
 
 Floats = npt.NDArray[np.float32]
 
@@ -93,14 +94,22 @@ class ClassActivation:
         points: where it is tapped.
         readout: what `find_readout` found.
         multi_label: each class is by itself.
+        shift_px: what `find_shift` found.
     """
 
     name = "class activation"
     num_passes = 1
 
     def __init__(
-        self, network: nn.Module, points: TapPoints, readout: Readout, *, multi_label: bool
+        self,
+        network: nn.Module,
+        points: TapPoints,
+        readout: Readout,
+        *,
+        multi_label: bool,
+        shift_px: tuple[float, float] = (0.0, 0.0),
     ) -> None:
+        self.shift_px = shift_px
         self._network, self._tap, self._readout = network, Tap(network, points), readout
         head = network.get_submodule(points.head)
         weight_KE = torch.as_tensor(head.weight).detach().flatten(1).float()
@@ -144,6 +153,46 @@ def find_readout(network: nn.Module, points: TapPoints, x_BCHW: Tensor) -> Reado
             if _are_close(readout.embedding(found.map_BEhw), found.embedding_BE):
                 return readout
     return None
+
+
+def find_shift(network: nn.Module, points: TapPoints, x_BCHW: Tensor) -> tuple[float, float]:
+    """Return how far right and below of its cell lies what a place of the feature map sees.
+
+    A convolution of 3 x 3 with stride 2, padded on both sides, sees around the first pixel of each
+    two and not between them: after five of them that is half a cell, 16 pixels. So it is measured,
+    by where the gradient of two cells in the middle lies.
+
+    Args:
+        network: in evaluation mode.
+        points: where it is tapped.
+        x_BCHW: the inputs to see it by, on its device; the first few are enough.
+    """
+    tap = Tap(network, points)
+    x_BCHW = x_BCHW[:_NUM_SEEN].float().requires_grad_()
+    with torch.enable_grad():
+        network(x_BCHW)
+        map_BEhw = tap.read().map_BEhw
+    tap.remove()
+    assert map_BEhw is not None
+    rows, columns = map_BEhw.shape[2:]
+    found = []
+    for before in (0, 1):
+        row, column = max(0, rows // 2 - before), max(0, columns // 2 - before)
+        cell = map_BEhw[:, :, row, column].square().sum()
+        [gradient_BCHW] = torch.autograd.grad(cell, x_BCHW, retain_graph=True)
+        weight_HW = gradient_BCHW.square().sum(dim=(0, 1)).double().cpu().numpy()
+        x, y = _beside(weight_HW.sum(0), column, columns), _beside(weight_HW.sum(1), row, rows)
+        found.append((x, y))
+    return (found[0][0] + found[1][0]) / 2, (found[0][1] + found[1][1]) / 2
+
+
+def _beside(weight_S: npt.NDArray[np.float64], at: int, num_cells: int) -> float:
+    """Return how far the middle of the weights lies beside a cell, at most half of one."""
+    cell_px = len(weight_S) / num_cells
+    if not weight_S.sum() > 0:
+        return 0.0
+    sees_px = np.average(np.arange(len(weight_S)) + 0.5, weights=weight_S)
+    return float(np.clip(sees_px - (at + 0.5) * cell_px, -cell_px / 2, cell_px / 2))
 
 
 def _are_close(found: Tensor, expected: Tensor) -> bool:

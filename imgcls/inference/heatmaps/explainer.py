@@ -15,7 +15,7 @@ import numpy.typing as npt
 from imgcls.image.decoded import Pixels
 from imgcls.inference.backends.features import find_tap_points
 from imgcls.inference.backends.network import Network
-from imgcls.inference.heatmaps.class_activation import ClassActivation, find_readout
+from imgcls.inference.heatmaps.class_activation import ClassActivation, find_readout, find_shift
 from imgcls.inference.heatmaps.occlusion import Occlusion
 from imgcls.inference.predictor import Predictor
 from imgcls.model.bundle import Bundle
@@ -33,6 +33,11 @@ class Explainer(Protocol):
     @property
     def num_passes(self) -> int:
         """Forward passes that a map costs at most."""
+        ...
+
+    @property
+    def shift_px(self) -> tuple[float, float]:
+        """How far right and below of its cell lies what a place of a map saw."""
         ...
 
     def maps(self, x_BCHW: Pixels, label_B: npt.NDArray[np.int64]) -> list[npt.NDArray[np.float32]]:
@@ -75,4 +80,7 @@ def _class_activation(bundle: Bundle, predictor: Predictor) -> ClassActivation |
     readout = find_readout(network, points, x_BCHW)
     if readout is None:
         return None
-    return ClassActivation(network, points, readout, multi_label=bundle.multi_label)
+    shift_px = find_shift(network, points, x_BCHW)
+    return ClassActivation(
+        network, points, readout, multi_label=bundle.multi_label, shift_px=shift_px
+    )

@@ -43,6 +43,7 @@ class Occlusion:
     """
 
     name = "occlusion"
+    shift_px = (0.0, 0.0)
 
     def __init__(
         self,

@@ -138,7 +138,8 @@ class ShardHeatmaps:
                 label_B = np.array([asked.label for asked, _ in some])
                 maps = self._explainer.maps(x_BCHW, label_B)
                 for (asked, crop), heat_hw in zip(some, maps, strict=True):
-                    patch = Patch.of(heat_hw, crop.size_px, crop.place, self._spec)
+                    shift_px = self._explainer.shift_px
+                    patch = Patch.of(heat_hw, crop.size_px, crop.place, self._spec, shift_px)
                     decided = asked.sample.crop
                     is_first = (crop.frame, crop.place) == (decided.frame, decided.place)
                     of_sample = patches.setdefault(id(asked), [])
