@@ -125,7 +125,7 @@ def _words(row: Row) -> str:
 
 def _numbers(by_class: Counter[str], by_decision: Counter[str]) -> Part:
     tables = [
-        Table(title, "from -> to", counts.total(), has_trend=False, has_flagged=False,
+        Table(title, "from -> to", "images", counts.total(), has_trend=False, has_flagged=False,
               lines=[Line(name, count, (), "") for name, count in counts.most_common(40)])
         for title, counts in (("By class", by_class), ("By decision", by_decision))
         if counts

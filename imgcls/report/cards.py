@@ -107,7 +107,12 @@ def picture_keys(row: Row) -> list[tuple[str, Key]]:
 
 
 def lists_of(
-    chosen: Chosen, pictures: Pictures, name: Name, dates: Mapping[str, str], prefix: str = ""
+    chosen: Chosen,
+    pictures: Pictures,
+    name: Name,
+    dates: Mapping[str, str],
+    of: str = "images",
+    prefix: str = "",
 ) -> list[Part]:
     """Return the lists of a page, what matters most first.
 
@@ -116,6 +121,7 @@ def lists_of(
         pictures: of it.
         name: how names of objects, and carried values, are shown.
         dates: of runs, where a page shows several.
+        of: what the rows are.
         prefix: of the names of the files beside the page.
     """
     lists: list[tuple[str, str, str, Shown]] = []
@@ -132,7 +138,7 @@ def lists_of(
                       chosen.unsure))  # fmt: skip
     lists += [
         ("failed", "Without an answer", "Each with its reason.", chosen.failed),
-        ("sample", "A random sample", "Drawn from all scored images, whatever they were called.",
+        ("sample", "A random sample", f"Drawn from all scored {of}, whatever they were called.",
          chosen.sample),
     ]  # fmt: skip
     parts = []

@@ -49,8 +49,8 @@ def render_night(
     manifest, describe = night.manifest, sentence_of_units if night.by_unit else sentence_of
     parts = [
         *(changes if has_changed else ()),
-        numbers_of(chosen, counts, name),
-        *lists_of(chosen, pictures, name, {}, prefix="unit-" if night.by_unit else ""),
+        numbers_of(chosen, counts, name, night.counted),
+        *lists_of(chosen, pictures, name, {}, night.counted, "unit-" if night.by_unit else ""),
         *(() if has_changed else changes),
         *weeks_of(night.output),
         verdict_of(manifest.model_uri),
@@ -84,8 +84,8 @@ def render_nights(
     prefix = "nights-unit-" if by_unit else "nights-"
     parts = [
         Part("nights", "Nights", "nights.html", _lines_of(nights, counts)),
-        numbers_of(chosen, counts, name),
-        *lists_of(chosen, pictures, name, dates, prefix=prefix),
+        numbers_of(chosen, counts, name, nights[-1].counted),
+        *lists_of(chosen, pictures, name, dates, nights[-1].counted, prefix),
         *weeks_of(nights[-1].output),
         verdict_of(last.model_uri),
     ]

@@ -52,13 +52,18 @@ class Night:
         """The run."""
         return Run(self.output, self.manifest.run_id)
 
+    @property
+    def counted(self) -> str:
+        """What its rows are, for people."""
+        return "units" if self.by_unit else "images"
+
     def rows(self) -> Iterator[Row]:
         """Yield the rows, without their wide columns, in order."""
         for file in self._files():
             columns = _narrow(file)
             for batch in file.iter_batches(_ROWS_AT_A_TIME, columns=columns, use_threads=False):
                 for row in batch.to_pylist():
-                    yield _NO_IMAGE | row | {"error": row["statuses"]} if self.by_unit else row
+                    yield _NO_IMAGE | row | {"error": _why(row)} if self.by_unit else row
 
     def columns(self) -> list[str]:
         """Return the columns that a page may show, in their order."""
@@ -68,6 +73,12 @@ class Night:
         night = (self.folder, self.manifest)
         for folder, file in files_of(self.output, night, of_units=self.by_unit):
             yield open_part(folder, file)
+
+
+def _why(row: Row) -> str:
+    """Say what became of the images of a unit: 1 corrupt, 3 ok."""
+    counted = (each.rpartition(" ") for each in row["statuses"].split(", "))
+    return ", ".join(f"{count} {status.replace('_', ' ')}" for status, _, count in counted)
 
 
 def _narrow(file: pq.ParquetFile) -> list[str]:

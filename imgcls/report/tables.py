@@ -43,26 +43,29 @@ class Table:
 
     title: str
     head: str
+    of: str
+    """What is counted."""
     whole: int
     has_trend: bool
     has_flagged: bool
     lines: Sequence[Line]
 
 
-def numbers_of(chosen: Chosen, nights: Sequence[Counts], name: Name) -> Part:
+def numbers_of(chosen: Chosen, nights: Sequence[Counts], name: Name, of: str = "images") -> Part:
     """Return the counts of a night.
 
     Args:
         chosen: what was found in it.
         nights: counts of it, the last, and of those before.
         name: how carried values are shown.
+        of: what is counted.
     """
     remark = (
         f"The bars are the last {len(nights)} runs of this output, the latest on the right."
         if len(nights) > 1
         else "From the next run on, the runs before stand here too."
     )
-    tables = [_table(key, counts, chosen, nights, name) for key, counts in _ordered(chosen)]
+    tables = [_table(key, counts, chosen, nights, name, of) for key, counts in _ordered(chosen)]
     return Part("numbers", "Numbers", "tables.html", {"remark": remark, "tables": tables})
 
 
@@ -73,7 +76,7 @@ def _ordered(chosen: Chosen) -> list[tuple[str, Counter[str]]]:
 
 
 def _table(
-    key: str, counts: Counter[str], chosen: Chosen, nights: Sequence[Counts], name: Name
+    key: str, counts: Counter[str], chosen: Chosen, nights: Sequence[Counts], name: Name, of: str
 ) -> Table:
     column = key.removeprefix(SLICE)
     is_slice = key.startswith(SLICE)
@@ -95,4 +98,4 @@ def _table(
     if rest := counts.total() - sum(line.count for line in lines):
         lines.append(Line(f"{len(counts) - len(lines)} more", rest, (), ""))
     has_flagged = is_slice and bool(chosen.by_decision)
-    return Table(title, head, counts.total(), has_trend, has_flagged, lines)
+    return Table(title, head, of, counts.total(), has_trend, has_flagged, lines)

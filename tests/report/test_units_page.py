@@ -35,6 +35,10 @@ def test_units_have_a_page_of_their_own(tmp_path: Path) -> None:
         assert sentence.startswith("5 units: 4 with every image scored, 1 incomplete")
         cards = shown.page.locator("#sample-list li").all_inner_texts()
         pictures = shown.page.locator("#sample-list img").count()
+        counted = shown.page.locator("#numbers th.number").first.inner_text()
+        sample = shown.page.inner_text("#sample .remark")
+    assert counted == "units"
+    assert "all scored units" in sample
     assert len(cards) == pictures == 5
     whole = next(text for text in cards if text.startswith("3\n"))
     assert "3 of 3 images" in whole
