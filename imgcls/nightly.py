@@ -15,6 +15,7 @@ from imgcls.scoring.executors.executor import Executor, open_executor
 from imgcls.scoring.next_night import DIFFERENCE, unfinished_or_next
 from imgcls.scoring.planning.checks import check_config
 from imgcls.scoring.planning.difference import stage_difference
+from imgcls.scoring.planning.planned_model import check_model
 from imgcls.scoring.publishing.after_night import after_night
 from imgcls.scoring.publishing.lease import Lease
 from imgcls.scoring.publishing.verify import verify
@@ -58,6 +59,7 @@ def _publish_what_is_new(
             if staging.count() == 0:
                 log.info("nothing new: %s", counts)
                 return _nothing_new(config, counts) | again | found.skipped()
+            check_model(config, model)
             plan = write_run_plan(config, run, model, staging, counts, executor.count())
     result = finish_run(config, plan, executor, run_log, before_manifest=lease.renew)
     verify(VerifyConfig(config.output, plan.run_id))

@@ -8,6 +8,7 @@ Shape legend: B image with a prediction, S unit, K class.
 """
 
 import logging
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,16 +24,18 @@ from imgcls.metrics.calibration import Calibration, fit_calibration
 from imgcls.metrics.measures import sets_of
 from imgcls.metrics.operating_point import Target, why_unsupported
 from imgcls.metrics.outcomes import Outcomes
-from imgcls.metrics.pooling import background_of, pool_samples
+from imgcls.metrics.pooling import pool_samples
 from imgcls.metrics.top_classes import Floats
 from imgcls.metrics.units import (
     UnitCalibration,
     UnitRule,
     labels_of_unit,
     members_by_unit,
+    positive_of,
     unit_rule,
 )
 from imgcls.model.bundle import Bundle
+from imgcls.schema import NOT_FAILED
 
 _NUM_NAMED = 10
 
@@ -51,7 +54,7 @@ class LabelledUnits:
     num_failed: int
     """Units none of whose images has a prediction."""
     num_incomplete: int
-    """Units some of whose images have none."""
+    """Units of which an image, or a frame of one, failed, and others did not."""
     unclear: list[str]
     """An image of each unit whose images name several classes."""
     num_without_unit: int
@@ -64,32 +67,36 @@ def collect_units(predicted: Predicted, samples: Sequence[Sample], rule: UnitRul
     Raises:
         ConfigError: not one unit has a label and a prediction.
     """
-    row_of = {index: row for row, index in enumerate(predicted.found.index_B.tolist())}
+    found = predicted.found
+    rows_of = defaultdict[int, list[int]](list)  # of each image: one, or one for each frame
+    for row, index in enumerate(found.index_B.tolist()):
+        rows_of[index].append(row)
+    failed = {each.index for each in found.failures if each.status not in NOT_FAILED}
     members = members_by_unit([sample.unit for sample in samples])
     rows, unit_of, labels, groups, slices = [list[Any]() for _ in range(5)]
     unclear, num_failed, num_incomplete = list[str](), 0, 0
     for images in members.values():
-        found = labels_of_unit(
+        shown = labels_of_unit(
             [samples[i].labels for i in images], rule.background, multi_label=rule.multi_label
         )
-        if not found and not rule.multi_label:
+        if not shown and not rule.multi_label:
             unclear.append(samples[images[0]].uri)
             continue
-        answered = [i for i in images if i in row_of]
+        answered = [row for i in images for row in rows_of.get(i, ())]
         num_failed += not answered
-        num_incomplete += 0 < len(answered) < len(images)
         if not answered:
             continue
-        rows += [row_of[i] for i in answered]
+        num_incomplete += not failed.isdisjoint(images)
+        rows += answered
         unit_of += [len(labels)] * len(answered)
-        labels.append(found)
+        labels.append(shown)
         first = samples[images[0]]
         groups.append(next((samples[i].group for i in images if samples[i].group), first.unit))
         slices.append(first.slice_name)
     if not labels:
         raise ConfigError(f"--unit: of {len(samples)} images none is of a unit with a label")
     probs_SK = pool_samples(
-        predicted.found.probs_BK[rows],
+        found.probs_BK[rows],
         np.array(unit_of),
         rule.rule,
         multi_label=rule.multi_label,
@@ -108,22 +115,22 @@ def collect_units(predicted: Predicted, samples: Sequence[Sample], rule: UnitRul
 
 def rule_to_fit(asked: str, bundle: Bundle, positive: str) -> UnitRule:
     """Return the rule that thresholds are fitted for: the one asked for, whatever the model had."""
-    names = bundle.class_names.names
-    rule = unit_rule(asked, None, names, None, multi_label=bundle.multi_label)
-    wanted = (positive,) if positive in names else ()
-    background = bundle.background
-    if background is None:
-        background = background_of(names, wanted, multi_label=bundle.multi_label)
-    return UnitRule(rule.rule, background, bundle.multi_label, None)
+    return _rule(asked, bundle, None, positive if positive in bundle.class_names.names else "")
 
 
 def rule_of(asked: str, bundle: Bundle) -> UnitRule:
     """Return the rule by which a model's units are decided."""
+    fitted = UnitCalibration.of(bundle.unit_calibration)
+    return _rule(asked, bundle, fitted, positive_of(bundle.fitted()))
+
+
+def _rule(asked: str, bundle: Bundle, fitted: UnitCalibration | None, positive: str) -> UnitRule:
     return unit_rule(
         asked,
-        UnitCalibration.of(bundle.unit_calibration),
+        fitted,
         bundle.class_names.names,
-        bundle.fitted(),
+        positive_class=positive,
+        background_class=bundle.background_class,
         multi_label=bundle.multi_label,
     )
 

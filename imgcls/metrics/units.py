@@ -14,7 +14,6 @@ from typing import Any, Final, Self, cast
 
 from imgcls.errors import BundleError, ConfigError
 from imgcls.metrics.calibration import Calibration
-from imgcls.metrics.operating_point import OperatingPoint
 from imgcls.metrics.pooling import POOLINGS, Pooling, background_of
 
 DEFAULT_RULE: Final[Pooling] = "max"
@@ -63,29 +62,24 @@ class UnitRule:
     multi_label: bool
     calibration: Calibration | None
 
-    @property
-    def first_point(self) -> OperatingPoint | None:
-        """The operating point that decides, None without one."""
-        points = self.calibration.operating_points if self.calibration is not None else ()
-        return points[0] if points else None
-
 
 def unit_rule(
     asked: str,
     fitted: UnitCalibration | None,
     class_names: Sequence[str],
-    of_images: Calibration | None,
     *,
+    positive_class: str,
+    background_class: str,
     multi_label: bool,
 ) -> UnitRule:
     """Return the rule for the units of a model.
 
     Args:
         asked: A rule, "auto" for that of the model's thresholds, else DEFAULT_RULE.
-        fitted: What the model has for units.
+        fitted: What the model has for units; None where it is to be fitted.
         class_names: The K classes.
-        of_images: What the model has for images: the class of its first point is what must be
-            found, so that it is no background.
+        positive_class: What must be found, so that it is not the background; "" for none.
+        background_class: What the model itself pools tiles or frames with; "" for none.
         multi_label: Each class has a probability of its own.
 
     Raises:
@@ -98,13 +92,22 @@ def unit_rule(
                 f"{fitted.rule}. Leave the flag away, or fit them again: imgcls calibrate --unit "
                 f"{fitted.key} --unit-rule {asked}"
             )
-        name = fitted.background_class
+        name, rule = fitted.background_class, fitted.rule
         background = list(class_names).index(name) if name else None
-        return UnitRule(fitted.rule, background, multi_label, fitted.calibration)
-    positive = [point.positive_class for point in of_images.operating_points] if of_images else []
-    background = background_of(class_names, positive[:1], multi_label=multi_label)
+        return UnitRule(rule, background, multi_label, fitted.calibration)
+    if background_class:
+        background = list(class_names).index(background_class)
+    else:
+        positive = [positive_class] if positive_class else []
+        background = background_of(class_names, positive, multi_label=multi_label)
     rule = DEFAULT_RULE if asked == "auto" else cast(Pooling, asked)
     return UnitRule(rule, background, multi_label, None)
+
+
+def positive_of(calibration: Calibration | None) -> str:
+    """Return the class that a model's first threshold is for, "" without one."""
+    points = calibration.operating_points if calibration is not None else ()
+    return points[0].positive_class if points else ""
 
 
 def members_by_unit(names: Sequence[str]) -> dict[str, list[int]]:

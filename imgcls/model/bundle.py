@@ -200,6 +200,7 @@ class BundleFacts:
     training: dict[str, Any]
     decode_spec: DecodeSpec
     pooling: str
+    background_class: str
     unit_calibration: UnitCalibration | None
     arch_options: dict[str, Any]
     origin: dict[str, Any]
@@ -223,6 +224,7 @@ def read_facts(uri: str) -> BundleFacts:
         training=facts["training"],
         decode_spec=DecodeSpec.from_dict(facts["decode_spec"]),
         pooling=facts["pooling"],
+        background_class=facts["background_class"],
         unit_calibration=UnitCalibration.of(facts["unit_calibration"]),
         arch_options=facts["arch_options"],
         origin=facts["origin"],

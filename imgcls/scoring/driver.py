@@ -15,10 +15,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from imgcls.config.scoring import ScoreConfig
-from imgcls.errors import ConfigError, DeviceFailedError, ShardFailedError, StorageError
-from imgcls.metrics.units import unit_rule
-from imgcls.model.bundle import BundleFacts, read_bundle, read_facts
-from imgcls.model.bundle_files import refuse_backbone
+from imgcls.errors import DeviceFailedError, ShardFailedError, StorageError
+from imgcls.model.bundle import read_bundle
 from imgcls.progress import Progress
 from imgcls.runs.commits import read_commits
 from imgcls.runs.held import refuse_held
@@ -29,12 +27,7 @@ from imgcls.scoring.planning.carry import Carry
 from imgcls.scoring.planning.checks import check_config, check_same_run
 from imgcls.scoring.planning.listing import list_source
 from imgcls.scoring.planning.plan import write_plan
-from imgcls.scoring.planning.planned_model import (
-    PlannedModel,
-    check_can_review,
-    check_has_int8,
-    name_model,
-)
+from imgcls.scoring.planning.planned_model import PlannedModel, check_model, name_model
 from imgcls.scoring.planning.shard_sizes import shard_sizes
 from imgcls.scoring.planning.staging import Staging, stage
 from imgcls.scoring.publishing.after_night import after_night
@@ -82,6 +75,7 @@ def score(config: ScoreConfig) -> dict[str, Any]:
 def make_plan(config: ScoreConfig, run: Run, num_workers: int) -> Plan:
     """Resolve the model, list the source and write the plan."""
     model = resolve_model(config.model)
+    check_model(config, model)
     with stage(list_source(config.source, config)) as staging:
         # The first thing written: a wrong source or model leaves nothing.
         require_conditional_writes(config.output)
@@ -89,9 +83,9 @@ def make_plan(config: ScoreConfig, run: Run, num_workers: int) -> Plan:
 
 
 def resolve_model(reference: str) -> PlannedModel:
-    """Resolve a reference and read its bundle whole: a damaged one is found before the plan."""
+    """Resolve the model and read its bundle whole: a damaged one is found before the plan."""
     model = name_model(reference)
-    refuse_backbone(read_bundle(model.uri).is_backbone, reference, "score")
+    read_bundle(model.uri)
     return model
 
 
@@ -105,17 +99,6 @@ def write_run_plan(
 ) -> Plan:
     """Write the plan of the staged objects for this model, in shards for so many workers."""
     num_images = staging.count()
-    if config.write_tiles and read_facts(model.uri).preprocess_spec.fit != "tiles":
-        raise ConfigError(
-            f"--write-tiles: {config.model} looks at a picture as a whole; only a model that was "
-            "trained with --fit tiles has tiles"
-        )
-    if config.unit:
-        _check_unit_rule(config, read_facts(model.uri))
-    if config.review_unfamiliar:
-        check_can_review(config.model, model.uri)
-    if config.precision == "int8":
-        check_has_int8(model)
     return write_plan(
         run,
         staging,
@@ -127,24 +110,6 @@ def write_run_plan(
         difference=difference,
         carry=Carry.of(config),
     )
-
-
-def _check_unit_rule(config: ScoreConfig, facts: BundleFacts) -> None:
-    """Refuse a rule that the model's thresholds per unit are not for; say where it has none."""
-    rule = unit_rule(
-        config.unit_rule,
-        facts.unit_calibration,
-        facts.class_names.names,
-        facts.calibration,
-        multi_label=facts.multi_label,
-    )
-    if rule.first_point is None:
-        log.warning(
-            "%s has no threshold for units: their column decision stays empty. Fit one: imgcls "
-            "calibrate --model %s --data LABELLED --unit %s --positive-class NAME --target-recall "
-            "0.95",
-            config.model, config.model, config.unit,
-        )  # fmt: skip
 
 
 def new_run_id() -> str:

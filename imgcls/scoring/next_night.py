@@ -25,7 +25,7 @@ from imgcls.scoring.executors.executor import Executor, open_executor
 from imgcls.scoring.planning.checks import check_config
 from imgcls.scoring.planning.decoders import record_of_run
 from imgcls.scoring.planning.difference import exclude_published, stage_difference
-from imgcls.scoring.planning.planned_model import PlannedModel, check_has_int8, name_model
+from imgcls.scoring.planning.planned_model import PlannedModel, check_model, name_model
 from imgcls.scoring.planning.shard_sizes import derive_shard_size, shard_sizes
 from imgcls.scoring.planning.staging import stage_again
 from imgcls.scoring.publishing.retention import is_published
@@ -56,9 +56,10 @@ def _what_is_next(config: PlanConfig, model: PlannedModel, executor: Executor) -
     with stage_difference(config, model, executor.abilities) as found:
         staging, counts = found.staging, found.counts
         num_images = staging.count()
-        num_workers = executor.count() if num_images else 1
-        if config.precision == "int8" and num_images:
-            check_has_int8(model)
+        num_workers = 1
+        if num_images:
+            check_model(config, model)
+            num_workers = executor.count()
         sizes = list(shard_sizes(num_images, config.shard_size, num_workers))
         return {
             "source": config.source,

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from imgcls.model.bundle import Bundle, write_bundle
+from imgcls.model.registry import register
 from imgcls.runs.published import FORMAT_VERSION, Manifest
 from imgcls.schema import prediction_schema
 from imgcls.storage import objects
@@ -30,6 +31,12 @@ from tests.evaluation.shades import (
 def bundle() -> Bundle:
     torch.set_num_threads(1)
     return trained_bundle()
+
+
+@pytest.fixture
+def registry(bundle: Bundle, tmp_path: Path) -> str:
+    register(str(tmp_path / "reg"), "lamp", bundle)
+    return str(tmp_path / "reg")
 
 
 @pytest.fixture

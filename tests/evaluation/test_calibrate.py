@@ -40,12 +40,6 @@ def _write_site(folder: Path, num_images: int, seed: int) -> str:
     return str(folder)
 
 
-@pytest.fixture
-def registry(bundle: Bundle, tmp_path: Path) -> str:
-    register(str(tmp_path / "reg"), "lamp", bundle)
-    return str(tmp_path / "reg")
-
-
 def _calibrate(model: str, data: str, **flags: Any) -> dict[str, Any]:
     result = calibrate(CalibrateConfig(model, data, device="cpu", num_decoders=1, **flags))
     json.dumps(result, allow_nan=False)

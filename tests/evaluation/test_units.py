@@ -8,36 +8,26 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from imgcls.config.models import CalibrateConfig, EvaluateConfig
 from imgcls.config.scoring import NightlyConfig, VerifyConfig
+from imgcls.data.dataset import Sample
 from imgcls.errors import ConfigError
 from imgcls.evaluation.calibrate import calibrate
 from imgcls.evaluation.evaluate import evaluate
+from imgcls.evaluation.of_units import collect_units, rule_of
+from imgcls.evaluation.predict_samples import Predicted
 from imgcls.image.png import encode_png
-from imgcls.metrics.units import UnitCalibration
+from imgcls.inference.collect import Collected, NoPrediction
+from imgcls.metrics.units import UnitCalibration, UnitRule
 from imgcls.model.bundle import Bundle, read_bundle
-from imgcls.model.registry import register
 from imgcls.nightly import nightly
 from imgcls.runs.latest import read_latest, read_latest_units
+from imgcls.schema import Status
 from imgcls.scoring.publishing.verify import verify
-from tests.evaluation.shades import trained_bundle
 
 IMAGES = 4
 KEY = "name:study([0-9]+)"
-
-
-@pytest.fixture(scope="module")
-def bundle() -> Bundle:
-    torch.set_num_threads(1)
-    return trained_bundle()
-
-
-@pytest.fixture
-def registry(bundle: Bundle, tmp_path: Path) -> str:
-    register(str(tmp_path / "reg"), "lamp", bundle)
-    return str(tmp_path / "reg")
 
 
 def study_images(rng: np.random.Generator, *, is_light: bool) -> list[bytes]:
@@ -180,3 +170,28 @@ def test_units_of_several_classes_are_named_and_too_few_are_refused(
     )  # fmt: skip
     with pytest.raises(ConfigError, match="of 16 images none is of a unit with a label"):
         evaluate(config)
+
+
+def sample(uri: str, unit: str, label: int) -> Sample:
+    return Sample(uri, (label,), ("dark", "light")[label], "val", "", uri, 1.0, unit=unit)
+
+
+def test_every_frame_of_a_file_counts_and_one_that_failed_makes_its_unit_incomplete() -> None:
+    probs_BK = np.array([[0.1, 0.9], [0.8, 0.2], [0.7, 0.3], [0.6, 0.4]], np.float32)
+    # The first file has two frames, the second one frame that failed, the third is a text.
+    failures = [
+        NoPrediction(1, Status.CORRUPT, "a frame"),
+        NoPrediction(2, Status.NOT_AN_IMAGE, "a text"),
+    ]
+    found = Collected(np.array([0, 0, 1, 2]), probs_BK, failures=failures)
+    samples = [sample("a", "A", 1), sample("b", "B", 0), sample("c", "C", 0)]
+    rule = UnitRule("max", 0, multi_label=False, calibration=None)
+    units = collect_units(Predicted(found, "torch", "fp32"), samples, rule)
+    assert units.probs_SK.tolist() == probs_BK[[0, 2, 3]].tolist()
+    assert (units.num_incomplete, units.num_failed) == (1, 0)
+
+
+def test_the_background_that_tiles_are_pooled_by_is_that_of_units(bundle: Bundle) -> None:
+    """Of two classes nothing but the model itself tells which one shows nothing."""
+    assert rule_of("auto", bundle).background is None
+    assert rule_of("auto", replace(bundle, background_class="dark")).background == 0

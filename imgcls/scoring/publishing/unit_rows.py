@@ -93,16 +93,16 @@ class UnitRows:
             row["labels"] = [self._class_names[i] for i in self._decide.labels(pooled_SK)[0]]
         if prob_S is not None:
             row["calibrated_prob"] = float(prob_S[0])
-        if rule.first_point is not None:
+        if (point := self._decide.first_point) is not None:
             [(*_, decision)] = self._decide.all_answers(pooled_SK)
             # What failed may hold what the others do not show.
             row["decision"] = "review" if decision == "negative" and not is_whole else decision
-            row["threshold_id"] = rule.first_point.threshold_id
+            row["threshold_id"] = point.threshold_id
         return row
 
     def _best(self, probs_IK: np.ndarray[Any, np.dtype[np.float32]]) -> int:
         """Return the image that speaks loudest for what is to be found."""
-        point = self._rule.first_point
+        point = self._decide.first_point
         if point is not None:
             return int(probs_IK[:, self._class_names.index(point.positive_class)].argmax())
         return best_instance(

@@ -22,7 +22,7 @@ import pyarrow as pa
 
 from imgcls.closing import Closing
 from imgcls.errors import BundleError
-from imgcls.metrics.units import unit_rule
+from imgcls.metrics.units import positive_of, unit_rule
 from imgcls.model.bundle import read_facts
 from imgcls.model.bundle_files import read_digest
 from imgcls.runs.latest import latest_of
@@ -89,7 +89,8 @@ class Units(Closing):
             plan.row_options.unit_rule,
             facts.unit_calibration,
             facts.class_names.names,
-            facts.calibration,
+            positive_class=positive_of(facts.calibration),
+            background_class=facts.background_class,
             multi_label=facts.multi_label,
         )
         self._plan = plan

@@ -42,7 +42,7 @@ def night(tmp_path: Path) -> NightlyConfig:
         num_decoders=1,
     )
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("imgcls.scoring.driver.check_has_int8", lambda _model: None)
+        patched.setattr("imgcls.nightly.check_model", lambda _config, _model: None)
         leave_unfinished(config, before="score_plan")
     return config
 
