@@ -80,7 +80,9 @@ class TrainConfig(ListingOptions):
     overlap: int = 32
     """Pixels that neighbouring tiles share at least: as large as what is looked for."""
     pooling: Literal["auto", "max", "mean", "top3_mean", "noisy_or"] = "auto"
-    """How the answers of tiles, or frames, become that of their picture; auto is max, the worst."""
+    """How the answers of tiles or frames become that of their picture, or those of the images of a
+    --unit that of the unit; auto is max, the worst.
+    """
     min_seen_fraction: float = 0.6
     """Share of a picture's area that must reach the model, of half the pictures: training refuses
     to cut off more. 0 allows any cut.
@@ -177,6 +179,11 @@ class TrainConfig(ListingOptions):
     """What must not lie on two sides of the split, a patient or a lot, by a key: COLUMN of the
     manifest (or of a path, as in camera=3), dicom:TAG, folder:N (1 is the first below DATA, -1 the
     one that holds the image), or name:REGEX, searched in the name of the file.
+    """
+    unit: str = ""
+    """What gets one answer, a study or a part of several images, by a key as for --group: one label
+    is learnt for all of its images together, by --pooling; no split cuts it, and numbers and
+    thresholds are of units.
     """
     label: str = ""
     """Where the class of an image is, by a key as for --group, such as name:_(ok|nok)_; default the

@@ -99,6 +99,7 @@ def read_dataset(
     options: ListingOptions | None = None,
     may_lack_labels: bool = False,
     group_by_folder: bool = False,
+    keeps_units: bool = False,
 ) -> Dataset:
     """Read DATA and give every image its split.
 
@@ -119,6 +120,7 @@ def read_dataset(
         may_lack_labels: Rows without a label are left out and counted; of a model to evaluate also
             those with a label that it does not know.
         group_by_folder: In a folder tree, the first folder below a class is the group.
+        keeps_units: All images of a unit are on one side.
 
     Raises:
         ConfigError: fractions out of range, classes that are not in `class_names`, one class only,
@@ -146,7 +148,11 @@ def read_dataset(
         refuse_lookalikes(found, data)
     refuse_unknown(found, class_names, data)
     names_splits = any(row.split for row in unique)
+    if keeps_units:
+        unique = _grouped_by_unit(unique)
     unique, moved = _with_splits(unique, names_by_uri, draw, data)
+    if keeps_units:
+        _refuse_cut_units(unique, data)
     samples = tuple(
         _sample(row, names_by_uri[row.uri], class_names, multi_label)
         for row in sorted(unique, key=lambda row: row.key)
@@ -342,6 +348,32 @@ def _with_splits(
         for row in rows
     ]
     return drawn, draw.moved(units, split)
+
+
+def _grouped_by_unit(rows: list[LabelRow]) -> list[LabelRow]:
+    """Return the rows with the unit as group, where they have no other."""
+    return [row if row.group else replace(row, group=row.unit) for row in rows]
+
+
+def _refuse_cut_units(rows: list[LabelRow], data: str) -> None:
+    """Refuse units that lie on several sides; they are named by an image, for they may be patients.
+
+    Raises:
+        SourceError: there is one, or one of several groups, which are to stay whole, too.
+    """
+    first = dict[str, LabelRow]()
+    for row in rows:
+        other = first.setdefault(row.unit, row) if row.unit else row
+        if other.group != row.group:
+            raise SourceError(
+                f"--unit: images of one unit are of two groups (--group), such as {other.uri} and "
+                f"{row.uri}: a group holds whole units"
+            )
+        if other.split != row.split:
+            raise SourceError(
+                f"--unit: {data} gives images of one unit two sides, such as {other.uri} "
+                f"({other.split}) and {row.uri} ({row.split}): a unit is learnt and measured whole"
+            )
 
 
 def _unit(row: LabelRow) -> str:

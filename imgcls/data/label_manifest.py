@@ -83,6 +83,7 @@ class Roles:
         label: str = "",
         unit: str = "",
         needs_group: bool = True,
+        needs_unit: bool = True,
     ) -> "Roles":
         """Read the flags of these names; "" for one that is not given.
 
@@ -92,6 +93,7 @@ class Roles:
             label: Where the class is.
             unit: What one answer is for, a study or a part.
             needs_group: Data without any group are refused.
+            needs_unit: Data without any unit are refused.
 
         Raises:
             ConfigError: one is not a key expression.
@@ -100,7 +102,7 @@ class Roles:
             group=Key.parse(group, "--group", is_required=needs_group) if group else None,
             slice_by=Key.parse(slice_by, "--slice-by", is_written=True) if slice_by else None,
             label=Key.parse(label, "--label", is_written=True) if label else None,
-            unit=Key.parse(unit, "--unit") if unit else None,
+            unit=Key.parse(unit, "--unit", is_required=needs_unit) if unit else None,
         )
 
     @property

@@ -10,6 +10,7 @@ from imgcls.data.dataset import Dataset, read_dataset
 from imgcls.data.label_manifest import Roles
 from imgcls.data.rows import is_list
 from imgcls.data.splits.draw import read_moved
+from imgcls.errors import ConfigError
 from imgcls.model.bundle import Bundle
 
 
@@ -24,6 +25,13 @@ def read_labelled(
         whole: Every image is wanted, whichever split it was on.
     """
     trained = bundle.training.get("config", {})
+    learnt = trained.get("unit", "")
+    unit = config.unit or learnt
+    if learnt and unit != learnt and not whole:
+        raise ConfigError(
+            f"--unit {unit}: the model learnt units by {learnt}, and its splits keep those whole. "
+            f"Take --unit {learnt}, or data that it has not seen, with evaluate --split all"
+        )
     return read_dataset(
         config.data,
         val_fraction=0.0 if whole else trained.get("val_fraction", TrainConfig.val_fraction),
@@ -35,11 +43,13 @@ def read_labelled(
             group=config.group or trained.get("group", ""),
             slice_by=config.slice_by,
             label=config.label or trained.get("label", ""),
-            unit=config.unit,
+            unit=unit,
             needs_group=bool(config.group),
+            needs_unit=bool(config.unit),
         ),
         options=config,
         may_lack_labels=True,
         multi_label=bundle.multi_label,
         group_by_folder=trained.get("group_by") == "folder" and not is_list(config.data, config),
+        keeps_units=bool(learnt),
     )

@@ -9,9 +9,20 @@ from collections.abc import Collection
 from typing import Protocol
 
 from imgcls.data.class_names import ClassNames
-from imgcls.data.dataset import Sample
 from imgcls.errors import ConfigError
 from imgcls.metrics.operating_point import Target, why_unsupported
+
+
+class Answered(Protocol):
+    """An image, or a unit of several, that is to get an answer."""
+
+    @property
+    def uri(self) -> str:
+        """What it is called."""
+
+    @property
+    def labels(self) -> tuple[int, ...]:
+        """What it shows."""
 
 
 class TargetFlags(Protocol):
@@ -66,7 +77,12 @@ def operating_targets(
 
 
 def check_operating_points(
-    flags: TargetFlags, class_names: ClassNames, val: list[Sample], bad: Collection[str] = ()
+    flags: TargetFlags,
+    class_names: ClassNames,
+    val: Collection[Answered],
+    bad: Collection[str] = (),
+    *,
+    are_units: bool = False,
 ) -> None:
     """Refuse operating points that this data set cannot give.
 
@@ -75,6 +91,7 @@ def check_operating_points(
         class_names: Of the data set.
         val: The images that thresholds are chosen on.
         bad: The URIs of those that give no pixels, as far as they are known.
+        are_units: They are units of several images.
 
     Raises:
         ConfigError: as `operating_targets`; an unknown class; or too few images of the class or of
@@ -89,13 +106,16 @@ def check_operating_points(
     if why := why_no_points(flags, class_names, readable):
         num_bad = len(val) - len(readable)
         left_out = f" ({num_bad} more give no pixels)" if num_bad else ""
+        units = "; with --unit these are units, not single images" if are_units else ""
         raise ConfigError(
-            f"{why}{left_out}. Thresholds are chosen on validation images: give more images, a "
-            "larger --val-fraction, or another target"
+            f"{why}{left_out}{units}. Thresholds are chosen on validation images: give more "
+            "images, a larger --val-fraction, or another target"
         )
 
 
-def why_no_points(flags: TargetFlags, class_names: ClassNames, samples: Collection[Sample]) -> str:
+def why_no_points(
+    flags: TargetFlags, class_names: ClassNames, samples: Collection[Answered]
+) -> str:
     """Return why these images cannot give the operating points that are asked for, "" if they can.
 
     They need images of the class and others, and so many that even a model without an error would

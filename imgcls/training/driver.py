@@ -26,6 +26,7 @@ from imgcls.model.registry import register
 from imgcls.progress import Progress
 from imgcls.storage.probe import require_conditional_writes
 from imgcls.training.data.leak_check import check_groups, check_images
+from imgcls.training.data.unit_loader import images_of
 from imgcls.training.finish.finish import (
     describe,
     find_registered,
@@ -160,14 +161,14 @@ def train_rank(plan: TrainPlan, place: Place, show: Show, stop: StopRequest) -> 
             recorder = Recorder(plan.run_uri, state, writer, every, show, trackers)
             stack.enter_context(recorder)
             in_epoch = state.step * plan.recipe.global_batch_size
-            show(state.epoch * len(plan.splits["train"]) + in_epoch, "")
+            show(state.epoch * len(plan.learnt("train")) + in_epoch, "")
             hooks = {
                 "after_step": recorder.after_step,
                 "after_epoch": recorder.after_epoch,
                 "is_due": recorder.is_due,
             }
         if plan.config.head == "linear":
-            fit_head(plan, state, loaders, place)
+            fit_head(plan, state, {s: images_of(each) for s, each in loaders.items()}, place)
         with stop:  # after the above there is no epoch left
             fit(
                 state,
@@ -197,10 +198,10 @@ def train_rank(plan: TrainPlan, place: Place, show: Show, stop: StopRequest) -> 
 
 
 def make_progress(plan: TrainPlan) -> Progress:
-    """Return the progress line of a training, in images."""
-    return Progress(
-        "training", plan.recipe.epochs * len(plan.splits["train"]), "images", from_first=True
-    )
+    """Return the progress line of a training."""
+    what = "units" if plan.config.unit else "images"
+    num_samples = plan.recipe.epochs * len(plan.learnt("train"))
+    return Progress("training", num_samples, what, from_first=True)
 
 
 def list_trackers(plan: TrainPlan, state: TrainState) -> list[Callable[[], Tracker]]:

@@ -5,6 +5,7 @@ recipe on the same samples gives the same weights; what is not in it (devices, w
 paths) decides only where and how fast.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
@@ -18,6 +19,7 @@ from imgcls.metrics.pooling import Pooling
 from imgcls.storage.uri import join
 from imgcls.training.augment.geometric import AugmentRecipe
 from imgcls.training.augment.policies import Policy
+from imgcls.training.units import LearntUnit, as_units
 
 OUT_OF_FOLD: Final = "out of fold"  # the split of which the models of the folds were measured
 RUN_RECORD: Final = "run.json"  # the flags of a run, in its folder
@@ -107,6 +109,13 @@ class TrainPlan:
     def samples(self) -> list[Sample]:
         """Samples of all splits, one split after the other."""
         return [sample for samples in self.splits.values() for sample in samples]
+
+    def learnt(self, split: str) -> Sequence[Sample | LearntUnit]:
+        """Return what gets an answer in a split: its images; with --unit, their units."""
+        samples = self.splits[split]
+        if not self.config.unit:
+            return samples
+        return as_units(samples, self.recipe.background, multi_label=self.recipe.multi_label)
 
     @property
     def shape_CHW(self) -> tuple[int, int, int]:

@@ -10,6 +10,7 @@ from typing import Any
 from imgcls.inert import in_markdown
 from imgcls.metrics.bootstrap import FEW_UNITS
 from imgcls.metrics.measures import HEADLINES, about_best
+from imgcls.model.card.of_units import calibration_of, describe_units
 from imgcls.model.golden_files import about_golden
 from imgcls.model.origin import describe_origin
 
@@ -63,6 +64,7 @@ def model_card(facts: Mapping[str, Any], attachments: Sequence[str] = ()) -> str
         "listed with its sha256 in SHA256SUMS; `sha256sum -c SHA256SUMS` checks them.",
         *describe_origin(facts),
         "## Verdict\n\n" + _verdict(facts.get("verdict")),
+        *describe_units(metrics),
         *_golden_miss(training),
         *_pictures(attachments),
         "## Data\n\n" + _data(facts),
@@ -286,7 +288,7 @@ def _slices(metrics: Mapping[str, Any]) -> list[str]:
 
 def _calibration(facts: Mapping[str, Any], metrics: Mapping[str, Any]) -> list[str]:
     """Show what was fitted on validation, and what it achieves on each split."""
-    calibration, missing = facts.get("calibration"), facts["training"].get("no_operating_point")
+    calibration, missing = calibration_of(facts), facts["training"].get("no_operating_point")
     without = f"**{in_markdown(missing[0].upper() + missing[1:])}.**" if missing else ""
     if not calibration:
         return [f"## Calibration\n\n{without}"] if without else []

@@ -6,14 +6,14 @@ taken, and it is closed, in its thread, when they are not wanted any more.
 
 import queue
 import threading
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from contextlib import suppress
 from typing import TypeVar
 
 Item = TypeVar("Item")
 
 
-def run_ahead(items: Generator[Item], depth: int) -> Iterator[Item]:
+def run_ahead(items: Generator[Item], depth: int) -> Generator[Item]:
     """Run a generator in a thread, at most `depth` items ahead; what it raises is raised here."""
     ready: queue.Queue[Item | BaseException | None] = queue.Queue(depth)
     stopped = threading.Event()

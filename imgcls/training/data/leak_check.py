@@ -17,7 +17,7 @@ import io
 import json
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -49,6 +49,7 @@ from imgcls.storage.uri import join
 from imgcls.training.data.loader import SplitLoader
 from imgcls.training.data.looks import DIGEST_BYTES, Looks, open_eyes
 from imgcls.training.data.sampler import divide
+from imgcls.training.data.unit_loader import Loader, images_of, why_bad
 from imgcls.training.ranks.rank import Place
 from imgcls.training.train_plan import TrainPlan
 
@@ -88,7 +89,7 @@ def check_groups(plan: TrainPlan) -> None:
 
 
 def check_images(
-    plan: TrainPlan, loaders: dict[str, SplitLoader], place: Place, *, resumed: bool
+    plan: TrainPlan, loaders: Mapping[str, Loader], place: Place, *, resumed: bool
 ) -> LeakCheck:
     """Compare the images of all splits; return the number of leaks by kind, and what may be missed.
 
@@ -113,8 +114,11 @@ def check_images(
         refuse_leaks(found.leaks, place.from_first(listed_in))
     if not resumed and "val" in loaders:
         # Of a resumed run the weights are there: see measure.py.
-        bad = loaders["val"].bad
-        check_operating_points(plan.config, plan.class_names, plan.splits["val"], bad)
+        learnt = plan.learnt("val")
+        bad = {learnt[index].uri for index in why_bad(loaders["val"])}
+        check_operating_points(
+            plan.config, plan.class_names, learnt, bad, are_units=bool(plan.config.unit)
+        )
     if place.rank == 0:
         _tell_conflicts(plan, found.conflicts)
         if known is None:
@@ -139,8 +143,9 @@ def _list_refused(plan: TrainPlan, leaks: Sequence[Leak]) -> str:
     return uri
 
 
-def _compare(plan: TrainPlan, loaders: dict[str, SplitLoader], place: Place) -> _Found:
+def _compare(plan: TrainPlan, all_loaders: Mapping[str, Loader], place: Place) -> _Found:
     """Return the same leaks on every rank, and let every rank know every bad image."""
+    loaders = {split: images_of(loader) for split, loader in all_loaders.items()}
     start_s = time.monotonic()
     samples = plan.samples
     num_decoders = plan.config.num_decoders or torch.get_num_threads()

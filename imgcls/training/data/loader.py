@@ -19,7 +19,6 @@ from itertools import chain, islice
 from typing import NamedTuple, Protocol
 
 import numpy as np
-import torch
 
 from imgcls.errors import BudgetExceededError, ObjectUnreadableError
 from imgcls.image.decoders.pool import Decoded, DecoderPool
@@ -33,11 +32,11 @@ from imgcls.storage.bulk_get import GetRequest
 from imgcls.training.augment.changes import ImageChanges
 from imgcls.training.augment.counter_rng import hash64
 from imgcls.training.data.ahead import run_ahead
+from imgcls.training.data.assemble import Assembler
 from imgcls.training.data.image_cache import ImageCache
 from imgcls.training.data.sampler import Share
-from imgcls.training.instances.batch import Batch, Instances
+from imgcls.training.instances.batch import Batch
 from imgcls.training.instances.cache import InstanceCache, KnownInstances
-from imgcls.training.instances.choose import limit_known
 from imgcls.training.instances.labels import InstanceTargets, PlacedImage
 
 PREFETCH_BATCHES = 4
@@ -108,17 +107,23 @@ class SplitLoader:
         self.name, self.samples = name, samples
         self.bad: dict[str, BadImage] = {}  # by uri
         self._num_classes = num_classes
-        self._weight_N = np.ones(len(samples), np.float32) if weight_N is None else weight_N
         self._shape_CHW = shape_CHW
         self._pool, self._cache, self._targets = pool, cache, targets
         self._any_frame = any_frame
         self._max_bad = int(max_bad_fraction * len(samples))
-        self._pin_memory = pin_memory
+        self._assembler = Assembler(
+            samples,
+            num_classes=num_classes,
+            shape_CHW=shape_CHW,
+            weight_N=weight_N,
+            pin_memory=pin_memory,
+            pixel_type=pool.pixel_type,
+        )
         self._access = access or access_to(samples)
 
     def batches(
         self, steps: Iterable[np.ndarray], watch: Callable[[int, bytes], None] | None = None
-    ) -> Iterator[Batch]:
+    ) -> Generator[Batch]:
         """Yield one Batch per array of sample indices, prefetched.
 
         Args:
@@ -277,61 +282,29 @@ class SplitLoader:
     def _assemble(
         self, share: Share, images: list["_Pixels | None"], changes: ImageChanges | None
     ) -> Batch:
-        index_B, x_BCHW, instances = self._good_images(share.index_B, images, changes)
-        weight_B = self._weight_N[index_B]
-        num_missing = share.min_rows - len(index_B)
-        if num_missing > 0:
-            if not len(index_B):
-                index_B, weight_B = np.zeros(1, np.int64), np.zeros(1, np.float32)
-                x_BCHW = np.zeros((1, *self._shape_CHW), self._pool.pixel_type)
-                if instances is not None:
-                    nothing_IK = np.full((1, self._num_classes), np.nan, np.float32)
-                    instances = Instances(np.zeros(1, np.int64), torch.from_numpy(nothing_IK))
-            # Images of the batch, not black ones, which would shift its statistics.
-            row_B = np.arange(share.min_rows) % len(index_B)
-            index_B = index_B[row_B]
-            weight_B = np.append(weight_B, np.zeros(share.min_rows - len(weight_B), np.float32))
-            rows = row_B
-            if instances is not None:
-                rows, instances = instances.take(row_B)
-            x_BCHW = x_BCHW[rows]
-        draws_BN = np.zeros((0, 0), np.float32)
-        if changes is not None:
-            of_row = index_B if instances is None else index_B[instances.sample_I]
-            x_BCHW, draws_BN = changes.apply(x_BCHW, of_row)
-        return Batch(
-            self._tensor(x_BCHW),
-            self._tensor(self._targets_of(index_B)),
-            self._tensor(weight_B),
-            self._tensor(index_B),
-            self._tensor(draws_BN) if draws_BN.size else None,
-            share.num_passes,
-            instances,
-        )
-
-    def _tensor(self, array: np.ndarray) -> torch.Tensor:
-        tensor = torch.from_numpy(array)
-        return tensor.pin_memory() if self._pin_memory else tensor
+        if self._targets is not None:
+            found = list(self._known(share.index_B, images))
+            return self._assembler.batch_of_instances(share, found, changes)
+        index_B, x_BCHW = self._good_images(share.index_B, images, changes)
+        return self._assembler.batch(share, index_B, x_BCHW, None, changes)
 
     def _good_images(
         self,
         index_B: np.ndarray,
         images: list["_Pixels | None"],
         changes: ImageChanges | None,
-    ) -> tuple[np.ndarray, np.ndarray, Instances | None]:
-        """Return which of the samples have an image, the images, and whose instances they are."""
-        if self._targets is not None:
-            return self._good_instances(index_B, images, changes)
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return which of the samples have an image, and the images."""
         if self._any_frame:
             frames = self._frames_by_chance(index_B, images, changes)
             x_BCHW = np.stack([x for _, x in frames]) if frames else self._no_images()
-            return np.array([index for index, _ in frames], np.int64), x_BCHW, None
+            return np.array([index for index, _ in frames], np.int64), x_BCHW
         if isinstance(self._cache, ImageCache):
             index_B = index_B[self._cache.good(index_B)]
-            return index_B, self._cache.take(index_B), None
+            return index_B, self._cache.take(index_B)
         good = [x for x in images if isinstance(x, np.ndarray)]
         x_BCHW = np.stack(good) if good else self._no_images()
-        return index_B[[x is not None for x in images]], x_BCHW, None
+        return index_B[[x is not None for x in images]], x_BCHW
 
     def _no_images(self) -> np.ndarray:
         return np.empty((0, *self._shape_CHW), self._pool.pixel_type)
@@ -359,35 +332,6 @@ class SplitLoader:
             chance_I = hash64(index) if changes is None else changes.chance(index)(1)
             chosen.append((index, found.x_ICHW[int(chance_I[0] % len(found.x_ICHW))]))
         return chosen
-
-    def _good_instances(
-        self,
-        index_B: np.ndarray,
-        images: list["_Pixels | None"],
-        changes: ImageChanges | None,
-    ) -> tuple[np.ndarray, np.ndarray, Instances]:
-        good: list[tuple[int, KnownInstances]] = []
-        for index, found in self._known(index_B, images):
-            limited = found if changes is None else limit_known(found, changes.chance(index))
-            good.append((index, limited))
-        x_ICHW = [found.x_ICHW for _, found in good]
-        target_IK = [found.target_IK for _, found in good]
-        return (
-            np.array([index for index, _ in good], np.int64),
-            np.concatenate([self._no_images(), *x_ICHW]),
-            Instances(
-                np.repeat(np.arange(len(good)), [len(x) for x in x_ICHW]),
-                torch.from_numpy(
-                    np.concatenate([np.empty((0, self._num_classes), np.float32), *target_IK])
-                ),
-            ),
-        )
-
-    def _targets_of(self, index_B: np.ndarray) -> np.ndarray:
-        target_BK = np.zeros((len(index_B), self._num_classes), np.float32)
-        for row, index in enumerate(index_B):
-            target_BK[row, list(self.samples[index].labels)] = 1.0
-        return target_BK
 
 
 # Of a sample: its crop, or all of its instances.

@@ -19,7 +19,7 @@ from imgcls.metrics.measures import sets_of
 from imgcls.metrics.pooling import background_of
 from imgcls.metrics.top_classes import Doubles
 from imgcls.metrics.verdict import Prior, Verdict, judge, not_measured
-from imgcls.training.data.loader import SplitLoader
+from imgcls.training.data.unit_loader import Loader
 from imgcls.training.finish.errors_sheet import WrongImage, as_seen, draw_errors, worst_errors
 from imgcls.training.finish.measure import Measured
 from imgcls.training.finish.score_plots import ClassScores, histogram, roc_and_precision
@@ -50,6 +50,11 @@ def reach_verdict(plan: TrainPlan, measured: Measured) -> Verdict:
             f"these numbers are of {plan.config.folds} models, each trained without the images "
             "that measure it; the model itself was then trained on all, and was not measured."
         )
+    if plan.config.unit:
+        beware.append(
+            f"an image here is a unit by --unit {plan.config.unit}, several pictures with one "
+            "label; of a single picture nothing was measured."
+        )
     if measured.missing:
         beware.append(f"{measured.missing}.")
     calibration = measured.calibration
@@ -66,7 +71,7 @@ def reach_verdict(plan: TrainPlan, measured: Measured) -> Verdict:
 
 def prior_of(plan: TrainPlan) -> Prior:
     """Count the classes of the training split."""
-    train = plan.splits["train"]
+    train = plan.learnt("train")
     counts = Counter(label for sample in train for label in sample.labels)
     return Prior(np.array([counts[k] for k in range(len(plan.class_names))]), len(train))
 
@@ -84,7 +89,7 @@ def draw_scores(plan: TrainPlan, measured: Measured, verdict: Verdict) -> dict[s
     return {name: data for name, picture in draw.items() if (data := _drawn(name, picture))}
 
 
-def draw_worst_errors(plan: TrainPlan, measured: Measured, loader: SplitLoader) -> bytes:
+def draw_worst_errors(plan: TrainPlan, measured: Measured, loader: Loader) -> bytes:
     """Return the sheet of the worst errors of the split; nothing where there is none.
 
     Args:

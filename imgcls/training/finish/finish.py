@@ -27,6 +27,7 @@ from imgcls.drift.reference import with_reference
 from imgcls.errors import BundleError, ImgclsError, ObjectMissingError
 from imgcls.inference.backends.demand import demand_of_run
 from imgcls.inference.predictor import Predictor, make_predictor
+from imgcls.metrics.units import UnitCalibration
 from imgcls.model.bundle import Bundle, read_facts
 from imgcls.model.bundle_files import GOLDEN_FILES
 from imgcls.model.golden_files import pack_files
@@ -34,7 +35,7 @@ from imgcls.model.registry import ModelVersion, list_versions
 from imgcls.sources.located import request_for
 from imgcls.storage.objects import put, read
 from imgcls.storage.uri import join
-from imgcls.training.data.loader import SplitLoader
+from imgcls.training.data.unit_loader import Loader, images_of
 from imgcls.training.finish.conclude import ERRORS, draw_scores, draw_worst_errors, reach_verdict
 from imgcls.training.finish.golden import choose_golden
 from imgcls.training.finish.measure import MOST_TRUSTED, Measured, measure_splits
@@ -54,7 +55,7 @@ log = logging.getLogger(__name__)
 def make_bundle(
     plan: TrainPlan,
     state: TrainState,
-    loaders: dict[str, SplitLoader],
+    loaders: dict[str, Loader],
     place: Place,
     leaks: LeakCheck,
 ) -> Bundle:
@@ -101,7 +102,7 @@ def _with_reference(bundle: Bundle, plan: TrainPlan, place: Place) -> Bundle:
 
 
 def measure_fold(
-    plan: TrainPlan, state: TrainState, loaders: dict[str, SplitLoader], place: Place
+    plan: TrainPlan, state: TrainState, loaders: dict[str, Loader], place: Place
 ) -> None:
     """Measure the model of a fold on the images of the fold, and keep that."""
     bundle = unmeasured_bundle(plan, state)
@@ -126,7 +127,7 @@ def unmeasured_bundle(plan: TrainPlan, state: TrainState) -> Bundle:
         golden_x_BCHW=golden.x_BCHW,
         golden_probs_BK=golden.probs_BK,
         multi_label=plan.config.multi_label,
-        pooling=plan.recipe.pooling,
+        pooling="" if plan.config.unit else plan.recipe.pooling,  # an image is scored by itself
         background_class=_background_class(plan),
         attachments={GOLDEN_FILES: pack_files(golden.files)} | plan.adopted.files,
         origin=plan.adopted.origin,
@@ -135,11 +136,12 @@ def unmeasured_bundle(plan: TrainPlan, state: TrainState) -> Bundle:
 
 
 def measure_bundle(
-    bundle: Bundle, plan: TrainPlan, loaders: dict[str, SplitLoader], place: Place
+    bundle: Bundle, plan: TrainPlan, loaders: dict[str, Loader], place: Place
 ) -> tuple[Measured, dict[str, Any]]:
     """Measure a bundle on val and test; return that, and the facts of how it was measured."""
     start_s = time.monotonic()
-    num_measured = sum(len(loaders[split].samples) for split in ("val", "test") if split in loaders)
+    measured_on = [images_of(loaders[split]) for split in ("val", "test") if split in loaders]
+    num_measured = sum(len(loader.samples) for loader in measured_on)
     predictor, miss = _make_predictor(bundle, place, num_measured)
     with predictor:
         measured = measure_splits(predictor, loaders, plan)
@@ -158,7 +160,7 @@ def measure_bundle(
 
 
 def with_numbers(
-    bundle: Bundle, plan: TrainPlan, measured: Measured, loaders: dict[str, SplitLoader]
+    bundle: Bundle, plan: TrainPlan, measured: Measured, loaders: dict[str, Loader]
 ) -> Bundle:
     """Return the bundle with what was measured: numbers, calibration, verdict and pictures."""
     verdict = reach_verdict(plan, measured)
@@ -170,16 +172,29 @@ def with_numbers(
         attachments |= _pictures_of_data(plan)
     kept = {n: data for n, data in bundle.attachments.items() if not n.endswith(".png")}
     calibration = measured.calibration
+    of_units = None
+    if plan.config.unit and calibration is not None:
+        # Of a single image nothing was labelled: nothing decides on one.
+        assert plan.recipe.pooling, "units are pooled"
+        of_units = UnitCalibration(
+            plan.recipe.pooling,
+            plan.config.unit,
+            bundle.background_class,
+            calibration.num_images,
+            calibration,
+        )
+        calibration = None
     return replace(
         bundle,
         metrics=measured.metrics,
         calibration=calibration.to_dict() if calibration is not None else None,
+        unit_calibration=of_units.to_dict() if of_units is not None else None,
         attachments=kept | attachments,
         verdict=verdict.to_dict(),
     )
 
 
-def _keep_errors(plan: TrainPlan, measured: Measured, loaders: dict[str, SplitLoader]) -> None:
+def _keep_errors(plan: TrainPlan, measured: Measured, loaders: dict[str, Loader]) -> None:
     """Write the sheet of the worst errors, which shows images of DATA, into the run's folder."""
     loader = loaders.get("train" if measured.split == OUT_OF_FOLD else measured.split)
     if loader is None:
@@ -260,12 +275,12 @@ def describe_model(bundle: Bundle, model: ModelVersion) -> dict[str, Any]:
 def describe(
     plan: TrainPlan,
     state: TrainState,
-    loaders: dict[str, SplitLoader],
+    loaders: dict[str, Loader],
     bundle: Bundle,
     model: ModelVersion,
 ) -> dict[str, Any]:
     """Return the result of a training as plain values."""
-    num_images = len(state.history) * len(loaders["train"].samples)
+    num_images = len(state.history) * len(images_of(loaders["train"]).samples)
     return {
         **describe_model(bundle, model),
         "run": plan.run_uri,
@@ -295,7 +310,7 @@ def _background_class(plan: TrainPlan) -> str:
 def _describe_training(
     plan: TrainPlan,
     state: TrainState,
-    loaders: dict[str, SplitLoader],
+    loaders: dict[str, Loader],
     place: Place,
     leaks: LeakCheck,
 ) -> dict[str, Any]:

@@ -22,7 +22,8 @@ from imgcls.inference.predictor import Predictor
 from imgcls.metrics.calibration import Calibration, fit_calibration
 from imgcls.metrics.operating_targets import operating_targets, why_no_points
 from imgcls.metrics.outcomes import Outcomes
-from imgcls.training.data.loader import SplitLoader
+from imgcls.metrics.pooling import pool_samples
+from imgcls.training.data.unit_loader import Loader, why_bad
 from imgcls.training.finish.out_of_fold import read_out_of_fold, samples_of
 from imgcls.training.train_plan import OUT_OF_FOLD, TrainPlan
 
@@ -57,12 +58,12 @@ class Measured:
         return next((split for split in MOST_TRUSTED if split in self.metrics), "")
 
 
-def measure_splits(
-    predictor: Predictor, loaders: dict[str, SplitLoader], plan: TrainPlan
-) -> Measured:
+def measure_splits(predictor: Predictor, loaders: dict[str, Loader], plan: TrainPlan) -> Measured:
     """Measure val and test, as far as there are any."""
     predicted: dict[str, Collected] = {
-        split: _predict(predictor, loaders[split]) for split in ("val", "test") if split in loaders
+        split: _predict(predictor, loaders[split], plan)
+        for split in ("val", "test")
+        if split in loaders
     }
     of_folds: list[dict[str, Any]] = []
     if plan.config.folds:
@@ -87,19 +88,34 @@ def measure_splits(
     return Measured(metrics, calibration, missing, outcomes, predicted)
 
 
-def _predict(predictor: Predictor, loader: SplitLoader) -> Collected:
+def _predict(predictor: Predictor, loader: Loader, plan: TrainPlan) -> Collected:
     uris = [sample.uri for sample in loader.samples]
     found = collect(decoded_images(loader, predictor.batch_size), predictor, uris)
-    index_by_uri = {uri: index for index, uri in enumerate(uris)}
     bad = [
-        NoPrediction(index_by_uri[uri], image.status, image.reason)
-        for uri, image in loader.bad.items()
+        NoPrediction(index, image.status, image.reason) for index, image in why_bad(loader).items()
     ]
-    return replace(found, failures=[*found.failures, *bad])
+    found = replace(found, failures=[*found.failures, *bad])
+    return _pooled(found, plan) if plan.config.unit else found
+
+
+def _pooled(found: Collected, plan: TrainPlan) -> Collected:
+    """Return one answer per unit, out of those of its images; it failed where all of them did."""
+    assert plan.recipe.pooling, "units are pooled"
+    index_S, sample_I = np.unique(found.index_B, return_inverse=True)
+    probs_SK = pool_samples(
+        found.probs_BK,
+        sample_I,
+        plan.recipe.pooling,
+        multi_label=plan.recipe.multi_label,
+        background=plan.recipe.background,
+    )
+    answered = set(index_S.tolist())
+    failures = {each.index: each for each in found.failures if each.index not in answered}
+    return Collected(index_S, probs_SK.astype(np.float32), failures=list(failures.values()))
 
 
 def decoded_images(
-    loader: SplitLoader, batch_size: int, index_N: npt.NDArray[np.int64] | None = None
+    loader: Loader, batch_size: int, index_N: npt.NDArray[np.int64] | None = None
 ) -> Generator[Decoded]:
     """Yield the images of a split, from its cache where it has them; `loader.bad` has the rest.
 
@@ -154,6 +170,8 @@ def _measure(
     plan: TrainPlan, outcomes: Outcomes, predicted: Collected, calibration: Calibration | None
 ) -> dict[str, Any]:
     metrics = outcomes.result(plan.class_names, predicted.probs_BK)
+    if plan.config.unit:
+        metrics["of_units"] = {"key": plan.config.unit, "rule": plan.recipe.pooling}
     if calibration is None:
         return metrics
     after = outcomes.calibrated(calibration, plan.class_names, predicted.probs_BK)

@@ -38,7 +38,7 @@ def write_out_of_fold(fold: TrainPlan, found: Collected, metrics: dict[str, Any]
         found: Of its test split.
         metrics: Of the same, for the spread.
     """
-    uris = [sample.uri for sample in fold.splits["test"]]
+    uris = [sample.uri for sample in fold.learnt("test")]
     failures = [(uris[each.index], each.status, each.reason) for each in found.failures]
     facts = {
         "uris": [uris[index] for index in found.index_B.tolist()],
@@ -56,7 +56,7 @@ def read_out_of_fold(plan: TrainPlan) -> tuple[Collected, list[dict[str, Any]]]:
     Raises:
         ObjectMissingError: a fold is not there.
     """
-    index_by_uri = {sample.uri: i for i, sample in enumerate(plan.splits["train"])}
+    index_by_uri = {sample.uri: i for i, sample in enumerate(plan.learnt("train"))}
     index, probs, failures, numbers = list[int](), [], list[NoPrediction](), []
     for fold in fold_plans(plan):
         uri = join(fold.run_uri, FILE)
@@ -80,5 +80,5 @@ def read_out_of_fold(plan: TrainPlan) -> tuple[Collected, list[dict[str, Any]]]:
 
 
 def samples_of(plan: TrainPlan, split: str) -> list[Any]:
-    """Return the images that a split's predictions are of."""
-    return plan.splits["train" if split == OUT_OF_FOLD else split]
+    """Return what a split's predictions are of: images, or units."""
+    return list(plan.learnt("train" if split == OUT_OF_FOLD else split))

@@ -99,7 +99,8 @@ def choose_instances(
         rows = instances.rows_of(sample, sample + 1)
         index = int(batch.index_B[sample])
         if guesses and guesses[index] != NO_GUESS:
-            chosen.append(np.array([rows.start + guesses[index]]))
+            # Of a unit an image may be missing by now.
+            chosen.append(np.array([min(rows.start + guesses[index], rows.stop - 1)]))
             continue
         chance_I = hash64(recipe.seed, step, index, np.arange(rows.stop - rows.start))
         picked = _choose(

@@ -63,16 +63,10 @@ class InstanceTargets:
 
     def of(self, sample: PlacedImage, crops: Sequence[Crop]) -> np.ndarray:
         """Return float32 [I,K]: 1 for each class that an instance shows, else 0; NaN if unknown."""
-        nothing_K = np.zeros(self._num_classes, np.float32)
-        if not self._multi_label and self._background is not None:
-            nothing_K[self._background] = 1.0
+        if not sample.boxes or not self._has_background:
+            return self.without_places(sample.labels, len(crops))
+        nothing_K = self._nothing_K()
         target_IK = np.full((len(crops), self._num_classes), np.nan, np.float32)
-        has_background = self._multi_label or self._background is not None
-        is_background = set(sample.labels) <= {self._background} and has_background
-        if is_background and not sample.boxes:
-            target_IK[:] = nothing_K
-        if not sample.boxes or not has_background:
-            return target_IK
         for row, crop in enumerate(crops):
             assert crop.place is not None, "a tile knows its place"
             shares = [_share_inside(box.place, crop.place) for box in sample.boxes]
@@ -88,6 +82,23 @@ class InstanceTargets:
                 target_IK[row] = 0.0
                 target_IK[row, sorted(shown)] = 1.0
         return target_IK
+
+    def without_places(self, labels: tuple[int, ...], num: int) -> np.ndarray:
+        """Return float32 [I,K] of a sample of which nothing but its labels is known."""
+        target_IK = np.full((num, self._num_classes), np.nan, np.float32)
+        if self._has_background and set(labels) <= {self._background}:
+            target_IK[:] = self._nothing_K()
+        return target_IK
+
+    @property
+    def _has_background(self) -> bool:
+        return self._multi_label or self._background is not None
+
+    def _nothing_K(self) -> np.ndarray:
+        nothing_K = np.zeros(self._num_classes, np.float32)
+        if not self._multi_label and self._background is not None:
+            nothing_K[self._background] = 1.0
+        return nothing_K
 
 
 def _share_inside(box: Place, tile: Place) -> float:

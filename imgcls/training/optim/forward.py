@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from imgcls.errors import DeviceFailedError
 from imgcls.inference.passes import Failure, Passes
-from imgcls.training.data.loader import SplitLoader
+from imgcls.training.data.unit_loader import Loader
 from imgcls.training.instances.batch import Batch
 from imgcls.training.instances.pooled_loss import pool_batch
 from imgcls.training.optim.precision import autocast
@@ -36,7 +36,7 @@ class ValidationForward:
         self._model: nn.Module = nn.Identity()
         self._black_CHW = torch.zeros(0)
 
-    def __call__(self, model: nn.Module, batch: Batch, val: SplitLoader) -> tuple[Tensor, Batch]:
+    def __call__(self, model: nn.Module, batch: Batch, val: Loader) -> tuple[Tensor, Batch]:
         """Return float32 logits [B,K] on the device; zeros for images that the model fails on.
 
         Raises:

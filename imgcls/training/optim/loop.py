@@ -22,8 +22,8 @@ from imgcls.config.choices import BestBy
 from imgcls.errors import ConfigError, RunStoppedError
 from imgcls.metrics.quality import macro_auroc
 from imgcls.training.augment.changes import ImageChanges
-from imgcls.training.data.loader import SplitLoader
 from imgcls.training.data.sampler import Sampler, divide, rarest_labels
+from imgcls.training.data.unit_loader import Loader
 from imgcls.training.instances.batch import Batch
 from imgcls.training.instances.first_guess import guess_instances
 from imgcls.training.optim.forward import ValidationForward
@@ -60,8 +60,8 @@ class StepReport:
 
 def fit(
     state: TrainState,
-    train: SplitLoader,
-    val: SplitLoader | None,
+    train: Loader,
+    val: Loader | None,
     recipe: Recipe,
     place: Place,
     *,
@@ -130,7 +130,7 @@ def fit(
         after_epoch(numbers)
 
 
-def _guess(model: nn.Module, train: SplitLoader, recipe: Recipe, place: Place) -> list[int]:
+def _guess(model: nn.Module, train: Loader, recipe: Recipe, place: Place) -> list[int]:
     """Return what the first epochs are to look at in samples with a label alone; on every rank."""
     if not recipe.pooling or recipe.pooling == "mean" or recipe.background is None:
         return []
@@ -157,7 +157,7 @@ def is_finished(state: TrainState, recipe: Recipe) -> bool:
 def _train_epoch(
     state: TrainState,
     wrapped: nn.Module,
-    train: SplitLoader,
+    train: Loader,
     recipe: Recipe,
     place: Place,
     *,
@@ -238,7 +238,7 @@ def _train_epoch(
     }
 
 
-def make_sampler(train: SplitLoader, recipe: Recipe) -> Sampler:
+def make_sampler(train: Loader, recipe: Recipe) -> Sampler:
     """Return the order of the training samples."""
     return Sampler(
         len(train.samples),
@@ -248,7 +248,7 @@ def make_sampler(train: SplitLoader, recipe: Recipe) -> Sampler:
     )
 
 
-def make_changes(train: SplitLoader, recipe: Recipe, epoch: int) -> ImageChanges:
+def make_changes(train: Loader, recipe: Recipe, epoch: int) -> ImageChanges:
     """Return what is drawn for the images of an epoch."""
     return ImageChanges(
         seed=recipe.seed,
@@ -294,7 +294,7 @@ def _look_at(done: _UnderWay, state: TrainState, after_step: Callable[[StepRepor
 @torch.inference_mode()
 def validate(
     model: nn.Module,
-    val: SplitLoader,
+    val: Loader,
     recipe: Recipe,
     place: Place,
     forward: ValidationForward | None = None,
@@ -372,7 +372,7 @@ def is_better(numbers: dict[str, Any], best: dict[str, Any], best_by: BestBy) ->
     return bool(numbers["val_loss"] < best["val_loss"])
 
 
-def _share_bad(loaders: list[SplitLoader], place: Place) -> None:
+def _share_bad(loaders: list[Loader], place: Place) -> None:
     """Let every rank know every bad image: the limit is on their sum."""
     for loader in loaders:
         for found in place.gather(loader.bad):

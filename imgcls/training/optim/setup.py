@@ -17,6 +17,7 @@ from imgcls.errors import ConfigError
 from imgcls.image.decoders.pool import DecoderPool
 from imgcls.sources.located import access_to
 from imgcls.sources.unpacked import Unpacked
+from imgcls.training.data.assemble import Assembler
 from imgcls.training.data.image_cache import (
     RAM_FRACTION,
     ImageCache,
@@ -29,6 +30,7 @@ from imgcls.training.data.image_cache import (
 )
 from imgcls.training.data.loader import SplitLoader
 from imgcls.training.data.sampler import Sampler
+from imgcls.training.data.unit_loader import Loader, UnitLoader
 from imgcls.training.instances.cache import InstanceCache
 from imgcls.training.instances.labels import InstanceTargets
 from imgcls.training.optim.ema import copy_for_average
@@ -38,6 +40,7 @@ from imgcls.training.optim.optimizer import build_optimizer
 from imgcls.training.optim.train_state import TrainState
 from imgcls.training.ranks.rank import Place
 from imgcls.training.train_plan import TrainPlan
+from imgcls.training.units import as_units
 
 # Below it batch statistics cost accuracy: Wu and He, Group normalization (ECCV 2018), figure 1.
 FEW_ROWS = 16
@@ -45,13 +48,13 @@ FEW_ROWS = 16
 log = logging.getLogger(__name__)
 
 
-def make_loaders(plan: TrainPlan, pool: DecoderPool, place: Place) -> dict[str, SplitLoader]:
+def make_loaders(plan: TrainPlan, pool: DecoderPool, place: Place) -> dict[str, Loader]:
     """Return a loader for each split that has samples, each with its cache."""
-    targets = None
-    if plan.recipe.pooling:
-        targets = InstanceTargets(
-            len(plan.class_names), plan.recipe.background, multi_label=plan.recipe.multi_label
-        )
+    of_units = bool(plan.config.unit)
+    known = InstanceTargets(
+        len(plan.class_names), plan.recipe.background, multi_label=plan.recipe.multi_label
+    )
+    targets = known if plan.recipe.pooling and not of_units else None
     any_frame = plan.decode_spec.frames == "all" and targets is None
     caches: Mapping[str, ImageCache | InstanceCache] = (
         make_instance_caches(plan, place)
@@ -59,24 +62,39 @@ def make_loaders(plan: TrainPlan, pool: DecoderPool, place: Place) -> dict[str, 
         else make_caches(plan, place)
     )
     access = access_to(plan.samples, Unpacked(plan.samples).get)
-    return {
-        split: SplitLoader(
+    num_classes, pin_memory = len(plan.class_names), place.device.type == "cuda"
+    loaders = dict[str, Loader]()
+    for split, samples in plan.splits.items():
+        if not samples:
+            continue
+        weight_N = weigh_samples(plan) if split == "train" else None
+        images = SplitLoader(
             split,
             samples,
-            num_classes=len(plan.class_names),
+            num_classes=num_classes,
             shape_CHW=plan.shape_CHW,
             pool=pool,
             cache=caches.get(split),
             max_bad_fraction=plan.config.max_bad_fraction,
-            weight_N=weigh_samples(plan) if split == "train" else None,
-            pin_memory=place.device.type == "cuda",
+            weight_N=None if of_units else weight_N,
+            pin_memory=pin_memory and not of_units,
             access=access,
             targets=targets,
             any_frame=any_frame,
         )
-        for split, samples in plan.splits.items()
-        if samples
-    }
+        loaders[split] = images
+        if of_units:
+            recipe = plan.recipe
+            units = as_units(samples, recipe.background, multi_label=recipe.multi_label)
+            assembler = Assembler(
+                units,
+                num_classes=num_classes,
+                shape_CHW=plan.shape_CHW,
+                weight_N=weight_N,
+                pin_memory=pin_memory,
+            )
+            loaders[split] = UnitLoader(images, units, known, assembler)
+    return loaders
 
 
 def make_caches(plan: TrainPlan, place: Place) -> dict[str, ImageCache]:
@@ -132,11 +150,11 @@ def _cached_splits(plan: TrainPlan) -> dict[str, list[Sample]]:
 
 def weigh_samples(plan: TrainPlan) -> np.ndarray:
     """Return float32 [N]: the weights that DATA gives, times those of the classes."""
-    samples = plan.splits["train"]
+    samples = plan.learnt("train")
     weight_N = np.array([sample.weight for sample in samples], np.float32)
     # Of several labels the classes are weighed in the loss, see Recipe.pos_weight.
     if plan.recipe.balance == "weights" and not plan.recipe.multi_label:
-        label_N = np.array([sample.label for sample in samples])
+        label_N = np.array([sample.labels[0] for sample in samples])
         weight_N *= balanced_class_weights(label_N, len(plan.class_names))[label_N]
     return weight_N
 
@@ -179,7 +197,7 @@ def synchronises_batch_norm(plan: TrainPlan, place: Place) -> bool:
                 "workers have CPUs; take auto or off"
             )
         return False
-    sampler = Sampler(len(plan.splits["train"]), recipe.global_batch_size, recipe.seed)
+    sampler = Sampler(len(plan.learnt("train")), recipe.global_batch_size, recipe.seed)
     num_rows = sampler.max_pass_rows(place.world_size, recipe.batch_size)
     is_on = wanted == "on" or num_rows < FEW_ROWS
     if place.rank == 0:

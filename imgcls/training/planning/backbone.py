@@ -108,7 +108,9 @@ def _refuse_other_ways(config: TrainConfig) -> None:
     if config.folds:
         raise ConfigError("--folds: --head linear is measured on images that are held out")
     if is_pooled(config):
-        raise ConfigError("--head linear takes one look at an image: leave out --fit tiles")
+        raise ConfigError(
+            "--head linear takes one look at an image: leave out --fit tiles, --frames pool, --unit"
+        )
     if config.balance == "sampling":
         raise ConfigError("--balance sampling: --head linear has no epochs; take --balance weights")
     if config.multi_label and config.balance != "none":

@@ -50,7 +50,10 @@ from imgcls.training.planning.pooled import (
     check_pooled_flags,
     choose_pooling,
     is_pooled,
+    learnt_samples,
     tell_boxes,
+    tell_pooling,
+    tell_units,
 )
 from imgcls.training.record.checkpoint import CheckpointSchedule
 from imgcls.training.record.trackers import check_tracking
@@ -82,10 +85,11 @@ def make_plan(config: TrainConfig) -> TrainPlan:
         known=lambda: None if config.folds else read_last_split(config),
         is_balanced=True,
         multi_label=config.multi_label,
-        roles=Roles.parse(group=config.group, slice_by=config.slice_by, label=config.label),
+        roles=_roles(config),
         options=config,
         may_lack_labels=config.allow_unlabelled,
         group_by_folder=config.group_by == "folder",
+        keeps_units=bool(config.unit),
     )
     _refuse_ungrouped(config, dataset)
     splits = {split: dataset.of_split(split) for split in ("train", "val", "test")}
@@ -95,8 +99,11 @@ def make_plan(config: TrainConfig) -> TrainPlan:
     _tell_shares(config, dataset)
     for line in describe_classes(dataset):
         log.info("  %s", line)
-    chosen_on = splits["train" if config.folds else "val"]
-    check_operating_points(config, dataset.class_names, chosen_on)
+    tell_units(config, dataset.class_names, splits)
+    chosen_on = learnt_samples(
+        config, dataset.class_names, splits["train" if config.folds else "val"]
+    )
+    check_operating_points(config, dataset.class_names, chosen_on, are_units=bool(config.unit))
     _warn_of_gaps(dataset)
     image_versions = read_versions(config.data, dataset.samples)
     if config.head == "linear":
@@ -105,7 +112,7 @@ def make_plan(config: TrainConfig) -> TrainPlan:
         tell_greys(greys)
         return plan
     model = initial_model(config, len(dataset.class_names), build_decode_spec(config).num_channels)
-    num_train = len(splits["train"])
+    num_train = len(learnt_samples(config, dataset.class_names, splits["train"]))
     num_held_out = num_train // config.folds + 1 if config.folds else 0
     _check_batches(config, model, num_train - num_held_out)
     before = as_it_was(config)
@@ -146,9 +153,11 @@ def _settle(
     if is_pooled(config):
         pooling, background = choose_pooling(config, dataset.class_names)
         recipe = replace(recipe, pooling=pooling, background=background)
+        tell_pooling(config, dataset.class_names)
     tell_boxes(config, splits["train"])
     if config.multi_label and config.balance == "weights":
-        labels_N = [sample.labels for sample in splits["train"]]
+        learnt = learnt_samples(config, dataset.class_names, splits["train"])
+        labels_N = [sample.labels for sample in learnt]
         pos_weights = balanced_pos_weights(labels_N, len(dataset.class_names))
         recipe = replace(recipe, pos_weight=tuple(pos_weights))
     plan = TrainPlan(
@@ -258,11 +267,17 @@ def check_flags(config: TrainConfig) -> None:
     check_tracking(config.mlflow_uri)
     operating_targets(config)
     check_head_flags(config)
-    Roles.parse(group=config.group, slice_by=config.slice_by, label=config.label)
+    _roles(config)
     TableShape.of(config)
     build_decode_spec(config)
     if config.workers.most == 0:
         pick_device(config.device)
+
+
+def _roles(config: TrainConfig) -> Roles:
+    return Roles.parse(
+        group=config.group, slice_by=config.slice_by, label=config.label, unit=config.unit
+    )
 
 
 def _refuse_ungrouped(config: TrainConfig, dataset: Dataset) -> None:
@@ -347,6 +362,7 @@ def decisive_values(
         "class_names": dataset.class_names.names,
         "split_digest": dataset.split_digest,
         **({"boxes": boxes} if boxes else {}),
+        **({"units": {s.key: s.unit for s in dataset.samples}} if config.unit else {}),
         "sample_weights": {s.key: s.weight for s in dataset.samples if s.weight != 1.0},
     }
 
