@@ -27,7 +27,9 @@ class MeasureOptions(ListingOptions):
     """
     unit: str = field(default="", kw_only=True)
     """What one answer is for, a study or a part, by a key as for score: also measured, or with
-    calibrate also given thresholds, per unit. A unit shows what some image of it shows.
+    calibrate also given thresholds, per unit. A unit shows what some image of it shows. Of
+    --predictions, units that were scored are measured by themselves; name their key where runs have
+    several.
     """
     unit_rule: UnitPooling = field(default="auto", kw_only=True)
     """How the answers of its images become that of a unit, as for score."""

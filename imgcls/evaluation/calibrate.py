@@ -145,7 +145,7 @@ def _fit(
         sets_of([sample.labels for sample in used], len(names)),
         names,
         multi_label=bundle.multi_label,
-        unit_B=[sample.group or sample.uri for sample in used],
+        unit_B=[sample.group or sample.unit or sample.uri for sample in used],
         targets=operating_targets(config, names),
     )
 

@@ -12,7 +12,7 @@ backend that a night of so many images would have here; the result says which.
 import hashlib
 import io
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from itertools import chain
 from typing import Any
 
@@ -28,7 +28,7 @@ from imgcls.data.dataset import (
     refuse_joined,
     unique_rows,
 )
-from imgcls.data.label_manifest import Roles, read_manifest
+from imgcls.data.label_manifest import LabelRow, Roles, read_manifest
 from imgcls.data.left_out import leave_out, select_rows, split_label
 from imgcls.data.matching import Matching, refuse_no_match
 from imgcls.data.tables.shape import TableShape
@@ -40,6 +40,11 @@ from imgcls.errors import (
     SourceError,
 )
 from imgcls.evaluation.labelled_data import read_labelled
+from imgcls.evaluation.of_published_units import (
+    LabelledImage,
+    measure_published_units,
+    units_key,
+)
 from imgcls.evaluation.of_units import collect_units, measure_units, rule_of
 from imgcls.evaluation.predict_samples import RunFlags, predict_samples
 from imgcls.image.versions import describe_moved
@@ -52,13 +57,20 @@ from imgcls.report.over_time import describe, measure_over_time
 from imgcls.runs.latest import is_later
 from imgcls.runs.published import MANIFEST, Manifest, Part, list_published
 from imgcls.runs.row_keys import with_paths
-from imgcls.schema import MEMBER_FIELD, Status
+from imgcls.schema import MEMBER_FIELD, UNIT_FIELD, Status
 from imgcls.storage import objects
 from imgcls.storage.uri import join
 
 _NUM_NAMED = 10  # images that a result names one by one
 _COLUMNS = ["uri", "status", "error", "class_name", "run_id", "scored_at", "model_digest"]
-_OPTIONAL_COLUMNS = [MEMBER_FIELD.name, "labels", "calibrated_prob", "decision", "threshold_id"]
+_OPTIONAL_COLUMNS = [
+    MEMBER_FIELD.name,
+    UNIT_FIELD.name,
+    "labels",
+    "calibrated_prob",
+    "decision",
+    "threshold_id",
+]
 
 _log = logging.getLogger(__name__)
 
@@ -215,6 +227,8 @@ def evaluate_predictions(config: EvaluateConfig) -> dict[str, Any]:
     if not manifests:
         run = f" of run {config.run_id}" if config.run_id else ""
         raise SourceError(f"there are no published predictions{run} under {config.predictions}")
+    runs = [manifest for _, manifest in manifests]
+    key = units_key(config.unit, runs)
     joined = _Joined(Matching(label_by_uri, config.match_by))
     for folder, manifest in manifests:
         for part in manifest.parts:
@@ -229,22 +243,17 @@ def evaluate_predictions(config: EvaluateConfig) -> dict[str, Any]:
     class_names = _known_classes(manifests, facts_by_digest, names_by_uri.values(), joined)
     kept, left_out = leave_out(labelled, class_names, multi_label, config.labels)
     usable = {row.uri for row in kept}
-    outcomes, decisions = Outcomes(multi_label), DecisionTable()
-    for uri, rows in joined.rows_by_uri.items():
-        if uri not in usable:
-            continue
-        labels = tuple(sorted(map(class_names.label_of, names_by_uri[uri])))
-        for row in rows:
-            if row["status"] == Status.OK:
-                found = row["labels"] if multi_label else [row["class_name"]]
-                predicted = tuple(sorted(map(class_names.label_of, found)))
-                unit = row_by_uri[uri].group or uri
-                outcomes.add_ok(labels, predicted, unit, row_by_uri[uri].slice_name)
-                decisions.add(row, names_by_uri[uri], unit)
-            else:
-                outcomes.add_failure(uri, row["status"], row["error"] or "")
+    outcomes, decisions, images = _count(
+        joined, usable, row_by_uri, names_by_uri, class_names, multi_label
+    )
+    of_units = dict[str, Any]()
+    if key:
+        of_units["units"] = measure_published_units(
+            config.predictions, runs, key, images, class_names, facts_by_digest,
+            multi_label=multi_label,
+        )  # fmt: skip
     without_row = [uri for uri in label_by_uri if uri not in joined.rows_by_uri]
-    return {
+    return of_units | {
         "mode": "predictions",
         "predictions": config.predictions,
         "labels": config.labels,
@@ -260,6 +269,36 @@ def evaluate_predictions(config: EvaluateConfig) -> dict[str, Any]:
         **outcomes.result(class_names, None),
         "decisions": decisions.result({d: f.calibration for d, f in facts_by_digest.items()}),
     }
+
+
+def _count(
+    joined: "_Joined",
+    usable: Container[str],
+    row_by_uri: Mapping[str, LabelRow],
+    names_by_uri: Mapping[str, frozenset[str]],
+    class_names: ClassNames,
+    multi_label: bool,
+) -> tuple[Outcomes, DecisionTable, list[LabelledImage]]:
+    """Return what became of the usable images: row by row, by threshold, and of which unit."""
+    outcomes, decisions = Outcomes(multi_label), DecisionTable()
+    images = list[LabelledImage]()
+    for uri, rows in joined.rows_by_uri.items():
+        if uri not in usable:
+            continue
+        labels = tuple(sorted(map(class_names.label_of, names_by_uri[uri])))
+        of_label = row_by_uri[uri]
+        unit = str(rows[0].get(UNIT_FIELD.name) or "")
+        images.append(LabelledImage(uri, unit, labels, of_label.group, of_label.slice_name))
+        for row in rows:
+            if row["status"] == Status.OK:
+                found = row["labels"] if multi_label else [row["class_name"]]
+                predicted = tuple(sorted(map(class_names.label_of, found)))
+                group = of_label.group or unit or uri
+                outcomes.add_ok(labels, predicted, group, of_label.slice_name)
+                decisions.add(row, names_by_uri[uri], group)
+            else:
+                outcomes.add_failure(uri, row["status"], row["error"] or "")
+    return outcomes, decisions, images
 
 
 class _Joined:

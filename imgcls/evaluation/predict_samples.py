@@ -66,7 +66,8 @@ class Predicted:
         labels_B = rule.labels(self.found.probs_BK)
         for index, labels in zip(self.found.index_B.tolist(), labels_B, strict=True):
             sample = samples[index]
-            outcomes.add_ok(sample.labels, labels, sample.group or sample.uri, sample.slice_name)
+            group = sample.group or sample.unit or sample.uri
+            outcomes.add_ok(sample.labels, labels, group, sample.slice_name)
         for failure in self.found.failures:
             outcomes.add_failure(samples[failure.index].uri, failure.status, failure.reason)
         return outcomes

@@ -4,7 +4,7 @@ In: published rows. Out: the latest ones. Invariant: the rows of one image come 
 that frames of two nights never mix; whoever asks for "latest" asks here.
 """
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Any
 
 import duckdb
@@ -77,8 +77,12 @@ def read_latest(output: str) -> pa.Table:
     return rows.sort_by([(name, "ascending") for name in order])
 
 
-def read_latest_units(output: str) -> pa.Table:
+def read_latest_units(output: str, run_ids: Container[str] | None = None) -> pa.Table:
     """Return the latest row of every unit of an output (GROUPS_SCHEMA), sorted by unit.
+
+    Args:
+        output: What `score` or `nightly` wrote to.
+        run_ids: Of these runs alone; of all by default.
 
     Raises:
         SourceError: no run with --unit is published there.
@@ -86,6 +90,7 @@ def read_latest_units(output: str) -> pa.Table:
     tables = [
         read_whole(folder, file)
         for night in list_published(output)
+        if run_ids is None or night[1].run_id in run_ids
         for folder, file in files_of(output, night, of_units=True)
     ]
     if not tables:

@@ -108,6 +108,22 @@ def check_fresh_studies(registry: str, root: Path, num_fresh: int) -> None:
     assert "positive" in decided
     assert verify(VerifyConfig(config.output))["rows"] == len(images)
 
+    # Against labels, what was published of each study: the same answers, counted once.
+    names = (("dark", "light")[int(name[5:9]) % 2] for name in sorted(images))
+    lines = [f"{name},{label}" for name, label in zip(sorted(images), names, strict=True)]
+    (root / "labels.csv").write_text("\n".join(["uri,label", *lines]) + "\n")
+    of_rows = EvaluateConfig(
+        predictions=config.output, labels=str(root / "labels.csv"), match_by="name"
+    )
+    published = evaluate(of_rows)["units"]
+    assert (published["num_units"], published["num_incomplete"]) == (num_fresh, 0)
+    assert (published["key"], published["rule"]) == (KEY, "max")
+    [at_point] = published["decisions"]
+    assert (at_point["threshold_id"], at_point["recall"]) == (point.threshold_id, recall)
+    assert at_point["specificity"] == (~found[::2]).mean()
+    with pytest.raises(ConfigError, match=r"--unit folder:1: these predictions have units by name"):
+        evaluate(replace(of_rows, unit="folder:1"))
+
     # The same numbers by evaluate on the labelled form of other fresh studies.
     measured = evaluate(
         EvaluateConfig(
