@@ -231,7 +231,8 @@ def _logits(probs_CK: Floats) -> Doubles:
 
 
 def _log_loss(probs_CK: Doubles, label_C: Ints) -> float:
-    return float(-_logits(probs_CK)[np.arange(len(label_C)), label_C].mean())
+    # Not the negative of it: nobody wants to read -0.000.
+    return float(0.0 - _logits(probs_CK)[np.arange(len(label_C)), label_C].mean())
 
 
 def _bins(probs_CK: Doubles, label_C: Ints) -> list[dict[str, Any]]:

@@ -233,7 +233,7 @@ class _ScoreMeasure:
         is_top_B = (probs_BK > own_B[:, None]).sum(axis=1) < TOP_K
         # Summed over the classes, so 0..2, as Brier (1950) has it.
         brier_B = ((probs_BK - np.eye(num_classes)[label_B]) ** 2).sum(axis=1)
-        loss_B = -np.log(np.maximum(own_B, np.finfo(np.float64).eps))
+        loss_B = 0.0 - np.log(np.maximum(own_B, np.finfo(np.float64).eps))
         self._value_B3 = np.stack([is_top_B, brier_B, loss_B], axis=1)
         confidence_B = probs_BK.max(axis=1)
         # The gap of a bin is the sum over its images of correct minus confidence.
