@@ -14,7 +14,7 @@ import io
 import logging
 import uuid
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from importlib.metadata import version
@@ -27,7 +27,7 @@ from imgcls.config.scoring import ResultsConfig
 from imgcls.errors import ConfigError, SourceError
 from imgcls.image.formats.dicom.bare import with_preamble
 from imgcls.image.formats.dicom.header import is_dicom
-from imgcls.runs.latest import read_latest
+from imgcls.runs.latest import read_latest, read_latest_units
 from imgcls.runs.plan import Plan, PlannedRows, read_plan
 from imgcls.runs.row_keys import image_keys, with_members
 from imgcls.runs.run import Run
@@ -58,6 +58,19 @@ class _Image:
     row: Row
     header: "Dataset"
 
+    @property
+    def study(self) -> str:
+        """The UID of its study."""
+        return str(self.header.StudyInstanceUID)
+
+
+@dataclass(frozen=True)
+class _Unit:
+    """The row of a unit, and those of its images that a report is of."""
+
+    row: Row
+    images: Sequence[_Image]
+
 
 def write_reports(config: ResultsConfig, output: str) -> dict[str, Any]:
     """Write a report for each study.
@@ -84,9 +97,11 @@ def write_reports(config: ResultsConfig, output: str) -> dict[str, Any]:
         if header is None:
             num_gone += 1
         else:
-            studies[str(header.StudyInstanceUID)].append(_Image(row, header))
-    for images in studies.values():
-        report = report_of(images)
+            image = _Image(row, header)
+            studies[image.study].append(image)
+    units = _units_by_study(output, studies, config.run_id)
+    for study, images in studies.items():
+        report = report_of(images, units.get(study, ()))
         file = io.BytesIO()
         report.save_as(file)
         put(join(into, f"{report.SOPInstanceUID}.dcm"), file.getvalue(), is_private=True)
@@ -101,8 +116,38 @@ def write_reports(config: ResultsConfig, output: str) -> dict[str, Any]:
         "where": into,
         "num_rows": sum(map(len, studies.values())),
         "num_reports": len(studies),
+        "num_units": sum(map(len, units.values())),
         "num_not_reported": num_gone,
     }
+
+
+def _units_by_study(
+    output: str, studies: Mapping[str, Sequence[_Image]], run_id: str
+) -> dict[str, list[_Unit]]:
+    """Return the answers of units by the study that they lie in; one of several studies is in none.
+
+    A unit whose answer is of other rows than the reports - of another run, another model, or with
+    images that are in no report - is left out, too.
+    """
+    by_unit = defaultdict[str, list[_Image]](list)
+    for images in studies.values():
+        for image in images:
+            if image.row.get("unit"):
+                by_unit[image.row["unit"]].append(image)
+    found = defaultdict[str, list[_Unit]](list)
+    for row in read_latest_units(output).to_pylist() if by_unit else ():
+        images = by_unit.get(row["unit"] or "", [])
+        is_whole = len({_file_of(image.row) for image in images}) == row["num_ok"]
+        is_of_them = {image.row["model_digest"] for image in images} == {row["model_digest"]}
+        is_wanted = row["num_ok"] > 0 and run_id in ("", row["run_id"])
+        is_in_one = len({image.study for image in images}) == 1
+        if is_whole and is_of_them and is_wanted and is_in_one:
+            found[images[0].study].append(_Unit(row, images))
+    return found
+
+
+def _file_of(row: Row) -> tuple[str, str | None, int | None]:
+    return row["uri"], row.get("member"), row["frame"]
 
 
 def _headers(output: str, rows: Sequence[Row]) -> Iterator[tuple[Row, "Dataset | None"]]:
@@ -151,8 +196,8 @@ def _header(data: bytes) -> "Dataset | None":
     return header
 
 
-def report_of(images: Sequence[_Image]) -> "Dataset":
-    """Return the report of one study."""
+def report_of(images: Sequence[_Image], units: Sequence[_Unit] = ()) -> "Dataset":
+    """Return the report of one study: what is said of its units, and of each of its images."""
     from highdicom import sr
     from pydicom.sr.codedict import codes
 
@@ -172,10 +217,14 @@ def report_of(images: Sequence[_Image]) -> "Dataset":
     content = sr.MeasurementReport(
         observation_context=sr.ObservationContext(observer_device_context=observer),
         procedure_reported=sr.CodedConcept("363679005", "SCT", "Imaging procedure"),
-        imaging_measurements=[_group(number, image) for number, image in enumerate(images, 1)],
+        imaging_measurements=[
+            *map(_group_of_unit, units),
+            *(_group(number, image) for number, image in enumerate(images, 1)),
+        ],
         title=codes.DCM.ImagingMeasurementReport,
     )
-    answers = [_answer(image) for image in images]
+    answers = [_answer(image.row, image) for image in images]
+    answers += [_answer(unit.row, *unit.images) for unit in units]
     evidence = {str(image.header.SOPInstanceUID): image.header for image in images}
     report = sr.ComprehensiveSR(
         evidence=list(evidence.values()),
@@ -197,15 +246,38 @@ def report_of(images: Sequence[_Image]) -> "Dataset":
     return report
 
 
+def _group_of_unit(unit: _Unit) -> "MeasurementsAndQualitativeEvaluations":
+    """Return what is said of several images together."""
+    row = unit.row
+    about = [f"one answer for {row['num_images']} images, pooled by {row['rule']}"]
+    if row["num_failed"]:
+        about.append(f"incomplete: {row['num_failed']} failed, and may show what the others do not")
+    return _group_of(f"unit of {row['num_images']} images", row, unit.images, about)
+
+
 def _group(number: int, image: _Image) -> "MeasurementsAndQualitativeEvaluations":
     """Return what is said of one image, or of one frame of it."""
+    return _group_of(f"image {number}", image.row, [image], [])
+
+
+def _group_of(
+    name: str, row: Row, images: Sequence[_Image], about: Sequence[str]
+) -> "MeasurementsAndQualitativeEvaluations":
+    """Return a group of the report.
+
+    Args:
+        name: What it is of, for people.
+        row: The answer.
+        images: What it was made of.
+        about: What else is to be known of it.
+    """
     from highdicom import sr
 
-    row, header = image.row, image.header
     parameters = [
         f"model digest {row['model_digest']}",
         f"spec digest {row['spec_digest']}",
         _DISCLAIMER,
+        *about,
     ]
     if row.get("threshold_id"):
         parameters.append(f"threshold {row['threshold_id']}")
@@ -222,12 +294,14 @@ def _group(number: int, image: _Image) -> "MeasurementsAndQualitativeEvaluations
     if row.get("calibrated_prob") is not None:
         numbers["Calibrated probability"] = row["calibrated_prob"]
     unit = sr.CodedConcept("1", "UCUM", "no units")
-    is_one_of_many = row["frame"] is not None and int(header.get("NumberOfFrames") or 1) > 1
-    frames = [int(row["frame"]) + 1] if is_one_of_many else None
+    frames = [str(image.row["frame"]) for image in images]
+    names = [str(image.header.SOPInstanceUID) for image in images]
+    kind = "group" if len(images) == 1 and not about else "unit"
     return sr.MeasurementsAndQualitativeEvaluations(
         tracking_identifier=sr.TrackingIdentifier(
-            uid=_uid("group", str(header.SOPInstanceUID), str(row["frame"]), row["model_digest"]),
-            identifier=f"image {number}",
+            uid=_uid(kind, *(each for pair in zip(names, frames, strict=True) for each in pair),
+                     row["model_digest"]),
+            identifier=name,
         ),
         algorithm_id=sr.AlgorithmIdentification(
             name=_text(str(row["model"]).rpartition("/")[2]),
@@ -240,21 +314,31 @@ def _group(number: int, image: _Image) -> "MeasurementsAndQualitativeEvaluations
         ],
         qualitative_evaluations=said,
         source_images=[
-            sr.SourceImageForMeasurementGroup(header.SOPClassUID, header.SOPInstanceUID, frames)
+            sr.SourceImageForMeasurementGroup(
+                image.header.SOPClassUID, image.header.SOPInstanceUID, _frames(image)
+            )
+            for image in images
         ],
-    )
+    )  # fmt: skip
 
 
-def _answer(image: _Image) -> str:
-    """Return all that decides what a report says of an image."""
-    row = image.row
+def _frames(image: _Image) -> list[int] | None:
+    """Return which of the frames of a file is meant; None where it is all of it."""
+    is_one_of_many = int(image.header.get("NumberOfFrames") or 1) > 1
+    frame = image.row["frame"]
+    return [int(frame) + 1] if frame is not None and is_one_of_many else None
+
+
+def _answer(row: Row, *images: _Image) -> str:
+    """Return all that decides what a report says of an image, or of several."""
     names = ("frame", "class_name", "confidence", "calibrated_prob", "decision", "threshold_id")
+    of_units = ("status", "rule", "num_images", "num_failed") if "num_ok" in row else ()
     return repr(
         [
-            str(image.header.SOPInstanceUID),
+            *(str(image.header.SOPInstanceUID) for image in images),
             row["model_digest"],
             row["scored_at"].isoformat(),
-            *(row.get(name) for name in names),
+            *(row.get(name) for name in (*names, *of_units)),
         ]
     )
 

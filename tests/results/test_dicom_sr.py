@@ -72,6 +72,7 @@ def test_a_report_per_study_is_valid_and_the_same_again(
     ]  # fmt: skip
     result = results(ResultsConfig(config.output, "dicom-sr"))
     assert (result["num_reports"], result["num_rows"], result["num_not_reported"]) == (2, 4, 0)
+    assert result["num_units"] == 2
     files = {path.name: path.read_bytes() for path in Path(result["where"]).iterdir()}
     rows = {
         row["uri"] + (row["member"] or ""): row for row in read_latest(config.output).to_pylist()
@@ -82,8 +83,13 @@ def test_a_report_per_study_is_valid_and_the_same_again(
         report = srread(path)
         assert (report.VerificationFlag, report.PatientID) == ("UNVERIFIED", "SECRET-7")
         assert report.SOPInstanceUID == path.stem
-        groups = report.content.get_image_measurement_groups()
+        of_study, *groups = report.content.get_image_measurement_groups()
         assert len(groups) == 2
+        # First the one answer for the study, made of both of its images.
+        assert of_study.tracking_identifier == "unit of 2 images"
+        assert len(of_study.source_images) == 2
+        [answer] = [m.value for m in of_study.get_measurements()]
+        assert answer in [pytest.approx(u["confidence"], abs=1e-6) for u in units if u["unit"]]
         assert str(next(iter(rows.values()))["model_digest"]).encode() in path.read_bytes()
         found = sorted(m.value for g in groups for m in g.get_measurements())
         study = str(report.StudyInstanceUID)[-1]
@@ -107,6 +113,7 @@ def test_a_report_per_study_is_valid_and_the_same_again(
     (Path(config.source) / "a.dcm").write_bytes(_image(1, 5))
     again = results(ResultsConfig(config.output, "dicom-sr", into=str(tmp_path / "other")))
     assert (again["num_rows"], again["num_not_reported"]) == (3, 1)
+    assert again["num_units"] == 1, "its study has no answer that all of its images gave"
     with pytest.raises(ConfigError, match="leave --unit away"):
         results(ResultsConfig(config.output, "dicom-sr", unit=True))
 
@@ -115,7 +122,7 @@ def test_reports_pass_dciodvfy(config: NightlyConfig) -> None:
     dciodvfy = shutil.which("dciodvfy")
     if dciodvfy is None:
         pytest.skip("dciodvfy (Debian's dicom3tools) is not installed")
-    nightly(replace(config, unit=""))
+    nightly(config)
     result = results(ResultsConfig(config.output, "dicom-sr"))
     paths = list(Path(result["where"]).iterdir())
     assert len(paths) == 2
