@@ -80,6 +80,8 @@ class RunFacts:
     """Of all that decides probabilities; "" in records of versions that had no such digest."""
     calibration_digest: str = ""
     """Of temperature and thresholds; "" where the model has none, or as above."""
+    identity_mark: str = ""
+    """Which secret key hashed ids of its rows; "" where none are, or as above."""
 
     @property
     def digests(self) -> ModelDigests:

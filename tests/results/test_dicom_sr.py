@@ -141,3 +141,18 @@ def test_without_dicom_images_there_is_nothing_to_report(
     nightly(replace(config, source=str(tmp_path / "png"), unit=""))
     with pytest.raises(SourceError, match="no published row is of a DICOM image"):
         results(ResultsConfig(config.output, "dicom-sr"))
+
+
+def test_another_secret_key_is_told_before_it_splits_studies(
+    config: NightlyConfig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    nightly(replace(config, run_id="one"))
+    (Path(config.source) / "d.dcm").write_bytes(_image(1, 2))
+    nightly(replace(config, run_id="two"))
+    assert "another secret key" not in caplog.text
+    (Path(config.source) / "e.dcm").write_bytes(_image(1, 3))
+    monkeypatch.setenv("IMGCLS_IDENTITY_KEY", KEY[::-1])
+    nightly(replace(config, run_id="three"))
+    assert (
+        "2 earlier runs of this output have names of units that another secret key" in caplog.text
+    )

@@ -20,7 +20,7 @@ from imgcls.data.keys import Key, Keyed, Value, as_name, read_headers
 from imgcls.data.label_manifest import read_cells
 from imgcls.data.tables.shape import OURS, TableShape
 from imgcls.errors import ConfigError, SourceError
-from imgcls.identity import IDENTITIES, ISSUER, PLAIN, hashed, require_key
+from imgcls.identity import IDENTITIES, ISSUER, PLAIN, hashed, mark_of, require_key
 from imgcls.schema import MEMBER_FIELD, ROW_COLUMNS, UNIT_FIELD
 from imgcls.scoring.planning.listing import lists_manifest, root_of
 from imgcls.sources.members import Member, MemberRequest
@@ -122,6 +122,12 @@ class Carry:
                 continue
             objects = objects.append_column(field_, pa.array(values, field_.type))
         return objects
+
+    @property
+    def identity_mark(self) -> str:
+        """Which secret key hashes what is carried; "" where nothing is hashed."""
+        hashes = any(key.kind == "dicom" and _keyword(key) in IDENTITIES for key in self.keys)
+        return mark_of(require_key("an id")) if hashes else ""
 
     def schema(self, planned: pa.Schema) -> pa.Schema:
         """Return the schema of what `added` makes of objects of this one."""

@@ -73,6 +73,7 @@ def write_plan(
         spec_digest=model.digests.spec,
         network_digest=model.digests.network,
         calibration_digest=model.digests.calibration,
+        identity_mark=carry.identity_mark,
         config=dict(config),
         row_options=RowOptions.of_flags(config),
         files=tuple(files),

@@ -22,7 +22,7 @@ import pyarrow as pa
 
 from imgcls.closing import Closing
 from imgcls.errors import BundleError
-from imgcls.metrics.units import positive_of, unit_rule
+from imgcls.identity import KEY_VARIABLE
 from imgcls.model.bundle import read_facts
 from imgcls.model.bundle_files import read_digest
 from imgcls.runs.latest import latest_of
@@ -85,14 +85,7 @@ class Units(Closing):
                 f"{plan.model_uri}: digest is {digest}, run {plan.run_id} was planned with "
                 f"{plan.model_digest}: its units cannot be decided"
             )
-        self._rule = unit_rule(
-            plan.row_options.unit_rule,
-            facts.unit_calibration,
-            facts.class_names.names,
-            positive_class=positive_of(facts.calibration),
-            background_class=facts.background_class,
-            multi_label=facts.multi_label,
-        )
+        self._rule = facts.unit_rule(plan.row_options.unit_rule)
         self._plan = plan
         self._rows = UnitRows(plan, self._rule, facts.class_names.names)
         self._counts: Counter[str] = Counter()
@@ -144,12 +137,15 @@ class Units(Closing):
 
     def _earlier(self) -> list[Night]:
         """Return the published runs of the same network with units by the same key."""
-        plan, alike, num_others = self._plan, list[Night](), 0
+        plan, alike, num_others, num_of_other_keys = self._plan, list[Night](), 0, 0
         for folder, manifest in list_published(plan.output):
             is_alike = is_same_network(manifest.digests, plan.digests)
             if manifest.run_id == plan.run_id or not is_alike:
                 continue
-            if manifest.unit == plan.row_options.unit:
+            marks = {manifest.identity_mark, plan.identity_mark} - {""}
+            if manifest.unit == plan.row_options.unit and len(marks) > 1:
+                num_of_other_keys += 1
+            elif manifest.unit == plan.row_options.unit:
                 alike.append((folder, manifest))
             else:
                 num_others += 1
@@ -160,6 +156,14 @@ class Units(Closing):
                 "runs back; the next night scores their images again",
                 num_others,
                 plan.row_options.unit,
+            )
+        if num_of_other_keys:
+            log.warning(
+                "%d earlier runs of this output have names of units that another secret key hashed "
+                "(%s): a study of theirs is another one here, so one that goes on has two rows. "
+                "Put the earlier key back, or begin a new output",
+                num_of_other_keys,
+                KEY_VARIABLE,
             )
         return alike
 
