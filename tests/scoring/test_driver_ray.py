@@ -11,6 +11,7 @@ from imgcls.config.scoring import NightlyConfig, ScoreConfig
 from imgcls.image.formats.abilities import NEEDED
 from imgcls.image.versions import DECODER_VERSIONS
 from imgcls.nightly import nightly
+from imgcls.runs.latest import read_latest_units
 from imgcls.scoring.driver import score
 from imgcls.storage.objects import put
 from tests.scoring.tiny import comparable, published_rows, write_images
@@ -30,11 +31,20 @@ def test_ray_and_local_write_identical_rows(model_ref: str, s3_bucket: str) -> N
                 f"{s3_bucket}/{executor}",
                 run_id="night",
                 executor=executor,  # type: ignore[arg-type]
+                unit="name:([0-9]{2})[.]",
+                shard_size=64,
             )
         )
     local = comparable(published_rows(f"{s3_bucket}/local"))
     assert len(local) == NUM_IMAGES
     assert comparable(published_rows(f"{s3_bucket}/ray")) == local
+    # A unit here is of two images, a hundred apart, in two shards.
+    units = {
+        executor: read_latest_units(f"{s3_bucket}/{executor}").drop_columns("scored_at").to_pylist()
+        for executor in ("local", "ray")
+    }
+    assert [unit["num_ok"] for unit in units["local"]] == [2] * (NUM_IMAGES // 2)
+    assert units["ray"] == units["local"]
 
 
 @pytest.mark.ray

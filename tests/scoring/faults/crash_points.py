@@ -3,14 +3,15 @@
 A program of its own, because a fork wants a process without threads: it imports everything once,
 then forks per point. `python -m tests.scoring.faults.crash_points SOURCE MODEL OUTPUT_ROOT` prints
 a line of JSON per point, until a night comes through untouched. Points may be named after it;
-`--about TEXT` counts only writes with TEXT in their name, `--write-tiles`, `--heatmaps all` and
-`--unit KEY` go to the night.
+`--about TEXT` counts only writes with TEXT in their name, `--earlier OUTPUT` begins each night in a
+copy of that one; `--write-tiles`, `--heatmaps all`, `--unit KEY` and `--delta` go to the night.
 """
 
 import argparse
 import itertools
 import json
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -78,6 +79,8 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--write-tiles", action="store_true")
     parser.add_argument("--heatmaps", default="none")
     parser.add_argument("--unit", default="")
+    parser.add_argument("--delta", action="store_true")
+    parser.add_argument("--earlier", default="")
     given = parser.parse_args(arguments)
     checks.MIN_SHARD_SIZE = 12
     for when in ("before", "after"):
@@ -93,7 +96,10 @@ def main(arguments: Sequence[str]) -> None:
                 write_tiles=given.write_tiles,
                 heatmaps=given.heatmaps,
                 unit=given.unit,
+                delta=given.delta,
             )
+            if given.earlier:
+                shutil.copytree(given.earlier, config.output)
             killed = run_night(config, point, when, given.about)
             finished = run_night(config)
             record = {"output": config.output, "killed": killed, "finished": finished}

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,12 +12,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import deltalake
 import pyarrow.parquet as pq
 import pytest
 
-from imgcls.config.scoring import ScoreConfig, VerifyConfig
+from imgcls.config.scoring import NightlyConfig, ScoreConfig, VerifyConfig
 from imgcls.image.spec import PreprocessSpec
 from imgcls.model.registry import register
+from imgcls.nightly import nightly
 from imgcls.runs.commits import read_commits
 from imgcls.runs.facts import read_facts
 from imgcls.runs.run import Run, list_run_ids
@@ -176,6 +179,67 @@ def tiles_of(output: str) -> list[tuple[object, ...]]:
     rows = [row for file in files for row in pq.read_table(file, partitioning=None).to_pylist()]
     place = ("uri", "x_px", "y_px", "w_px", "h_px")
     return sorted((*(row[name] for name in place), *row["probs"]) for row in rows)
+
+
+def write_parts(source: Path, numbers: range) -> None:
+    """Write images of parts, which four cameras see; of a part some come on a later night."""
+    source.mkdir(exist_ok=True)
+    for number in numbers:
+        name = f"part{number * 5 % 8}-cam{number}.png"
+        (source / name).write_bytes(image_bytes(number))
+
+
+def units_of(output: str) -> list[tuple[object, ...]]:
+    """Return every published row of a unit, of all nights."""
+    files = sorted(Path(output).glob("_groups/date=*/run=*/*.parquet"))
+    rows = [row for file in files for row in pq.read_table(file, partitioning=None).to_pylist()]
+    kept = ("unit", "run_id", "version", "replaces_run_id", "num_ok", "statuses", "uri", "label")
+    return sorted((*(row[name] for name in kept), *row["probs"]) for row in rows)
+
+
+def check_with_units(model_ref: str, folder: Path, *flags: str) -> list[int]:
+    """Kill the second night, with units and Delta; return the exit codes of the killed."""
+    source, key = folder / "bucket", "name:part([0-9]+)"
+    write_parts(source, range(20))
+    first = NightlyConfig(
+        str(source), model_ref, str(folder / "first"), date="2026-11-21", executor="local",
+        num_decoders=1, unit=key, delta=True,
+    )  # fmt: skip
+    nightly(first)
+    write_parts(source, range(20, 32))
+    shutil.copytree(first.output, folder / "oracle")
+    nightly(replace(first, output=str(folder / "oracle"), date="2026-11-22"))
+    rows, units = (of(str(folder / "oracle")) for of in (published_rows, units_of))
+    undisturbed = comparable(rows)
+    assert (len(undisturbed), len(units)) == (32, 16)
+    found = run_campaign(
+        source, model_ref, folder / "nights",
+        "--unit", key, "--delta", "--earlier", first.output, *flags,
+    )  # fmt: skip
+    for point in found:
+        assert point["finished"] == 0, point
+        assert comparable(published_rows(point["output"])) == undisturbed, point
+        assert units_of(point["output"]) == units, point
+        assert verify(VerifyConfig(point["output"]))["rows"] == 32
+        table = deltalake.DeltaTable(point["output"]).to_pyarrow_table()
+        assert sorted(table["uri"].to_pylist()) == sorted(row["uri"] for row in undisturbed), point
+    return [point["killed"] for point in found]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_night_killed_at_its_table_of_units_is_finished_with_the_same_one(
+    model_ref: str, tmp_path: Path
+) -> None:
+    assert check_with_units(model_ref, tmp_path, "--about", "_groups") == [-signal.SIGKILL, 0] * 2
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_a_night_with_units_and_delta_is_finished_from_every_write(
+    model_ref: str, tmp_path: Path
+) -> None:
+    assert len(check_with_units(model_ref, tmp_path)) == 2 * (num_writes(1) + 1 + 1)
 
 
 def check_with_heatmaps(model_ref: str, folder: Path, *points: str) -> list[int]:
