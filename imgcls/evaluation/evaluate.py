@@ -177,7 +177,7 @@ def evaluate_model(config: EvaluateConfig) -> dict[str, Any]:
     if calibration is not None:
         calibrated = outcomes.calibrated(calibration, bundle.class_names, probs_BK)
     of_units = dict[str, Any]()
-    if config.unit:
+    if config.unit or any(sample.unit for sample in samples):  # as the training learnt them
         rule = rule_of(config.unit_rule, bundle)
         units = collect_units(predicted, samples, rule)
         of_units["units"] = measure_units(units, rule, rule.calibration, bundle)

@@ -26,6 +26,7 @@ from imgcls.metrics.outcomes import Outcomes
 from imgcls.metrics.top_classes import Bools, Doubles, Ints
 
 Answer = Literal["better", "not_better", "unknown"]
+Kind = Literal["image", "unit"]
 
 # With fewer images even a faultless order is chance in more than one of twenty cases.
 _MAX_CHANCE: Final = 0.05
@@ -53,6 +54,7 @@ class Verdict:
             `found` of each class; with intervals.
         operating_points: Per threshold counts, shares and intervals, and `slices` with the same.
         warnings: What speaks against using it, each a sentence.
+        kind: What an answer is for, an image or a unit of several.
     """
 
     answer: Answer
@@ -64,6 +66,7 @@ class Verdict:
     model: dict[str, Any] = field(default_factory=dict)
     operating_points: list[dict[str, Any]] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    kind: Kind = "image"
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON-able values, and what `lines` says of them."""
@@ -113,6 +116,7 @@ def judge(
     metrics: Mapping[str, Any],
     points: Sequence[OperatingPoint] = (),
     beware: Sequence[str] = (),
+    kind: Kind = "image",
 ) -> Verdict:
     """Judge a model by one split.
 
@@ -124,6 +128,7 @@ def judge(
         metrics: `Outcomes.result`, with what the calibration achieves under `calibrated`.
         points: The operating points of the calibration.
         beware: Sentences that stand before the warnings that are found here.
+        kind: What was measured.
     """
     target_BK, multi_label = outcomes.target_BK(len(class_names)), outcomes.multi_label
     guess_K = prior.answer(multi_label=multi_label)
@@ -164,7 +169,7 @@ def judge(
     ]
     return Verdict(
         answer=answer,
-        summary=f"Verdict: {_HEADINGS[answer]}{_how_far(answer, split, len(target_BK))}.",
+        summary=f"Verdict: {_HEADINGS[answer]}{_how_far(answer, split, len(target_BK), kind)}.",
         is_of_two=is_of_two,
         split=split,
         num_images=len(target_BK),
@@ -172,6 +177,7 @@ def judge(
         model=model,
         operating_points=found,
         warnings=[*beware, *(w for point in found for w in _missed(point))],
+        kind=kind,
     )
 
 
@@ -255,8 +261,8 @@ def _counted(point: OperatingPoint, measured: Mapping[str, Any]) -> dict[str, An
     return counted
 
 
-def _how_far(answer: Answer, split: str, num_images: int) -> str:
-    on = f"{num_images} {split} image{'s' if num_images != 1 else ''}"
+def _how_far(answer: Answer, split: str, num_images: int, kind: Kind) -> str:
+    on = f"{num_images} {split} {kind}{'s' if num_images != 1 else ''}"
     if answer == "unknown":
         return f": {on} are too few to tell" if num_images != 1 else f": {on} is too few to tell"
     return f", as far as {on} can tell"
@@ -268,14 +274,15 @@ def _compared(verdict: Verdict) -> Iterator[str]:
     is_same = model["num_different"] == 0
     gain = f"{100 * model['gain']:+.1f} points{_in_hundredths(model['gain_interval'])}"
     yield (
-        f"Right for {model['num_right']} of {num} {verdict.split} images. Answering {said} every "
-        f"time, without looking, is right for {guess['num_right']} of {num}: "
-        f"{'that is the same' if is_same else f'the difference is {gain}'}."
+        f"Right for {model['num_right']} of {num} {verdict.split} {verdict.kind}s. "
+        f"Answering {said} every time, without looking, is right for {guess['num_right']} of "
+        f"{num}: {'that is the same' if is_same else f'the difference is {gain}'}."
     )
     yield f"Found by class: {_by_class(model['found'])}."
     if model["auroc"] is not None:
         two = " and ".join(f"one '{name}'" for name in model["found"])
-        pair = two if verdict.is_of_two else "an image of a class and one of another"
+        one = "an image" if verdict.kind == "image" else f"a {verdict.kind}"
+        pair = two if verdict.is_of_two else f"{one} of a class and one of another"
         yield (
             f"Given {pair}, it tells them apart in {100 * model['auroc']:.0f} of 100 pairs"
             f"{_in_hundredths(model['auroc_interval'])}; a guesser in 50 "

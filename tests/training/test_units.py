@@ -93,11 +93,13 @@ def test_one_label_of_a_study_is_learnt_and_measured_and_scored_as_one(tmp_path:
     test = bundle.metrics["test"]
     assert test["num_images"] == sum(side == {"test"} for side in sides.values())
     assert test["accuracy"] > 0.95
-    assert "an image here is a unit" in " ".join(bundle.verdict["lines"])
+    lines = " ".join(bundle.verdict["lines"])
+    assert f"of {test['num_images']} test units. Answering" in lines
+    assert "the answers are of units by --unit name:study" in lines
 
-    # Evaluated by the same key it is the same split, and the same numbers.
+    # Evaluated it is the same split, by the key that was learnt, and the same numbers.
     measured = evaluate(
-        EvaluateConfig(model=str(result["model"]), data=data, split="test", unit=KEY, device="cpu")
+        EvaluateConfig(model=str(result["model"]), data=data, split="test", device="cpu")
     )
     assert measured["same_split_as_training"]
     assert measured["units"]["num_units"] == test["num_images"]

@@ -52,8 +52,8 @@ def reach_verdict(plan: TrainPlan, measured: Measured) -> Verdict:
         )
     if plan.config.unit:
         beware.append(
-            f"an image here is a unit by --unit {plan.config.unit}, several pictures with one "
-            "label; of a single picture nothing was measured."
+            f"the answers are of units by --unit {plan.config.unit}, several images with one label "
+            "each; of a single image nothing was measured."
         )
     if measured.missing:
         beware.append(f"{measured.missing}.")
@@ -66,6 +66,7 @@ def reach_verdict(plan: TrainPlan, measured: Measured) -> Verdict:
         measured.metrics[split],
         calibration.operating_points if calibration is not None else (),
         beware,
+        "unit" if plan.config.unit else "image",
     )
 
 
