@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from imgcls.data.class_names import ClassNames
 from imgcls.errors import ConfigError
+from imgcls.inference.decision_rule import unit_rule_of
 from imgcls.metrics.outcomes import Outcomes
 from imgcls.metrics.threshold_report import DecisionTable
 from imgcls.metrics.units import labels_of_unit
@@ -85,7 +86,7 @@ def measure_published_units(
         facts = facts_by_digest.get(row["model_digest"])
         shown = labels_of_unit(
             [image.labels for image in members],
-            facts.unit_rule(row["rule"]).background if facts is not None else None,
+            unit_rule_of(facts, row["rule"]).background if facts is not None else None,
             multi_label=multi_label,
         )
         if not shown and not multi_label:

@@ -16,7 +16,20 @@ from imgcls.metrics.calibration import Calibration, calibrated
 from imgcls.metrics.measures import THRESHOLD
 from imgcls.metrics.operating_point import OperatingPoint, decide
 from imgcls.metrics.top_classes import Doubles, Floats, Ints, top_label
-from imgcls.model.bundle import Bundle
+from imgcls.metrics.units import UnitRule, positive_of, unit_rule
+from imgcls.model.bundle import Bundle, BundleFacts
+
+
+def unit_rule_of(facts: BundleFacts, asked: str) -> UnitRule:
+    """Return the rule by which a model answers units of several images, see `metrics/units.py`."""
+    return unit_rule(
+        asked,
+        facts.unit_calibration,
+        facts.class_names.names,
+        positive_class=positive_of(facts.calibration),
+        background_class=facts.background_class,
+        multi_label=facts.multi_label,
+    )
 
 
 @dataclass(frozen=True)

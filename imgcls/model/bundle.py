@@ -27,7 +27,7 @@ from imgcls.image.preprocess import normalize
 from imgcls.image.spec import DecodeSpec, PreprocessSpec
 from imgcls.metrics.calibration import Calibration
 from imgcls.metrics.pooling import POOLINGS, Pooling
-from imgcls.metrics.units import UnitCalibration, UnitRule, positive_of, unit_rule
+from imgcls.metrics.units import UnitCalibration
 from imgcls.model.architectures import build_model
 from imgcls.model.bundle_files import (
     ATTACHMENT,
@@ -142,11 +142,7 @@ def to_probs(logits_BK: Tensor, *, multi_label: bool) -> Tensor:
 
 
 def make_golden(
-    model: nn.Module,
-    x_BCHW: Tensor,
-    preprocess_spec: PreprocessSpec,
-    *,
-    multi_label: bool = False,
+    model: nn.Module, x_BCHW: Tensor, preprocess_spec: PreprocessSpec, *, multi_label: bool = False
 ) -> Tensor:
     """Return the probabilities float32 [B,K] that a bundle of this model must give.
 
@@ -204,17 +200,6 @@ class BundleFacts:
     unit_calibration: UnitCalibration | None
     arch_options: dict[str, Any]
     origin: dict[str, Any]
-
-    def unit_rule(self, asked: str) -> UnitRule:
-        """Return the rule by which units of several images are answered, see `metrics/units.py`."""
-        return unit_rule(
-            asked,
-            self.unit_calibration,
-            self.class_names.names,
-            positive_class=positive_of(self.calibration),
-            background_class=self.background_class,
-            multi_label=self.multi_label,
-        )
 
 
 def read_facts(uri: str) -> BundleFacts:

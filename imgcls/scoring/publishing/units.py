@@ -23,6 +23,7 @@ import pyarrow as pa
 from imgcls.closing import Closing
 from imgcls.errors import BundleError
 from imgcls.identity import KEY_VARIABLE
+from imgcls.inference.decision_rule import unit_rule_of
 from imgcls.model.bundle import read_facts
 from imgcls.model.bundle_files import read_digest
 from imgcls.runs.latest import latest_of
@@ -85,7 +86,7 @@ class Units(Closing):
                 f"{plan.model_uri}: digest is {digest}, run {plan.run_id} was planned with "
                 f"{plan.model_digest}: its units cannot be decided"
             )
-        self._rule = facts.unit_rule(plan.row_options.unit_rule)
+        self._rule = unit_rule_of(facts, plan.row_options.unit_rule)
         self._plan = plan
         self._rows = UnitRows(plan, self._rule, facts.class_names.names)
         self._counts: Counter[str] = Counter()

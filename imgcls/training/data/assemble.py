@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from imgcls.training.augment.changes import ImageChanges
+from imgcls.training.data.image_cache import PixelType
 from imgcls.training.data.sampler import Share
 from imgcls.training.instances.batch import Batch, Instances
 from imgcls.training.instances.cache import KnownInstances
@@ -36,7 +37,7 @@ class Assembler:
         shape_CHW: Shape of a preprocessed image.
         weight_N: float32, how much each sample weighs in the loss; 1 by default.
         pin_memory: Page-lock batches, for copies to a CUDA device that do not block.
-        pixel_type: Of the images: uint8, or uint16.
+        pixel_type: Of the images: uint8; of depth 16 float32.
     """
 
     def __init__(
@@ -47,7 +48,7 @@ class Assembler:
         shape_CHW: tuple[int, int, int],
         weight_N: np.ndarray | None,
         pin_memory: bool,
-        pixel_type: type[np.generic],
+        pixel_type: PixelType,
     ) -> None:
         self._samples, self._num_classes, self._shape_CHW = samples, num_classes, shape_CHW
         self._weight_N = np.ones(len(samples), np.float32) if weight_N is None else weight_N

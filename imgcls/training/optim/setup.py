@@ -92,6 +92,7 @@ def make_loaders(plan: TrainPlan, pool: DecoderPool, place: Place) -> dict[str, 
                 shape_CHW=plan.shape_CHW,
                 weight_N=weight_N,
                 pin_memory=pin_memory,
+                pixel_type=pool.pixel_type,
             )
             loaders[split] = UnitLoader(images, units, known, assembler)
     return loaders

@@ -100,9 +100,8 @@ def make_plan(config: TrainConfig) -> TrainPlan:
     for line in describe_classes(dataset):
         log.info("  %s", line)
     tell_units(config, dataset.class_names, splits)
-    chosen_on = learnt_samples(
-        config, dataset.class_names, splits["train" if config.folds else "val"]
-    )
+    held_out = splits["train" if config.folds else "val"]
+    chosen_on = learnt_samples(config, dataset.class_names, held_out)
     check_operating_points(config, dataset.class_names, chosen_on, are_units=bool(config.unit))
     _warn_of_gaps(dataset)
     image_versions = read_versions(config.data, dataset.samples)
@@ -157,9 +156,8 @@ def _settle(
     tell_boxes(config, splits["train"])
     if config.multi_label and config.balance == "weights":
         learnt = learnt_samples(config, dataset.class_names, splits["train"])
-        labels_N = [sample.labels for sample in learnt]
-        pos_weights = balanced_pos_weights(labels_N, len(dataset.class_names))
-        recipe = replace(recipe, pos_weight=tuple(pos_weights))
+        weights = balanced_pos_weights([s.labels for s in learnt], len(dataset.class_names))
+        recipe = replace(recipe, pos_weight=tuple(weights))
     plan = TrainPlan(
         config=config,
         recipe=recipe,
@@ -240,12 +238,11 @@ def check_flags(config: TrainConfig) -> None:
     is_fold_count = config.folds == 0 or config.folds >= MIN_FOLDS
     _refuse_unless(is_fold_count, config, "folds", "0, or 2 or more")
     _refuse_unless(config.depth in (8, 16), config, "depth", "8 or 16")
-    is_of_tiles = config.fit == "tiles" or config.frames == "pool"
     _refuse_unless(
-        config.augment_from == "input" or not is_of_tiles,
+        config.augment_from == "input" or not is_pooled(config),
         config,
         "augment_from",
-        "input with tiles, which are cut out of the source already, and pooled frames",
+        "input with tiles, which are cut out of the source already, pooled frames and --unit",
     )
     if config.depth != DecodeSpec.depth:
         is_plain = config.policy == "none"
