@@ -77,6 +77,8 @@ class Manifest(RunFacts):
     """The key expression that told units apart, "" where no answer per unit was asked for."""
     unit_rule: str = ""
     """By which rule its units were pooled."""
+    unit_decisions: dict[str, int] = field(default_factory=dict)
+    """How many units were decided how; empty where the model has no threshold per unit."""
     unit_counts: dict[str, int] = field(default_factory=dict)
     """How many units have which status, how many rows took the place of an earlier one (replaced),
     and how many images are of no unit (images_without_unit)."""

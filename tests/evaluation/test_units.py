@@ -166,7 +166,9 @@ def test_an_incomplete_unit_is_never_negative_and_another_rule_is_refused(
     )
     with pytest.raises(ConfigError, match=r"--unit-rule mean: .* were fitted for max"):
         nightly(replace(config, unit_rule="mean"))
-    nightly(config)
+    result = nightly(config)
+    assert result["unit_decisions"] == {"negative": 1, "review": 1}
+    assert "Units by decision: negative (1), review (1)." in result["lines"]
     rows = {row["unit"]: row for row in read_latest_units(config.output).to_pylist()}
     assert (rows["1"]["status"], rows["1"]["decision"]) == ("ok", "negative")
     assert (rows["2"]["status"], rows["2"]["decision"]) == ("incomplete", "review")

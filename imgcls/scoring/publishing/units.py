@@ -90,6 +90,7 @@ class Units(Closing):
         self._plan = plan
         self._rows = UnitRows(plan, self._rule, facts.class_names.names)
         self._counts: Counter[str] = Counter()
+        self._decisions: Counter[str] = Counter()
         self._folder = tempfile.TemporaryDirectory(prefix="imgcls-units-")
         self._database = duckdb.connect(
             str(Path(self._folder.name) / "units.duckdb"),
@@ -129,6 +130,7 @@ class Units(Closing):
             "unit": self._plan.row_options.unit,
             "unit_rule": self._rule.rule,
             "unit_counts": {name: self._counts[name] for name in _COUNTS if self._counts[name]},
+            "unit_decisions": dict(sorted(self._decisions.items())),
         }
 
     def close(self) -> None:
@@ -230,6 +232,7 @@ class Units(Closing):
                 self._counts["images_without_unit"] += row["num_images"]
             self._counts[row["status"]] += 1
             self._counts["replaced"] += before is not None
+            self._decisions.update(filter(None, [row.get("decision")]))
             held.append(row)
             if len(held) == ROWS_PER_PART:
                 yield self._put(held, number)

@@ -96,6 +96,9 @@ def describe_units(manifest: Manifest) -> Iterator[str]:
         return
     whole = counts.get(UnitStatus.OK, 0)
     yield f"Units (--unit {manifest.unit}), of which every image gave an answer: {whole:,}."
+    if manifest.unit_decisions:
+        told = (f"{name} ({count:,})" for name, count in manifest.unit_decisions.items())
+        yield f"Units by decision: {', '.join(told)}."
     if count := counts.get(UnitStatus.INCOMPLETE, 0):
         yield (
             f"Units that are incomplete: {count:,}. Some of their images failed, so none of these "
@@ -235,7 +238,8 @@ def describe_run(plan: Plan, manifest: Manifest) -> dict[str, Any]:
         "greys": manifest.greys,
     }
     result |= found.to_dict()
-    result |= {"units": manifest.unit_counts} if manifest.unit else {}
+    if manifest.unit:
+        result |= {"units": manifest.unit_counts, "unit_decisions": manifest.unit_decisions}
     for line in (*found.lines(manifest.status_counts), *describe_units(manifest)):
         add_line(result, line)
     return result
