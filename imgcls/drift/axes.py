@@ -36,6 +36,9 @@ MIN_TIMES: Final = 3.0
 MIN_RARE: Final = 0.02
 # Of something that should not be there at all.
 MIN_DEFECT: Final = 0.02
+# What all of a few pictures have in common: so far apart the two distributions are then.
+_CLEAR: Final = 0.6
+_LOOKS: Final = ("brightness", "contrast", "sharpness", "levels", "size", "shape")
 # How far from the known images, how many times as far as what is unfamiliar, and where along the
 # directions in which known images differ most: [B,P].
 _DISTANCE, _TIMES, _ALONG = "distance", "times", "along"
@@ -142,6 +145,24 @@ def _compare_on(axis: Axis, now: Observed, before: Observed) -> Difference | Non
         return compare_numbers(now_B, now.units(), before_B, before.units())
     texts_now_B, texts_before_B = (texts_of(axis.name, one) for one in (now, before))
     return compare_categories(texts_now_B, now.units(), texts_before_B, before.units())
+
+
+def most_different(now: Observed, before: Observed) -> tuple[Axis, Difference] | None:
+    """Return in which look the unfamiliar pictures of a night differ most from others, if clearly.
+
+    Args:
+        now: the night, from `beside_known`.
+        before: what it is compared with.
+    """
+    unfamiliar = now.where(now.numbers(_TIMES) > 1)
+    found = [
+        (axis, difference)
+        for axis in AXES
+        if axis.name in _LOOKS
+        and (difference := _compare_on(axis, unfamiliar, before)) is not None
+        and difference.effect >= _CLEAR
+    ]
+    return max(found, key=lambda one: one[1].effect, default=None)
 
 
 def matters(axis: Axis, found: Difference) -> bool:

@@ -25,13 +25,14 @@ from imgcls.drift.axes import (
     beside_known,
     compare,
     matters,
+    most_different,
     numbers_of,
     texts_of,
 )
 from imgcls.drift.observed import CARRIED, FOLDER, Observed, pool
 from imgcls.drift.record import BEFORE, TRAINING, Finding, Judged, Picture
 from imgcls.drift.statistics import Difference, distance_beyond_mix, holm
-from imgcls.drift.words import sentence_of, summary_of
+from imgcls.drift.words import sentence_of, summary_of, words_of_number
 from imgcls.metrics.bootstrap import draw, middle
 
 # One night in a hundred may alarm without a cause.
@@ -243,12 +244,14 @@ def _finding(one: _Tested) -> Finding:
     interval = None
     if axis.kind == "number" and axis.name != "embedding":
         interval = _interval(one)
+    most = most_different(one.now, one.before) if axis.name == "unfamiliar" else None
+    how = words_of_number(*most)[0] if most is not None else ""
     return Finding(
         axis=axis.name.removeprefix(CARRIED),
         column=one.column,
         group=one.group,
         against=one.against,
-        sentence=sentence_of(axis, found, one.column, one.group, since, one.against),
+        sentence=sentence_of(axis, found, one.column, one.group, since, one.against, how),
         p=found.p,
         effect=round(found.effect, 4),
         before=round(found.before, 4),
@@ -256,6 +259,7 @@ def _finding(one: _Tested) -> Finding:
         num_images=len(one.now.table),
         category=found.category,
         since=since,
+        differs_in=most[0].name if most is not None else "",
         interval=interval,
     )
 

@@ -52,6 +52,8 @@ class Finding:
     since: str = ""
     """When it began within the night, as HH:MM in UTC, with the date before it where the night took
     a day or more; "" where it was so from the first image."""
+    differs_in: str = ""
+    """Of unfamiliar pictures: the axis in which they differ most from what the model knows."""
     interval: tuple[float, float] | None = None
     """Of a number: the mean of the night less the mean before, 95 %, drawn by group."""
 

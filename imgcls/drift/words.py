@@ -9,25 +9,27 @@ _EVERYTHING = "the whole night"
 
 
 def sentence_of(
-    axis: Axis, found: Difference, column: str, group: str, since: str, against: str
+    axis: Axis, found: Difference, column: str, group: str, since: str, against: str, how: str = ""
 ) -> str:
     """Return what changed, where, and since when: `camera 3: 41 grey levels darker since 02:10`.
 
     A share is that of the whole night, so what began within it is only told to be more since then.
+    `how` is in which way unfamiliar pictures differ.
     """
     subject = f"{_in_words(column)} {group}" if column else _EVERYTHING
     if axis.kind == "number":
         when = f" since {since} UTC" if since else ""
-        what, values = _number(axis, found)
+        what, values = words_of_number(axis, found)
         end = f"{values} in {against}" if values else f"compared with {against}"
         return f"{subject}: {what}{when}, {end}"
     when = f" (more since {since} UTC)" if since else ""
     what = axis.more if axis.kind == "defect" else f"have {_category(axis, found.category)}"
+    what += f" ({how})" if how else ""
     now, before = _percent(found.now), _percent(found.before)
     return f"{subject}: {now} of the pictures {what}{when}, {before} in {against}"
 
 
-def _number(axis: Axis, found: Difference) -> tuple[str, str]:
+def words_of_number(axis: Axis, found: Difference) -> tuple[str, str]:
     """Return what changed, and the values of the night and before where they say more."""
     if axis.name == "embedding":
         return "the pictures look different to the model", ""

@@ -137,7 +137,7 @@ def _names(change: str, judged: Judged) -> bool:
     first = judged.findings[0]
     if change == "one camera of eight" and (first.column, first.group) != ("camera", "3"):
         return False
-    return first.axis in AXES[change]
+    return not {first.axis, first.differs_in}.isdisjoint(AXES[change])
 
 
 def _keep(name: str, told: dict[str, object]) -> None:

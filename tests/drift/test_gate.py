@@ -195,6 +195,19 @@ def test_what_is_unfamiliar_is_a_stated_share_and_far_away() -> None:
     assert far[20:].mean() < 0.1
     judged = judge("n", sample(300, 5, unlike=30), sample(1600, 0))
     assert "unfamiliar" in {finding.axis for finding in judged.findings}
+    assert {finding.differs_in for finding in judged.findings} == {""}, "in no look"
+
+
+def test_of_unfamiliar_pictures_it_is_told_in_what_they_differ() -> None:
+    """A twentieth of a night moves no distribution far, but is unlike all others."""
+    few, usual = sample(20, 5, unlike=20, darker=70), sample(380, 6)
+    night = pool([few, usual])
+    assert night is not None
+    [first, *_] = judge("n", night, sample(1600, 0)).findings
+    assert (first.axis, first.differs_in) == ("unfamiliar", "brightness")
+    assert re.search(
+        r"unlike anything that the model knows \(\d\d grey levels darker\), ", first.sentence
+    )
 
 
 def test_rare_categories_are_tested_exactly() -> None:
