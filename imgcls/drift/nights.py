@@ -89,7 +89,7 @@ def observe_run(plan: Plan, facts: BundleFacts, manifest: Manifest | None) -> Ob
     observing = Observing(carried, _unit_of(facts))
     for rows, commit in zip(tables, commits, strict=True):
         try:
-            seen = read_facts_of_shard(plan.run, commit)
+            seen = read_facts_of_shard(plan.run, commit, pictures=False)
         except ObjectMissingError:
             continue  # somebody removed it
         if seen.num_rows == rows.num_rows:

@@ -264,7 +264,7 @@ class Observing:
             elif each.name == "taken_at" and "last_modified" in there:
                 arrays.append(rows["last_modified"].cast(each.type))
             elif each.name == "has_picture":
-                arrays.append(facts["thumbnail"].is_valid())
+                arrays.append(facts["thumbnail_for"].is_valid())
             elif each.name in facts.column_names:
                 arrays.append(facts[each.name])
             elif each.name in there:

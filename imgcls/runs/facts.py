@@ -51,15 +51,18 @@ _ROWS_AT_A_TIME: Final = 512
 PICTURE_COLUMNS: Final = tuple(f.name for f in FACTS_SCHEMA if pa.types.is_binary(f.type))
 
 
-def read_facts(run: Run, commit: Commit) -> pa.Table:
-    """Return the facts of a shard; no rows where its commit names none.
+def read_facts(run: Run, commit: Commit, *, pictures: bool = True) -> pa.Table:
+    """Return the facts of a shard, with its pictures or without; no rows where there are none.
 
     Raises:
         ObjectMissingError: they were removed.
     """
     if not commit.facts:
         return FACTS_SCHEMA.empty_table()
-    return pq.read_table(io.BytesIO(read(run.file(commit.facts))))
+    file = pq.ParquetFile(io.BytesIO(read(run.file(commit.facts))))
+    left_out = () if pictures else PICTURE_COLUMNS
+    names = [name for name in file.schema_arrow.names if name not in left_out]
+    return file.read(columns=names, use_threads=False)
 
 
 def iter_facts(run: Run, commit: Commit, columns: Iterable[str]) -> Iterator[list[dict[str, Any]]]:

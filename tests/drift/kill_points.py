@@ -89,7 +89,7 @@ def main(source: str, model: str, output: str, root: str, points: str) -> None:
 
             def prepare(number: int = number, name: str = name, when: str = when) -> None:
                 if points == "all":
-                    die_at(number + 1, when)
+                    die_at(number + 1, when, "")
                 else:
                     die_beside(name, when)
 
