@@ -125,7 +125,7 @@ def test_a_long_run_measures_its_own_network_once(
     rates = recall(key_of(bundle.network_digest, demand))
     assert f"{found.kind} {found.precision}" in rates
     assert ("openvino fp32" in rates) is openvino.is_installed()
-    assert len(rates) >= 2
+    assert len(rates) >= 1 + openvino.is_installed()
     again = choose_backend(bundle, demand)
     assert (again.kind, again.precision) == (found.kind, found.precision)
     assert "measured here before" in caplog.text
