@@ -20,7 +20,7 @@ from imgcls.image.facts.source import Look, SourceFacts, looking
 from imgcls.image.facts.thumbnail import count_picks, needs_picture, shrink
 from imgcls.image.fit.placement import resized_size
 from imgcls.image.fit.tiles import Place, cut_tiles, most_crops
-from imgcls.image.fit.view import WHOLE, View, resize_view, size_for_view
+from imgcls.image.fit.view import ALL, WHOLE, OneFrame, Part, View, resize_view, size_for_view
 from imgcls.image.preprocess import preprocess
 from imgcls.image.spec import DecodeSpec, PreprocessSpec
 
@@ -144,7 +144,7 @@ def decode_frames(
     preprocess_spec: PreprocessSpec,
     begin_frame: Callable[[int], None] = ignore_frame,
     look: Look = "none",
-    view: View = WHOLE,
+    part: Part = ALL,
 ) -> Iterator[Crop]:
     """Yield the crops of one encoded image, one decoded frame in memory at a time.
 
@@ -154,13 +154,16 @@ def decode_frames(
         preprocess_spec: how those become crops.
         begin_frame: told the index of each frame of a multi-frame file before it is decoded.
         look: what to measure beside.
-        view: which part of the input is wanted, in its size; not of tiles.
+        part: which part of the input, in its size, and which frames are wanted; not of tiles.
 
     Raises:
         DecodeError: as `decode_one`.
     """
     is_tiled = preprocess_spec.fit == "tiles"  # of the picture in its full size
     is_scaled = decode_spec.dct_scaling and not is_tiled
+    view = part.view
+    if part.chance is not None:
+        decode_spec = OneFrame.of(decode_spec, part.chance)
     wanted_size: WantedSize | None = None
     if is_scaled and view == WHOLE:
         wanted_size = partial(resized_size, spec=preprocess_spec)

@@ -8,6 +8,7 @@ of what decoding gives bumps a number in formats/versions.py.
 import dataclasses
 import hashlib
 import json
+from collections.abc import Sequence
 from typing import Any, Final, Literal, Self, get_args
 
 from imgcls.errors import BundleError, ImageTooLargeError
@@ -152,6 +153,20 @@ class DecodeSpec:
     def takes_all_frames(self) -> bool:
         """Whether every frame of a file is decoded."""
         return self.frames in ("all", "pool")
+
+    def frames_of(self, num_frames: int) -> Sequence[int]:
+        """Return the frames that are wanted of a file.
+
+        Raises:
+            ImageTooLargeError: it has too many.
+        """
+        if not self.takes_all_frames:
+            return [num_frames // 2 if self.frames == "middle" else 0]
+        if num_frames > self.max_frames:
+            raise ImageTooLargeError(
+                f"{num_frames} frames, the decode spec allows {self.max_frames}"
+            )
+        return range(num_frames)
 
     def refuse_size(self, width_px: int, height_px: int, depth: int = 1) -> None:
         """Refuse a picture that is too large, by its header.

@@ -11,8 +11,9 @@ from PIL import Image
 from imgcls.config.scoring import ScoreConfig
 from imgcls.config.training import TrainConfig
 from imgcls.errors import ConfigError
-from imgcls.image.crops import decode_one
+from imgcls.image.crops import decode_frames, decode_one
 from imgcls.image.decoders.pool import DecoderPool
+from imgcls.image.fit.view import Part
 from imgcls.image.spec import DecodeSpec, PreprocessSpec
 from imgcls.model.bundle import read_bundle
 from imgcls.runs.commits import read_commits
@@ -119,6 +120,7 @@ def test_any_frame_of_a_file_trains_and_validation_sees_the_same_one(tmp_path: P
         values.append({20 * number + 3 * frame for frame in range(4)})
     samples = [labelled(str(path), 0) for path in paths]
     index_B = np.arange(8)
+    drawn: list[torch.Tensor] = []
     with DecoderPool(DecodeSpec(frames="all"), SPEC, 1) as pool:
         for cache in (None, InstanceCache(8, on_disk=False)):
             loader = SplitLoader(
@@ -143,6 +145,23 @@ def test_any_frame_of_a_file_trains_and_validation_sees_the_same_one(tmp_path: P
             assert seen == values
             fixed = [next(loader.batches([index_B])).x_BCHW for _ in range(2)]
             assert torch.equal(*fixed)
+            drawn += [batch.x_BCHW, fixed[0]]
+    # The same frames, whether all are kept or one is decoded.
+    assert torch.equal(drawn[0], drawn[2])
+    assert torch.equal(drawn[1], drawn[3])
+
+
+@pytest.mark.parametrize("chance", [0, 5, 6, (1 << 64) - 3])
+def test_one_frame_is_decoded_by_chance(chance: int) -> None:
+    out, frames = io.BytesIO(), [Image.new("L", (SIDE_PX, SIDE_PX), 10 * n) for n in range(4)]
+    frames[0].save(out, "TIFF", save_all=True, append_images=frames[1:])
+    begun = list[int]()
+    found = decode_frames(
+        out.getvalue(), DecodeSpec(frames="all"), SPEC, begun.append, part=Part(chance=chance)
+    )
+    [crop] = found
+    assert (crop.frame, crop.x_CHW[0, 0, 0]) == (chance % 4, 10 * (chance % 4))
+    assert begun == [chance % 4]
 
 
 def test_a_training_on_all_frames_learns_what_the_first_does_not_show(tmp_path: Path) -> None:

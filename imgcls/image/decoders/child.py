@@ -26,6 +26,7 @@ from imgcls.image.crops import decode_frames
 from imgcls.image.decoders.memory import MemoryLimits
 from imgcls.image.decoders.preload import load_everything
 from imgcls.image.decoders.protocol import (
+    ALL_FRAMES,
     IMAGE_HEADER,
     LENGTH,
     NO_FRAME,
@@ -35,7 +36,7 @@ from imgcls.image.decoders.protocol import (
 from imgcls.image.decoders.sandbox import enter_sandbox
 from imgcls.image.decoders.slots import SlotLayout, Slots
 from imgcls.image.facts.source import Look
-from imgcls.image.fit.view import View
+from imgcls.image.fit.view import Part
 from imgcls.image.spec import DecodeSpec, PreprocessSpec
 
 _PR_SET_PDEATHSIG: Final = 1  # linux/prctl.h
@@ -104,9 +105,11 @@ def _serve(sock: socket.socket, memory_fd: int) -> None:
     answers: list[dict[str, object]] = []
     sent_s = time.monotonic()
     while True:
-        slot, num_bytes, is_large, *view = IMAGE_HEADER.unpack(requests.take(IMAGE_HEADER.size))
+        header = IMAGE_HEADER.unpack(requests.take(IMAGE_HEADER.size))
+        slot, num_bytes, is_large, *view, chance = header
+        part = Part(tuple(view), None if chance == ALL_FRAMES else chance)
         with decoder.room_for(is_large):
-            answers.append(decoder.answer(requests.take(num_bytes), slot, is_large, tuple(view)))
+            answers.append(decoder.answer(requests.take(num_bytes), slot, is_large, part))
         # Several at once, for each message wakes the parent; but never while it may wait for them.
         is_late = time.monotonic() - sent_s > _MAX_ANSWER_DELAY_S
         if is_late or len(answers) == _MAX_ANSWERS or not requests.has_more():
@@ -163,7 +166,7 @@ class _Decoder:
         soft = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
-    def answer(self, data: bytes, slot: int, is_large: bool, view: View) -> dict[str, object]:
+    def answer(self, data: bytes, slot: int, is_large: bool, part: Part) -> dict[str, object]:
         """Decode into a slot."""
         progress = self._progress
         _allow_cpu()
@@ -173,7 +176,7 @@ class _Decoder:
         spec = self._decode_spec if is_large else self._everyday_spec
         try:
             crops = decode_frames(
-                data, spec, self._preprocess_spec, self._begin_frame, self._look, view
+                data, spec, self._preprocess_spec, self._begin_frame, self._look, part
             )
             sources = self._slots.put(slot, crops)
         except DecodeError as error:

@@ -22,7 +22,7 @@ from imgcls.image.crops import Crop, decode_one
 from imgcls.image.decoders.memory import memory_limits, pool_memory_bytes
 from imgcls.image.decoders.scheduler import WALL_LIMIT_S, Engine, Task
 from imgcls.image.facts.source import Look
-from imgcls.image.fit.view import WHOLE, View
+from imgcls.image.fit.view import ALL, Part
 from imgcls.image.formats.sniff import family_of
 from imgcls.image.spec import DecodeSpec, PreprocessSpec
 
@@ -105,7 +105,7 @@ class DecoderPool(Closing):
     def decode_many(
         self,
         items: Iterable[tuple[int, bytes | BaseException]],
-        view_of: Callable[[int], View] = lambda _: WHOLE,
+        part_of: Callable[[int], Part] = lambda _: ALL,
     ) -> Iterator[Decoded]:
         """Decode items as they come; yield results as they are done.
 
@@ -116,7 +116,7 @@ class DecoderPool(Closing):
         Raises:
             ImgclsError: the pool is closed, or its processes do not start.
         """
-        stream = _Stream(self._submit, items, self._max_in_flight, view_of)
+        stream = _Stream(self._submit, items, self._max_in_flight, part_of)
         try:
             yield from stream.results()
         finally:
@@ -176,9 +176,9 @@ class _Stream:
         submit: Callable[[Task], None],
         items: Iterable[tuple[int, bytes | BaseException]],
         max_in_flight: int,
-        view_of: Callable[[int], View],
+        part_of: Callable[[int], Part],
     ) -> None:
-        self._submit, self._items, self._view_of = submit, items, view_of
+        self._submit, self._items, self._part_of = submit, items, part_of
         self._max_in_flight = max_in_flight
         self._done: queue.SimpleQueue[tuple[Decoded, int] | _Ended] = queue.SimpleQueue()
         self._is_cancelled = False
@@ -263,7 +263,7 @@ class _Stream:
             else:
                 self._done.put(_Ended(0, result))
 
-        self._submit(Task(item, finish, lambda: not self._is_cancelled, self._view_of(index)))
+        self._submit(Task(item, finish, lambda: not self._is_cancelled, self._part_of(index)))
 
 
 def _num_bytes(decoded: Decoded) -> int:

@@ -21,6 +21,7 @@ import imgcls
 from imgcls.image.crops import Crop
 from imgcls.image.decoders.memory import MemoryLimits
 from imgcls.image.decoders.protocol import (
+    ALL_FRAMES,
     IMAGE_HEADER,
     NO_FRAME,
     Progress,
@@ -30,7 +31,7 @@ from imgcls.image.decoders.protocol import (
 from imgcls.image.decoders.slots import SlotLayout, Slots, make_memory
 from imgcls.image.facts.source import Look
 from imgcls.image.fit.tiles import most_crops
-from imgcls.image.fit.view import View
+from imgcls.image.fit.view import Part
 from imgcls.image.spec import DecodeSpec, PreprocessSpec
 
 # Small images in one child at a time: it never waits for the parent, who serves it several at once.
@@ -147,14 +148,16 @@ class DecoderProcess(Generic[Task]):
         """True while bytes wait for room in the socket."""
         return bool(self._to_send)
 
-    def give(self, task: Task, data: bytes, view: View, *, is_large: bool) -> None:
+    def give(self, task: Task, data: bytes, part: Part, *, is_large: bool) -> None:
         """Hand over one image; `flush` sends it. A large one may take more than its share."""
         slot = self._free_slots.popleft()
         if not self.tasks:
             self._since_s = time.monotonic()
         self._queued_bytes += len(data)
         self.tasks.append((task, slot, len(data)))
-        self._to_send.append(memoryview(IMAGE_HEADER.pack(slot, len(data), is_large, *view)))
+        chance = ALL_FRAMES if part.chance is None else part.chance
+        header = IMAGE_HEADER.pack(slot, len(data), is_large, *part.view, chance)
+        self._to_send.append(memoryview(header))
         self._to_send.append(memoryview(data))
 
     def flush(self) -> None:

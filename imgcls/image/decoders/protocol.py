@@ -6,8 +6,8 @@ over can only send numbers and text.
 
     parent -> child   setup: u32 length, JSON {decode, preprocess, num_slots, slot_crops, memory,
                       look}
-                      image: u32 slot, u64 length, bool is_large, 4 doubles (which view of
-                      it), the encoded bytes
+                      image: u32 slot, u64 length, bool is_large, 4 doubles and u64 (which
+                      view of which frame), the encoded bytes
     child -> parent   u32 length, JSON, one of {"ready": true, "unconfined": ""}: why no sandbox
                       {"answers": [...]}, one to each image, in order:
                       {"slot": s, "crops": [Crop.source, ...]}, pixels in slot s
@@ -42,8 +42,9 @@ class Progress(IntEnum):
 
 
 NO_FRAME: Final = -1
+ALL_FRAMES: Final = (1 << 64) - 1
 SLOTS_OFFSET: Final = 4096
-IMAGE_HEADER: Final = struct.Struct("<IQ?4d")
+IMAGE_HEADER: Final = struct.Struct("<IQ?4dQ")
 LENGTH: Final = struct.Struct("<I")
 _MAX_MESSAGE_BYTES: Final = 1 << 20
 _MAX_STATUS_CHARS: Final = 32

@@ -30,7 +30,7 @@ from imgcls.image.decoders.memory import MemoryLimits
 from imgcls.image.decoders.process import DecoderProcess
 from imgcls.image.decoders.protocol import error_from
 from imgcls.image.facts.source import Look
-from imgcls.image.fit.view import WHOLE, View
+from imgcls.image.fit.view import ALL, Part
 from imgcls.image.spec import DecodeSpec, PreprocessSpec
 
 WALL_LIMIT_S: Final = 10.0
@@ -48,16 +48,16 @@ _log = logging.getLogger(__name__)
 class Task:
     """One image on its way through the engine."""
 
-    __slots__ = ("data", "finish", "is_alone", "is_wanted", "view", "was_crashed_on")
+    __slots__ = ("data", "finish", "is_alone", "is_wanted", "part", "was_crashed_on")
 
     def __init__(
         self,
         data: bytes,
         finish: Callable[[list[Crop] | Exception], None],
         is_wanted: Callable[[], bool],
-        view: View = WHOLE,
+        part: Part = ALL,
     ) -> None:
-        self.data, self.finish, self.is_wanted, self.view = data, finish, is_wanted, view
+        self.data, self.finish, self.is_wanted, self.part = data, finish, is_wanted, part
         self.was_crashed_on = False
         self.is_alone = False  # wants a process with nothing else in it, and the most memory
 
@@ -210,7 +210,7 @@ class Engine:
         return bool(process.tasks) and process.tasks[0][0].is_alone
 
     def _give(self, process: DecoderProcess[Task], task: Task) -> None:
-        process.give(task, task.data, task.view, is_large=task.is_alone)
+        process.give(task, task.data, task.part, is_large=task.is_alone)
         self._unsent.add(process)
 
     def _watch(self, process: DecoderProcess[Task]) -> None:

@@ -1,13 +1,16 @@
 """A part of the model's input, resized from the picture itself: what augmentation zooms into.
 
-In: a decoded picture, a preprocess spec, and which part. Out: that part in the size of the input.
+In: a decoded picture, a preprocess spec, and which part. Out: that part in the size of the input;
+or a spec of one frame of many, which is a part of a file, too.
 Invariant: a pixel shows what it would show in the input, were that as fine as the picture; what
 lies beyond the picture is padding where the spec pads, else the nearest edge goes on.
 
 Legend: H, W height and width of the picture, C channels, Y, X height and width of the input.
 """
 
-from typing import Final
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Final, Self
 
 import numpy as np
 
@@ -15,11 +18,45 @@ from imgcls.image.decoded import Pixels
 from imgcls.image.fit.filters import Kernel
 from imgcls.image.fit.placement import place
 from imgcls.image.fit.resample import resample
-from imgcls.image.spec import PreprocessSpec
+from imgcls.image.spec import DecodeSpec, PreprocessSpec
 
 # Left, top, right and bottom, as shares of the input's width and height; may lie beyond 0 and 1.
 View = tuple[float, float, float, float]
 WHOLE: Final[View] = (0.0, 0.0, 1.0, 1.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What is wanted of a file, where that is not all that the specs take of it."""
+
+    view: View = WHOLE
+    chance: int | None = None
+    """Of a file with many frames one by this chance, a hash of 64 bits; None: all of them."""
+
+
+ALL: Final = Part()
+
+
+@dataclass(frozen=True)
+class OneFrame(DecodeSpec):
+    """A spec by which one frame is decoded of those that it takes."""
+
+    chance: int = 0
+    """Which, by its remainder after division by their number."""
+
+    @classmethod
+    def of(cls, spec: DecodeSpec, chance: int) -> Self:
+        """Return a spec that picks one frame."""
+        return cls(**{each.name: getattr(spec, each.name) for each in fields(spec)}, chance=chance)
+
+    def frames_of(self, num_frames: int) -> Sequence[int]:
+        """Return the frame that is picked.
+
+        Raises:
+            ImageTooLargeError: as of all frames.
+        """
+        wanted = DecodeSpec.frames_of(self, num_frames)
+        return [wanted[self.chance % len(wanted)]]
 
 
 def resize_view(image_HWC: Pixels, spec: PreprocessSpec, view: View) -> Pixels:

@@ -22,7 +22,7 @@ import numpy as np
 
 from imgcls.errors import BudgetExceededError, ObjectUnreadableError
 from imgcls.image.decoders.pool import Decoded, DecoderPool
-from imgcls.image.fit.view import WHOLE, View
+from imgcls.image.fit.view import Part
 from imgcls.image.outcome import outcome_of
 from imgcls.schema import Status
 from imgcls.sources.located import access_to, request_for
@@ -30,10 +30,10 @@ from imgcls.sources.members import Member
 from imgcls.storage.access import Access, ImageResult
 from imgcls.storage.bulk_get import GetRequest
 from imgcls.training.augment.changes import ImageChanges
-from imgcls.training.augment.counter_rng import hash64
 from imgcls.training.data.ahead import run_ahead
 from imgcls.training.data.assemble import Assembler
 from imgcls.training.data.image_cache import ImageCache
+from imgcls.training.data.parts import frame_chance, part_of
 from imgcls.training.data.sampler import Share
 from imgcls.training.instances.batch import Batch
 from imgcls.training.instances.cache import InstanceCache, KnownInstances
@@ -85,7 +85,7 @@ class SplitLoader:
         access: of the whole data set; by default of this split alone.
         targets: what instances show, where all crops of a file are the instances of one sample;
             None where a sample is one crop.
-        any_frame: it is one of the file's by chance, in each epoch another, not the first one.
+        any_frame: it is one of the file's by chance, in each epoch another; a cache keeps all.
     """
 
     def __init__(
@@ -153,7 +153,7 @@ class SplitLoader:
 
     @property
     def _takes_all_crops(self) -> bool:
-        return self._targets is not None or self._any_frame
+        return self._targets is not None or (self._any_frame and self._cache is not None)
 
     @property
     def num_threads(self) -> int:
@@ -191,13 +191,12 @@ class SplitLoader:
             if watch is not None:
                 watch(int(index_P[position]), data)
 
-        def view_of(position: int) -> View:
-            if changes is None:
-                return WHOLE
-            _, height_px, width_px = self._shape_CHW
-            return changes.view_of(int(index_P[position]), width_px / height_px)
+        is_one = self._any_frame and self._cache is None
 
-        with closing(self._decode(requests, on_bytes, view_of)) as decoded:
+        def part_at(position: int) -> Part:
+            return part_of(int(index_P[position]), changes, self._shape_CHW, is_one_frame=is_one)
+
+        with closing(self._decode(requests, on_bytes, part_at)) as decoded:
             start = 0
             for share in shares:
                 positions = range(start, start + len(share.index_B))
@@ -224,14 +223,12 @@ class SplitLoader:
         self,
         requests: Iterator[GetRequest],
         on_bytes: Callable[[int, bytes], None],
-        view_of: Callable[[int], View],
+        part_at: Callable[[int], Part],
     ) -> Generator[Decoded]:
         first = next(requests, None)
-        if (
-            first is not None
-        ):  # else everything is cached, and no GET and no decoder has to be woken
+        if first is not None:  # else all is cached: no GET, and no decoder has to be woken
             results = self.read(chain([first], requests))
-            yield from self._pool.decode_many(_watched(results, on_bytes), view_of)
+            yield from self._pool.decode_many(_watched(results, on_bytes), part_at)
 
     def _accept(self, index: int, image: Decoded) -> "_Pixels | None":
         """Keep an image that arrived; where it is bad, count it and return None.
@@ -295,7 +292,7 @@ class SplitLoader:
         changes: ImageChanges | None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return which of the samples have an image, and the images."""
-        if self._any_frame:
+        if self._takes_all_crops:
             frames = self._frames_by_chance(index_B, images, changes)
             x_BCHW = np.stack([x for _, x in frames]) if frames else self._no_images()
             return np.array([index for index, _ in frames], np.int64), x_BCHW
@@ -326,11 +323,10 @@ class SplitLoader:
         images: list["_Pixels | None"],
         changes: ImageChanges | None,
     ) -> list[tuple[int, np.ndarray]]:
-        """Return a frame of each sample that has an image: to measure by, always the same one."""
+        """Return a frame of each sample that has an image."""
         chosen = []
         for index, found in self._known(index_B, images):
-            chance_I = hash64(index) if changes is None else changes.chance(index)(1)
-            chosen.append((index, found.x_ICHW[int(chance_I[0] % len(found.x_ICHW))]))
+            chosen.append((index, found.x_ICHW[frame_chance(index, changes) % len(found.x_ICHW)]))
         return chosen
 
 

@@ -8,7 +8,7 @@ from PIL import Image
 
 from imgcls.image.crops import decode_frames
 from imgcls.image.decoders.pool import DecoderPool
-from imgcls.image.fit.view import WHOLE, View, resize_view
+from imgcls.image.fit.view import WHOLE, Part, View, resize_view
 from imgcls.image.preprocess import preprocess
 from imgcls.image.spec import DecodeSpec, PreprocessSpec
 from tests.image.decoding import encode
@@ -81,10 +81,10 @@ def test_decoder_processes_give_each_image_its_view(kind: str) -> None:
     with DecoderPool(DecodeSpec(), spec, 2) as pool:
         found = {
             d.index: d.crops
-            for d in pool.decode_many(((n, data) for n in views), views.__getitem__)
+            for d in pool.decode_many(((n, data) for n in views), lambda n: Part(views[n]))
         }
     for number, view in views.items():
-        [alone] = decode_frames(data, DecodeSpec(), spec, view=view)
+        [alone] = decode_frames(data, DecodeSpec(), spec, part=Part(view))
         [sent] = found[number]
         np.testing.assert_array_equal(sent.x_CHW, alone.x_CHW)
         assert bool(sent.x_CHW.std() > 100) is (number > 0)

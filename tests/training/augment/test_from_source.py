@@ -14,6 +14,7 @@ from PIL import Image
 from imgcls.errors import ConfigError
 from imgcls.image.crops import decode_frames
 from imgcls.image.decoders.pool import DecoderPool
+from imgcls.image.fit.view import Part
 from imgcls.training.data.sampler import Share
 from imgcls.training.driver import train
 from imgcls.training.optim.loop import make_changes
@@ -49,7 +50,7 @@ def test_each_epoch_draws_its_part_from_the_file(make_tree: MakeTree) -> None:
                 for row, index in enumerate(index_B.tolist()):
                     data = Path(samples[index].uri).read_bytes()
                     view = changes.view_of(index, 1.0)
-                    [crop] = decode_frames(data, *pool_specs(plan), view=view)
+                    [crop] = decode_frames(data, *pool_specs(plan), part=Part(view))
                     np.testing.assert_array_equal(batch.x_BCHW[row].numpy(), crop.x_CHW)
                 assert batch.draws_BN is not None
             seen.append(batch.x_BCHW)

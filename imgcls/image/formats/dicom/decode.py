@@ -15,7 +15,6 @@ import numpy as np
 
 from imgcls.errors import (
     CorruptImageError,
-    ImageTooLargeError,
     NotAnImageError,
     UnsupportedImageError,
 )
@@ -109,11 +108,8 @@ def decode_dicom(
     _check_size(dataset, spec)
     decoder, plugins = find_decoder(dataset)
     num_frames = int(dataset.get("NumberOfFrames") or 1)
-    if spec.takes_all_frames and num_frames > spec.max_frames:
-        raise ImageTooLargeError(f"{num_frames} frames, the decode spec allows {spec.max_frames}")
-    wanted = [num_frames // 2 if spec.frames == "middle" else 0]
     says_frame = num_frames > 1 and spec.frames != "first"
-    for index in range(num_frames) if spec.takes_all_frames else wanted:
+    for index in spec.frames_of(num_frames):
         if says_frame:
             begin_frame(index)
         image_HWC = _decode_frame(dataset, decoder, plugins, index, spec)

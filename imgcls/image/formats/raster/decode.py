@@ -192,9 +192,7 @@ def _seek_frames(
             source.seek_picture()
         yield None
         return
-    if spec.takes_all_frames and num_frames > spec.max_frames:
-        raise ImageTooLargeError(f"{num_frames} frames, the decode spec allows {spec.max_frames}")
-    for frame in range(num_frames) if spec.takes_all_frames else [num_frames // 2]:
+    for frame in spec.frames_of(num_frames):
         begin_frame(frame)
         source.seek(frame)
         yield frame

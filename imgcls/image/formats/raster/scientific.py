@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from imgcls.errors import CorruptImageError, ImageTooLargeError, UnsupportedImageError
+from imgcls.errors import CorruptImageError, UnsupportedImageError
 from imgcls.image.decoded import Pixels
 from imgcls.image.facts.source import see_bits
 from imgcls.image.formats.color import finish, finish_gray
@@ -104,9 +104,7 @@ def _wanted(file: Any, spec: DecodeSpec) -> Iterator[int | None]:  # noqa: ANN40
     if num_frames == 1:
         yield None
         return
-    if spec.takes_all_frames and num_frames > spec.max_frames:
-        raise ImageTooLargeError(f"{num_frames} frames, the decode spec allows {spec.max_frames}")
-    yield from range(num_frames) if spec.takes_all_frames else [num_frames // 2]
+    yield from spec.frames_of(num_frames)
 
 
 def _picture(file: Any, spec: DecodeSpec) -> "TiffPage":  # noqa: ANN401 - a TiffFile
