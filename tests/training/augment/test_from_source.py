@@ -14,12 +14,15 @@ from PIL import Image
 from imgcls.errors import ConfigError
 from imgcls.image.crops import decode_frames
 from imgcls.image.decoders.pool import DecoderPool
+from imgcls.image.fit.seen import measure_seen
 from imgcls.image.fit.view import Part
+from imgcls.image.spec import PreprocessSpec
 from imgcls.training.data.sampler import Share
 from imgcls.training.driver import train
 from imgcls.training.optim.loop import make_changes
 from imgcls.training.optim.setup import make_loaders
-from imgcls.training.planning.make_plan import make_plan
+from imgcls.training.planning.fit import check_seen
+from imgcls.training.planning.make_plan import build_train_recipe, check_flags, make_plan
 from imgcls.training.ranks.rank import Place
 from tests.training.test_driver import make_config
 
@@ -74,15 +77,12 @@ def test_a_training_says_what_it_zooms_into_and_what_cannot_be_is_refused(
     assert "zooms into the pictures themselves: each is read and decoded in every epoch" in (
         caplog.text
     )
-    plain = make_plan(replace(config, augment_from="input"))
+    spec, plain = PreprocessSpec.for_image_px(12), replace(config, augment_from="input")
+    check_seen(plain, measure_seen([(96, 96)], spec))
     assert "--augment-from source does" in caplog.text
-    assert plan_of(config) != plain.run_uri
     # Where nothing moves there is no view, and it is the same training.
     still = replace(config, augment="none")
-    assert plan_of(still) == plan_of(replace(still, augment_from="input"))
+    recipes = [build_train_recipe(each, spec).augment for each in (config, plain, still)]
+    assert [recipe.from_source for recipe in recipes] == [True, False, False]
     with pytest.raises(ConfigError, match="--augment-from source: must be input with tiles"):
-        make_plan(replace(config, frames="pool"))
-
-
-def plan_of(config: Any) -> str:
-    return make_plan(config).run_uri
+        check_flags(replace(config, frames="pool"))
