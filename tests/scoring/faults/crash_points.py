@@ -22,6 +22,7 @@ from imgcls.config.scoring import NightlyConfig
 from imgcls.nightly import nightly
 from imgcls.scoring import driver
 from imgcls.scoring.planning import checks
+from imgcls.scoring.publishing import lease
 from imgcls.scoring.reporting import progress_file
 from imgcls.storage import remote
 from imgcls.storage.stores import azure, gcs, local, s3
@@ -84,7 +85,8 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--earlier", default="")
     given = parser.parse_args(arguments)
     checks.MIN_SHARD_SIZE = 12
-    progress_file.WRITE_EVERY_S = 3600.0  # on a busy machine a night would write once more
+    # On a busy machine a night that lasts would write once more.
+    progress_file.WRITE_EVERY_S = lease.HEARTBEAT_S = 3600.0
     for when in ("before", "after"):
         for point in given.points or itertools.count(1):
             config = NightlyConfig(
