@@ -1,13 +1,21 @@
 """Memory does not grow with the number of images: a million keys from listing to verified night."""
 
+import io
 import json
 import subprocess
 import sys
+import tarfile
+import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
-from tests.scoring.tiny import write_images
+from tests.scoring.tiny import published_rows, write_images
 
 MAX_GROWTH_MIB = 300
 NUM_KEYS = 1_000_000
@@ -66,3 +74,54 @@ def test_a_workers_memory_does_not_grow_over_20000_images(model_ref: str, tmp_pa
     print(f"2,000 images: {few:.0f} MiB, 20,000 images: {many:.0f} MiB")  # noqa: T201
     # Larger shards and the part of the night hold more rows; images must not.
     assert many - few < 100
+
+
+def large_images(number: int) -> Iterator[tuple[str, bytes]]:
+    """Name and bytes of images of a megabyte, none like another."""
+    noise = np.random.default_rng(0).integers(0, 256, (600, 600, 3), np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(noise).save(buffer, "BMP")
+    data = buffer.getvalue()
+    for n in range(number):
+        yield f"{n:06d}.bmp", data[:-8] + n.to_bytes(8, "big")
+
+
+def pack(path: Path, number: int) -> None:
+    """Write a container of large images, a few in memory at a time."""
+    images = large_images(number)
+    if path.suffix == ".tar":
+        with tarfile.open(path, "w") as tar:
+            for name, data in images:
+                entry = tarfile.TarInfo(name)
+                entry.size = len(data)
+                tar.addfile(entry, io.BytesIO(data))
+    elif path.suffix == ".zip":
+        with zipfile.ZipFile(path, "w") as archive:
+            for name, data in images:
+                archive.writestr(name, data)
+    else:
+        struct = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+        schema = pa.schema([("image", struct)])
+        with pq.ParquetWriter(path, schema, compression="none") as writer:
+            while rows := [{"bytes": d, "path": n} for _, (n, d) in zip(range(50), images)]:  # noqa: B905
+                writer.write_table(pa.table({"image": pa.array(rows, struct)}, schema))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("suffix", ["tar", "zip", "parquet"])
+def test_a_workers_memory_does_not_grow_with_its_container(
+    suffix: str, model_ref: str, tmp_path: Path
+) -> None:
+    """One of 2 GB beside one of 200 MB."""
+    peaks = []
+    for number in (200, 2_000):
+        container, output = tmp_path / f"{number}.{suffix}", str(tmp_path / f"out-{number}")
+        pack(container, number)
+        peaks.append(peak_mib_of_scoring(str(container), model_ref, output))
+        size_gb = container.stat().st_size / 1e9
+        container.unlink()
+        rows = published_rows(output)
+        assert rows["status"].to_pylist() == ["ok"] * number
+        print(f"{suffix} of {size_gb:.1f} GB: {peaks[-1]:.0f} MiB")  # noqa: T201
+    assert peaks[1] - peaks[0] < 100
