@@ -212,3 +212,10 @@ def test_columns_of_a_part_are_read_without_the_wide_ones(
     assert sum(num_bytes) < size_bytes / 10
     with pytest.raises(SourceError, match="imgcls verify"):
         read_columns(str(tmp_path), replace(part, size_bytes=size_bytes - 9), ("uri",))
+    # The part of a small night is one request.
+    num_bytes.clear()
+    pq.write_table(table.slice(0, 100), tmp_path / "small.parquet")
+    size_bytes = (tmp_path / "small.parquet").stat().st_size
+    small = Part("small.parquet", "", 100, size_bytes, 1)
+    assert read_columns(str(tmp_path), small, ("uri",)).num_rows == 100
+    assert num_bytes == []
