@@ -32,6 +32,7 @@ from imgcls.runs.commits import read_attempt, read_commits
 from imgcls.runs.held import list_held
 from imgcls.runs.plan import ModelDigests, read_plan
 from imgcls.runs.published import (
+    PARTS_AHEAD,
     Manifest,
     Part,
     list_published,
@@ -44,8 +45,6 @@ from imgcls.storage.uri import canonical
 
 _COLUMNS: Final = ["uri", "etag", "status"]
 _READ: Final = (*_COLUMNS, MEMBER_FIELD.name, "format")
-# Each takes a few requests; the keys of a large one are 30 MB.
-_PARTS_AHEAD: Final = 4
 
 
 @dataclass
@@ -92,7 +91,7 @@ def published_keys(
             for part in manifest.parts:
                 yield folder, part, manifest, has_older
 
-    for table, manifest, has_older in in_order(_read_keys, parts(), _PARTS_AHEAD):
+    for table, manifest, has_older in in_order(_read_keys, parts(), PARTS_AHEAD):
         yield _judged(table, manifest.decoders, has_older, now, outdated)
     # After the published ones, so that a run that is published meanwhile is in one of the two.
     for run, held in list_held(canonical(output), seen):

@@ -26,6 +26,8 @@ from imgcls.storage.uri import canonical, join
 
 MANIFEST = "_manifest.json"
 FORMAT_VERSION = 1
+# A large one takes a few requests, and 30 MB for its keys.
+PARTS_AHEAD = 4
 _SMALL_BYTES = 1 << 20  # come in the time of a few requests
 _INODE = r"^([0-9a-f]+-[0-9a-f]+)-[0-9a-f]+$"
 _PLACE = re.compile(rf"date=[^/]+/run=([^/]+)/{re.escape(MANIFEST)}")
@@ -141,6 +143,18 @@ def read_columns(folder: str, part: Part | TableFile, wanted: Iterable[str]) -> 
         return file.read(columns=[name for name in wanted if name in there], use_threads=False)
     except (pa.ArrowException, OSError) as error:
         raise _damaged(join(folder, part.path), error) from error
+
+
+def read_in_order(
+    files: Iterable[tuple[str, Part | TableFile]], wanted: Iterable[str]
+) -> Iterator[pa.Table]:
+    """Read some columns of many parts, each with its folder; the next few are read meanwhile.
+
+    Raises:
+        SourceError: as `open_part`.
+    """
+    names = list(wanted)
+    return in_order(lambda found: read_columns(*found, names), files, PARTS_AHEAD)
 
 
 def read_whole(folder: str, part: Part | TableFile) -> pa.Table:

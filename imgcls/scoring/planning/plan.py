@@ -56,10 +56,8 @@ def write_plan(
     Raises:
         SourceError: the source lists an object twice.
     """
-    if staging.duplicate():
-        raise SourceError(
-            f"{source} lists {staging.duplicate()} more than once: an image is scored once"
-        )
+    if twice := staging.duplicate():
+        raise SourceError(f"{source} lists {twice} more than once: an image is scored once")
     files, shard_rows = _write_plan_files(run, staging, shard_sizes, carry)
     planned = sum(shard_rows)
     plan = Plan(

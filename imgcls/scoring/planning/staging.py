@@ -1,8 +1,8 @@
 """Listed objects on local disk: counted, compared with the ledger, sorted.
 
 In: a stream of listed objects, and the rows that are published. Out: counts, and tables in order of
-uri. Invariant: memory does not grow with the number of objects: DuckDB holds and sorts them on
-disk, so a hundred million keys need no more of it than a thousand.
+uri. Invariant: no list of all objects is in memory: they are held and sorted on disk, see
+on_disk.py.
 """
 
 import json
@@ -13,7 +13,8 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
-import duckdb
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -28,15 +29,17 @@ from imgcls.schema import (
     NOTHING_LEARNT,
     PLAN_SCHEMA,
 )
+from imgcls.scoring.planning.compared import DONE, KNOWN, OK, OLDER, PUBLISHED, compare
+from imgcls.scoring.planning.on_disk import open_on_disk, starts_of, whole_groups
 from imgcls.sources.containers import Entry
 from imgcls.sources.members import READ_FROM_START, Member
 from imgcls.storage.objects import ObjectInfo, Skipped
 
 log = logging.getLogger(__name__)
 
-SORT_MEMORY = "80MB"
 NUM_NAMED = 20  # of what could not be listed, in the log and in results; all are in the plan
 _STAGE_ROWS = 16_384
+_CHANGED_ROWS = 1_000_000  # by one statement, within its memory
 _STAGED_SCHEMA = pa.schema([*PLAN_SCHEMA, MEMBER_FIELD, MEMBER_PLACE_FIELD])
 
 
@@ -44,18 +47,16 @@ class Staging:
     """The listed objects on local disk, to be counted, compared and sorted in bounded memory."""
 
     def __init__(self, folder: str) -> None:
-        self._database = duckdb.connect(
-            str(Path(folder) / "staging.duckdb"),
-            config={"memory_limit": SORT_MEMORY, "threads": 1, "temp_directory": folder},
-        )
+        self._database = open_on_disk(folder)
         self._database.execute("SET TimeZone = 'UTC'")
         self._database.register("nothing", _STAGED_SCHEMA.empty_table())
         self._database.execute(
-            "CREATE TABLE listing AS SELECT *, false AS failed_before FROM nothing"
+            "CREATE TABLE listing AS SELECT *, false AS failed_before, 0::BIGINT AS imgcls_row"
+            " FROM nothing"
         )
         self._skipped = Path(folder) / "skipped.jsonl"
         self.num_skipped = self.num_excluded = self.num_not_listed = 0
-        self.num_with_older_thresholds = 0
+        self.num_with_older_thresholds = self._num_staged = 0
         self.not_listed: dict[str, str] = {}
         self.planned_again: dict[str, int] = {}
         self._has_members = self._has_failed_before = False
@@ -113,7 +114,11 @@ class Staging:
                 MEMBER_PLACE_FIELD, pa.nulls(len(objects), MEMBER_PLACE_FIELD.type)
             )
         self._database.register("staged", with_members(objects).select(_STAGED_SCHEMA.names))
-        self._database.execute("INSERT INTO listing SELECT *, false FROM staged")
+        self._database.execute(
+            "INSERT INTO listing SELECT *, false, ? + row_number() OVER () - 1 FROM staged",
+            [self._num_staged],
+        )
+        self._num_staged += objects.num_rows
         self._database.unregister("staged")
 
     def carry(self, cells: pa.Table) -> None:
@@ -149,45 +154,40 @@ class Staging:
             failed_before (published, never ok) and unchanged (published, ok).
         """
         self._take_in(published)
-        # Until something is deleted a row id stays what it is.
-        self._database.execute(
-            "CREATE TABLE found AS SELECT listing.rowid AS row, bool_or(ok) AS ok,"
-            " bool_or(done) AS done, coalesce(bool_and(older) FILTER (ok), false) AS older"
-            " FROM listing JOIN rows USING (uri, member, etag) GROUP BY listing.rowid"
-        )
-        self._database.execute(
-            "UPDATE listing SET failed_before = true FROM found"
-            " WHERE row = listing.rowid AND NOT ok"
-        )
-        [(num_listed, num_found)] = self._database.sql(
-            "SELECT (SELECT count(*) FROM listing), (SELECT count(*) FROM found)"
-        ).fetchall()
-        [(num_of_other_version,)] = self._database.sql(
-            "SELECT count(*) FROM (FROM listing ANTI JOIN found ON row = listing.rowid)"
-            " SEMI JOIN rows USING (uri, member)"
-        ).fetchall()
-        [(num_done, num_moved, num_failed, num_left, self.num_with_older_thresholds)] = (
-            self._database.execute(
-                "SELECT count(*) FILTER (ok AND done), count(*) FILTER (ok AND NOT done),"
-                " count(*) FILTER (NOT ok), count(*) FILTER (NOT ok AND (NOT done OR ?)),"
-                " count(*) FILTER (ok AND done AND older) FROM found",
-                [retry_failed],
-            ).fetchall()
-        )
-        self._database.execute(
-            "DELETE FROM listing USING found WHERE row = listing.rowid AND done AND (ok OR NOT ?)",
-            [retry_failed],
-        )
-        self._database.execute("DROP TABLE rows; DROP TABLE found")
-        self.num_excluded = num_listed - self.count()
+        state_N = compare(self._database, self._num_staged)
+        is_published_N = (state_N & PUBLISHED) > 0
+        is_ok_N, is_done_N = (state_N & OK) > 0, (state_N & DONE) > 0
+        has_failed_N = is_published_N & ~is_ok_N
+        is_over_N = is_done_N & (is_ok_N | (is_published_N & (not retry_failed)))
+        num_published = int(is_published_N.sum())
+        num_of_other_version = int(((state_N & KNOWN) > 0).sum()) - num_published
+        self._for_each("UPDATE listing SET failed_before = true", has_failed_N & ~is_over_N)
+        self._for_each("DELETE FROM listing", is_over_N)
+        self._database.execute("DROP TABLE rows")
+        num_moved = int((is_ok_N & ~is_done_N).sum())
+        self.num_excluded = int(is_over_N.sum())
+        self.num_with_older_thresholds = int((is_ok_N & is_done_N & (state_N & OLDER > 0)).sum())
+        num_left = int((has_failed_N & ~is_over_N).sum())
         self.planned_again = {"pixels_moved": num_moved, "failed_before": num_left}
         self._has_failed_before = bool(num_left)
         return {
-            "new": num_listed - num_found - num_of_other_version,
+            "new": self._num_staged - num_published - num_of_other_version,
             "changed": num_of_other_version + num_moved,
-            "failed_before": num_failed,
-            "unchanged": num_done,
+            "failed_before": int(has_failed_N.sum()),
+            "unchanged": int((is_ok_N & is_done_N).sum()),
         }
+
+    def _for_each(self, statement: str, is_meant_N: npt.NDArray[np.bool_]) -> None:
+        """Do something with some of the staged objects, by their numbers."""
+        for start in range(0, len(is_meant_N), _CHANGED_ROWS):
+            rows = np.flatnonzero(is_meant_N[start : start + _CHANGED_ROWS]) + start
+            if len(rows):
+                self._database.register("meant", pa.table({"row": rows}))
+                self._database.execute(
+                    f"{statement} WHERE imgcls_row BETWEEN ? AND ? AND imgcls_row IN (FROM meant)",
+                    [start, start + _CHANGED_ROWS - 1],
+                )
+                self._database.unregister("meant")
 
     def _take_in(self, published: Iterable[pa.Table]) -> None:
         """Keep published rows as the table `rows`."""
@@ -217,10 +217,12 @@ class Staging:
 
     def duplicate(self) -> str:
         """Return a uri that is staged more than once, or ""; a plan must name each once."""
-        found = self._database.sql(
-            "SELECT uri FROM listing GROUP BY uri, member HAVING count(*) > 1 LIMIT 1"
-        ).fetchall()
-        return str(found[0][0]) if found else ""
+        query = "SELECT uri, member FROM listing ORDER BY uri, member"
+        for rows in whole_groups(self._database, query, ("uri", "member")):
+            again = rows["uri"].filter(pa.array(~starts_of(rows, ("uri", "member"))))
+            if len(again):
+                return str(again[0])
+        return ""
 
     def size_bytes(self) -> int:
         """Return the total size of the staged objects."""

@@ -4,7 +4,7 @@ In: an output prefix. Out: in words, which nights hold the same rows. Invariant:
 (uri, member, frame, etag, network, spec, decoders); of all nights one alone holds it, but for those
 that were asked to score failures again. `score` scores what it is asked to; repeats are counted.
 
-Memory: the rows are compared on local disk by DuckDB, in SORT_MEMORY. Where a small run is asked
+Memory: the rows are compared on local disk by DuckDB, see on_disk.py. Where a small run is asked
 about, of all others only the rows of its images are.
 """
 
@@ -14,7 +14,6 @@ import tempfile
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import duckdb
 import pyarrow as pa
@@ -22,6 +21,7 @@ import pyarrow as pa
 from imgcls.in_order import in_order
 from imgcls.runs.plan import read_plan
 from imgcls.runs.published import (
+    PARTS_AHEAD,
     Manifest,
     Part,
     list_published,
@@ -31,14 +31,14 @@ from imgcls.runs.published import (
 from imgcls.runs.row_keys import with_members
 from imgcls.runs.run import Run
 from imgcls.schema import ASKED_AGAIN, MEMBER_FIELD, NOTHING_LEARNT, READ_LATER
-from imgcls.scoring.planning.staging import SORT_MEMORY
+from imgcls.scoring.planning.on_disk import any_of_each, open_on_disk, starts_of, whole_groups
 
 log = logging.getLogger(__name__)
 _COLUMNS = ["uri", "frame", "etag", "status"]
+_KEY = ("uri", "member", "frame", "etag")
 # Rows that another night may hold too: nothing was learnt of the version that was planned, or there
 # is more to be learnt by now.
 _TRIED_AGAIN = (*NOTHING_LEARNT, *ASKED_AGAIN, *READ_LATER)
-_PARTS_AHEAD = 4
 _SMALL_ROWS = 262_144
 
 
@@ -95,10 +95,7 @@ def _comparable(output: str) -> Iterator[list[_Run]]:
 
 
 def _compare(runs: list[_Run], run_id: str, folder: str, found: Twice) -> None:
-    database = duckdb.connect(
-        str(Path(folder) / "rows.duckdb"),
-        config={"memory_limit": SORT_MEMORY, "threads": 1, "temp_directory": folder},
-    )
+    database = open_on_disk(folder)
     try:
         database.execute(
             "CREATE TABLE published (uri VARCHAR, member VARCHAR, frame INTEGER, etag VARCHAR,"
@@ -108,8 +105,9 @@ def _compare(runs: list[_Run], run_id: str, folder: str, found: Twice) -> None:
         runs = sorted(runs, key=lambda run: run.manifest.run_id != run_id)
         is_small = bool(run_id) and runs[0].manifest.counts["rows"] <= _SMALL_ROWS
         parts = ((run, part) for run in runs for part in run.manifest.parts)
-        for run, rows in in_order(_read, parts, _PARTS_AHEAD):
+        for run, rows in in_order(_read, parts, PARTS_AHEAD):
             _insert(database, run, rows, of_first=is_small and run is not runs[0])
+        _keep_repeated(database)
         found.problems += _list_problems(database, run_id)
         found.num_repeated += _count_repeated(database, run_id)
     finally:
@@ -138,11 +136,27 @@ def _insert(
     database.unregister("part")
 
 
+def _keep_repeated(database: duckdb.DuckDBPyConnection) -> None:
+    """Keep the rows that are there more than once as the table `repeated`: there are few."""
+    database.execute("CREATE TABLE repeated AS FROM published LIMIT 0")
+    query = (
+        "SELECT * REPLACE (coalesce(frame, -1) AS frame) FROM published"
+        " ORDER BY uri, member, coalesce(frame, -1), etag"
+    )
+    for rows in whole_groups(database, query, _KEY):
+        starts_B = starts_of(rows, _KEY)
+        repeated = rows.filter(pa.array(any_of_each(starts_B, ~starts_B)))
+        if repeated.num_rows:
+            database.register("part", repeated)
+            database.execute("INSERT INTO repeated FROM part")
+            database.unregister("part")
+
+
 def _list_problems(database: duckdb.DuckDBPyConnection, run_id: str) -> Iterator[str]:
     """Yield one sentence for each two nights that hold the same rows."""
     # Of min, max and count the state has a fixed size, which DuckDB can move to disk.
     pairs = database.execute(
-        "WITH twice AS (SELECT uri, min(run_id) AS one, max(run_id) AS other FROM published"
+        "WITH twice AS (SELECT uri, min(run_id) AS one, max(run_id) AS other FROM repeated"
         " WHERE is_night GROUP BY uri, member, frame, etag"
         # A failure may be there again where that was asked for, a success never.
         " HAVING (count(*) FILTER (ok) > 1 OR count(*) FILTER (NOT retry_failed) > 1)"
@@ -160,7 +174,7 @@ def _list_problems(database: duckdb.DuckDBPyConnection, run_id: str) -> Iterator
 def _count_repeated(database: duckdb.DuckDBPyConnection, run_id: str) -> int:
     """Return how many rows other runs hold too because `score` was asked for them."""
     [(num_repeated,)] = database.execute(
-        "SELECT coalesce(sum(num), 0) FROM (SELECT count(*) - 1 AS num FROM published"
+        "SELECT coalesce(sum(num), 0) FROM (SELECT count(*) - 1 AS num FROM repeated"
         " GROUP BY uri, member, frame, etag HAVING count(*) > 1 AND NOT bool_and(is_night)"
         " AND (? = '' OR count(*) FILTER (run_id = ?) > 0))",
         [run_id, run_id],

@@ -5,7 +5,7 @@ Invariants: a unit that the run has an image of gets one row, over all of its im
 latest row; it names the row that it takes the place of. An image of no unit answers for itself.
 Only committed and published rows count: what a kill leaves of them, no manifest names.
 
-Memory: rows are held and sorted on local disk by DuckDB, in SORT_MEMORY.
+Memory: rows are held and sorted on local disk by DuckDB, see on_disk.py.
 """
 
 import hashlib
@@ -14,10 +14,8 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from itertools import groupby
-from pathlib import Path
 from typing import Any, Final
 
-import duckdb
 import pyarrow as pa
 
 from imgcls.closing import Closing
@@ -29,10 +27,10 @@ from imgcls.model.bundle_files import read_digest
 from imgcls.runs.latest import latest_of
 from imgcls.runs.ledger import is_same_network
 from imgcls.runs.plan import Plan
-from imgcls.runs.published import Night, TableFile, files_of, list_published, read_columns
+from imgcls.runs.published import Night, TableFile, files_of, list_published, read_in_order
 from imgcls.runs.row_keys import with_members
 from imgcls.schema import GROUPS_SCHEMA, PLACE_FIELDS, UnitStatus
-from imgcls.scoring.planning.staging import SORT_MEMORY
+from imgcls.scoring.planning.on_disk import open_on_disk
 from imgcls.scoring.publishing.tables import put_table
 from imgcls.scoring.publishing.unit_rows import Before, Row, UnitRows
 from imgcls.scoring.shard.commit import to_parquet
@@ -92,14 +90,7 @@ class Units(Closing):
         self._counts: Counter[str] = Counter()
         self._decisions: Counter[str] = Counter()
         self._folder = tempfile.TemporaryDirectory(prefix="imgcls-units-")
-        self._database = duckdb.connect(
-            str(Path(self._folder.name) / "units.duckdb"),
-            config={
-                "memory_limit": SORT_MEMORY,
-                "threads": 1,
-                "temp_directory": self._folder.name,
-            },
-        )
+        self._database = open_on_disk(self._folder.name)
         self._database.execute(_TABLES)
 
     def add(self, rows: pa.Table) -> None:
@@ -110,21 +101,20 @@ class Units(Closing):
     def publish(self) -> dict[str, Any]:
         """Write the tables; return the fields of the manifest that tell of units."""
         earlier = self._earlier()
-        for folder, manifest in earlier:
-            for part in manifest.parts:
-                keys = read_columns(folder, part, _KEYS)
-                self._insert(keys, _KEYS, "INSERT INTO keys SELECT DISTINCT * FROM part")
-            self._note_before((folder, manifest))
+        parts = [(folder, part) for folder, manifest in earlier for part in manifest.parts]
+        for keys in read_in_order(parts, _KEYS):
+            self._insert(keys, _KEYS, "INSERT INTO keys SELECT DISTINCT * FROM part")
+        self._note_before(earlier)
         self._choose()
         found = self._database.sql("SELECT DISTINCT run_id FROM chosen").fetchall()
         wanted = {run_id for (run_id,) in found}
-        for folder, manifest in earlier:
-            for part in manifest.parts if manifest.run_id in wanted else ():
-                self._insert(
-                    read_columns(folder, part, _ROW),
-                    _ROW,
-                    "INSERT INTO images FROM part SEMI JOIN chosen USING (uri, member, run_id)",
-                )
+        parts = [(f, part) for f, m in earlier if m.run_id in wanted for part in m.parts]
+        for rows in read_in_order(parts, _ROW):
+            self._insert(
+                rows,
+                _ROW,
+                "INSERT INTO images FROM part SEMI JOIN chosen USING (uri, member, run_id)",
+            )
         return {
             "groups": tuple(self._write()),
             "unit": self._plan.row_options.unit,
@@ -184,11 +174,13 @@ class Units(Closing):
         self._database.execute(statement)
         self._database.unregister("part")
 
-    def _note_before(self, night: Night) -> None:
-        """Note the rows of units that an earlier run published."""
-        for folder, file in files_of(self._plan.output, night, of_units=True):
+    def _note_before(self, earlier: list[Night]) -> None:
+        """Note the rows of units that earlier runs published."""
+        output = self._plan.output
+        files = [file for night in earlier for file in files_of(output, night, of_units=True)]
+        for rows in read_in_order(files, _BEFORE):
             self._insert(
-                read_columns(folder, file, _BEFORE),
+                rows,
                 _BEFORE,
                 "INSERT INTO before SELECT unit_key(unit, uri, member), version, run_id FROM part",
             )
