@@ -108,15 +108,9 @@ def pages_of(output: str) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize(
-    "points",
-    # The second list of the page, and the last write, which is the page of the units.
-    [pytest.param((2, 6), id="two"), pytest.param((), id="every", marks=pytest.mark.slow)],
-)
-def test_killed_at_a_page_the_next_start_makes_the_same_one(
-    points: tuple[int, ...], tmp_path: Path
-) -> None:
+def test_killed_at_a_page_the_next_start_makes_the_same_one(tmp_path: Path) -> None:
     bundle = make_bundle(calibration=make_calibration(1e-4, 3e-4, 6e-4))
     model = f"{tmp_path}/registry/m@v{register(f'{tmp_path}/registry', 'm', bundle).version}"
     bucket, unit = tmp_path / "bucket", "name:0*([0-9]+)[0-9]"
@@ -126,12 +120,9 @@ def test_killed_at_a_page_the_next_start_makes_the_same_one(
     driver.score(ScoreConfig(str(bucket), model, oracle, executor="local", unit=unit))
     for_people = pages_of(oracle)
     assert {"report.html", "units.html", "positive.csv", "failed.csv"} <= set(for_people)
-    some = [*points, len(for_people) + 1] if points else []
-    every = run_campaign(
-        *(bucket, model, tmp_path / "nights", *map(str, some)),
-        *("--about", "/pages/", "--unit", unit),
-    )
-    assert len(every) == 2 * len(some or [*for_people, 0])
+    flags = ("--about", "/pages/", "--unit", unit)
+    every = run_campaign(bucket, model, tmp_path / "nights", *flags)
+    assert len(every) == 2 * len(for_people) + 2
     for point in every:
         assert point["finished"] == 0, point
         assert pages_of(point["output"]) == for_people, point
