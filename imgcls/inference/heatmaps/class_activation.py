@@ -160,7 +160,8 @@ def find_shift(network: nn.Module, points: TapPoints, x_BCHW: Tensor) -> tuple[f
 
     A convolution of 3 x 3 with stride 2, padded on both sides, sees around the first pixel of each
     two and not between them: after five of them that is half a cell, 16 pixels. So it is measured,
-    by where the gradient of two cells in the middle lies.
+    by where the gradient of two cells in the middle lies. What an input shows where moves that,
+    too: each is also seen turned by half, which cancels it.
 
     Args:
         network: in evaluation mode.
@@ -168,31 +169,34 @@ def find_shift(network: nn.Module, points: TapPoints, x_BCHW: Tensor) -> tuple[f
         x_BCHW: the inputs to see it by, on its device; the first few are enough.
     """
     tap = Tap(network, points)
-    x_BCHW = x_BCHW[:_NUM_SEEN].float().requires_grad_()
+    x_BCHW = x_BCHW[:_NUM_SEEN].float()
+    x_BCHW = torch.cat([x_BCHW, x_BCHW.flip(2, 3)]).requires_grad_()
     with torch.enable_grad():
         network(x_BCHW)
         map_BEhw = tap.read().map_BEhw
     tap.remove()
     assert map_BEhw is not None
     rows, columns = map_BEhw.shape[2:]
+    middle = rows // 2, columns // 2
     found = []
-    for before in (0, 1):
-        row, column = max(0, rows // 2 - before), max(0, columns // 2 - before)
+    for row, column in (middle, (rows - 1 - middle[0], columns - 1 - middle[1])):
         cell = map_BEhw[:, :, row, column].square().sum()
         [gradient_BCHW] = torch.autograd.grad(cell, x_BCHW, retain_graph=True)
-        weight_HW = gradient_BCHW.square().sum(dim=(0, 1)).double().cpu().numpy()
-        x, y = _beside(weight_HW.sum(0), column, columns), _beside(weight_HW.sum(1), row, rows)
-        found.append((x, y))
-    return (found[0][0] + found[1][0]) / 2, (found[0][1] + found[1][1]) / 2
+        weight_BHW = gradient_BCHW.square().sum(dim=1).double().cpu().numpy()
+        x_B = _beside(weight_BHW.sum(axis=1), column, columns)
+        found.append((x_B.mean(), _beside(weight_BHW.sum(axis=2), row, rows).mean()))
+    x, y = np.mean(found, axis=0)
+    half_x, half_y = x_BCHW.shape[3] / columns / 2, x_BCHW.shape[2] / rows / 2
+    return float(np.clip(x, -half_x, half_x)), float(np.clip(y, -half_y, half_y))
 
 
-def _beside(weight_S: npt.NDArray[np.float64], at: int, num_cells: int) -> float:
-    """Return how far the middle of the weights lies beside a cell, at most half of one."""
-    cell_px = len(weight_S) / num_cells
-    if not weight_S.sum() > 0:
-        return 0.0
-    sees_px = np.average(np.arange(len(weight_S)) + 0.5, weights=weight_S)
-    return float(np.clip(sees_px - (at + 0.5) * cell_px, -cell_px / 2, cell_px / 2))
+def _beside(weight_BS: npt.NDArray[np.float64], at: int, num_cells: int) -> npt.NDArray[np.float64]:
+    """Return how far the middle of the weights of each input lies beside a cell."""
+    side = weight_BS.shape[1]
+    total_B = weight_BS.sum(axis=1)
+    cell_px = (at + 0.5) * side / num_cells
+    sees_B = weight_BS @ (np.arange(side) + 0.5) / np.where(total_B > 0, total_B, 1.0)
+    return np.where(total_B > 0, sees_B - cell_px, 0.0)
 
 
 def _are_close(found: Tensor, expected: Tensor) -> bool:
