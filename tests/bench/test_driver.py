@@ -73,13 +73,15 @@ def test_each_stage_has_a_row_with_its_limit(what: str, capsys: pytest.CaptureFi
 def test_gpu_decodes_too_where_that_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """With the CPU in the GPU's place."""
     pytest.importorskip("nvidia.nvimgcodec", reason="the extra gpu-decode is not installed")
-    config = BenchConfig("score", arch="simple_cnn", num_images=70, repeats=1, gpu_decode="on")
+    config = BenchConfig(
+        "score", arch="simple_cnn", image_px=224, num_images=24, repeats=1, gpu_decode="on"
+    )
     with pytest.raises(ConfigError, match="--gpu-decode on: the model runs on cpu here"):
         bench.bench(config)
     monkeypatch.setattr(gpu_decode, "DEVICES", {"cpu"})
     pipeline = bench.bench(config)["pipeline"]
     assert pipeline["decode_gpu"]["items"] > 0
-    assert pipeline["decode"]["items"] + pipeline["decode_gpu"]["items"] == 2 * 70
+    assert pipeline["decode"]["items"] + pipeline["decode_gpu"]["items"] == 2 * 24
 
 
 def test_labels_that_differ_from_plain_fp32_are_counted() -> None:

@@ -36,6 +36,7 @@ def test_demo_trains_scores_and_accounts_for_every_file(tmp_path: Path) -> None:
     assert not (tmp_path / "demo" / "stale").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.s3
 def test_demo_on_its_own_s3_server_keeps_the_parquet(tmp_path: Path) -> None:
     result = demo(DemoConfig(str(tmp_path / "demo"), s3=True))
