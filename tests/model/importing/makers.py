@@ -23,6 +23,8 @@ def spread_head(model: nn.Module, x_BCHW: torch.Tensor, head: nn.Linear | nn.Con
     Labels alone prove nothing where one class always wins.
     """
     model.eval()
+    if not head.weight.any():  # as some networks begin: all answers are one
+        nn.init.normal_(head.weight, std=0.02)
     with torch.inference_mode():
         logits_BK = model(x_BCHW)
         if not isinstance(logits_BK, torch.Tensor):
