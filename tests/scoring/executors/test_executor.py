@@ -73,6 +73,7 @@ def test_an_actor_that_was_given_a_gpu_names_the_node_where_torch_has_none(
         refuse_without_cuda("10.0.0.7-abc")
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.timeout(280)
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the GPU would work")

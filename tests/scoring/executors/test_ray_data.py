@@ -61,6 +61,7 @@ def counted(text: str, name: str, **labels: str) -> float:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.s3
 def test_three_actors_on_three_nodes_write_the_rows_of_one_process(
     model_ref: str,

@@ -268,6 +268,7 @@ def test_what_no_worker_could_do_keeps_its_exit_code(
     assert "Traceback" not in ended.stderr
 
 
+@pytest.mark.slow
 def test_a_damaged_plan_ends_in_a_worker_as_it_does_without_ray(
     cluster: RayCluster, source: str, model_ref: str, tmp_path: Path
 ) -> None:
