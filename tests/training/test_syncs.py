@@ -17,6 +17,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from imgcls.data.dataset import Sample
 from imgcls.errors import ConfigError
 from imgcls.model.architectures import build_model
 from imgcls.training.augment.changes import ImageChanges
@@ -30,7 +31,7 @@ from imgcls.training.optim.step import train_step
 from imgcls.training.optim.train_state import TrainState
 from imgcls.training.ranks.rank import Place
 from imgcls.training.train_plan import Recipe
-from tests.training.data.test_loader import Sample
+from tests.kit.samples import labelled
 from tests.training.rank_main import SIDE_PX, make_recipe
 
 B = 8
@@ -185,7 +186,7 @@ class BreaksLogits(nn.Module):
 
 
 def named(count: int) -> list[Sample]:
-    return [Sample(f"u{number}", (0,)) for number in range(count)]
+    return [labelled(f"u{number}", 0) for number in range(count)]
 
 
 def test_the_draws_of_a_batch_are_those_that_the_step_made_itself() -> None:

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from imgcls.config.choices import Precision
+from imgcls.errors import ConfigError
 from imgcls.inference.backends.arithmetic import set_fp32_arithmetic
 from imgcls.inference.backends.backend import Backend, pad
 from imgcls.inference.backends.demand import Demand, Kind
@@ -32,6 +33,7 @@ from imgcls.inference.backends.kinds import repays_compiling
 from imgcls.inference.backends.network import cache_folder
 from imgcls.inference.device import set_num_threads
 from imgcls.inference.passes import Failure
+from imgcls.storage.json_text import parse_object
 
 # How much faster than fp32 a coarser arithmetic must be to be worth it.
 MIN_SPEEDUP: Final = 1.1
@@ -160,9 +162,9 @@ def recall(key: str) -> dict[str, float]:
     try:
         if not key or time.time() - path.stat().st_mtime > _MAX_AGE_S:
             return {}
-        found = json.loads(path.read_text())
-        return {str(name): float(rate) for name, rate in found.items()}
-    except (OSError, ValueError, AttributeError, TypeError):  # damaged, or never written
+        found = parse_object(path.read_bytes(), path.name, ConfigError)
+        return {name: float(rate) for name, rate in found.items()}
+    except (OSError, ConfigError, ValueError, TypeError):  # damaged, or never written
         return {}
 
 

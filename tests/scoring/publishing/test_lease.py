@@ -22,7 +22,10 @@ def output(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 
 def edit(path: Path, **fields: object) -> None:
-    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+    """At once, as a lease is written: nobody reads half of one."""
+    changed = path.with_suffix(".new")
+    changed.write_text(json.dumps(json.loads(path.read_text()) | fields))
+    changed.replace(path)
 
 
 def test_one_of_many_gets_the_lease(output: str) -> None:
