@@ -103,7 +103,7 @@ def test_a_change_is_caught_and_named(
     tmp_path: Path,
 ) -> None:
     for change in changes:
-        changed = observe(bundle, tmp_path, change, 96 if len(changes) == 3 else NIGHT, 500_000)
+        changed = observe(bundle, tmp_path, change, NIGHT, 500_000)
         caught_from = None
         for share in shares:
             judged = [
