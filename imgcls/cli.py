@@ -28,8 +28,6 @@ from imgcls.terminal.result import Out
 
 _RESUMABLE = ("train", "score", "nightly")
 _AGAIN_AFTER_S = 0.05
-# What libgomp itself takes where it knows of more threads than cores; a user's own value stands.
-_SPINS: Final = "1000"
 _FROM_START = "; the same command again does it from the start"
 
 log = logging.getLogger("imgcls.cli")  # __name__ is __main__ under `python -m`
@@ -186,9 +184,6 @@ def _run(name: str, arguments: dict[str, Any]) -> int:
 def _be_process_of(job: Callable[[], int]) -> NoReturn:
     """Run a job and end with its exit code, without the second that it takes to free torch."""
     ended_with: list[int] = []
-    # Before torch is loaded: its threads sleep after a short wait for each other. As it is they
-    # keep a core for a millisecond each time, which on a busy machine the others need to get there.
-    os.environ.setdefault("GOMP_SPINCOUNT", _SPINS)
     # The handler that came first is called last: all others, and all threads, are done by then.
     atexit.register(_leave, ended_with)
     try:

@@ -22,7 +22,8 @@ from tests.kit.stores import Store
 if TYPE_CHECKING:
     from imgcls.model.bundle import Bundle
 
-# Before torch is loaded, as imgcls.cli does it: two test processes on two cores are a busy machine.
+# Before torch is loaded: two test processes on two cores are a busy machine, where threads that
+# wait for each other awake keep a core from those that they wait for.
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 # A shell that starts us in the background has us ignore SIGINT, and all processes that we start.
 signal.signal(signal.SIGINT, signal.default_int_handler)

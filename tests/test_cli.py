@@ -49,27 +49,6 @@ def test_help_answers_in_half_a_second_and_imports_nothing_heavy() -> None:
     assert loaded.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize("own", ["", "7"])
-def test_threads_of_torch_wait_for_each_other_asleep_unless_the_user_wants_otherwise(
-    own: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Two that spin on a busy machine train a small network nine times slower."""
-    monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
-    if own:
-        monkeypatch.setenv("GOMP_SPINCOUNT", own)
-    code = """if True:
-        import os, sys
-        from imgcls.cli import run
-        sys.argv[1:] = ["--version"]
-        try:
-            run()
-        except SystemExit:
-            assert "torch" not in sys.modules
-            print(os.environ["GOMP_SPINCOUNT"])"""
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert found.stdout.split()[-1] == (own or "1000")
-
-
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_flag_has_its_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
