@@ -12,7 +12,6 @@ Shape legend: B batch, C channels, H height, W width.
 import hashlib
 import json
 import logging
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -30,7 +29,7 @@ from imgcls.inference.backends.arithmetic import set_fp32_arithmetic
 from imgcls.inference.backends.backend import Backend, pad
 from imgcls.inference.backends.demand import Demand, Kind
 from imgcls.inference.backends.kinds import repays_compiling
-from imgcls.inference.backends.network import cache_folder
+from imgcls.inference.backends.network import cache_folder, write_cache
 from imgcls.inference.device import set_num_threads
 from imgcls.inference.passes import Failure
 from imgcls.storage.json_text import parse_object
@@ -169,16 +168,9 @@ def recall(key: str) -> dict[str, float]:
 
 
 def keep(key: str, rates: dict[str, float]) -> None:
-    """Keep images/s by name of a way; a cache that cannot be written costs time alone."""
-    if not key:
-        return
-    try:
-        _path(key).parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=_path(key).parent, delete=False) as file:
-            json.dump(rates, file)
-        Path(file.name).replace(_path(key))
-    except OSError as error:
-        _log.info("%s cannot be written: %s", _path(key), error)
+    """Keep images/s by name of a way."""
+    if key:
+        write_cache(_path(key), json.dumps(rates).encode())
 
 
 def _path(key: str) -> Path:

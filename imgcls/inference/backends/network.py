@@ -6,7 +6,9 @@ In: a trained classifier. Out: a module, or a compiled function, uint8 [B,C,H,W]
 Shape legend: B batch, C channels, H height, W width, K classes.
 """
 
+import logging
 import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
@@ -16,6 +18,8 @@ from torch import Tensor, nn
 
 from imgcls.image.preprocess import normalize
 from imgcls.image.spec import PreprocessSpec
+
+_log = logging.getLogger(__name__)
 
 _DTYPES: Final = {
     "fp32": torch.float32,
@@ -66,3 +70,14 @@ def compile_network(network: nn.Module) -> Callable[[Tensor], Tensor]:
 def cache_folder() -> Path:
     """Return this user's own folder for what can be made again."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "imgcls"
+
+
+def write_cache(path: Path, data: bytes) -> None:
+    """Write whole or not at all; a cache that cannot be written costs time alone."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+            file.write(data)
+        Path(file.name).replace(path)
+    except OSError as error:
+        _log.info("%s cannot be written: %s", path, error)

@@ -12,13 +12,13 @@ Legend: B batch, C channels, H height, W width, K classes.
 
 import importlib
 import io
-import logging
 import os
 import sys
 import tempfile
 import threading
 import zipfile
 from collections.abc import Callable
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from imgcls.errors import ConfigError
-from imgcls.inference.backends.network import Network, cache_folder
+from imgcls.inference.backends.network import Network, cache_folder, write_cache
 from imgcls.model.networks.onnx_network import OnnxNetwork
 
 _NAMES: Final = ("network.xml", "network.bin")
@@ -39,8 +39,6 @@ _ZIP_TIME: Final = (1980, 1, 1, 0, 0, 0)
 _HINTS: Final = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}  # int8: of the few layers that stay
 
 Forward = Callable[[Tensor], Tensor]
-
-_log = logging.getLogger(__name__)
 
 
 def is_installed() -> bool:
@@ -185,14 +183,9 @@ def _read_cache(path: Path) -> bytes:
 
 
 def _write_cache(path: Path, data: bytes) -> None:
-    """Write whole or not at all; a cache that cannot be written costs time alone."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-            file.write(data)
-        Path(file.name).replace(path)
+    """Keep a network, and the newest of the others."""
+    write_cache(path, data)
+    with suppress(OSError):  # another process throws away, too
         newest_first = sorted(path.parent.glob("*.zip"), key=lambda one: -one.stat().st_mtime)
         for old in newest_first[_MAX_CACHED:]:
             old.unlink(missing_ok=True)
-    except OSError as error:
-        _log.info("%s cannot be written: %s", path, error)

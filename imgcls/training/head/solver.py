@@ -69,7 +69,8 @@ def fit_linear_head(
         seed: of the folds.
     """
     x_NE, mean_E, spread_E = _standardise(features_NE)
-    strength, losses = _choose_strength(x_NE, target_NK, weight_N, group_N, multi_label, seed)
+    losses = _losses(x_NE, target_NK, weight_N, group_N, multi_label, seed)
+    strength = _least(losses)
     weight_KE, bias_K = _fit(x_NE, target_NK, weight_N, strength, multi_label)
     weight_KE = weight_KE / spread_E
     bias_K = bias_K - weight_KE @ mean_E
@@ -104,7 +105,7 @@ def out_of_fold_probs(
     x_NE, _, _ = _standardise(features_NE)
     weight_N = np.ones(len(x_NE), np.float32)
     # One number that all images chose together tells a model nothing of one of them.
-    strength, _ = _choose_strength(x_NE, target_NK, weight_N, group_N, False, seed)
+    strength = _least(_losses(x_NE, target_NK, weight_N, group_N, False, seed))
     probs_NK = np.zeros(target_NK.shape)
     for train, test in parts:
         weight_KE, bias_K = _fit(x_NE[train], target_NK[train], weight_N[train], strength, False)
@@ -148,18 +149,9 @@ def _folds(
         return list(folds.split(group_N, target_NK.argmax(axis=1), group_N))
 
 
-def _choose_strength(
-    x_NE: Doubles,
-    target_NK: npt.NDArray[np.bool_],
-    weight_N: npt.NDArray[np.float32],
-    group_N: npt.NDArray[np.int64],
-    multi_label: bool,
-    seed: int,
-) -> tuple[float, dict[float, float]]:
-    """Return the strength of the least loss, and the losses that `_losses` found."""
-    losses = _losses(x_NE, target_NK, weight_N, group_N, multi_label, seed)
-    # The strongest of equal ones; without folds, one in the middle.
-    return min(losses, key=losses.__getitem__, default=_WITHOUT_FOLDS), losses
+def _least(losses: dict[float, float]) -> float:
+    """Return the strength of the least loss, the strongest of equal ones."""
+    return min(losses, key=losses.__getitem__, default=_WITHOUT_FOLDS)
 
 
 def _losses(
