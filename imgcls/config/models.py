@@ -105,7 +105,8 @@ class CalibrateConfig(MeasureOptions):
     """Labelled images, as for train, that the model was not trained on."""
     positive_class: str = ""
     """Class to find, or several joined by "|": each gets thresholds. Needs --target-recall or
-    --target-specificity, or both. Without them only the temperature is fitted.
+    --target-specificity, or both; but with --unit it may stand alone, to say that the one class
+    not named is what nothing shows. Without them only the temperature is fitted.
     """
     target_recall: float = 0.0
     """Share of the positive images that a threshold must find, such as 0.95; 0 for none."""
@@ -115,6 +116,11 @@ class CalibrateConfig(MeasureOptions):
     """Where the new version goes; default that of --model."""
     name: str = ""
     """Name of the model that gets the new version; default that of --model."""
+
+    @property
+    def is_pooled(self) -> bool:
+        """Whether what gets an answer has several images."""
+        return bool(self.unit)
 
 
 @dataclass(frozen=True)

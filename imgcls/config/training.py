@@ -202,7 +202,8 @@ class TrainConfig(ListingOptions):
     positive_class: str = ""
     """Class to find, or several joined by "|": the model gets thresholds for each, chosen on
     validation, and scoring writes positive, negative or review by the first. Needs
-    --target-recall or --target-specificity, or both.
+    --target-recall or --target-specificity, or both; but with --unit, --fit tiles or --frames pool
+    it may stand alone, to say that the one class not named is what nothing shows.
     """
     target_recall: float = 0.0
     """Share of the positive images that a threshold must find, such as 0.95; 0 for no such
@@ -275,6 +276,11 @@ class TrainConfig(ListingOptions):
     def input_px(self) -> tuple[int, int]:
         """The parsed --image-px: height and width."""
         return parse_image_px("224" if self.image_px == "auto" else self.image_px)
+
+    @property
+    def is_pooled(self) -> bool:
+        """Whether a sample has several instances: tiles, frames, or the images of a unit."""
+        return self.fit == "tiles" or self.frames == "pool" or bool(self.unit)
 
     @property
     def workers(self) -> WorkerRange:

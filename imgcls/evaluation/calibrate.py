@@ -31,7 +31,11 @@ from imgcls.evaluation.predict_samples import Predicted, RunFlags, predict_sampl
 from imgcls.logs import tell
 from imgcls.metrics.calibration import Calibration, fit_calibration
 from imgcls.metrics.measures import sets_of
-from imgcls.metrics.operating_targets import check_operating_points, operating_targets
+from imgcls.metrics.operating_targets import (
+    check_operating_points,
+    operating_targets,
+    positive_classes,
+)
 from imgcls.metrics.units import UnitCalibration
 from imgcls.metrics.verdict import Prior, Verdict, judge
 from imgcls.model.bundle import Bundle, read_bundle
@@ -161,7 +165,7 @@ def _with_units(
 
     They are fitted on what pooling makes of the images of a unit.
     """
-    rule = rule_to_fit(config.unit_rule, bundle, config.positive_class.split("|")[0])
+    rule = rule_to_fit(config.unit_rule, bundle, positive_classes(config, bundle.class_names))
     units = {
         split: collect_units(found, samples[split], rule) for split, found in predicted.items()
     }

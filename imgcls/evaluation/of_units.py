@@ -9,7 +9,7 @@ Shape legend: B image with a prediction, S unit, K class.
 
 import logging
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -113,9 +113,9 @@ def collect_units(predicted: Predicted, samples: Sequence[Sample], rule: UnitRul
     )
 
 
-def rule_to_fit(asked: str, bundle: Bundle, positive: str) -> UnitRule:
+def rule_to_fit(asked: str, bundle: Bundle, positive: Collection[str]) -> UnitRule:
     """Return the rule that thresholds are fitted for: the one asked for, whatever the model had."""
-    return _rule(asked, bundle, None, positive if positive in bundle.class_names.names else "")
+    return _rule(asked, bundle, None, positive)
 
 
 def rule_of(asked: str, bundle: Bundle) -> UnitRule:
@@ -124,12 +124,14 @@ def rule_of(asked: str, bundle: Bundle) -> UnitRule:
     return _rule(asked, bundle, fitted, positive_of(bundle.fitted()))
 
 
-def _rule(asked: str, bundle: Bundle, fitted: UnitCalibration | None, positive: str) -> UnitRule:
+def _rule(
+    asked: str, bundle: Bundle, fitted: UnitCalibration | None, positive: Collection[str]
+) -> UnitRule:
     return unit_rule(
         asked,
         fitted,
         bundle.class_names.names,
-        positive_class=positive,
+        positive_classes=positive,
         background_class=bundle.background_class,
         multi_label=bundle.multi_label,
     )

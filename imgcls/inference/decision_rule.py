@@ -26,7 +26,7 @@ def unit_rule_of(facts: BundleFacts, asked: str) -> UnitRule:
         asked,
         facts.unit_calibration,
         facts.class_names.names,
-        positive_class=positive_of(facts.calibration),
+        positive_classes=positive_of(facts.calibration),
         background_class=facts.background_class,
         multi_label=facts.multi_label,
     )

@@ -33,6 +33,10 @@ class TargetFlags(Protocol):
         """The classes to find, joined by "|"."""
 
     @property
+    def is_pooled(self) -> bool:
+        """Whether an answer is pooled: then a class to find also says which the background is."""
+
+    @property
     def target_recall(self) -> float:
         """0 for none."""
 
@@ -51,7 +55,8 @@ def operating_targets(
         class_names: Of the data, as far as they are known: a class may have a "|" in its name.
 
     Raises:
-        ConfigError: a value out of range, a target without a class, or a class without a target.
+        ConfigError: a value out of range, a target without a class, a class without a target, or
+            one that the data does not have.
     """
     asked: list[tuple[Target, float]] = []
     if flags.target_recall:
@@ -66,14 +71,32 @@ def operating_targets(
             f"--target-{asked[0][0]} {asked[0][1]} needs --positive-class NAME: the class "
             "whose images must be found"
         )
-    if flags.positive_class and not asked:
+    if flags.positive_class and not asked and not flags.is_pooled:
         raise ConfigError(
             f"--positive-class {flags.positive_class!r} needs --target-recall or "
             "--target-specificity, such as 0.95"
         )
-    is_one = class_names is not None and flags.positive_class in class_names.names
-    names = [flags.positive_class] if is_one else flags.positive_class.split("|")
+    names = positive_classes(flags, class_names)
     return [(name, target, value) for name in names for target, value in asked]
+
+
+def positive_classes(flags: TargetFlags, class_names: ClassNames | None = None) -> list[str]:
+    """Return the classes to find, as --positive-class names them; none without it.
+
+    Raises:
+        ConfigError: one that the data does not have.
+    """
+    names = flags.positive_class.split("|") if flags.positive_class else []
+    if class_names is None:
+        return names
+    if flags.positive_class in class_names.names:
+        return [flags.positive_class]
+    for name in names:
+        try:
+            class_names.label_of(name)
+        except ConfigError as error:
+            raise ConfigError(f"--positive-class: {error}") from error
+    return names
 
 
 def check_operating_points(
@@ -97,11 +120,6 @@ def check_operating_points(
         ConfigError: as `operating_targets`; an unknown class; or too few images of the class or of
             others, with pixels, for what is asked for.
     """
-    for name, _, _ in operating_targets(flags, class_names):
-        try:
-            class_names.label_of(name)
-        except ConfigError as error:
-            raise ConfigError(f"--positive-class: {error}") from error
     readable = [sample for sample in val if sample.uri not in bad]
     if why := why_no_points(flags, class_names, readable):
         num_bad = len(val) - len(readable)

@@ -61,13 +61,13 @@ def background_of(
 
     Args:
         class_names: The K classes.
-        positive_classes: Those that must be found: of two classes the other one is the background.
+        positive_classes: Those that must be found: one class left over is the background.
         multi_label: Each class is by itself: there is no background.
     """
     if multi_label:
         return None
     others = [name for name in class_names if name not in positive_classes]
-    if len(class_names) == 2 and len(others) == 1:
+    if positive_classes and len(others) == 1:
         return class_names.index(others[0])
     named = [name for name in others if name.lower() in _BACKGROUND_NAMES]
     return class_names.index(named[0]) if len(named) == 1 else None

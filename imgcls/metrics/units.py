@@ -8,7 +8,7 @@ Shape legend: B image, K class, S unit.
 """
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Self, cast
 
@@ -68,7 +68,7 @@ def unit_rule(
     fitted: UnitCalibration | None,
     class_names: Sequence[str],
     *,
-    positive_class: str,
+    positive_classes: Collection[str],
     background_class: str,
     multi_label: bool,
 ) -> UnitRule:
@@ -78,7 +78,7 @@ def unit_rule(
         asked: A rule, "auto" for that of the model's thresholds, else DEFAULT_RULE.
         fitted: What the model has for units; None where it is to be fitted.
         class_names: The K classes.
-        positive_class: What must be found, so that it is not the background; "" for none.
+        positive_classes: What must be found, so that none of it is the background.
         background_class: What the model itself pools tiles or frames with; "" for none.
         multi_label: Each class has a probability of its own.
 
@@ -98,16 +98,15 @@ def unit_rule(
     if background_class:
         background = list(class_names).index(background_class)
     else:
-        positive = [positive_class] if positive_class else []
-        background = background_of(class_names, positive, multi_label=multi_label)
+        background = background_of(class_names, positive_classes, multi_label=multi_label)
     rule = DEFAULT_RULE if asked == "auto" else cast(Pooling, asked)
     return UnitRule(rule, background, multi_label, None)
 
 
-def positive_of(calibration: Calibration | None) -> str:
-    """Return the class that a model's first threshold is for, "" without one."""
+def positive_of(calibration: Calibration | None) -> list[str]:
+    """Return the class that a model's first threshold is for, none without one."""
     points = calibration.operating_points if calibration is not None else ()
-    return points[0].positive_class if points else ""
+    return [point.positive_class for point in points[:1]]
 
 
 def members_by_unit(names: Sequence[str]) -> dict[str, list[int]]:

@@ -150,6 +150,8 @@ def test_the_background_is_the_class_that_need_not_be_found() -> None:
     assert background_of(["dent", "Good", "scratch"], multi_label=False) == 1
     assert background_of(["cat", "dog"], multi_label=False) is None
     assert background_of(["crack", "good"], ["crack"], multi_label=True) is None
+    assert background_of(["delle", "gut", "kratzer"], ["kratzer", "delle"], multi_label=False) == 1
+    assert background_of(["delle", "gut", "kratzer"], ["kratzer"], multi_label=False) is None
     # Two classes could be meant: none is guessed.
     assert background_of(["good", "normal", "dent"], multi_label=False) is None
 

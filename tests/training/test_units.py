@@ -171,6 +171,22 @@ def test_what_cannot_be_learnt_of_units_is_refused(
         train(config_of(tmp_path, **changes))
 
 
+@pytest.mark.parametrize("asked", [{"unit": KEY}, {"fit": "tiles", "unit": "", "overlap": 0}])
+def test_of_classes_in_any_language_the_one_that_is_not_looked_for_is_the_background(
+    asked: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = Path(write_studies(tmp_path / "data", 24))
+    data.write_text(data.read_text().replace(",light", ",schlecht").replace(",dark", ",gut"))
+    alone = {"positive_class": "schlecht", "target_recall": 0.0, "epochs": 1, "batch_size": 4}
+    bundle = read_bundle(str(train(config_of(tmp_path, **alone, **asked))["uri"]))
+    assert bundle.background_class == "gut"
+    assert "threshold_id" not in json.dumps([bundle.unit_calibration, bundle.metrics])
+    assert "is 'gut' unless one of its" in caplog.text
+    assert "--positive-class schlecht has neither" in caplog.text
+    with pytest.raises(ConfigError, match="unknown class 'slecht'"):
+        train(config_of(tmp_path, **{**alone, "positive_class": "slecht"}, **asked))
+
+
 def test_a_split_of_the_data_that_cuts_a_unit_is_refused(tmp_path: Path) -> None:
     data = Path(write_studies(tmp_path / "data", 12))
     lines = data.read_text().splitlines()

@@ -103,7 +103,7 @@ def _check_unit_rule(config: ScoreConfig, facts: dict[str, Any]) -> None:
         config.unit_rule,
         UnitCalibration.of(facts["unit_calibration"]),
         facts["class_names"],
-        positive_class=positive_of(Calibration.from_dict(of_images) if of_images else None),
+        positive_classes=positive_of(Calibration.from_dict(of_images) if of_images else None),
         background_class=facts["background_class"],
         multi_label=facts["multi_label"],
     )

@@ -165,7 +165,9 @@ def _class_scores(plan: TrainPlan, measured: Measured, verdict: Verdict) -> list
 
 def _looked_for(plan: TrainPlan) -> int:
     """Return which of two classes is looked for: the one that is not "normal", or the rarer."""
-    background = background_of(plan.class_names.names, multi_label=False)
+    background = plan.recipe.background
+    if background is None:
+        background = background_of(plan.class_names.names, multi_label=False)
     if background is not None:
         return 1 - background
     return int(prior_of(plan).counts_K.argmin())

@@ -13,7 +13,6 @@ from imgcls.image.spec import DecodeSpec, PreprocessSpec
 from imgcls.model.bundle import read_bundle, read_facts
 from imgcls.model.networks import onnx_network, transformers_archs
 from imgcls.model.registry import resolve
-from imgcls.training.planning.pooled import is_pooled
 from imgcls.training.train_plan import Adopted
 
 # What trains a backbone, or changes its pixels while it does.
@@ -107,7 +106,7 @@ def _refuse_other_ways(config: TrainConfig) -> None:
     """Refuse what a head is not measured, looked at or balanced by."""
     if config.folds:
         raise ConfigError("--folds: --head linear is measured on images that are held out")
-    if is_pooled(config):
+    if config.is_pooled:
         raise ConfigError(
             "--head linear takes one look at an image: leave out --fit tiles, --frames pool, --unit"
         )

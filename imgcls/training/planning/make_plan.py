@@ -49,7 +49,6 @@ from imgcls.training.planning.last_split import read_last_split
 from imgcls.training.planning.pooled import (
     check_pooled_flags,
     choose_pooling,
-    is_pooled,
     learnt_samples,
     tell_boxes,
     tell_pooling,
@@ -149,7 +148,7 @@ def _settle(
     if backbone is not None:
         preprocess_spec = backbone.preprocess_spec
     recipe = build_train_recipe(config, preprocess_spec)
-    if is_pooled(config):
+    if config.is_pooled:
         pooling, background = choose_pooling(config, dataset.class_names)
         recipe = replace(recipe, pooling=pooling, background=background)
         tell_pooling(config, dataset.class_names)
@@ -239,7 +238,7 @@ def check_flags(config: TrainConfig) -> None:
     _refuse_unless(is_fold_count, config, "folds", "0, or 2 or more")
     _refuse_unless(config.depth in (8, 16), config, "depth", "8 or 16")
     _refuse_unless(
-        config.augment_from == "input" or not is_pooled(config),
+        config.augment_from == "input" or not config.is_pooled,
         config,
         "augment_from",
         "input with tiles, which are cut out of the source already, pooled frames and --unit",

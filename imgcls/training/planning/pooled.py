@@ -11,15 +11,11 @@ from imgcls.config.training import TrainConfig
 from imgcls.data.class_names import ClassNames, enumerate_names
 from imgcls.data.dataset import Sample
 from imgcls.errors import ConfigError
+from imgcls.metrics.operating_targets import operating_targets, positive_classes
 from imgcls.metrics.pooling import Pooling, background_of
 from imgcls.training.units import LearntUnit, as_units, group_units
 
 log = logging.getLogger(__name__)
-
-
-def is_pooled(config: TrainConfig) -> bool:
-    """Say whether a sample has several instances."""
-    return config.fit == "tiles" or config.frames == "pool" or bool(config.unit)
 
 
 def _parts(config: TrainConfig) -> tuple[str, str, str]:
@@ -38,14 +34,14 @@ def choose_pooling(config: TrainConfig, class_names: ClassNames) -> tuple[Poolin
         ConfigError: no class is known to be that of a sample that shows nothing.
     """
     flag, whole, parts = _parts(config)
-    positive = [config.positive_class] if config.positive_class else []
+    positive = positive_classes(config, class_names)
     background = background_of(class_names.names, positive, multi_label=config.multi_label)
     if background is None and not config.multi_label:
         raise ConfigError(
             f"{flag}: which of {enumerate_names(class_names.names)} is the class of a "
             f"{whole} that shows nothing? A hundred good {parts} are no vote against one finding. "
-            "Call that class good, normal, ok, negative or background; or, of two classes, name "
-            "the other one with --positive-class; or train with --multi-label"
+            "Call that class good, normal, ok, negative or background; or name all the others with "
+            "--positive-class, such as 'crack' or 'crack|dent'; or train with --multi-label"
         )
     return "max" if config.pooling == "auto" else config.pooling, background
 
@@ -71,6 +67,12 @@ def tell_pooling(config: TrainConfig, class_names: ClassNames) -> None:
             class_names.names[background],
             parts,
             rule,
+        )
+    if config.positive_class and not operating_targets(config):
+        log.info(
+            "--positive-class %s has neither --target-recall nor --target-specificity: the model "
+            "gets no threshold, an answer is the most probable class",
+            config.positive_class,
         )
 
 
@@ -100,7 +102,7 @@ def check_pooled_flags(config: TrainConfig) -> None:
     Raises:
         ConfigError: names the flag.
     """
-    if not is_pooled(config):
+    if not config.is_pooled:
         if config.pooling != "auto":
             raise ConfigError(
                 f"--pooling {config.pooling}: only of --fit tiles, --frames pool and --unit"
