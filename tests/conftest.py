@@ -7,8 +7,10 @@ Clients find the server through the environment alone, as a user's would; so do 
 import logging
 import os
 import signal
+import tempfile
 import uuid
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -27,6 +29,22 @@ if TYPE_CHECKING:
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 # A shell that starts us in the background has us ignore SIGINT, and all processes that we start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_temp_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A temp folder that goes with the session: killed processes leave theirs behind.
+
+    Its name is short, for sockets lie in it; the one of `tmp_path` is asked for first, and stays.
+    """
+    tmp_path_factory.getbasetemp()
+    before = os.environ.get("TMPDIR")
+    with tempfile.TemporaryDirectory(prefix="it-", ignore_cleanup_errors=True) as folder:
+        Path(folder).chmod(0o1777)  # as /tmp: some tests run as somebody else
+        os.environ["TMPDIR"] = tempfile.tempdir = folder
+        yield
+        os.environ.pop("TMPDIR") if before is None else os.environ.update(TMPDIR=before)
+        tempfile.tempdir = None
 
 
 @pytest.fixture(autouse=True)

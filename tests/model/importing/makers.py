@@ -17,12 +17,13 @@ from imgcls.model.importing.pictures import make_pictures
 CLASS_NAMES = ("cat", "dog", "owl", "fox", "elk", "bee", "cow", "emu")
 
 
-def spread_head(model: nn.Module, x_BCHW: torch.Tensor, head: nn.Linear | nn.Conv2d) -> None:
+def spread_head(model: nn.Module, x_BCHW: torch.Tensor, head: nn.Module) -> None:
     """Scale a head so that several classes win on these inputs: random weights prefer one.
 
     Labels alone prove nothing where one class always wins.
     """
     model.eval()
+    head = [one for one in head.modules() if isinstance(one, nn.Linear | nn.Conv2d)][-1]
     if not head.weight.any():  # as some networks begin: all answers are one
         nn.init.normal_(head.weight, std=0.02)
     with torch.inference_mode():

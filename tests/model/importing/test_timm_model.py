@@ -29,7 +29,7 @@ _CAMPAIGN = [
     "regnetx_002", "regnety_002", "densenet121", "dpn48b", "vgg11", "inception_v3", "xception41",
     "hrnet_w18_small", "dla34", "res2net50_14w_8s", "cspresnet50", "darknet53", "repvgg_a0",
     "swin_tiny_patch4_window7_224", "swinv2_cr_tiny_ns_224", "deit_tiny_patch16_224",
-    "deit3_small_patch16_224", "cait_xxs24_224", "xcit_nano_12_p16_224", "levit_128s", "pvt_v2_b0",
+    "deit3_small_patch16_224", "cait_xxs24_224", "xcit_nano_12_p16_224", "levit_256d", "pvt_v2_b0",
     "poolformer_s12", "mixer_s32_224", "gmlp_s16_224", "resmlp_12_224", "maxvit_rmlp_pico_rw_256",
     "coatnet_nano_rw_224", "edgenext_xx_small", "mobilevit_xxs", "fastvit_t8", "hiera_tiny_224",
     "beit_base_patch16_224", "vit_small_patch32_224", "tinynet_e", "lcnet_050",
