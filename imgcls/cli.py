@@ -106,12 +106,14 @@ def main(argv: list[str] | None = None) -> int:
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     parsers = {}
+    asked_for = next((word for word in words if not word.startswith("-")), "")
     for name, command in COMMANDS.items():
         summary = _first_line(command)
         parsers[name] = commands.add_parser(
             name, help=summary, description=summary, allow_abbrev=False
         )
-        add_flags(parsers[name], command.config, name)
+        if name == asked_for:  # two thirds of the time of --help, were it all of them
+            add_flags(parsers[name], command.config, name)
     arguments, unknown = parser.parse_known_args(words)
     values = vars(arguments)
     name = values.pop("command")
