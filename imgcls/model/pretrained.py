@@ -10,6 +10,7 @@ import io
 import pickle
 import re
 from collections import OrderedDict
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -135,18 +136,23 @@ def _by_timm(
     model: nn.Module, arch: str, weights: str, size_px: tuple[int, int]
 ) -> dict[str, Tensor]:
     """Return weights that timm publishes or that lie in a folder, fitted by timm."""
-    folder, num_classes = _folder_of(weights), None
+    folder, num_classes, options = _folder_of(weights), None, dict[str, Any]()
     if folder is not None:
         config = read_folder_config(folder)
         named, num_classes = config.get("architecture"), config.get("num_classes")
         if named != arch.removeprefix(timm_archs.PREFIX).partition(".")[0]:
             raise ConfigError(f"--weights {weights} holds a {named!r}, --arch is {arch}")
-        file = str(timm_archs.find_weights_file(folder))
+        file, options = str(timm_archs.find_weights_file(folder)), options_in(config)
     else:
         arch, file = _tagged(arch, weights), ""
     in_channels = find_stem(model)[1].in_channels
     return timm_archs.load_published(
-        arch, file, num_classes=num_classes, in_channels=in_channels, size_px=size_px
+        arch,
+        file,
+        num_classes=num_classes,
+        in_channels=in_channels,
+        size_px=size_px,
+        options=options,
     )
 
 
@@ -161,6 +167,26 @@ def read_folder_config(folder: Path) -> dict[str, Any]:
         return parse_object(objects.read(str(path)), str(path), ConfigError)
     except ObjectMissingError as error:
         raise ConfigError(f"{folder} has no config.json: it is not a folder of timm's") from error
+
+
+def options_in(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return how timm built the network of a folder, beside its classes and channels."""
+    told = config.get("model_args") or {}
+    return {key: value for key, value in told.items() if key not in ("num_classes", "in_chans")}
+
+
+def options_of(arch: str, weights: str) -> dict[str, Any]:
+    """Return what else `build_model` must be told of an architecture of timm, to fit its weights.
+
+    Raises:
+        ConfigError: unknown weights.
+    """
+    if not timm_archs.is_timm(arch) or not weights or _is_file(weights):
+        return {}
+    if _is_bundle(weights):
+        return _read_facts(arch, weights).arch_options
+    folder = _folder_of(weights)
+    return options_in(read_folder_config(folder)) if folder is not None else {}
 
 
 def _tagged(arch: str, weights: str) -> str:

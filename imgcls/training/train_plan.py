@@ -67,7 +67,7 @@ class Recipe:
 
 @dataclass(frozen=True, slots=True)
 class Adopted:
-    """What a bundle keeps of the model whose backbone it has, see planning/backbone.py."""
+    """What a bundle keeps of the model whose backbone or weights it began with."""
 
     arch_options: dict[str, Any] = field(default_factory=dict)
     origin: dict[str, Any] = field(default_factory=dict)
@@ -98,7 +98,7 @@ class TrainPlan:
     greys: dict[str, Any] = field(default_factory=dict)
     """What was seen of the images' greys, see planning/greys.py."""
     adopted: Adopted = field(default_factory=Adopted)
-    """Of the backbone of `--head linear`."""
+    """Of the backbone of `--head linear`, see planning/backbone.py; else of --weights."""
 
     @property
     def run_uri(self) -> str:

@@ -13,10 +13,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import torch
 from PIL import Image
 from safetensors.torch import load_file
 from sklearn.datasets import load_digits
+from timm.models import save_for_hf
 
 from imgcls.config.training import TrainConfig
 from imgcls.data.dataset import read_dataset
@@ -61,6 +63,26 @@ def test_training_registers_a_model_that_predicts_its_test_split(make_tree: Make
         right += int(predictor.predict(x_CHW[None]).label_B[0] == sample.label)
     assert right / result["num_test"] == pytest.approx(result["test_accuracy"])
     assert bundle.split_digest == dataset.split_digest
+
+
+def test_weights_of_a_network_that_was_built_with_options_are_trained_as_such(
+    make_tree: MakeTree, tmp_path: Path
+) -> None:
+    """A folder of timm, then the model that came of it: neither fits the plain architecture."""
+    thin = {"channels": [8, 16, 24, 32], "stem_width": 16}
+    folder = tmp_path / "thin"
+    torch.manual_seed(5)
+    network = timm.create_model("resnet18", num_classes=4, **thin)
+    save_for_hf(network, str(folder), model_args=thin, safe_serialization=True)
+    config = make_config(
+        make_tree(20), arch="timm:resnet18", weights=str(folder), epochs=1, freeze_stages=1
+    )
+    first = train(config)
+    bundle = read_bundle(resolve(first["model"]))
+    assert bundle.arch_options | thin == bundle.arch_options
+    assert bundle.state_dict["conv1.weight"].equal(network.state_dict()["conv1.weight"])
+    second = train(dataclasses.replace(config, name="again", weights=first["model"]))
+    assert read_bundle(resolve(second["model"])).arch_options == bundle.arch_options
 
 
 def test_training_again_registers_the_next_version_with_equal_weights(make_tree: MakeTree) -> None:

@@ -18,7 +18,7 @@ from imgcls.model.importing.flags import in_words
 from imgcls.model.importing.foreign import Foreign, Prepare, run_by_torch, with_version
 from imgcls.model.importing.preprocessing import timm_spec
 from imgcls.model.networks import timm_archs
-from imgcls.model.pretrained import read_folder_config
+from imgcls.model.pretrained import options_in, read_folder_config
 
 _BATCH_NORM: Final = nn.modules.batchnorm._BatchNorm
 
@@ -43,11 +43,7 @@ def read_folder(folder: Path, *, class_names: Sequence[str], is_backbone: bool) 
     weights = timm_archs.find_weights_file(folder)
     given = config.get("pretrained_cfg") or {}
     num_classes = int(config.get("num_classes") or given.get("num_classes") or 0)
-    options = {
-        k: v
-        for k, v in (config.get("model_args") or {}).items()
-        if k not in ("num_classes", "in_chans")
-    }
+    options = options_in(config)
     channels = int((config.get("model_args") or {}).get("in_chans") or given["input_size"][0])
     arguments = options | {"in_chans": channels}
     model = _load(arch, weights, num_classes, arguments, given, is_backbone=is_backbone)

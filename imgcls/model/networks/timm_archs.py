@@ -11,6 +11,7 @@ import difflib
 import operator
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final
 
 import torch
@@ -158,6 +159,7 @@ def load_published(
     num_classes: int | None = None,
     in_channels: int,
     size_px: tuple[int, int],
+    options: Mapping[str, Any] = MappingProxyType({}),
 ) -> dict[str, Tensor]:
     """Return published weights by name, fitted to the channels and the input size by timm.
 
@@ -167,6 +169,7 @@ def load_published(
         num_classes: Classes of the file; None for those that timm knows.
         in_channels: 3 or 1; the stem is summed for 1.
         size_px: Height and width; positions are interpolated.
+        options: What else timm built it with.
 
     Raises:
         ConfigError: they cannot be had, or do not fit.
@@ -174,7 +177,7 @@ def load_published(
     import timm
 
     config = input_config(arch)
-    arguments: dict[str, Any] = {"in_chans": in_channels}
+    arguments: dict[str, Any] = {**options, "in_chans": in_channels}
     if config.get("fixed_input_size"):
         arguments["img_size"] = size_px
     if file:

@@ -12,7 +12,7 @@ from torch import nn
 from imgcls.config.training import TrainConfig
 from imgcls.model.architectures import build_model
 from imgcls.model.networks import onnx_network
-from imgcls.model.pretrained import load_weights
+from imgcls.model.pretrained import load_weights, options_of
 from imgcls.training.optim.layer_groups import freeze
 from imgcls.training.train_plan import Adopted, TrainPlan
 
@@ -28,13 +28,15 @@ def initial_model(
         config: The flags.
         num_classes: Outputs.
         num_channels: Of the input, 3 or 1.
-        adopted: Of the backbone, where there is one.
+        adopted: Of the backbone, or of the weights; None: of the weights that the flags name.
 
     Raises:
         ConfigError: weights that are missing or do not fit, or more frozen stages than there are.
     """
     torch.manual_seed(config.seed)
-    model = _new_model(config, num_classes, num_channels, adopted or Adopted())
+    if adopted is None:
+        adopted = Adopted(options_of(config.arch, config.weights))
+    model = _new_model(config, num_classes, num_channels, adopted)
     if config.weights and config.arch != onnx_network.ARCH:
         loaded = load_weights(model, config.arch, config.weights, image_px=config.input_px)
         log.info("%s: %s", config.weights, loaded.summary())

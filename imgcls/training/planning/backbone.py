@@ -12,6 +12,7 @@ from imgcls.errors import ConfigError
 from imgcls.image.spec import DecodeSpec, PreprocessSpec
 from imgcls.model.bundle import read_bundle, read_facts
 from imgcls.model.networks import onnx_network, transformers_archs
+from imgcls.model.pretrained import options_of
 from imgcls.model.registry import resolve
 from imgcls.training.train_plan import Adopted
 
@@ -74,6 +75,17 @@ class Backbone:
             image_px=f"{height_px}x{width_px}",
             color="gray" if self.decode_spec.num_channels == 1 else "rgb",
         )
+
+
+def adopt(config: TrainConfig, backbone: Backbone | None, num_classes: int) -> Adopted:
+    """Return what the new bundle keeps of the model that its backbone or weights are of.
+
+    Raises:
+        ConfigError: a backbone without an embedding, or unknown weights.
+    """
+    if backbone is not None:
+        return backbone.adopted(num_classes)
+    return Adopted(options_of(config.arch, config.weights))
 
 
 def check_head_flags(config: TrainConfig) -> None:

@@ -33,7 +33,7 @@ from imgcls.training.augment.geometric import build_recipe
 from imgcls.training.data.sampler import Sampler
 from imgcls.training.optim.initial_model import initial_model
 from imgcls.training.optim.losses import balanced_pos_weights
-from imgcls.training.planning.backbone import Backbone, check_head_flags, read_backbone
+from imgcls.training.planning.backbone import Backbone, adopt, check_head_flags, read_backbone
 from imgcls.training.planning.begun_before import as_it_was, has_runs, was_begun
 from imgcls.training.planning.channel_stats import look_at_images
 from imgcls.training.planning.fingerprint import choose_fingerprint, read_versions
@@ -56,7 +56,7 @@ from imgcls.training.planning.pooled import (
 )
 from imgcls.training.record.checkpoint import CheckpointSchedule
 from imgcls.training.record.trackers import check_tracking
-from imgcls.training.train_plan import Adopted, Recipe, TrainPlan, run_uri
+from imgcls.training.train_plan import Recipe, TrainPlan, run_uri
 
 log = logging.getLogger(__name__)
 
@@ -175,7 +175,7 @@ def _settle(
         image_versions=image_versions,
         seen=measure_seen(look.sizes, preprocess_spec),
         greys=greys.to_dict(),
-        adopted=backbone.adopted(len(dataset.class_names)) if backbone is not None else Adopted(),
+        adopted=adopt(config, backbone, len(dataset.class_names)),
     )
     return plan, greys
 
