@@ -4,6 +4,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from sklearn.linear_model import LogisticRegression
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from imgcls.training.head import solver
 from imgcls.training.head.solver import (
@@ -145,3 +146,24 @@ def test_a_feature_that_is_the_same_in_all_images_but_for_rounding_changes_nothi
     group_N = np.arange(NUM)
     found = [out_of_fold_probs(x, one_hot(label_N, 2), group_N, 0) for x in (x_NE, both_NE)]
     np.testing.assert_allclose(*found, atol=1e-3)
+
+
+def test_a_fit_is_one_thread_and_is_the_same_beside_any_number_of_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Small products on several threads take three times as long, and sum in another order."""
+    x_NE, label_N = made(3)
+    asked, used = solver._solve, []
+
+    def watched(*given: object) -> object:
+        used.extend(i["num_threads"] for i in threadpool_info() if i["user_api"] == "blas")
+        return asked(*given)
+
+    monkeypatch.setattr(solver, "_solve", watched)
+    found = []
+    for num_threads in (1, 2):
+        with threadpool_limits(num_threads, "blas"):
+            found.append(fit(x_NE, one_hot(label_N, 3)))
+    assert set(used) == {1}
+    assert found[0].weight_KE.tobytes() == found[1].weight_KE.tobytes()
+    assert found[0].loss_by_strength == found[1].loss_by_strength
