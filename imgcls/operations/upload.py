@@ -8,7 +8,6 @@ uploaded can be read by every client of the cluster.
 import os
 import re
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from pathlib import Path
 
 import imgcls
 from imgcls.errors import ConfigError
+from imgcls.scratch import scratch_folder
 
 # The job API refuses larger requests (DASHBOARD_CLIENT_MAX_SIZE in ray/_private/ray_constants.py);
 # Ray packs without compression.
@@ -73,7 +73,7 @@ def staged(working_dir: str, max_bytes: int = MAX_UPLOAD_BYTES) -> Iterator[Uplo
             f"job API of Ray takes at most {megabytes(max_bytes)}; largest: {named}. Keep data in "
             "the bucket; a folder called data is never uploaded"
         )
-    with tempfile.TemporaryDirectory(prefix="imgcls-upload-") as folder:
+    with scratch_folder("upload") as folder:
         for path in files:
             copy = Path(folder) / path.relative_to(root)
             copy.parent.mkdir(parents=True, exist_ok=True)

@@ -7,7 +7,6 @@ on_disk.py.
 
 import json
 import logging
-import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -31,6 +30,7 @@ from imgcls.schema import (
 )
 from imgcls.scoring.planning.compared import DONE, KNOWN, OK, OLDER, PUBLISHED, compare
 from imgcls.scoring.planning.on_disk import open_on_disk, starts_of, whole_groups
+from imgcls.scratch import scratch_folder
 from imgcls.sources.containers import Entry
 from imgcls.sources.members import READ_FROM_START, Member
 from imgcls.storage.objects import ObjectInfo, Skipped
@@ -329,7 +329,7 @@ def stage_again(tables: Iterable[pa.Table]) -> Iterator[Staging]:
 
 @contextmanager
 def _empty_staging() -> Iterator[Staging]:
-    with tempfile.TemporaryDirectory(prefix="imgcls-plan-", ignore_cleanup_errors=True) as folder:
+    with scratch_folder("plan") as folder:
         staging = Staging(folder)
         try:
             yield staging

@@ -10,7 +10,6 @@ about, of all others only the rows of its images are.
 
 import json
 import logging
-import tempfile
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -32,6 +31,7 @@ from imgcls.runs.row_keys import with_members
 from imgcls.runs.run import Run
 from imgcls.schema import ASKED_AGAIN, MEMBER_FIELD, NOTHING_LEARNT, READ_LATER
 from imgcls.scoring.planning.on_disk import any_of_each, open_on_disk, starts_of, whole_groups
+from imgcls.scratch import scratch_folder
 
 log = logging.getLogger(__name__)
 _COLUMNS = ["uri", "frame", "etag", "status"]
@@ -70,7 +70,7 @@ def find_twice(output: str, run_id: str = "") -> Twice:
     found = Twice([])
     for runs in _comparable(output):
         if len(runs) > 1 and any(run.manifest.run_id == run_id or not run_id for run in runs):
-            with tempfile.TemporaryDirectory(prefix="imgcls-verify-") as folder:
+            with scratch_folder("verify") as folder:
                 _compare(runs, run_id, folder, found)
     return found
 

@@ -10,9 +10,9 @@ Memory: rows are held and sorted on local disk by DuckDB, see on_disk.py.
 
 import hashlib
 import logging
-import tempfile
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import ExitStack
 from itertools import groupby
 from typing import Any, Final
 
@@ -34,6 +34,7 @@ from imgcls.scoring.planning.on_disk import open_on_disk
 from imgcls.scoring.publishing.tables import put_table
 from imgcls.scoring.publishing.unit_rows import Before, Row, UnitRows
 from imgcls.scoring.shard.commit import to_parquet
+from imgcls.scratch import scratch_folder
 
 log = logging.getLogger(__name__)
 
@@ -89,8 +90,8 @@ class Units(Closing):
         self._rows = UnitRows(plan, self._rule, facts.class_names.names)
         self._counts: Counter[str] = Counter()
         self._decisions: Counter[str] = Counter()
-        self._folder = tempfile.TemporaryDirectory(prefix="imgcls-units-")
-        self._database = open_on_disk(self._folder.name)
+        self._scratch = ExitStack()
+        self._database = open_on_disk(self._scratch.enter_context(scratch_folder("units")))
         self._database.execute(_TABLES)
 
     def add(self, rows: pa.Table) -> None:
@@ -126,7 +127,7 @@ class Units(Closing):
     def close(self) -> None:
         """Let go of the local disk."""
         self._database.close()
-        self._folder.cleanup()
+        self._scratch.close()
 
     def _earlier(self) -> list[Night]:
         """Return the published runs of the same network with units by the same key."""

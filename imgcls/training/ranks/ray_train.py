@@ -20,7 +20,6 @@ import os
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, wait
-from tempfile import TemporaryDirectory
 from threading import Event, Thread
 from typing import Any
 
@@ -44,6 +43,7 @@ from imgcls.config.choices import Device, WorkerRange
 from imgcls.errors import BudgetExceededError, ConfigError, ImgclsError, RunStoppedError
 from imgcls.inference.device import set_num_threads
 from imgcls.progress import Progress
+from imgcls.scratch import scratch_folder
 from imgcls.training.ranks.mailbox import Mailbox, Sender
 from imgcls.training.ranks.placement import Placement, place_workers
 from imgcls.training.ranks.rank import Place, refuse_mig_slices
@@ -96,7 +96,7 @@ def run_on_workers(
     os.environ.setdefault("RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S", _RAY_LOOKS_EVERY_S)
     with (
         ray_cluster.connected() as resources,
-        TemporaryDirectory(prefix="imgcls-train-") as scratch,
+        scratch_folder("train") as scratch,
         StopRequest() as stop,
         progress,
     ):
