@@ -29,6 +29,7 @@ def run(*arguments: str, folder: Path) -> dict[str, Any]:
     return result
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_a_ray_training_and_a_ray_night_leave_their_work_where_relative_flags_say(
     make_tree: MakeTree, tmp_path: Path

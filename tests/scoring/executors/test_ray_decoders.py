@@ -235,13 +235,9 @@ def test_a_chunk_that_grows_too_large_is_cut(
     assert [len(of_image) for *_, of_image in sources] == [5, 5]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("cpu_helpers", "is_lost"),
-    [
-        ("auto", False),
-        pytest.param("auto", True, marks=pytest.mark.slow),
-        pytest.param("off", False, marks=pytest.mark.slow),
-    ],
+    ("cpu_helpers", "is_lost"), [("auto", False), ("auto", True), ("off", False)]
 )
 def test_a_starving_gpu_is_helped_unless_told_not_to(
     cpu_helpers: CpuHelpers,

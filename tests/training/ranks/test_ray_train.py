@@ -135,6 +135,7 @@ class Busy:
         return True
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_a_run_that_waits_for_room_says_so_although_ray_says_nothing(
     ray_cluster: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
