@@ -11,7 +11,6 @@ image_px, H height, W width.
 import os
 import statistics
 import sys
-import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
@@ -50,6 +49,7 @@ from imgcls.scoring.shard.gpu_decode import make_gpu_decoder
 from imgcls.scoring.shard.rows import Provenance
 from imgcls.scoring.shard.score_shard import make_clock, score_shard
 from imgcls.scoring.shard.stage_clock import StageDicts, add_stages, describe_bottleneck
+from imgcls.scratch import scratch_folder
 from imgcls.storage.objects import ObjectInfo, list_objects, put, read
 from imgcls.storage.uri import join
 
@@ -88,7 +88,7 @@ def bench(config: BenchConfig) -> dict[str, Any]:
         return bench_train(config, num_cpus, lambda: take_images(config.source, config.num_images))
     memory = PeakMemory()
     with ExitStack() as stack:
-        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="imgcls-bench-"))
+        folder = stack.enter_context(scratch_folder("bench"))
         images = take_images(config.source, config.num_images)
         bundle, reference = _find_model(config, images, folder)
         stages: list[StageDicts] = []  # of each measurement of the steady rate

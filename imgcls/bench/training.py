@@ -16,7 +16,6 @@ import multiprocessing
 import os
 import statistics
 import sys
-import tempfile
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -39,6 +38,7 @@ from imgcls.data.dataset import Sample
 from imgcls.image.decoders.pool import DecoderPool
 from imgcls.image.spec import DecodeSpec, PreprocessSpec
 from imgcls.model.architectures import build_model
+from imgcls.scratch import scratch_folder
 from imgcls.training.augment.geometric import build_recipe
 from imgcls.training.data.image_cache import ImageCache, num_bytes, private_buffer
 from imgcls.training.data.loader import SplitLoader
@@ -157,7 +157,7 @@ def bench_train(
         photos: returns JPEG bytes, for a CUDA device.
     """
     with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="imgcls-bench-")))
+        folder = Path(stack.enter_context(scratch_folder("bench")))
         use_cuda = config.device != "cpu" and torch.cuda.is_available()
         loops: dict[str, Loop] = {}
         if use_cuda:

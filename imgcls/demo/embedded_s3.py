@@ -14,7 +14,6 @@ import socket
 import subprocess
 import sys
 import sysconfig
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -25,6 +24,7 @@ from typing import Any
 
 from imgcls.demo.seaweed_config import SERVICES, server_command, stray_sockets, write_identities
 from imgcls.errors import ConfigError, StorageError
+from imgcls.scratch import scratch_folder
 
 READY_WITHIN_S = 60.0
 MAX_STARTS = 4
@@ -123,7 +123,7 @@ def embedded_s3() -> Iterator[EmbeddedS3]:
     """
     binary = _find_binary()
     with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="imgcls-s3-")))
+        folder = Path(stack.enter_context(scratch_folder("s3")))
         # A port taken between our look and its bind, or a loaded machine: other ports, once more.
         for start in range(1, MAX_STARTS + 1):
             log = folder / f"{start}.log"

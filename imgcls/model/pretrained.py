@@ -138,11 +138,9 @@ def _by_timm(
     """Return weights that timm publishes or that lie in a folder, fitted by timm."""
     folder, num_classes, options = _folder_of(weights), None, dict[str, Any]()
     if folder is not None:
-        config = read_folder_config(folder)
-        named, num_classes = config.get("architecture"), config.get("num_classes")
-        if named != arch.removeprefix(timm_archs.PREFIX).partition(".")[0]:
-            raise ConfigError(f"--weights {weights} holds a {named!r}, --arch is {arch}")
-        file, options = str(timm_archs.find_weights_file(folder)), options_in(config)
+        config = _folder_config_of(arch, folder)
+        num_classes, options = config.get("num_classes"), options_in(config)
+        file = str(timm_archs.find_weights_file(folder))
     else:
         arch, file = _tagged(arch, weights), ""
     in_channels = find_stem(model)[1].in_channels
@@ -179,14 +177,22 @@ def options_of(arch: str, weights: str) -> dict[str, Any]:
     """Return what else `build_model` must be told of an architecture of timm, to fit its weights.
 
     Raises:
-        ConfigError: unknown weights.
+        ConfigError: unknown weights, or those of another architecture.
     """
     if not timm_archs.is_timm(arch) or not weights or _is_file(weights):
         return {}
     if _is_bundle(weights):
         return _read_facts(arch, weights).arch_options
     folder = _folder_of(weights)
-    return options_in(read_folder_config(folder)) if folder is not None else {}
+    return options_in(_folder_config_of(arch, folder)) if folder is not None else {}
+
+
+def _folder_config_of(arch: str, folder: Path) -> dict[str, Any]:
+    config = read_folder_config(folder)
+    named = config.get("architecture")
+    if named != arch.removeprefix(timm_archs.PREFIX).partition(".")[0]:
+        raise ConfigError(f"--weights {folder} holds a {named!r}, --arch is {arch}")
+    return config
 
 
 def _tagged(arch: str, weights: str) -> str:

@@ -14,7 +14,6 @@ import importlib
 import io
 import os
 import sys
-import tempfile
 import threading
 import zipfile
 from collections.abc import Callable
@@ -30,6 +29,7 @@ from torch import Tensor, nn
 from imgcls.errors import ConfigError
 from imgcls.inference.backends.network import Network, cache_folder, write_cache
 from imgcls.model.networks.onnx_network import OnnxNetwork
+from imgcls.scratch import scratch_folder
 
 _NAMES: Final = ("network.xml", "network.bin")
 # Converted networks that a cache keeps: 45 MB each for resnet18.
@@ -84,7 +84,7 @@ def pack(model: Any) -> bytes:  # noqa: ANN401 - openvino.Model, untyped
     import openvino
 
     packed = io.BytesIO()
-    with tempfile.TemporaryDirectory(prefix="imgcls-openvino-") as folder:
+    with scratch_folder("openvino") as folder:
         openvino.save_model(model, Path(folder, _NAMES[0]), compress_to_fp16=False)
         with zipfile.ZipFile(packed, "w") as archive:
             for name in _NAMES:

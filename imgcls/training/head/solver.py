@@ -10,7 +10,6 @@ legend: N image, E embedding, K classes.
 import logging
 import warnings
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
@@ -23,6 +22,7 @@ from sklearn.model_selection import GroupKFold, StratifiedGroupKFold
 from threadpoolctl import threadpool_limits
 
 from imgcls.errors import ConfigError
+from imgcls.in_order import in_order
 from imgcls.inference.device import num_cores_here
 
 # Inverse of the penalty on the squared weights, of which the folds choose; strong ones first.
@@ -194,13 +194,13 @@ def _losses(
         return {}
 
     def loss_of(features_NE: Doubles, strength: float) -> float:
-        def of_fold(train: Rows, test: Rows) -> float:
+        def of_fold(rows: tuple[Rows, Rows]) -> float:
+            train, test = rows
             of_train = features_NE[train], target_NK[train], weight_N[train]
             layer = _fit(*of_train, strength, multi_label)
             return _log_loss(features_NE[test], layer, target_NK[test], weight_N[test], multi_label)
 
-        with ThreadPoolExecutor(min(len(parts), num_cores_here())) as threads:
-            return float(np.mean(list(threads.map(of_fold, *zip(*parts, strict=True)))))
+        return float(np.mean(list(in_order(of_fold, parts, num_cores_here()))))
 
     guess = loss_of(np.zeros((len(x_NE), 1)), 1.0)
     losses: dict[float, float] = {}

@@ -12,7 +12,7 @@ from torch import nn
 from imgcls.config.training import TrainConfig
 from imgcls.model.architectures import build_model
 from imgcls.model.networks import onnx_network
-from imgcls.model.pretrained import load_weights, options_of
+from imgcls.model.pretrained import load_weights
 from imgcls.training.optim.layer_groups import freeze
 from imgcls.training.train_plan import Adopted, TrainPlan
 
@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 
 def initial_model(
-    config: TrainConfig, num_classes: int, num_channels: int, adopted: Adopted | None = None
+    config: TrainConfig, num_classes: int, num_channels: int, adopted: Adopted
 ) -> nn.Module:
     """Build the model of a training.
 
@@ -28,14 +28,12 @@ def initial_model(
         config: The flags.
         num_classes: Outputs.
         num_channels: Of the input, 3 or 1.
-        adopted: Of the backbone, or of the weights; None: of the weights that the flags name.
+        adopted: Of the backbone, or of the weights that the flags name.
 
     Raises:
         ConfigError: weights that are missing or do not fit, or more frozen stages than there are.
     """
     torch.manual_seed(config.seed)
-    if adopted is None:
-        adopted = Adopted(options_of(config.arch, config.weights))
     model = _new_model(config, num_classes, num_channels, adopted)
     if config.weights and config.arch != onnx_network.ARCH:
         loaded = load_weights(model, config.arch, config.weights, image_px=config.input_px)

@@ -107,7 +107,9 @@ def _first_steps(
     """Return the losses of a few steps, and the seconds of all but the first."""
     recipe = replace(plan.recipe, precision=precision)
     with _seeds_kept():
-        model = initial_model(plan.config, len(plan.class_names), plan.decode_spec.num_channels)
+        model = initial_model(
+            plan.config, len(plan.class_names), plan.decode_spec.num_channels, plan.adopted
+        )
     model = model.to(device).train()
     if recipe.channels_last:
         model = model.to(memory_format=torch.channels_last)

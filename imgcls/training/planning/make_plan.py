@@ -109,7 +109,8 @@ def make_plan(config: TrainConfig) -> TrainPlan:
         check_seen(config, plan.seen)
         tell_greys(greys)
         return plan
-    model = initial_model(config, len(dataset.class_names), build_decode_spec(config).num_channels)
+    num_classes, num_channels = len(dataset.class_names), build_decode_spec(config).num_channels
+    model = initial_model(config, num_classes, num_channels, adopt(config, backbone, num_classes))
     num_train = len(learnt_samples(config, dataset.class_names, splits["train"]))
     num_held_out = num_train // config.folds + 1 if config.folds else 0
     _check_batches(config, model, num_train - num_held_out)

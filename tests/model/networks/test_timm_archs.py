@@ -23,7 +23,7 @@ from imgcls.model.architectures import (
     register_embedding_hook,
 )
 from imgcls.model.bundle import Bundle, make_golden, read_bundle
-from imgcls.model.pretrained import load_weights, normalization_of
+from imgcls.model.pretrained import load_weights, normalization_of, options_of
 from imgcls.model.registry import register
 from imgcls.training.optim.layer_groups import find_stages, freeze
 from imgcls.training.planning.fit import with_own_size
@@ -158,6 +158,9 @@ def test_folder_of_another_architecture_is_refused(tmp_path: Path) -> None:
     folder = _folder(tmp_path, "resnet18")
     with pytest.raises(ConfigError, match="holds a 'resnet18', --arch is timm:resnet34"):
         load_weights(build_model("timm:resnet34", 3), "timm:resnet34", str(folder))
+    # Said before a network is built with options that it does not have.
+    with pytest.raises(ConfigError, match="holds a 'resnet18', --arch is timm:vit_tiny"):
+        options_of("timm:vit_tiny_patch16_224", str(folder))
 
 
 def test_folder_with_tensors_of_another_shape_is_refused(tmp_path: Path) -> None:
