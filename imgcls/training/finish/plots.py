@@ -23,6 +23,7 @@ _MAX_NUMBERED = 20  # classes up to which each cell of a confusion matrix has ro
 _MAX_NAMED = 120  # classes up to which each row has room for its name
 _MAX_NAME = 24  # characters of a class name
 _MAX_MARKED = 50  # epochs up to which each has a dot
+_SHORT_AXIS = 30  # images up to which an axis of counts has more labels than powers of ten
 _COLORS = {"train": "tab:blue", "val": "tab:orange"}
 # Summed up while the weights still changed, so it may well be worse than validation.
 _LABELS = {"train": "train (augmented, as it went)", "val": "val"}
@@ -130,6 +131,8 @@ def reliability(bins: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]]) -
 def _draw_reliability(
     upper: "Axes", lower: "Axes", split: str, by_curve: Mapping[str, Sequence[Mapping[str, Any]]]
 ) -> None:
+    from matplotlib.ticker import LogLocator  # not before there is something to draw
+
     upper.plot([0, 1], [0, 1], color="grey", linestyle=":")
     for color, (curve, points) in zip(_CURVE_COLORS, by_curve.items(), strict=False):
         x, y = [p["confidence"] for p in points], [p["accuracy"] for p in points]
@@ -149,6 +152,11 @@ def _draw_reliability(
     upper.legend(loc="upper left")
     # From below 1: a bin of one image has a bar, too.
     lower.set(xlabel="confidence", ylabel="images", yscale="log", ylim=(0.5, None))
+    # Matplotlib's own labels of a short log axis are powers, wide and one over the other.
+    is_short = lower.get_ylim()[1] < _SHORT_AXIS
+    lower.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if is_short else (1.0,)))
+    lower.yaxis.set_major_formatter(lambda count, _: f"{count:g}" if count >= 1 else "")
+    lower.yaxis.set_minor_formatter("")
 
 
 def _bins_before_and_after(numbers: Mapping[str, Any]) -> dict[str, Any]:
