@@ -142,7 +142,7 @@ def tell_greys(greys: Greys) -> None:
             f"the model would be nearly blind: of the greys of these images {kept} of 256 levels "
             f"are left (median of {len(facts)}){had}. Fewer than {FEW_LEVELS} and less than "
             f"{FEW_FRACTION:.0%} of them are refused. Black and white are by the rule {rules}: "
-            f"{ways}"
+            f"{ways}; or keep all of them: --depth 16"
         )
     if kept < FEW_LEVELS or lost:
         log.warning(
