@@ -199,9 +199,8 @@ def train_rank(plan: TrainPlan, place: Place, show: Show, stop: StopRequest) -> 
 
 def make_progress(plan: TrainPlan) -> Progress:
     """Return the progress line of a training."""
-    what = "units" if plan.config.unit else "images"
     num_samples = plan.recipe.epochs * len(plan.learnt("train"))
-    return Progress("training", num_samples, what, from_first=True)
+    return Progress("training", num_samples, plan.answered, from_first=True)
 
 
 def list_trackers(plan: TrainPlan, state: TrainState) -> list[Callable[[], Tracker]]:

@@ -106,6 +106,11 @@ class TrainPlan:
         return run_uri(self.config, self.fingerprint)
 
     @property
+    def answered(self) -> Literal["images", "units"]:
+        """What gets an answer, in a word."""
+        return "units" if self.config.unit else "images"
+
+    @property
     def samples(self) -> list[Sample]:
         """Samples of all splits, one split after the other."""
         return [sample for samples in self.splits.values() for sample in samples]

@@ -60,7 +60,7 @@ def test_what_eight_bits_do_not_show_is_learnt_and_scored(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     write(tmp_path / "data", range(60), in_folders=True)
-    with pytest.raises(ConfigError, match="nearly blind.*--depth 16"):
+    with pytest.raises(ConfigError, match=r"nearly blind.*--depth 16"):
         train(config(tmp_path, depth=8))
     caplog.set_level(logging.INFO)
     result = train(config(tmp_path, cache="ram"))

@@ -130,7 +130,7 @@ def draw_worst_errors(plan: TrainPlan, measured: Measured, loader: Loader) -> by
                 )
             )
         num_wrong = int((target_BK != predicted_BK).any(axis=1).sum())
-        return draw_errors(wrong, num_wrong, len(target_BK), measured.split)
+        return draw_errors(wrong, num_wrong, len(target_BK), measured.split, plan.answered)
 
     return _drawn(ERRORS, picture)
 
@@ -158,6 +158,7 @@ def _class_scores(plan: TrainPlan, measured: Measured, verdict: Verdict) -> list
             average_precision=metrics["average_precision"][names[k]],
             point=points[0] if points else None,
             counted=verdict.operating_points[0] if verdict.operating_points else None,
+            answered=plan.answered,
         )
         for k in chosen
     ]

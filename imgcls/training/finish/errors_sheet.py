@@ -73,14 +73,17 @@ def as_seen(x_ICHW: npt.NDArray[Any]) -> npt.NDArray[Any]:
     return seen
 
 
-def draw_errors(wrong: Sequence[WrongImage], num_wrong: int, num_images: int, split: str) -> bytes:
+def draw_errors(
+    wrong: Sequence[WrongImage], num_wrong: int, num: int, split: str, answered: str = "images"
+) -> bytes:
     """Draw the sheet.
 
     Args:
         wrong: At least one, the worst first.
         num_wrong: Of all that are wrong; more than are shown, perhaps.
-        num_images: Of the split.
+        num: Of the split.
         split: Its name.
+        answered: What gets an answer: images, or units of several.
     """
     num_columns = min(_NUM_COLUMNS, len(wrong))
     num_rows = -(-len(wrong) // num_columns)
@@ -118,7 +121,7 @@ def draw_errors(wrong: Sequence[WrongImage], num_wrong: int, num_images: int, sp
             )
     which = "All errors" if num_wrong == len(wrong) else f"The {len(wrong)} worst"
     verb = "is" if num_wrong == 1 else "are"
-    title = f"{num_wrong} of {num_images} {split} images {verb} wrong"
+    title = f"{num_wrong} of {num} {split} {answered} {verb} wrong"
     figure.suptitle(f"{title}\n{which}, as the network saw them, those first where it was surest")
     return to_png(figure)
 

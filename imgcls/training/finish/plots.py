@@ -54,7 +54,8 @@ def draw_plots(
     bins = {split: _bins_before_and_after(numbers) for split, numbers in metrics.items()}
     bins = {split: both for split, both in bins.items() if both}
     if bins:
-        draw[RELIABILITY] = lambda: reliability(bins)
+        is_of_units = any("of_units" in numbers for numbers in metrics.values())
+        draw[RELIABILITY] = lambda: reliability(bins, "units" if is_of_units else "images")
     plots = {}
     for name, picture in draw.items():
         try:
@@ -115,16 +116,20 @@ def confusion(
     return to_png(figure)
 
 
-def reliability(bins: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]]) -> bytes:
+def reliability(
+    bins: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]], answered: str = "images"
+) -> bytes:
     """Draw confidence against accuracy.
 
     Args:
         bins: by split, then by curve (`as trained`, `calibrated`): `reliability_bins`.
+        answered: what is counted: images, or units of several.
     """
     figure = make_figure(5 * len(bins), 6)
     axes = figure.subplots(2, len(bins), squeeze=False, height_ratios=(3, 1), sharex=True)
     for column, (split, by_curve) in enumerate(bins.items()):
         _draw_reliability(axes[0][column], axes[1][column], split, by_curve)
+        axes[1][column].set_ylabel(answered)
     return to_png(figure)
 
 
@@ -151,7 +156,7 @@ def _draw_reliability(
     upper.grid(alpha=0.3)
     upper.legend(loc="upper left")
     # From below 1: a bin of one image has a bar, too.
-    lower.set(xlabel="confidence", ylabel="images", yscale="log", ylim=(0.5, None))
+    lower.set(xlabel="confidence", yscale="log", ylim=(0.5, None))
     # Matplotlib's own labels of a short log axis are powers, wide and one over the other.
     is_short = lower.get_ylim()[1] < _SHORT_AXIS
     lower.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if is_short else (1.0,)))

@@ -45,6 +45,7 @@ class ClassScores:
     average_precision: float | None
     point: OperatingPoint | None = None
     counted: dict[str, Any] | None = None  # an entry of Verdict.operating_points
+    answered: str = "images"  # what has a score, or units of several
 
     @property
     def has_both(self) -> bool:
@@ -59,7 +60,9 @@ class ClassScores:
     @property
     def others(self) -> str:
         """What the other images are called."""
-        return in_picture(self.other_name, _MAX_NAME) if self.other_name else "other images"
+        return (
+            in_picture(self.other_name, _MAX_NAME) if self.other_name else f"other {self.answered}"
+        )
 
 
 def roc_and_precision(classes: Sequence[ClassScores], split: str) -> bytes:
@@ -74,7 +77,7 @@ def roc_and_precision(classes: Sequence[ClassScores], split: str) -> bytes:
     left, right = figure.subplots(1, 2)
     _draw_roc(left, shown)
     _draw_precision(right, shown)
-    on = f"on {len(shown[0].score_B)} {split} images"
+    on = f"on {len(shown[0].score_B)} {split} {shown[0].answered}"
     if len(shown) == 1:
         title = f"How well it tells {shown[0].name} from {shown[0].others}, {on}"
         for ax in (left, right):
@@ -109,7 +112,7 @@ def histogram(scores: ClassScores, split: str) -> bytes:
         make_plain(ax)
         ax.yaxis.get_major_locator().set_params(integer=True)
         ax.set_ylim(0, max(1.0, ax.get_ylim()[1]) * 1.12)
-        ax.set_ylabel(f"images ({int(is_kind_B.sum())})")
+        ax.set_ylabel(f"{scores.answered} ({int(is_kind_B.sum())})")
         ax.set_title(name, loc="left", color=color, fontweight="bold", parse_math=False)
         if point is not None:
             if point.review_high > point.review_low:
@@ -136,7 +139,7 @@ def _score_range(scores: ClassScores) -> tuple[float, float]:
 def _counts(scores: ClassScores, split: str) -> str:
     counted = scores.counted
     if counted is None:
-        return f"Scores of {len(scores.score_B)} {split} images"
+        return f"Scores of {len(scores.score_B)} {split} {scores.answered}"
     return (
         f"On {split} it finds {counted['num_found']} of {counted['num_positive']} {scores.name} "
         f"and loses {counted['num_lost']} of {counted['num_negative']} {scores.others}"
@@ -169,7 +172,7 @@ def _draw_roc(ax: "Axes", shown: Sequence[ClassScores]) -> None:
         ax.step(alarms, found, where="post", color=color, linewidth=2, label=scores.name + area)
     _mark(ax, shown, is_roc=True)
     one = shown[0] if len(shown) == 1 else None
-    of, others = (one.name, one.others) if one else ("the class", "the other images")
+    of, others = (one.name, one.others) if one else ("the class", f"the other {shown[0].answered}")
     ax.set(
         xlim=(-0.02, 1.02),
         ylim=(-0.02, 1.02),

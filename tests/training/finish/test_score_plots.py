@@ -1,15 +1,20 @@
 """Pictures for people: what they mark, and that they can be drawn of anything."""
 
 import io
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
+from matplotlib.text import Text
 from PIL import Image
 
 from imgcls.metrics.measures import Ranking
 from imgcls.metrics.operating_point import measure_point, operating_point
+from imgcls.training.finish import errors_sheet, plots, score_plots
 from imgcls.training.finish.errors_sheet import WrongImage, as_seen, draw_errors, worst_errors
+from imgcls.training.finish.plots import draw_plots
 from imgcls.training.finish.score_plots import (
     ClassScores,
     _curve,
@@ -67,6 +72,28 @@ def test_the_sheet_shows_the_pictures_themselves(channels: int, num_wrong: int) 
     color = [0, 200, 0] if channels == 3 else [200, 200, 200]
     share = (sheet == color).all(axis=2).mean()
     assert share > 0.1
+
+
+def test_pictures_of_units_speak_of_units(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+
+    def texts_of(figure: Figure) -> bytes:
+        figure.draw_without_rendering()
+        told.extend(text.get_text() for text in figure.findobj(Text) if text.get_text())
+        return b""
+
+    for module in (score_plots, errors_sheet, plots):
+        monkeypatch.setattr(module, "to_png", texts_of)
+    scores = replace(_scores(with_point=False), other_name="", answered="units")
+    roc_and_precision([scores], "test")
+    histogram(scores, "test")
+    grey = np.zeros((1, 8, 8), np.uint8)
+    draw_errors([WrongImage("a.png", grey, "good", "bad", 0.9)], 1, 50, "test", "units")
+    one = {"low": 0.9, "high": 1.0, "confidence": 0.95, "accuracy": 1.0, "count": 3}
+    draw_plots([], 0, {"test": {"reliability": [one], "of_units": {}}})
+    assert "1 of 50 test units is wrong" in " ".join(told)
+    assert {"other units", "units (20)", "units", "Scores of 80 test units\n"} <= set(told)
+    assert not [text for text in told if "image" in text]
 
 
 def test_tiles_of_one_picture_are_shown_side_by_side() -> None:
