@@ -277,7 +277,10 @@ def test_sigterm_writes_a_checkpoint_and_ends_resumable(make_tree: MakeTree) -> 
     assert int(sums.parent.name.split("-")[0]) > 0
 
 
-def test_the_log_holds_each_step_once_although_the_run_was_resumed(make_tree: MakeTree) -> None:
+@pytest.mark.parametrize("dies_before_step", [5, 6])  # an epoch has four
+def test_each_step_and_epoch_is_told_once_although_the_run_was_resumed(
+    dies_before_step: int, make_tree: MakeTree
+) -> None:
     config = make_config(make_tree(40), epochs=3, checkpoint_every="2")
     num_steps = 0
 
@@ -287,7 +290,7 @@ def test_the_log_holds_each_step_once_although_the_run_was_resumed(make_tree: Ma
     def killed_later(*_: object, **__: object) -> None:
         nonlocal num_steps
         num_steps += 1
-        if num_steps == 6:
+        if num_steps == dies_before_step:
             raise KilledError
 
     with pytest.MonkeyPatch.context() as patch:
@@ -302,6 +305,11 @@ def test_the_log_holds_each_step_once_although_the_run_was_resumed(make_tree: Ma
     num_per_epoch = max(step for _, step in steps)
     assert steps == [(e, s) for e in (1, 2, 3) for s in range(1, num_per_epoch + 1)]
     epochs = [line for line in lines if line["kind"] == "epoch"]
+    assert [line["epoch"] for line in epochs] == [1, 2, 3]
+    assert [line["lr"] for line in epochs] == [
+        line["lr"] for line in lines if line["kind"] == "step" and line["step"] == num_per_epoch
+    ]
+    assert all(line["images_per_s"] > 0 for line in epochs)
     assert epochs == [{"kind": "epoch"} | n for n in read_bundle(result["uri"]).training["history"]]
 
 

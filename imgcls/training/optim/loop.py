@@ -184,17 +184,18 @@ def _train_epoch(
         for step in range(state.step, sampler.num_steps)
     ]
     to_train_mode(wrapped)
-    start_s, waited_s, num_images, lr = time.monotonic(), 0.0, 0, 0.0
+    lr_of = partial(
+        lr_at,
+        total_steps=recipe.epochs * sampler.num_steps,
+        peak_lr=recipe.lr,
+        warmup_fraction=recipe.warmup_fraction,
+        schedule=recipe.schedule,
+    )
+    begun_s = time.monotonic() - state.epoch_s
     under_way: deque[_UnderWay] = deque()
     with make_changes(train, recipe, state.epoch) as changes:
         for batch, wait_s in _with_wait(train.batches_to_train(shares, changes)):
-            lr = lr_at(
-                state.total_steps,
-                recipe.epochs * sampler.num_steps,
-                peak_lr=recipe.lr,
-                warmup_fraction=recipe.warmup_fraction,
-                schedule=recipe.schedule,
-            )
+            lr = lr_of(state.total_steps)
             result = train_step(
                 state,
                 wrapped,
@@ -208,23 +209,23 @@ def _train_epoch(
             )
             state.step += 1
             state.total_steps += 1
-            waited_s += wait_s
-            num_images += result.num_images
+            state.num_images += result.num_images
+            state.waited_s += wait_s
             under_way.append(_UnderWay(result, lr, state.step, state.total_steps))
             # All ranks decide alike: a step that fails is talked about by all of them.
             while len(under_way) > (0 if result.is_due else 1):
-                _look_at(under_way.popleft(), state, after_step)
+                _look_at(under_way.popleft(), state, begun_s, after_step)
             if result.stop_wanted:
                 raise RunStoppedError(
                     f"stopped when asked to, in epoch {state.epoch + 1} after step {state.step}; "
                     "the same command continues there"
                 )
     while under_way:
-        _look_at(under_way.popleft(), state, after_step)
+        _look_at(under_way.popleft(), state, begun_s, after_step)
     if state.loss_scale is not None:
         state.loss_scale.check(state.total_steps)
-    epoch_s = time.monotonic() - start_s
-    state.train_s += epoch_s
+    state.epoch_s = time.monotonic() - begun_s
+    state.train_s += state.epoch_s
     loss_sum, weight_sum, num_right, num_seen = place.sum(
         state.loss_sum, state.weight_sum, state.num_right, state.num_seen
     )
@@ -232,9 +233,9 @@ def _train_epoch(
         "epoch": state.epoch + 1,
         "train_loss": _ratio(loss_sum, weight_sum),
         "train_accuracy": num_right / num_seen if num_seen else None,
-        "lr": lr,
-        "images_per_s": _ratio(num_images, epoch_s),
-        "waited_fraction": _ratio(waited_s, epoch_s),
+        "lr": lr_of(state.total_steps - 1),
+        "images_per_s": _ratio(state.num_images, state.epoch_s),
+        "waited_fraction": _ratio(state.waited_s, state.epoch_s),
     }
 
 
@@ -269,10 +270,13 @@ class _UnderWay:
     total_steps: int
 
 
-def _look_at(done: _UnderWay, state: TrainState, after_step: Callable[[StepReport], None]) -> None:
-    """Wait for a step, add its numbers to the epoch's, and report it."""
+def _look_at(
+    done: _UnderWay, state: TrainState, begun_s: float, after_step: Callable[[StepReport], None]
+) -> None:
+    """Wait for a step, add its numbers to those of the epoch that begun then, and report it."""
     result = done.result
     result.check()
+    state.epoch_s = time.monotonic() - begun_s
     state.loss_sum += result.loss_sum
     state.weight_sum += result.weight_sum
     state.num_right += result.num_right

@@ -6,6 +6,7 @@ same weights, bit by bit on one CPU worker. Random numbers are not state: they a
 step (counter_rng.py).
 """
 
+from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any
 from uuid import uuid4
@@ -44,6 +45,9 @@ class TrainState:
     weight_sum: float = 0.0
     num_right: int = 0  # of num_seen training images, as they were trained on
     num_seen: int = 0
+    num_images: int = 0  # of the epoch so far, on all ranks
+    epoch_s: float = 0.0  # that its steps took, and of these the time waited for data
+    waited_s: float = 0.0
     epochs_since_best: int = 0
     best: dict[str, torch.Tensor] = field(default_factory=dict)
     best_metrics: dict[str, Any] = field(default_factory=dict)
@@ -71,6 +75,7 @@ class TrainState:
         """Continue to the first step of the next epoch, with nothing summed up yet."""
         self.epoch, self.step = self.epoch + 1, 0
         self.loss_sum, self.weight_sum, self.num_right, self.num_seen = 0.0, 0.0, 0, 0
+        self.num_images, self.epoch_s, self.waited_s = 0, 0.0, 0.0
 
     def snapshot(self) -> Snapshot:
         """Copy the state; training may continue while the copy is written."""
@@ -84,7 +89,8 @@ class TrainState:
                     tensors[f"optimizer.{key}.{name}"] = value
         if self.loss_scale is not None:
             tensors["loss_scale"] = self.loss_scale.state_3
-        return Snapshot(copy_to_cpu(tensors), {name: getattr(self, name) for name in _VALUES})
+        values = deepcopy({name: getattr(self, name) for name in _VALUES})
+        return Snapshot(copy_to_cpu(tensors), values)
 
     def restore(self, snapshot: Snapshot) -> None:
         """Become the state that `snapshot` was taken of."""
@@ -105,6 +111,8 @@ class TrainState:
         values = _ABSENT_IN_OLDER | snapshot.values
         for name in _VALUES:
             setattr(self, name, values[name])
+        # Those of earlier versions may have been written when their epoch had ended meanwhile.
+        self.history = [numbers for numbers in self.history if numbers["epoch"] <= self.epoch]
 
 
 _VALUES = (
@@ -116,6 +124,9 @@ _VALUES = (
     "weight_sum",
     "num_right",
     "num_seen",
+    "num_images",
+    "epoch_s",
+    "waited_s",
     "epochs_since_best",
     "best_metrics",
     "history",
@@ -123,8 +134,11 @@ _VALUES = (
     "first_guess",
 )
 # Checkpoints of before there was a training accuracy: that of their epoch counts what comes after.
-# And of before samples had instances.
-_ABSENT_IN_OLDER: dict[str, Any] = {"num_right": 0, "num_seen": 0, "first_guess": []}
+# And of before samples had instances; and of before an epoch was timed over its parts together.
+_ABSENT_IN_OLDER: dict[str, Any] = {
+    **{"num_right": 0, "num_seen": 0, "first_guess": []},
+    **{"num_images": 0, "epoch_s": 0.0, "waited_s": 0.0},
+}
 
 
 def copy_to_cpu(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

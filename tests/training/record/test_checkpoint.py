@@ -1,3 +1,4 @@
+import json
 import time
 from pathlib import Path
 
@@ -55,6 +56,7 @@ def test_training_from_a_checkpoint_ends_bit_identical(optimizer: str, run_uri: 
     train(first, 3)
     first.keep_as_best({"val_loss": 0.1 + 0.2})
     first.history.append({"epoch": 1, "train_loss": 1 / 3})
+    first.begin_next_epoch()
     folder = write_checkpoint(run_uri, first.snapshot())
     resumed = make_state(optimizer, seed=9)
     resumed.restore(read_checkpoint(folder))
@@ -72,10 +74,11 @@ def test_a_checkpoint_of_before_the_training_accuracy_can_be_read() -> None:
     state.num_right, state.num_seen = 3, 4
     snapshot = state.snapshot()
     assert (snapshot.values["num_right"], snapshot.values["num_seen"]) == (3, 4)
-    for name in ("num_right", "num_seen"):
+    for name in ("num_right", "num_seen", "num_images", "epoch_s", "waited_s"):
         del snapshot.values[name]
     state.restore(snapshot)
     assert (state.num_right, state.num_seen) == (0, 0)
+    assert (state.num_images, state.epoch_s, state.waited_s) == (0, 0.0, 0.0)
 
 
 def test_a_snapshot_does_not_change_while_training_goes_on() -> None:
@@ -83,8 +86,21 @@ def test_a_snapshot_does_not_change_while_training_goes_on() -> None:
     train(state, 2)
     snapshot = state.snapshot()
     before = {name: tensor.clone() for name, tensor in snapshot.tensors.items()}
+    values = json.dumps(snapshot.values)
     train(state, 2)
+    state.keep_as_best({"val_loss": 0.5})
+    state.history.append({"epoch": 1})
+    state.begin_next_epoch()
+    assert json.dumps(snapshot.values) == values
     assert all(torch.equal(snapshot.tensors[name], tensor) for name, tensor in before.items())
+
+
+def test_an_epoch_that_ended_while_an_older_version_wrote_is_told_once() -> None:
+    state = make_state()
+    snapshot = state.snapshot()
+    snapshot.values["history"] = [{"epoch": 1}]
+    state.restore(snapshot)
+    assert (state.epoch, state.history) == (0, [])
 
 
 def test_the_writer_keeps_the_last_and_removes_what_came_before(run_uri: str) -> None:
