@@ -10,6 +10,8 @@ described in face.py. They are brought when first used: `import imgcls` alone lo
 
 from typing import TYPE_CHECKING, Any
 
+from imgcls import telemetry
+
 if TYPE_CHECKING:
     from imgcls.face import (
         Model,
@@ -32,6 +34,8 @@ __all__ = [
     "score",
     "train",
 ]
+
+telemetry.switch_off()
 
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401  (whatever the face has)

@@ -12,8 +12,6 @@ Legend: B batch, C channels, H height, W width, K classes.
 
 import importlib
 import io
-import os
-import sys
 import threading
 import zipfile
 from collections.abc import Callable
@@ -48,9 +46,6 @@ def is_installed() -> bool:
 
 def require(*packages: str) -> None:
     """Import OpenVINO's packages; ConfigError, with the way out, where one is missing."""
-    # They report their use to their makers unless told not to; here they cannot.
-    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # None: not there
-    os.environ.setdefault("NNCF_CI", "1")
     try:
         for package in packages:
             importlib.import_module(package)
