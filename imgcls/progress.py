@@ -42,8 +42,11 @@ class TimeLeft:
             self._left_s = (self._total - done) * each_s
 
     def rate(self, now_s: float) -> str:
-        """Return how many there were a second."""
-        return f"{(self._done - self._before) / max(now_s - self._start_s, 1e-9):.1f}/s"
+        """Return how many there were a second; "" where only the first count is known."""
+        num_new = self._done - self._before
+        if self._from_first and not num_new:
+            return ""
+        return f"{num_new / max(now_s - self._start_s, 1e-9):.1f}/s"
 
     def words(self, now_s: float) -> str:
         """Return it in round numbers; "" where it is not known."""

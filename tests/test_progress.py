@@ -38,6 +38,12 @@ def test_a_training_that_continues_counts_from_where_it_was() -> None:
     assert left.rate(20.0) == "10.0/s"
 
 
+def test_a_training_of_one_step_has_no_rate() -> None:
+    left = TimeLeft(43, from_first=True)
+    left.add(43, 10.0)
+    assert left.rate(12.0) == ""
+
+
 def test_nothing_is_said_before_anybody_can_know() -> None:
     left = TimeLeft(1000)
     assert left.words(1.0) == ""
