@@ -39,7 +39,7 @@ def preprocess(image_HWC: Pixels, spec: PreprocessSpec) -> Pixels:
     where = place(width_px, height_px, spec)
     part_HWC = where.resized(image_HWC, Kernel.of(spec), resample)
     if where.is_whole(spec):
-        return np.ascontiguousarray(part_HWC.transpose(2, 0, 1))
+        return part_HWC.transpose(2, 0, 1).copy()
     x_CHW = np.empty(spec.shape_CHW, image_HWC.dtype)
     x_CHW[:] = np.array(spec.pad_color)[:, None, None]
     rows = slice(where.top_px, where.top_px + where.height_px)

@@ -197,6 +197,58 @@ def test_exact_pillow_is_pillow_to_the_bit(name: str) -> None:
     assert max(differences(spec, reference)) > 0.9
 
 
+UNCHANGED: dict[str, tuple[dict[str, Any], Callable[[np.ndarray], np.ndarray]]] = {
+    **{
+        f"pillow {name}": (
+            {"filter": name},
+            lambda x, name=name: np.asarray(
+                Image.fromarray(x).resize((224, 224), Image.Resampling[name.upper()])
+            ),
+        )
+        for name in ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
+    },
+    **{
+        f"torch {name}, antialias {antialias}": (
+            {"filter": name, "antialias": antialias, "arithmetic": "torch"},
+            lambda x, name=name, antialias=antialias: (
+                torch.nn.functional.interpolate(
+                    torch.from_numpy(x.transpose(2, 0, 1).copy())[None],
+                    (224, 224),
+                    mode=name,
+                    antialias=antialias,
+                )[0]
+                .permute(1, 2, 0)
+                .numpy()
+            ),
+        )
+        for name in ("bilinear", "bicubic")
+        for antialias in (True, False)
+    },
+    "opencv area": (
+        {"filter": "area"},
+        lambda x: cv2.resize(x, (224, 224), interpolation=cv2.INTER_AREA),
+    ),
+    "skimage gaussian": (
+        {"filter": "gaussian"},
+        lambda x: np.round(skimage_resize(x, (224, 224, 3), preserve_range=True)).astype(np.uint8),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", UNCHANGED)
+def test_a_picture_of_the_inputs_size_is_the_input_as_in_every_library(name: str) -> None:
+    values, resize = UNCHANGED[name]
+    image_HWC = np.random.default_rng(3).integers(0, 256, (224, 224, 3), np.uint8)
+    assert np.array_equal(resize(image_HWC), image_HWC)
+    x_CHW = preprocess(image_HWC, PreprocessSpec(224, 224, fit="pad", resize="longest", **values))
+    assert np.array_equal(x_CHW, image_HWC.transpose(2, 0, 1))
+    grey_HWC = np.ascontiguousarray(image_HWC[:, :, :1])
+    spec = PreprocessSpec(
+        224, 224, fit="pad", resize="longest", channels=1, mean=(0.5,), std=(0.5,), **values
+    )
+    assert not np.shares_memory(preprocess(grey_HWC, spec), grey_HWC)
+
+
 @pytest.mark.parametrize(
     ("name", "wrong"),
     [

@@ -30,6 +30,9 @@ from imgcls.image.spec import DecodeSpec
 
 _DIVISORS: Final = (8, 4, 2)
 _COLORSPACES: Final = {"L": "GRAY", "RGB": "RGB", "CMYK": "CMYK"}
+_NUM_CHANNELS: Final = {"GRAY": 1, "RGB": 3, "CMYK": 4}
+# Widths of registers (AVX2; half of that, SSE2), and what is a multiple of neither.
+_SIMD_BYTES, _BESIDE_BYTES = 32, 8
 # What libjpeg says (jerror.h) of odd but whole files, and of one that may lack its end marker only.
 # All else means lost pixels.
 _HARMLESS: Final = re.compile(
@@ -145,6 +148,7 @@ def _decode_strictly(
 ) -> npt.NDArray[np.uint8]:
     """Return uint8 [H,W,C]; ValueError at the first warning, with its words."""
     width_px, height_px = -(-size[0] // divisor), -(-size[1] // divisor)
+    num_bytes = width_px * height_px * _NUM_CHANNELS[colorspace]
     image_HWC: npt.NDArray[np.uint8] = simplejpeg.decode_jpeg(
         data,
         colorspace=colorspace,
@@ -153,8 +157,20 @@ def _decode_strictly(
         min_width=width_px if divisor > 1 else 0,
         min_height=height_px if divisor > 1 else 0,
         strict=True,
+        buffer=_beside_alignment(num_bytes),
     )
     if image_HWC.shape[:2] != (height_px, width_px):
         found = f"{image_HWC.shape[1]} x {image_HWC.shape[0]}"
         raise CorruptImageError(f"JPEG: {found} pixels, its header says {width_px} x {height_px}")
     return image_HWC
+
+
+def _beside_alignment(num_bytes: int) -> npt.NDArray[np.uint8]:
+    """Return memory in which no row of a common width begins at a multiple of a register.
+
+    To one that does, libjpeg-turbo writes past the cache (movntdq in its jdcolext-*.asm), and the
+    resize has to fetch it again.
+    """
+    memory = np.empty(num_bytes + _SIMD_BYTES + _BESIDE_BYTES, np.uint8)
+    start = -memory.ctypes.data % _SIMD_BYTES + _BESIDE_BYTES
+    return memory[start : start + num_bytes]

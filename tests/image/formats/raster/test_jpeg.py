@@ -177,3 +177,10 @@ def test_a_file_that_lacks_only_its_end_marker_is_whole(mode: str, progressive: 
         assert status_of(data[:scan]) == "corrupt"
     for cut in range(3, len(data) - scans[0], 41):
         assert status_of(data[:-cut]) == "corrupt"
+
+
+def test_no_row_of_a_common_width_is_written_past_the_cache() -> None:
+    """As aligned ones are: decoding and fitting 224 x 224 took 0.25 ms then, and 0.16 else."""
+    for _ in range(8):
+        [decoded] = decode(jpeg("RGB", (224, 224)), DecodeSpec())
+        assert all(row.ctypes.data % 16 for row in decoded.image_HWC)
