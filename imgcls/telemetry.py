@@ -8,12 +8,12 @@ import os
 import sys
 from typing import Final
 
-_SETTINGS: Final = {
+RAY: Final = {"RAY_USAGE_STATS_ENABLED": "0"}
+_SETTINGS: Final = RAY | {
     "DO_NOT_TRACK": "true",  # the word of donottrack.sh, which some take for all
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "NNCF_CI": "1",
-    "RAY_USAGE_STATS_ENABLED": "0",
 }
 
 
@@ -21,5 +21,5 @@ def switch_off() -> None:
     """Make the settings that are not made yet."""
     for name, value in _SETTINGS.items():
         os.environ.setdefault(name, value)
-    # OpenVINO has no setting: it reports where this package can be imported.
+    # OpenVINO asks no variable: it reports where this package can be imported.
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # None: not there

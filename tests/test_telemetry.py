@@ -33,7 +33,6 @@ tracker.finish()
 """
 CONVERT = """
 import torch
-from imgcls.inference.backends.openvino import convert
 from imgcls.model.networks.onnx_network import _openvino
 _openvino().convert_model(torch.nn.Linear(2, 2), example_input=torch.zeros(1, 2))
 assert sys.modules["openvino_telemetry"] is None

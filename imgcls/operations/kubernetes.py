@@ -18,6 +18,7 @@ from zoneinfo import ZoneInfo, available_timezones
 import yaml
 from cronsim import CronSim, CronSimError
 
+from imgcls import telemetry
 from imgcls.config.choices import value_of
 from imgcls.config.operations import JOB_CONFIGS, KubernetesConfig
 from imgcls.config.paths import find_relative, path_flags
@@ -102,6 +103,10 @@ def _ray_cron_job(config: KubernetesConfig) -> Manifest:
 
 
 def _ray_job_spec(config: KubernetesConfig) -> Manifest:
+    # The autoscaler beside the head talks to Kubernetes by the account's token.
+    head = _pod(config, "ray-head", _HEAD, talks_to_kubernetes=True)
+    settings = [{"name": name, "value": value} for name, value in telemetry.RAY.items()]
+    head["spec"]["containers"][0]["env"] = settings
     worker = {"cpu": str(config.cpus), "memory": config.memory}
     return {
         "entrypoint": shlex.join(_command(config)),
@@ -117,8 +122,7 @@ def _ray_job_spec(config: KubernetesConfig) -> Manifest:
             "autoscalerOptions": {"version": "v2", "idleTimeoutSeconds": IDLE_TIMEOUT_S},
             "headGroupSpec": {
                 "rayStartParams": {"num-cpus": "0"},  # the head schedules, workers work
-                # The autoscaler beside the head talks to Kubernetes by the account's token.
-                "template": _pod(config, "ray-head", _HEAD, talks_to_kubernetes=True),
+                "template": head,
             },
             "workerGroupSpecs": [
                 {

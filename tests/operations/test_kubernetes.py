@@ -200,6 +200,8 @@ def test_ray_job_head_runs_no_tasks_workers_come_with_work_and_token_auth_is_on(
     spec = written(capsys, "rayjob", "--max-workers", "7")["spec"]
     cluster = spec["rayClusterSpec"]
     assert cluster["headGroupSpec"]["rayStartParams"] == {"num-cpus": "0"}
+    [head] = containers(cluster["headGroupSpec"]["template"])
+    assert head["env"] == [{"name": "RAY_USAGE_STATS_ENABLED", "value": "0"}], "nothing is reported"
     [workers] = cluster["workerGroupSpecs"]
     assert (workers["minReplicas"], workers["maxReplicas"]) == (0, 7)
     assert cluster["authOptions"] == {"mode": "token"}
