@@ -273,7 +273,7 @@ class _UnderWay:
 def _look_at(
     done: _UnderWay, state: TrainState, begun_s: float, after_step: Callable[[StepReport], None]
 ) -> None:
-    """Wait for a step, add its numbers to those of the epoch that begun then, and report it."""
+    """Wait for a step, add its numbers to those of the epoch that began then, and report it."""
     result = done.result
     result.check()
     state.epoch_s = time.monotonic() - begun_s

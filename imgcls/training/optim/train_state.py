@@ -136,8 +136,12 @@ _VALUES = (
 # Checkpoints of before there was a training accuracy: that of their epoch counts what comes after.
 # And of before samples had instances; and of before an epoch was timed over its parts together.
 _ABSENT_IN_OLDER: dict[str, Any] = {
-    **{"num_right": 0, "num_seen": 0, "first_guess": []},
-    **{"num_images": 0, "epoch_s": 0.0, "waited_s": 0.0},
+    "num_right": 0,
+    "num_seen": 0,
+    "first_guess": [],
+    "num_images": 0,
+    "epoch_s": 0.0,
+    "waited_s": 0.0,
 }
 
 
